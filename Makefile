@@ -1,0 +1,36 @@
+# Everything below sets itself up: Python 3.11 or newer and make are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN ?= runs/digits_impaired-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: help install train test lint clean
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+install: $(STAMP)  ## Create .venv with the exact tested versions.
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "esper-ray needs Python 3.11 or newer, this is %s: try make PYTHON=python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: $(STAMP)  ## Train on digits_impaired (about ten minutes on 2 cores), evaluate, draw one episode.
+	$(BIN)/esper-ray train --preset quickstart --run-dir $(RUN)
+	$(BIN)/esper-ray evaluate $(RUN) --episodes 64
+	$(BIN)/esper-ray replay $(RUN)
+
+test: $(STAMP)  ## Run the whole test suite.
+	$(BIN)/pytest -n 2
+
+lint: $(STAMP)  ## ruff, mypy --strict, import-linter.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## Remove what make install made.
+	rm -rf $(VENV) *.egg-info

@@ -1,0 +1,1 @@
+"""The world: hosts that grow while they train, behind a Gymnasium interface."""

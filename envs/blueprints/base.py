@@ -1,0 +1,37 @@
+"""What a blueprint must offer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from envs.population.parameters import ParameterSpecs
+
+
+class SeedModule(Protocol):
+    """A kind of seed, stateless: parameters come in stacked over members.
+
+    Its last linear or convolution starts at zero with nothing after it, so that the delta is exactly 0 at birth
+    and still has a gradient (design: WORLD.md section 4).
+    """
+
+    def parameters(self, width: int) -> ParameterSpecs:
+        """Parameters of one member whose slot has ``width`` channels.
+
+        Every size must not shrink as the width grows, so that a narrow member's values fit in a wide layout.
+        """
+        ...
+
+    def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
+        """The change that the seed proposes.
+
+        Args:
+            parameters: Name → ``[M, *shape]``.
+            u: Seed input ``[B, H, W, M, C]``.
+            present: ``[M, C]`` channels that exist (1) or pad (0); None where all exist.
+
+        Returns:
+            Same shape as ``u``; 0 in channels that only pad.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Base networks that seeds grow in."""

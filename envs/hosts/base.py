@@ -1,0 +1,53 @@
+"""What a host must offer, whatever its topology."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from envs.population.parameters import ParameterSpecs
+
+VariantT = TypeVar("VariantT")
+
+Grow = Callable[[int, Tensor], Tensor]
+"""Called after each segment with the slot's index and the activation; returns what the next segment sees."""
+
+
+class Host(Protocol, Generic[VariantT]):
+    """A base network for many members at once; a *variant* says how large one member is."""
+
+    topology: str
+    widest: VariantT
+
+    @property
+    def num_slots(self) -> int:
+        """Slots, one after each segment."""
+        ...
+
+    def parameters(self, variant: VariantT) -> ParameterSpecs:
+        """Parameters of one member."""
+        ...
+
+    def buffers(self, variant: VariantT) -> ParameterSpecs:
+        """State of one member that is not trained (running statistics)."""
+        ...
+
+    def slot_width(self, variant: VariantT, slot: int) -> int:
+        """Channels of a member at a slot."""
+        ...
+
+    def forward(
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
+    ) -> Tensor:
+        """Logits ``[B, M, classes]``.
+
+        Args:
+            parameters: Name → ``[M, *shape]``.
+            buffers: Name → ``[M, *shape]``, updated in place when training.
+            x: One batch per member, or without the member axis one batch that all members share.
+            grow: What happens in the slots.
+            training: Use and record batch statistics.
+        """
+        ...

@@ -1,0 +1,114 @@
+"""A small convolutional classifier with a slot after each block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from envs.hosts.base import Grow
+from envs.population.layers import (
+    average_pool,
+    batch_norm,
+    conv,
+    conv_of_shared_input,
+    global_average_pool,
+    linear,
+    num_groups,
+)
+from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
+
+
+@dataclass(frozen=True)
+class CnnVariant:
+    """Size of one convolutional host.
+
+    Attributes:
+        widths: Output channels of each block, 1 to 3 or a multiple of 4.
+        kernels: Kernel size of each block; 1 *impairs* the block (it cannot mix space), 3 is healthy.
+
+    Raises:
+        ValueError: lengths differ, a kernel is even, or a width does not divide into groups.
+    """
+
+    widths: tuple[int, ...]
+    kernels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.widths or len(self.widths) != len(self.kernels):
+            raise ValueError(f"widths {self.widths} and kernels {self.kernels} must name the same one or more blocks")
+        if any(kernel < 1 or kernel % 2 == 0 for kernel in self.kernels):
+            raise ValueError(f"kernels must be odd and positive, got {self.kernels}")
+        for width in self.widths:
+            num_groups(width)
+
+    @classmethod
+    def widest(cls, variants: tuple[CnnVariant, ...]) -> CnnVariant:
+        """The smallest size that holds every variant.
+
+        Raises:
+            ValueError: the variants differ in depth.
+        """
+        if len({len(variant.widths) for variant in variants}) != 1:
+            raise ValueError(f"the host variants of one task must have the same number of blocks, got {variants}")
+        widths = tuple(max(sizes) for sizes in zip(*(variant.widths for variant in variants), strict=True))
+        kernels = tuple(max(sizes) for sizes in zip(*(variant.kernels for variant in variants), strict=True))
+        return cls(widths, kernels)
+
+
+class CnnHost:
+    """Blocks of conv → batch norm → ReLU → 2×2 average pool where the map allows; then global pool → linear.
+
+    Args:
+        widest: Size that holds every member.
+        in_channels: Channels of the images.
+        num_classes: Outputs.
+    """
+
+    topology = "cnn"
+
+    def __init__(self, widest: CnnVariant, in_channels: int, num_classes: int) -> None:
+        self.widest = widest
+        self.in_channels, self.num_classes = in_channels, num_classes
+
+    @property
+    def num_slots(self) -> int:
+        """One slot after each block."""
+        return len(self.widest.widths)
+
+    def parameters(self, variant: CnnVariant) -> ParameterSpecs:
+        """See :class:`envs.hosts.base.Host`."""
+        specs: ParameterSpecs = {}
+        c_in = self.in_channels
+        for i, (width, kernel) in enumerate(zip(variant.widths, variant.kernels, strict=True)):
+            specs[f"conv{i}"] = ParameterSpec((width, c_in, kernel, kernel), Init.HE)
+            specs[f"norm{i}_weight"] = ParameterSpec((width,), Init.ONES)
+            specs[f"norm{i}_bias"] = ParameterSpec((width,), Init.ZEROS)
+            c_in = width
+        specs["head_weight"] = ParameterSpec((self.num_classes, c_in), Init.UNIFORM)
+        specs["head_bias"] = ParameterSpec((self.num_classes,), Init.ZEROS)
+        return specs
+
+    def buffers(self, variant: CnnVariant) -> ParameterSpecs:
+        """See :class:`envs.hosts.base.Host`."""
+        specs: ParameterSpecs = {}
+        for i, width in enumerate(variant.widths):
+            specs[f"mean{i}"] = ParameterSpec((width,), Init.ZEROS)
+            specs[f"var{i}"] = ParameterSpec((width,), Init.ONES)
+        return specs
+
+    def slot_width(self, variant: CnnVariant, slot: int) -> int:
+        """See :class:`envs.hosts.base.Host`."""
+        return variant.widths[slot]
+
+    def forward(
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
+    ) -> Tensor:
+        """See :class:`envs.hosts.base.Host`; images are ``[B, H, W, M, C]``, shared ones ``[B, H, W, C]``."""
+        p, h = parameters, x
+        for i in range(self.num_slots):
+            h = conv(h, p[f"conv{i}"]) if h.dim() == 5 else conv_of_shared_input(h, p[f"conv{i}"])
+            mean, var = buffers[f"mean{i}"], buffers[f"var{i}"]
+            h = batch_norm(h, p[f"norm{i}_weight"], p[f"norm{i}_bias"], mean, var, training).relu_()
+            h = grow(i, average_pool(h))
+        return linear(global_average_pool(h), p["head_weight"], p["head_bias"])

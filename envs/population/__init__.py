@@ -1,0 +1,1 @@
+"""N hosts trained together in batched tensor calls."""

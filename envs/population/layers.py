@@ -1,0 +1,141 @@
+"""Layers that run for many members in one call.
+
+Activations of image-shaped members are ``[B, H, W, M, C]``, contiguous: batch, height, width, member, channel.
+Seen as ``[B, M·C, H, W]`` that is the channels_last memory format, so a grouped convolution, batch norm and
+pooling over the merged channel axis need no copy (design: WORLD.md section 9). Weights lead with the member axis.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GROUP_WIDTH = 4
+"""Channels in a normalisation group; a member with fewer than 4 channels is one group (see ``num_groups``)."""
+
+NORM_EPS = 1e-5
+
+
+def merged(x: Tensor) -> Tensor:
+    """``[B, H, W, M, C]`` as a channels_last ``[B, M·C, H, W]`` view."""
+    return x.flatten(3).permute(0, 3, 1, 2)
+
+
+def unmerged(x: Tensor, members: int) -> Tensor:
+    """The inverse of :func:`merged`; copies only if ``x`` is not channels_last."""
+    x = x.permute(0, 2, 3, 1)
+    return x.reshape(*x.shape[:3], members, -1)
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """One convolution per member, stride 1, same size.
+
+    Args:
+        x: ``[B, H, W, M, C_in]``.
+        weight: ``[M, C_out, C_in, k, k]`` with odd k; for a depthwise one ``[M, C_in, 1, k, k]``.
+        bias: ``[M, C_out]`` or None.
+
+    Returns:
+        ``[B, H, W, M, C_out]``.
+    """
+    members = x.shape[3]
+    groups = members * (x.shape[4] // weight.shape[2])
+    out = F.conv2d(
+        merged(x),
+        weight.flatten(0, 1),
+        None if bias is None else bias.flatten(),
+        padding=weight.shape[-1] // 2,
+        groups=groups,
+    )
+    return unmerged(out, members)
+
+
+def conv_of_shared_input(x: Tensor, weight: Tensor) -> Tensor:
+    """Every member's convolution of the same images: one dense call, no copy of the input per member.
+
+    Args:
+        x: ``[B, H, W, C_in]``.
+        weight: ``[M, C_out, C_in, k, k]`` with odd k.
+
+    Returns:
+        ``[B, H, W, M, C_out]``.
+    """
+    out = F.conv2d(x.permute(0, 3, 1, 2), weight.flatten(0, 1), padding=weight.shape[-1] // 2)
+    return unmerged(out.contiguous(memory_format=torch.channels_last), weight.shape[0])
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, training: bool, momentum: float = 0.1
+) -> Tensor:
+    """Batch norm per member and channel.
+
+    Args:
+        x: ``[B, H, W, M, C]``.
+        weight: ``[M, C]``.
+        bias: ``[M, C]``.
+        mean: Running mean ``[M, C]``, contiguous, updated in place when training.
+        var: Running variance ``[M, C]``, likewise.
+        training: Use and record the batch's statistics instead of the running ones.
+        momentum: Weight of the newest batch in the running statistics.
+    """
+    out = F.batch_norm(
+        merged(x), mean.view(-1), var.view(-1), weight.flatten(), bias.flatten(), training, momentum, NORM_EPS
+    )
+    return unmerged(out, x.shape[3])
+
+
+def num_groups(channels: int) -> int:
+    """Normalisation groups of a member with this many channels.
+
+    Groups have 4 channels, so that a group on a 1×1 map still has something to normalise; fewer channels are one
+    group.
+
+    Raises:
+        ValueError: more than 3 channels that do not divide into groups of 4.
+    """
+    if channels < GROUP_WIDTH:
+        return 1
+    if channels % GROUP_WIDTH:
+        raise ValueError(f"a width must be 1 to 3 or a multiple of {GROUP_WIDTH}, got {channels}")
+    return channels // GROUP_WIDTH
+
+
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, present: Tensor | None) -> Tensor:
+    """Group norm per member.
+
+    Args:
+        x: ``[B, H, W, M, C]``.
+        weight: ``[M, C]``.
+        bias: ``[M, C]``.
+        present: ``[M, C]`` 1 where a channel exists in that member and 0 where it only pads a wider population,
+            or None where all exist. Absent channels take no part in the statistics and stay 0.
+    """
+    members, channels = x.shape[3:]
+    groups = num_groups(channels)
+    if present is None:
+        out = F.group_norm(merged(x), members * groups, weight.flatten(), bias.flatten(), NORM_EPS)
+        return unmerged(out, members)
+    grouped = x.view(*x.shape[:4], groups, -1)
+    mask = present.view(members, groups, -1)
+    count = (mask.sum(2, keepdim=True) * x.shape[1] * x.shape[2]).clamp(min=1)
+    centred = (grouped - grouped.sum((1, 2, 5), keepdim=True) / count) * mask
+    var = centred.square().sum((1, 2, 5), keepdim=True) / count
+    return (centred * torch.rsqrt(var + NORM_EPS)).flatten(4) * weight + bias
+
+
+def global_average_pool(x: Tensor) -> Tensor:
+    """``[B, H, W, M, C]`` → ``[B, M, C]``."""
+    return x.mean((1, 2))
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """2×2 average pooling of ``[B, H, W, M, C]`` where the map has at least 2×2 cells, else ``x``."""
+    if min(x.shape[1:3]) < 2:
+        return x
+    return unmerged(F.avg_pool2d(merged(x), 2), x.shape[3])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One affine map per member: ``[B, M, D_in]`` × ``[M, D_out, D_in]`` + ``[M, D_out]`` → ``[B, M, D_out]``."""
+    return torch.baddbmm(bias.unsqueeze(1), x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)

@@ -1,0 +1,280 @@
+"""N hosts and their seeds, trained together.
+
+The population owns weights and data and nothing else: what a slot's stage means for values and gradients comes in
+as arrays of the lifecycle. No method loops over members, but for drawing fresh weights and batch orders of the
+members concerned at a reset or a germination (design: WORLD.md sections 4, 5 and 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from envs.blueprints import blueprints_for
+from envs.lifecycle import Lifecycle, SeedCosts
+from envs.population.bank import SeedBank
+from envs.population.blending import SeedRun, gate_parameters, grow
+from envs.population.optimizer import sgd_step
+from envs.population.parameters import ParameterLayout
+from envs.population.variants import VariantTables
+from envs.tasks.base import SplitName, Task
+from envs.vocabulary import AlphaAlgorithm, Blueprint, SeedStage
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+EVALUATION_CELLS = 1 << 14
+"""Samples × members in one evaluation call: enough to fill the vector units, few enough to stay in cache."""
+
+
+@dataclass(frozen=True)
+class SeedGradients:
+    """Gradient statistics of an epoch, ``[N, S]``, NaN where a slot has no seed that trains (see GradientHealth)."""
+
+    norm: FloatArray
+    vanishing: FloatArray
+    exploding: FloatArray
+    health: FloatArray
+
+
+class Population:
+    """Weights, optimiser state, batch orders and data of ``num_members`` hosts.
+
+    Args:
+        task: Data and host.
+        num_members: N.
+        max_epochs: Epochs of an episode; the learning rate's schedule and the batch order span them.
+        device: Where hosts live.
+    """
+
+    def __init__(self, task: Task, num_members: int, max_epochs: int, device: torch.device) -> None:
+        self.task, self.num_members, self.max_epochs, self.device = task, num_members, max_epochs, device
+        self._data = {name: (split.x.to(device), split.y.to(device)) for name, split in task.splits.items()}
+        host = task.host
+        self.layout = ParameterLayout(host.parameters(host.widest))
+        self.flat = torch.zeros(num_members, self.layout.size, device=device)
+        self.momentum = torch.zeros_like(self.flat)
+        self.buffers = {
+            name: torch.zeros(num_members, *spec.shape, device=device)
+            for name, spec in host.buffers(host.widest).items()
+        }
+        self.modules = blueprints_for(host.topology)
+        self.banks: dict[tuple[int, Blueprint], SeedBank] = {}
+        self.variant = np.zeros(num_members, np.int64)
+        shape = (num_members, max_epochs, task.batches_per_epoch, task.batch_size)
+        self._order = np.zeros(shape, np.int32)
+        self._generators: list[np.random.Generator | None] = [None] * num_members
+        self._rates = np.array([task.learning_rate(epoch / max_epochs) for epoch in range(max_epochs)], np.float32)
+        self._tables = VariantTables(task, self.modules, self.layout, device)
+
+    # ------------------------------------------------------------------ membership
+    @property
+    def costs(self) -> SeedCosts:
+        """Parameter counts of the hosts at hand."""
+        return self._tables.costs(self.variant)
+
+    def reset(self, members: IntArray, generators: Sequence[np.random.Generator]) -> None:
+        """Draw fresh hosts for these members: variant, weights, then the episode's batch order.
+
+        Args:
+            members: ``[m]``.
+            generators: One per member, kept for the episode's germinations.
+        """
+        host, task = self.task.host, self.task
+        for member, generator in zip(members, generators, strict=True):
+            variant = int(generator.integers(len(task.variants)))
+            self.variant[member] = variant
+            row = self.layout.draw(host.parameters(task.variants[variant]), generator)
+            self.flat[member] = torch.from_numpy(row).to(self.device)
+            self._order[member] = self._draw_order(generator)
+            self._generators[member] = generator
+        index = torch.from_numpy(members).to(self.device)
+        self.momentum[index] = 0.0
+        for name, spec in host.buffers(host.widest).items():
+            start = spec.draw(np.random.default_rng(0))  # running statistics start at constants
+            self.buffers[name][index] = torch.from_numpy(start).to(self.device)
+
+    def _draw_order(self, generator: np.random.Generator) -> npt.NDArray[np.int32]:
+        """Sample indices of a whole episode: one random pass over the training set after another."""
+        samples = len(self._data["train"][1])
+        shape = self._order.shape[1:]
+        needed = int(np.prod(shape))
+        passes = [generator.permutation(samples) for _ in range(-(-needed // samples))]
+        return np.concatenate(passes)[:needed].astype(np.int32).reshape(shape)
+
+    def sync(self, lifecycle: Lifecycle) -> None:
+        """Make the banks hold exactly the seeds that the lifecycle says have weights."""
+        computing, gated = lifecycle.computing, lifecycle.algorithm == AlphaAlgorithm.GATE
+        used = {
+            (slot, Blueprint(int(blueprint)))
+            for slot in range(computing.shape[1])
+            for blueprint in np.unique(lifecycle.blueprint[computing[:, slot], slot])
+        }
+        for slot, blueprint in sorted(used | self.banks.keys()):
+            wanted = computing[:, slot] & (lifecycle.blueprint[:, slot] == blueprint)
+            self.bank(slot, blueprint).sync(wanted, gated[:, slot], self._draw_seed)
+        self.banks = {key: bank for key, bank in self.banks.items() if len(bank.rows.members)}
+
+    def bank(self, slot: int, blueprint: Blueprint) -> SeedBank:
+        """The bank of one blueprint in one slot; an empty one if nobody has that seed."""
+        key = (slot, blueprint)
+        if key not in self.banks:
+            width = self.task.host.slot_width(self.task.host.widest, slot)
+            self.banks[key] = SeedBank.create(self.modules[blueprint], slot, width, self.device)
+        return self.banks[key]
+
+    def _draw_seed(self, bank: SeedBank, member: int) -> npt.NDArray[np.float32]:
+        generator = self._generators[member]
+        if generator is None:
+            raise RuntimeError(f"member {member} has no host yet: reset it before a seed germinates")
+        width = self.task.host.slot_width(self.task.variants[self.variant[member]], bank.slot)
+        return bank.layout.draw(bank.module.parameters(width) | gate_parameters(width), generator)
+
+    # ------------------------------------------------------------------ training
+    def train_epoch(self, epoch: IntArray, lifecycle: Lifecycle) -> SeedGradients:
+        """Train every host and every seed in TRAINING to FOSSILIZED for one epoch.
+
+        Args:
+            epoch: ``[N]`` epochs done in each member's episode, which is the index of the one to train.
+            lifecycle: Stages and alphas during this epoch; the banks must be in sync with it.
+        """
+        train_x, train_y = self._data["train"]
+        epoch = np.minimum(epoch, self.max_epochs - 1)
+        order = self._to_device(self._order[np.arange(self.num_members), epoch].astype(np.int64))
+        rates = self._to_device(self._rates[epoch])[:, None]
+        present = self._tables.parameters_present(self.variant)
+        banks = list(self.banks.values())
+        runs = [self._training_run(bank, lifecycle) for bank in banks]
+        # Leaves share their storage with the parameters that the optimiser moves in place.
+        leaves = [self.flat.detach().requires_grad_(), *(run.flat for run in runs)]
+        for batch in range(self.task.batches_per_epoch):
+            index = order[:, batch].T
+            x = train_x[index].permute(0, 2, 3, 1, 4).contiguous()
+            loss, _ = self._forward(leaves[0], self.buffers, x, train_y[index], runs, training=True)
+            gradients = torch.autograd.grad(loss.sum(), leaves)
+            host_gradient = gradients[0] if present is None else gradients[0] * present
+            sgd_step(self.flat, host_gradient, self.momentum, rates)
+            for bank, run, gradient in zip(banks, runs, gradients[1:], strict=True):
+                bank.meter.add(gradient)
+                sgd_step(bank.rows.flat, gradient, bank.rows.momentum, rates[run.members])
+        return self._read_meters()
+
+    def _training_run(self, bank: SeedBank, lifecycle: Lifecycle) -> SeedRun:
+        members, slot = bank.rows.members, bank.slot
+        stage = lifecycle.stage[members, slot]
+        incubating = stage == SeedStage.TRAINING
+        alpha = np.where(incubating, 0.0, lifecycle.alpha[members, slot])
+        return self._run(
+            bank,
+            flat=bank.rows.flat.detach().requires_grad_(),
+            members=members,
+            places=members,
+            lifecycle=lifecycle,
+            alpha=alpha,
+            gradient_weight=np.where(incubating, 1.0, alpha),
+        )
+
+    def _run(
+        self,
+        bank: SeedBank,
+        flat: Tensor,
+        members: IntArray,
+        places: IntArray,
+        lifecycle: Lifecycle,
+        alpha: FloatArray,
+        gradient_weight: FloatArray,
+    ) -> SeedRun:
+        """Bring one bank's part in a forward to the device; ``places`` is where ``members`` ride in it."""
+        stage, algorithm = lifecycle.stage[members, bank.slot], lifecycle.algorithm[members, bank.slot]
+        multiplies, gated = algorithm == AlphaAlgorithm.MULTIPLY, algorithm == AlphaAlgorithm.GATE
+        return SeedRun(
+            slot=bank.slot,
+            module=bank.module,
+            layout=bank.layout,
+            flat=flat,
+            members=self._to_device(places),
+            alpha=self._to_device(alpha.astype(np.float32)),
+            gradient_weight=self._to_device(gradient_weight.astype(np.float32)),
+            attached=self._to_device(stage >= SeedStage.HOLDING),
+            incubating=self._to_device(stage == SeedStage.TRAINING),
+            multiplies=self._to_device(multiplies) if multiplies.any() else None,
+            gated=self._to_device(gated) if gated.any() else None,
+            present=self._tables.channels_present(self.variant[members], bank.slot),
+        )
+
+    def _forward(
+        self, flat: Tensor, buffers: dict[str, Tensor], x: Tensor, y: Tensor, runs: list[SeedRun], training: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss and share of hits per member, each ``[M]``; ``y`` is ``[B, M]``, or ``[B]`` when shared."""
+
+        def grow_slot(slot: int, h: Tensor) -> Tensor:
+            return grow(h, [run for run in runs if run.slot == slot])
+
+        logits = self.task.host.forward(self.layout.views(flat), buffers, x, grow_slot, training)
+        labels = y if y.dim() == 2 else y[:, None].expand(-1, logits.shape[1])
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        hits = (logits.detach().argmax(-1) == labels).float()
+        return loss.mean(0), hits.mean(0)
+
+    def _read_meters(self) -> SeedGradients:
+        shape = (self.num_members, self.task.slots.num_slots)
+        fields = {name: np.full(shape, np.nan) for name in ("norm", "vanishing", "exploding", "health")}
+        for bank in self.banks.values():
+            health = bank.meter.read(bank.parameters_in_use())
+            for name, array in fields.items():
+                array[bank.rows.members, bank.slot] = getattr(health, name).cpu().numpy()
+        return SeedGradients(**fields)
+
+    # ------------------------------------------------------------------ evaluation
+    @torch.no_grad()
+    def evaluate(
+        self, members: IntArray, alpha: FloatArray, lifecycle: Lifecycle, split: SplitName
+    ) -> tuple[FloatArray, FloatArray]:
+        """Loss and accuracy of some members with given alphas, as one sub-population.
+
+        Args:
+            members: ``[J]`` which hosts; one may occur several times.
+            alpha: ``[J, S]`` blend amplitudes to evaluate with; a slot at 0 is not run.
+            lifecycle: For the seeds' algorithms.
+            split: Data to evaluate on, in batch-norm's inference mode.
+
+        Returns:
+            Mean cross-entropy ``[J]`` and accuracy in percent ``[J]``.
+        """
+        x, y = self._data[split]
+        whole = len(members) == self.num_members and bool((members == np.arange(self.num_members)).all())
+        index = self._to_device(members)
+        flat = self.flat if whole else self.flat[index]
+        buffers = self.buffers if whole else {name: buffer[index] for name, buffer in self.buffers.items()}
+        runs = [run for bank in self.banks.values() for run in self._evaluation_runs(bank, members, alpha, lifecycle)]
+        loss = torch.zeros(len(members), device=self.device)
+        hits = torch.zeros_like(loss)
+        chunk = max(1, EVALUATION_CELLS // len(members))
+        for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
+            mean_loss, hit_share = self._forward(flat, buffers, xs, ys, runs, training=False)
+            loss += mean_loss * len(ys)
+            hits += hit_share * len(ys)
+        return (loss / len(y)).double().cpu().numpy(), (100.0 * hits / len(y)).double().cpu().numpy()
+
+    def _evaluation_runs(
+        self, bank: SeedBank, members: IntArray, alpha: FloatArray, lifecycle: Lifecycle
+    ) -> list[SeedRun]:
+        row = np.full(self.num_members, -1)
+        row[bank.rows.members] = np.arange(len(bank.rows.members))
+        places = np.flatnonzero((row[members] >= 0) & (alpha[:, bank.slot] > 0.0))
+        if not len(places):
+            return []
+        chosen = members[places]
+        amplitude = alpha[places, bank.slot]
+        flat = bank.rows.flat[self._to_device(row[chosen])]
+        return [self._run(bank, flat, chosen, places, lifecycle, amplitude, amplitude)]
+
+    def _to_device(self, array: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -1,0 +1,60 @@
+"""What follows from the sizes of a task's host variants: parameter counts, and masks where variants mix."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from envs.blueprints.base import SeedModule
+from envs.lifecycle import SeedCosts
+from envs.population.blending import gate_parameters
+from envs.population.parameters import ParameterLayout, count_parameters
+from envs.tasks.base import Task
+from envs.vocabulary import Blueprint
+
+IntArray = npt.NDArray[np.int64]
+
+
+class VariantTables:
+    """Tables with one row per variant, looked up by each member's variant.
+
+    Args:
+        task: Its host and variants.
+        modules: The topology's blueprints.
+        layout: Flat layout of the widest host.
+        device: Where the masks are needed.
+    """
+
+    def __init__(
+        self, task: Task, modules: dict[Blueprint, SeedModule], layout: ParameterLayout, device: torch.device
+    ) -> None:
+        host, variants, slots = task.host, task.variants, range(task.slots.num_slots)
+        widths = np.array([[host.slot_width(variant, slot) for slot in slots] for variant in variants])
+        seeds = np.zeros((len(variants), len(Blueprint), len(slots)), np.int64)
+        for blueprint, module in modules.items():
+            seeds[:, blueprint] = [[count_parameters(module.parameters(int(w))) for w in row] for row in widths]
+        self._host = np.array([count_parameters(host.parameters(variant)) for variant in variants])
+        self._seeds = seeds
+        self._gates = np.array([[count_parameters(gate_parameters(int(w))) for w in row] for row in widths])
+        self._offered = np.array([blueprint in modules for blueprint in Blueprint])
+        self.mixed = len(variants) > 1
+        masks = np.stack([layout.present(host.parameters(variant)) for variant in variants])
+        self._parameters = torch.from_numpy(masks).to(device)
+        self._channels = [
+            torch.from_numpy((np.arange(widths[:, slot].max()) < widths[:, slot, None]).astype(np.float32)).to(device)
+            for slot in slots
+        ]
+
+    def costs(self, variant: IntArray) -> SeedCosts:
+        """Parameter counts of members of these variants (``[N]``)."""
+        return SeedCosts(self._host[variant], self._seeds[variant], self._gates[variant], self._offered)
+
+    def parameters_present(self, variant: IntArray) -> Tensor | None:
+        """``[m, P]`` host parameters that exist in members of these variants, or None if all do."""
+        return self._parameters[torch.from_numpy(variant)] if self.mixed else None
+
+    def channels_present(self, variant: IntArray, slot: int) -> Tensor | None:
+        """``[m, C]`` channels that exist at a slot in members of these variants, or None if all do."""
+        return self._channels[slot][torch.from_numpy(variant)] if self.mixed else None

@@ -1,0 +1,78 @@
+"""What a task is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from envs.hosts.base import Host
+from envs.slots import SlotConfig
+
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples and labels.
+
+    Attributes:
+        x: ``[n, H, W, C]`` float32.
+        y: ``[n]`` int64.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, the hosts that are trained on it, and the terms of their training.
+
+    Attributes:
+        name: Key in the registry.
+        host: The base network, at the size that holds every variant.
+        variants: Sizes that an episode's host is drawn from, uniformly.
+        slots: Where seeds can grow.
+        num_classes: Labels.
+        splits: ``train`` is trained on; rewards, gates and observations see only ``validation``; ``test`` is read
+            for reports alone.
+        parameter_rent: λ, score lost per doubling of the parameters.
+        path_rent: κ, score lost per living seed.
+        batch_size: Samples in a mini-batch.
+        batches_per_epoch: Mini-batches in an epoch, that is in one env step.
+        lr: Learning rate of the first epoch.
+        final_lr_share: Share of ``lr`` that the cosine schedule ends at. A constant rate would make the last
+            epochs' accuracy jump by ±10 points.
+    """
+
+    name: str
+    host: Host[Any]
+    variants: tuple[Any, ...]
+    slots: SlotConfig
+    num_classes: int
+    splits: dict[SplitName, Split]
+    parameter_rent: float = 0.03
+    path_rent: float = 0.0
+    batch_size: int = 32
+    batches_per_epoch: int = 8
+    lr: float = 0.02
+    final_lr_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.slots.num_slots != self.host.num_slots:
+            raise ValueError(
+                f"task {self.name!r} names {self.slots.num_slots} slots but its host has {self.host.num_slots}"
+            )
+
+    @property
+    def chance_accuracy(self) -> float:
+        """Accuracy of guessing, in percent."""
+        return 100.0 / self.num_classes
+
+    def learning_rate(self, progress: float) -> float:
+        """Rate after this share (0 to 1) of an episode: half a cosine from ``lr`` to ``final_lr_share·lr``."""
+        share = self.final_lr_share + (1.0 - self.final_lr_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.lr * share

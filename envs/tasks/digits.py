@@ -1,0 +1,70 @@
+"""Scikit-learn's bundled handwritten digits: 1,797 real 8×8 images, nothing to download."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from envs.hosts.cnn import CnnHost, CnnVariant
+from envs.slots import SlotConfig
+from envs.tasks.base import Split, SplitName, Task
+
+NUM_CLASSES = 10
+
+HEALTHY = CnnVariant(widths=(8, 16, 32), kernels=(3, 3, 3))
+IMPAIRED = CnnVariant(widths=(8, 16, 32), kernels=(1, 1, 1))
+MIXED = (
+    HEALTHY,
+    CnnVariant(widths=(16, 4, 16), kernels=(1, 1, 1)),  # wide first
+    CnnVariant(widths=(2, 16, 16), kernels=(1, 1, 1)),  # narrow first
+    CnnVariant(widths=(2, 4, 32), kernels=(1, 1, 1)),  # late
+    IMPAIRED,  # even
+)
+
+
+@cache
+def _splits() -> dict[SplitName, Split]:
+    """Stratified 60/20/20 split, the same for everybody; pixels standardised with the training images' moments."""
+    images, labels = load_digits(return_X_y=True)
+    train, rest = train_test_split(np.arange(len(labels)), test_size=0.4, stratify=labels, random_state=0)
+    validation, test = train_test_split(rest, test_size=0.5, stratify=labels[rest], random_state=0)
+    pixels = images.reshape(-1, 8, 8, 1).astype(np.float32)
+    pixels = (pixels - pixels[train].mean()) / pixels[train].std()
+
+    def split(index: npt.NDArray[np.int64]) -> Split:
+        return Split(torch.from_numpy(pixels[index]), torch.from_numpy(labels[index].astype(np.int64)))
+
+    return {"train": split(train), "validation": split(validation), "test": split(test)}
+
+
+def _digits(name: str, variants: tuple[CnnVariant, ...], path_rent: float = 0.0) -> Task:
+    widest = CnnVariant.widest(variants)
+    return Task(
+        name=name,
+        host=CnnHost(widest, in_channels=1, num_classes=NUM_CLASSES),
+        variants=variants,
+        slots=SlotConfig.for_row(len(widest.widths)),
+        num_classes=NUM_CLASSES,
+        splits=_splits(),
+        path_rent=path_rent,
+    )
+
+
+def digits() -> Task:
+    """A healthy host, best left alone: growing costs rent and gains next to nothing."""
+    return _digits("digits", (HEALTHY,))
+
+
+def digits_impaired() -> Task:
+    """A host that cannot mix space: slot, blueprint and time of growing all matter."""
+    return _digits("digits_impaired", (IMPAIRED,))
+
+
+def digits_mixed() -> Task:
+    """Each episode draws one of five hosts, so that no fixed schedule is good everywhere."""
+    return _digits("digits_mixed", MIXED, path_rent=0.03)

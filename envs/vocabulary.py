@@ -1,0 +1,211 @@
+"""The words of the world: stages, operations, blueprints, heads, and the sizes that follow from them.
+
+Pure Python, imported by everything, importing nothing. Every size used elsewhere is derived from these
+enumerations (design: WORLD.md section 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class SeedStage(IntEnum):
+    """Life of a slot. GERMINATED..FOSSILIZED are *living*: occupied, paying rent, holding parameters."""
+
+    UNKNOWN = 0
+    DORMANT = 1
+    GERMINATED = 2
+    TRAINING = 3
+    BLENDING = 4
+    HOLDING = 5
+    FOSSILIZED = 6
+    PRUNED = 7
+    EMBARGOED = 8
+    RESETTING = 9
+
+
+LIVING_STAGES = tuple(range(SeedStage.GERMINATED, SeedStage.FOSSILIZED + 1))
+"""Stages in which a slot is occupied (contiguous, so that two comparisons test membership)."""
+
+TRANSITIONS: dict[SeedStage, tuple[SeedStage, ...]] = {
+    SeedStage.UNKNOWN: (SeedStage.DORMANT,),
+    SeedStage.DORMANT: (SeedStage.GERMINATED,),
+    SeedStage.GERMINATED: (SeedStage.TRAINING, SeedStage.PRUNED),
+    SeedStage.TRAINING: (SeedStage.BLENDING, SeedStage.PRUNED),
+    SeedStage.BLENDING: (SeedStage.HOLDING, SeedStage.PRUNED),
+    SeedStage.HOLDING: (SeedStage.FOSSILIZED, SeedStage.BLENDING, SeedStage.PRUNED),
+    SeedStage.FOSSILIZED: (),
+    SeedStage.PRUNED: (SeedStage.EMBARGOED,),
+    SeedStage.EMBARGOED: (SeedStage.RESETTING,),
+    SeedStage.RESETTING: (SeedStage.DORMANT,),
+}
+"""Every stage change that can happen within an episode (an episode's end removes seeds outright)."""
+
+
+class LifecycleOp(IntEnum):
+    """The first head of the action: what to do this epoch."""
+
+    WAIT = 0
+    GERMINATE = 1
+    SET_ALPHA_TARGET = 2
+    PRUNE = 3
+    FOSSILIZE = 4
+    ADVANCE = 5
+
+
+class Blueprint(IntEnum):
+    """Kinds of seed module. An empty slot is ``NO_BLUEPRINT`` in an observation."""
+
+    NOOP = 0
+    CONV_LIGHT = 1
+    ATTENTION = 2
+    NORM = 3
+    DEPTHWISE = 4
+    BOTTLENECK = 5
+    CONV_SMALL = 6
+    CONV_HEAVY = 7
+    LORA = 8
+    LORA_LARGE = 9
+    MLP_SMALL = 10
+    MLP = 11
+    FLEX_ATTENTION = 12
+
+
+NO_BLUEPRINT = -1
+
+
+class AlphaMode(IntEnum):
+    """Whether alpha rests, moves along a ramp, or jumped this epoch. HOLD and STEP are *settled*."""
+
+    HOLD = 0
+    RAMP = 1
+    STEP = 2
+
+
+class AlphaAlgorithm(IntEnum):
+    """How a seed's delta enters the host."""
+
+    ADD = 0
+    MULTIPLY = 1
+    GATE = 2
+
+
+class AlphaCurve(IntEnum):
+    """Shape of an alpha ramp; the sigmoids differ in steepness (see ``SIGMOID_STEEPNESS``)."""
+
+    LINEAR = 0
+    COSINE = 1
+    SIGMOID_GENTLE = 2
+    SIGMOID = 3
+    SIGMOID_SHARP = 4
+
+
+SIGMOID_STEEPNESS = {AlphaCurve.SIGMOID_GENTLE: 6.0, AlphaCurve.SIGMOID: 12.0, AlphaCurve.SIGMOID_SHARP: 24.0}
+
+
+class GerminationStyle(IntEnum):
+    """A pair: the alpha curve used at blending, and the algorithm (``STYLE_CURVE``, ``STYLE_ALGORITHM``)."""
+
+    LINEAR_ADD = 0
+    LINEAR_MULTIPLY = 1
+    SIGMOID_ADD = 2
+    GATED_GATE = 3
+
+
+STYLE_CURVE = (AlphaCurve.LINEAR, AlphaCurve.LINEAR, AlphaCurve.SIGMOID, AlphaCurve.SIGMOID)
+STYLE_ALGORITHM = (AlphaAlgorithm.ADD, AlphaAlgorithm.MULTIPLY, AlphaAlgorithm.ADD, AlphaAlgorithm.GATE)
+
+
+class Tempo(IntEnum):
+    """Choice of the ramp from TRAINING's end to the alpha target; ``TEMPO_EPOCHS`` gives its length."""
+
+    FAST = 0
+    STANDARD = 1
+    SLOW = 2
+
+
+TEMPO_EPOCHS = (3, 5, 8)
+
+
+class AlphaTarget(IntEnum):
+    """Choice of the alpha to reach; ``ALPHA_TARGET_VALUES`` gives it."""
+
+    HALF = 0
+    SEVENTY = 1
+    FULL = 2
+
+
+ALPHA_TARGET_VALUES = (0.5, 0.7, 1.0)
+
+
+class AlphaSpeed(IntEnum):
+    """Choice of a retarget's or prune's ramp; ``ALPHA_SPEED_EPOCHS`` gives its length (0: at once)."""
+
+    INSTANT = 0
+    FAST = 1
+    MEDIUM = 2
+    SLOW = 3
+
+
+ALPHA_SPEED_EPOCHS = (0, 3, 5, 8)
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """One head of a factored action.
+
+    Attributes:
+        name: Key in logs and dicts.
+        size: Number of choices.
+        choices: A name per choice, for logs and pictures.
+        needed_by: Values of the first head for which this head matters. The first head itself matters
+            always and lists all of its own values.
+        masked_by_op: The head's mask has one row per value of the first head instead of a single row.
+    """
+
+    name: str
+    size: int
+    choices: tuple[str, ...]
+    needed_by: tuple[int, ...]
+    masked_by_op: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or len(self.choices) != self.size:
+            raise ValueError(
+                f"head {self.name!r} has size {self.size} but {len(self.choices)} named choices: give one name each"
+            )
+
+
+HEADS_NEEDED: dict[LifecycleOp, tuple[str, ...]] = {
+    LifecycleOp.WAIT: ("op",),
+    LifecycleOp.GERMINATE: ("op", "slot", "blueprint", "style", "tempo", "alpha_target"),
+    LifecycleOp.SET_ALPHA_TARGET: ("op", "slot", "style", "alpha_target", "alpha_speed", "alpha_curve"),
+    LifecycleOp.PRUNE: ("op", "slot", "alpha_speed", "alpha_curve"),
+    LifecycleOp.FOSSILIZE: ("op", "slot"),
+    LifecycleOp.ADVANCE: ("op", "slot"),
+}
+"""Which heads matter for which op: the one table behind masks, log-probabilities, loss and metrics."""
+
+HEAD_ENUMS: dict[str, type[IntEnum]] = {
+    "op": LifecycleOp,
+    "blueprint": Blueprint,
+    "style": GerminationStyle,
+    "tempo": Tempo,
+    "alpha_target": AlphaTarget,
+    "alpha_speed": AlphaSpeed,
+    "alpha_curve": AlphaCurve,
+}
+
+HEAD_NAMES = ("op", "slot", "blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve")
+"""Order of the heads everywhere: action columns, tensors, dicts, logs."""
+
+
+def head_specs(slot_ids: tuple[str, ...]) -> tuple[HeadSpec, ...]:
+    """The eight heads for a host with these slots, in ``HEAD_NAMES`` order."""
+    specs = []
+    for name in HEAD_NAMES:
+        choices = slot_ids if name == "slot" else tuple(member.name for member in HEAD_ENUMS[name])
+        needed_by = tuple(int(op) for op, heads in HEADS_NEEDED.items() if name in heads)
+        specs.append(HeadSpec(name, len(choices), choices, needed_by, masked_by_op=name == "slot"))
+    return tuple(specs)

@@ -1,0 +1,1 @@
+"""How growing is learnt and run: PPO on RLlib, and what stands around it."""

@@ -1,0 +1,204 @@
+"""From rewards to learning signals: λ-returns, two advantage streams, one scale (LEARNER.md section 3).
+
+The functions are plain torch. :class:`FactoredAdvantages` puts them at the end of RLlib's learner pipeline, in the
+place of its own generalised advantage estimation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core.columns import Columns
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from esper_ray.config import CriticBaseline, LearnerConfig
+from policies.distribution import take_entry
+
+MeanOverLearners = Callable[[Tensor], Tensor]
+"""Averages a tensor over all learner processes; the identity when there is one. Every statistic is formed from
+averaged sums and counts, so that it equals that of the undivided batch."""
+
+MINIMUM_SCALE = 1e-3
+"""Smallest divisor of the advantages, in reward units: noise is not blown up when nothing differs."""
+
+
+def lambda_returns(
+    rewards: Tensor, values: Tensor, terminated: Tensor, real: Tensor, gamma: float, gae_lambda: float
+) -> Tensor:
+    """λ-returns of E sequences at once (Schulman et al., 2016: advantage of GAE plus value).
+
+    ``G_t = V_t + A_t`` with ``A_t = r_t + γ V_{t+1} − V_t + γ λ A_{t+1}``. After a terminated step neither the
+    next value nor the next advantage counts; after a cut (the last real step of a sequence that did not
+    terminate) the next value does.
+
+    Args:
+        rewards: ``[E, L]``.
+        values: ``[E, L + 1]``: V of every step and of the state after the last one, at ``length``.
+        terminated: bool ``[E, L]``.
+        real: bool ``[E, L]``: False in padding at the right.
+        gamma: Discount.
+        gae_lambda: λ.
+
+    Returns:
+        ``[E, L]``, 0 in padding.
+    """
+    continues = (~terminated).to(values.dtype)
+    errors = rewards + gamma * continues * values[:, 1:] - values[:, :-1]
+    advantages = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    for step in reversed(range(rewards.shape[1])):
+        following = errors[:, step] + gamma * gae_lambda * continues[:, step] * following
+        # Padding lies to the right, so zeroing it here is what starts each sequence's recursion.
+        following = torch.where(real[:, step], following, 0.0)
+        advantages[:, step] = following
+    return torch.where(real, advantages + values[:, :-1], 0.0)
+
+
+def returns_of_rows(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    real: Tensor,
+    occupied: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """λ-returns for RLlib's rows, where an episode may fill several rows.
+
+    Rows of one episode follow each other; every episode ends with one artificial step that holds its last
+    observation (occupied, but not real). These steps tell the episodes apart.
+
+    Args:
+        rewards: ``[R, T]``, as are all others.
+        values: V in reward units.
+        terminated: bool, True at the last real step of a terminated episode.
+        real: bool, steps that were played.
+        occupied: bool, real steps and the artificial ones.
+        gamma: Discount.
+        gae_lambda: λ.
+
+    Returns:
+        ``[R, T]``, 0 where not real.
+    """
+    flat_real = real[occupied]
+    ends = (~flat_real).nonzero().squeeze(-1) + 1
+    lengths = ends.diff(prepend=ends.new_zeros(1)).tolist()
+
+    def sequences(rows: Tensor) -> Tensor:
+        return pad_sequence(rows[occupied].split(lengths), batch_first=True)
+
+    returns = lambda_returns(
+        sequences(rewards)[:, :-1],
+        sequences(values),
+        sequences(terminated)[:, :-1],
+        sequences(real)[:, :-1],
+        gamma,
+        gae_lambda,
+    )
+    with_end = torch.cat([returns, returns.new_zeros(len(returns), 1)], dim=1)
+    rows = torch.zeros_like(rewards)
+    rows[occupied] = torch.cat([row[:length] for row, length in zip(with_end, lengths, strict=True)])
+    return rows
+
+
+def advantage_streams(returns: Tensor, value: Tensor, q_value: Tensor, baseline: CriticBaseline) -> Tensor:
+    """Advantages of the op and of its arguments, in reward units, neither centred nor scaled.
+
+    Args:
+        returns: λ-returns ``[...]``.
+        value: V(s) ``[...]``.
+        q_value: Q(s, op taken) ``[...]``.
+        baseline: What to subtract; ``factored`` leaves the op head the whole difference between ops and the
+            argument heads only what their own choice added.
+
+    Returns:
+        ``[..., 2]``: for the op head, for all other heads.
+    """
+    op_baseline = q_value if baseline == "op" else value
+    argument_baseline = value if baseline == "state" else q_value
+    return torch.stack([returns - op_baseline, returns - argument_baseline], dim=-1)
+
+
+def advantage_scale(op_advantages: Tensor, counted: Tensor, mean_over_learners: MeanOverLearners) -> Tensor:
+    """Standard deviation of the op's advantages, floored at :data:`MINIMUM_SCALE`.
+
+    Args:
+        op_advantages: ``[...]``.
+        counted: bool ``[...]``: real steps at which there was something to decide.
+        mean_over_learners: Averages over learner processes.
+
+    Returns:
+        A scalar; 1 if no step counts, since there is nothing to scale.
+    """
+    chosen = op_advantages[counted].double()
+    sums = torch.stack([chosen.new_tensor(len(chosen)), chosen.sum(), chosen.square().sum()])
+    count, total, squares = mean_over_learners(sums).unbind()
+    if count == 0:
+        return op_advantages.new_ones(())
+    variance = squares / count - (total / count) ** 2
+    return variance.clamp(min=MINIMUM_SCALE**2).sqrt().to(op_advantages.dtype)
+
+
+class FactoredAdvantages(ConnectorV2):
+    """Last piece of the learner pipeline: values, λ-returns, advantages and the return scale.
+
+    Adds to the batch ``advantages`` ``[R, T, 2]`` (scaled, 0 where not real) and ``value_targets`` ``[R, T]`` (in
+    units of the return scale, which first takes these returns in).
+
+    Args:
+        input_observation_space: Passed on to RLlib.
+        input_action_space: Passed on to RLlib.
+        settings: Discount, λ, baseline, decay of the return scale.
+        mean_over_learners: Averages over learner processes.
+    """
+
+    def __init__(
+        self,
+        input_observation_space: Any = None,
+        input_action_space: Any = None,
+        *,
+        settings: LearnerConfig,
+        mean_over_learners: MeanOverLearners,
+    ) -> None:
+        super().__init__(input_observation_space, input_action_space)
+        self.settings = settings
+        self.mean_over_learners = mean_over_learners
+
+    # RLlib passes what it knows by keyword; its own pieces do not see gradients off, hence the decorator.
+    @torch.no_grad()
+    def __call__(self, *, rl_module: Any, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Complete the batch of every module."""
+        for module_id, columns in batch.items():
+            self._complete(rl_module[module_id].unwrapped(), columns)
+        return batch
+
+    def _complete(self, module: Any, columns: dict[str, Any]) -> None:
+        settings = self.settings
+        output = module.policy_output(columns)
+        scale = module.network.return_scale
+        value = output.value * scale.value
+        q_value = take_entry(output.q_values, columns[Columns.ACTIONS][..., 0].long()) * scale.value
+        real = columns[Columns.LOSS_MASK]
+        steps = torch.arange(real.shape[1], device=real.device)
+        returns = returns_of_rows(
+            columns[Columns.REWARDS].float(),
+            value,
+            columns[Columns.TERMINATEDS].bool(),
+            real,
+            steps < columns[Columns.SEQ_LENS].to(real.device).unsqueeze(-1),
+            settings.gamma,
+            settings.gae_lambda,
+        )
+        streams = advantage_streams(returns, value, q_value, settings.critic_baseline)
+        counted = real & ~output.distribution.forced
+        streams = streams / advantage_scale(streams[..., 0], counted, self.mean_over_learners)
+        played = returns[real].double()
+        sums = torch.stack([played.new_tensor(len(played)), played.sum(), played.square().sum()])
+        scale.update(self.mean_over_learners(sums), settings.return_scale_decay)
+        columns[Postprocessing.ADVANTAGES] = torch.where(real.unsqueeze(-1), streams, 0.0)
+        columns[Postprocessing.VALUE_TARGETS] = returns / scale.value

@@ -1,0 +1,205 @@
+"""Loss of proximal policy optimisation over a factored action (LEARNER.md section 4). Plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from envs.vocabulary import HeadSpec
+from esper_ray.advantages import MeanOverLearners
+from esper_ray.config import LearnerConfig
+from policies.distribution import take_entry
+from policies.network import PolicyOutput
+
+MINIMUM_NEED = 0.05
+"""Smallest share of the real steps over which a head's loss is averaged: one rare op does not carry the whole
+gradient of the heads that only it needs."""
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What the rollout and the advantages contribute to a loss; leading axes ``[B, T]``.
+
+    Attributes:
+        actions: int64 ``[B, T, H]``.
+        old_log_probs: Per head, as stored in the rollout, ``[B, T, H]``.
+        advantages: ``[B, T, 2]``: of the op, of its arguments.
+        returns: Targets of the critic in units of the return scale, ``[B, T]``.
+        real: bool ``[B, T]``: False in padding and at artificial steps.
+    """
+
+    actions: Tensor
+    old_log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    real: Tensor
+
+    @property
+    def ops(self) -> Tensor:
+        """The ops taken, ``[B, T]``."""
+        return self.actions[..., 0]
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The loss, its parts, and what the diagnostics need of the way to it.
+
+    Attributes:
+        total: What is minimised.
+        policy: Clipped surrogate per head, ``[H]``.
+        entropy: Entropy over its maximum, averaged over steps and ops where the head is available, ``[H]``; 0
+            where it never is.
+        available_share: Available (step, op) pairs per real step, ``[H]``.
+        value: Mean squared error of V, in units of the return scale.
+        q_value: Mean squared error of Q(s, op taken), likewise.
+        kl: Divergence of the policy from that of the rollout, see :func:`divergence`.
+        log_ratios: New minus old log-probabilities, ``[B, T, H]``, 0 where a head is not needed.
+        needed: bool ``[B, T, H]``: heads that the op taken needs, at real steps.
+    """
+
+    total: Tensor
+    policy: Tensor
+    entropy: Tensor
+    available_share: Tensor
+    value: Tensor
+    q_value: Tensor
+    kl: Tensor
+    log_ratios: Tensor
+    needed: Tensor
+
+
+def entropy_weights(settings: LearnerConfig, heads: Sequence[HeadSpec]) -> list[float]:
+    """Weight of each head's entropy bonus, in the order of the heads.
+
+    Raises:
+        ValueError: the settings name no multiplier for a head.
+    """
+    missing = [head.name for head in heads if head.name not in settings.entropy_multipliers]
+    if missing:
+        raise ValueError(f"entropy_multipliers name no factor for the heads {missing}: add one for each")
+    return [settings.entropy_coeff * settings.entropy_multipliers[head.name] for head in heads]
+
+
+def clipped_surrogate(
+    log_ratios: Tensor, advantages: Tensor, needed: Tensor, real: Tensor, clip: float, average: MeanOverLearners
+) -> Tensor:
+    """Surrogate loss of each head over the steps where it is needed.
+
+    Args:
+        log_ratios: ``[B, T, H]``.
+        advantages: ``[B, T, 2]``; the first column is for the first head, the second for all others.
+        needed: bool ``[B, T, H]``, False at steps that are not real.
+        real: bool ``[B, T]``.
+        clip: Half width of the trusted interval of the ratio.
+        average: Averages over learner processes.
+
+    Returns:
+        ``[H]``, each divided by the number of steps that need the head, or by :data:`MINIMUM_NEED` of the real
+        steps if that is more.
+    """
+    num_heads = log_ratios.shape[-1]
+    per_head = torch.cat([advantages[..., :1], advantages[..., 1:].expand(*real.shape, num_heads - 1)], dim=-1)
+    ratios = log_ratios.exp()
+    gain = torch.minimum(ratios * per_head, ratios.clamp(1 - clip, 1 + clip) * per_head)
+    # where, not a product: a ratio that overflowed at a step that does not count must not become NaN.
+    total = torch.where(needed, gain, 0.0).sum(dim=(0, 1))
+    counts = average(torch.cat([needed.sum(dim=(0, 1)), real.sum().reshape(1)]).to(total.dtype))
+    return -total / torch.maximum(counts[:-1], MINIMUM_NEED * counts[-1]).clamp(min=1.0)
+
+
+def entropy_by_availability(output: PolicyOutput, real: Tensor, average: MeanOverLearners) -> tuple[Tensor, Tensor]:
+    """Normalised entropy of each head, whether or not an op that needs it was drawn.
+
+    A head's rows are averaged over the (step, op) pairs in which the op is admitted, needs the head and leaves it
+    at least two entries. So a head stays regularised, under each op's own mask and embedding, even if its ops do
+    not occur in the batch at all.
+
+    Args:
+        output: Policy of the minibatch.
+        real: bool ``[B, T]``.
+        average: Averages over learner processes.
+
+    Returns:
+        Entropies ``[H]``, 0 where no pair counts, and the number of pairs per real step ``[H]``.
+    """
+    distribution = output.distribution
+    totals, pairs = [], []
+    for entropy, available in zip(distribution.normalised_entropies(), distribution.available(), strict=True):
+        counted = available & real.unsqueeze(-1)
+        totals.append(torch.where(counted, entropy, 0.0).sum())
+        pairs.append(counted.sum())
+    counts = average(torch.stack([*pairs, real.sum()]).to(totals[0].dtype))
+    return torch.stack(totals) / counts[:-1].clamp(min=1.0), counts[:-1] / counts[-1].clamp(min=1.0)
+
+
+def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> Tensor:
+    """Estimate of KL(old ‖ new) per step: ``r − 1 − log r`` (Schulman's k3), summed over the needed heads.
+
+    By the chain rule the divergence of the joint action is the sum over the heads; estimating each alone has less
+    variance than estimating it from the joint ratio.
+
+    Args:
+        log_ratios: ``[B, T, H]``, 0 where a head is not needed.
+        real: bool ``[B, T]``.
+        average: Averages over learner processes.
+
+    Returns:
+        A scalar without gradient.
+    """
+    log_ratios = log_ratios.detach()
+    estimate = (log_ratios.expm1() - log_ratios).sum(dim=-1)
+    sums = torch.stack([torch.where(real, estimate, 0.0).sum(), real.sum().to(estimate.dtype)])
+    total, count = average(sums).unbind()
+    return total / count.clamp(min=1.0)
+
+
+def ppo_loss(
+    output: PolicyOutput,
+    minibatch: Minibatch,
+    settings: LearnerConfig,
+    weights: Tensor,
+    average: MeanOverLearners,
+) -> LossTerms:
+    """The whole loss of one minibatch.
+
+    Over several learners every denominator is the learners' average, so that the average of their gradients is
+    the gradient of the undivided minibatch.
+
+    Args:
+        output: The network's pass over the stored observations.
+        minibatch: Stored actions and their learning signals.
+        settings: Coefficients.
+        weights: Of the heads' entropies, ``[H]``, see :func:`entropy_weights`.
+        average: Averages over learner processes.
+
+    Returns:
+        The loss and its parts.
+    """
+    real = minibatch.real
+    needed = output.distribution.needed(minibatch.ops) & real.unsqueeze(-1)
+    log_probs = output.distribution.log_prob(minibatch.actions)
+    log_ratios = torch.where(needed, log_probs - minibatch.old_log_probs, 0.0)
+    policy = clipped_surrogate(log_ratios, minibatch.advantages, needed, real, settings.clip, average)
+    entropy, available_share = entropy_by_availability(output, real, average)
+    steps = average(real.sum().to(policy.dtype)).clamp(min=1.0)
+
+    def mean_squared_error(predicted: Tensor) -> Tensor:
+        return torch.where(real, (predicted - minibatch.returns).square(), 0.0).sum() / steps
+
+    value = mean_squared_error(output.value)
+    q_value = mean_squared_error(take_entry(output.q_values, minibatch.ops))
+    total = policy.sum() + settings.value_loss_coeff * (value + q_value) - (weights * entropy).sum()
+    return LossTerms(
+        total=total,
+        policy=policy.detach(),
+        entropy=entropy.detach(),
+        available_share=available_share,
+        value=value.detach(),
+        q_value=q_value.detach(),
+        kl=divergence(log_ratios, real, average),
+        log_ratios=log_ratios.detach(),
+        needed=needed,
+    )

@@ -1,0 +1,1 @@
+"""Who decides: action distributions, networks and the RLlib module around them."""

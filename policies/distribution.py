@@ -1,0 +1,194 @@
+"""The joint distribution of a factored action: an operation first, then the arguments that it needs.
+
+Every head is a masked categorical. The first head ("op") is drawn alone; each other head is a table with one
+row per op that needs it, because its logits and sometimes its mask depend on the op. Reading the row of the
+*stored* op is what makes training reproduce the log-probabilities of the rollout exactly (LEARNER.md section 2).
+
+Shapes: ``...`` stands for any leading axes (batch, or batch and time), ``H`` for the number of heads, ``K_h``
+for the number of ops that need head h (1 for the op head) and ``n_h`` for the head's number of choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from envs.action_masks import split_mask
+from envs.vocabulary import HeadSpec
+
+
+def needs_table(heads: Sequence[HeadSpec]) -> Tensor:
+    """Which heads matter for which op: bool ``[num_ops, H]``."""
+    ops = range(heads[0].size)
+    return torch.tensor([[op in head.needed_by for head in heads] for op in ops], dtype=torch.bool)
+
+
+def row_table(heads: Sequence[HeadSpec]) -> Tensor:
+    """Row that each op reads in each head's table: int64 ``[num_ops, H]``, 0 where the op needs no such head."""
+    rows = torch.zeros(heads[0].size, len(heads), dtype=torch.int64)
+    for column, head in enumerate(heads[1:], start=1):
+        for row, op in enumerate(head.needed_by):
+            rows[op, column] = row
+    return rows
+
+
+def head_masks(action_mask: Tensor, heads: Sequence[HeadSpec]) -> tuple[Tensor, ...]:
+    """Masks in the shape of the heads' tables.
+
+    Args:
+        action_mask: Flat mask ``[..., mask_size(heads)]``, any dtype, non-zero where admitted.
+        heads: The action's heads, op first.
+
+    Returns:
+        Per head a bool mask ``[..., K_h, n_h]``.
+    """
+    views = split_mask(action_mask != 0, heads)
+    masks = [views[heads[0].name].unsqueeze(-2)]
+    for head in heads[1:]:
+        view = views[head.name]
+        if head.masked_by_op:
+            masks.append(view[..., list(head.needed_by), :])
+        else:
+            masks.append(view.unsqueeze(-2).expand(*view.shape[:-1], len(head.needed_by), head.size))
+    return tuple(masks)
+
+
+def masked_log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """Log-probabilities in float32 over the admitted entries.
+
+    A refused entry gets the smallest finite float32 before the softmax, so its probability is exactly 0 while a
+    row without any admitted entry (padding) stays finite, with finite gradients.
+
+    Args:
+        logits: ``[..., n]``, any floating dtype.
+        mask: bool, broadcastable to ``logits``.
+
+    Returns:
+        float32 ``[..., n]``.
+    """
+    floor = torch.finfo(torch.float32).min
+    return torch.log_softmax(logits.float().masked_fill(~mask, floor), dim=-1)
+
+
+def draw(
+    log_probs: Tensor, mask: Tensor, generator: torch.Generator | None = None, deterministic: bool = False
+) -> Tensor:
+    """Draw one index per row by the Gumbel-max trick, or take the most probable one.
+
+    Args:
+        log_probs: ``[..., n]`` from :func:`masked_log_softmax`.
+        mask: bool ``[..., n]``; a refused entry is never drawn. A row without admitted entries yields 0.
+        generator: Source of randomness on the tensors' device; torch's global one if None.
+        deterministic: Take the mode and use no randomness.
+
+    Returns:
+        int64 ``[...]``.
+    """
+    scores = log_probs
+    if not deterministic:
+        scores = log_probs - torch.empty_like(log_probs).exponential_(generator=generator).log()
+    return scores.masked_fill(~mask, -torch.inf).argmax(dim=-1)
+
+
+def take_row(table: Tensor, row: Tensor) -> Tensor:
+    """Pick row ``row[...]`` of a table ``[..., K, n]``; returns ``[..., n]``."""
+    return torch.take_along_dim(table, row[..., None, None], dim=-2).squeeze(-2)
+
+
+def take_entry(values: Tensor, index: Tensor) -> Tensor:
+    """Pick entry ``index[...]`` of ``[..., n]``; returns ``[...]``."""
+    return torch.take_along_dim(values, index.unsqueeze(-1), dim=-1).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class FactoredDistribution:
+    """Distribution of one factored action per leading index (LEARNER.md section 2).
+
+    Attributes:
+        log_probs: Per head float32 ``[..., K_h, n_h]``.
+        masks: Per head bool ``[..., K_h, n_h]``.
+        needs: bool ``[num_ops, H]``, see :func:`needs_table`.
+        rows: int64 ``[num_ops, H]``, see :func:`row_table`.
+    """
+
+    log_probs: tuple[Tensor, ...]
+    masks: tuple[Tensor, ...]
+    needs: Tensor
+    rows: Tensor
+
+    @property
+    def op_log_probs(self) -> Tensor:
+        """Log-probabilities of the ops, ``[..., num_ops]``."""
+        return self.log_probs[0].squeeze(-2)
+
+    @property
+    def op_mask(self) -> Tensor:
+        """Admitted ops, bool ``[..., num_ops]``."""
+        return self.masks[0].squeeze(-2)
+
+    @property
+    def forced(self) -> Tensor:
+        """Whether at most one op is admitted, so that there was nothing to decide: bool ``[...]``."""
+        return self.op_mask.sum(dim=-1) <= 1
+
+    def needed(self, op: Tensor) -> Tensor:
+        """Which heads matter for the ops ``[...]``: bool ``[..., H]``."""
+        return self.needs[op]
+
+    def sample(self, generator: torch.Generator | None = None, deterministic: bool = False) -> Tensor:
+        """Draw an action: the op, then every head that it needs from the row of that op.
+
+        Args:
+            generator: Source of randomness; torch's global one if None.
+            deterministic: Take the mode of every head instead (the op's mode first).
+
+        Returns:
+            int64 ``[..., H]``; 0 in heads that the op does not need.
+        """
+        op = draw(self.op_log_probs, self.op_mask, generator, deterministic)
+        rows, needed = self.rows[op], self.needed(op)
+        columns = [op]
+        for head in range(1, len(self.log_probs)):
+            row = rows[..., head]
+            choice = draw(
+                take_row(self.log_probs[head], row), take_row(self.masks[head], row), generator, deterministic
+            )
+            columns.append(choice.masked_fill(~needed[..., head], 0))
+        return torch.stack(columns, dim=-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-probability of each head's entry in stored actions.
+
+        Args:
+            actions: int64 ``[..., H]``.
+
+        Returns:
+            float32 ``[..., H]``; 0 (and no gradient) in heads that the stored op does not need. The joint
+            log-probability is the sum over the last axis.
+        """
+        op = actions[..., 0]
+        rows, needed = self.rows[op], self.needed(op)
+        columns = [
+            take_entry(take_row(table, rows[..., head]), actions[..., head])
+            for head, table in enumerate(self.log_probs)
+        ]
+        return torch.stack(columns, dim=-1).masked_fill(~needed, 0.0)
+
+    def available(self) -> tuple[Tensor, ...]:
+        """Per head bool ``[..., K_h]``: the op of that row is admitted and leaves the head at least 2 entries."""
+        several = [mask.sum(dim=-1) >= 2 for mask in self.masks]
+        for head in range(1, len(several)):
+            several[head] = several[head] & self.op_mask[..., self.needs[:, head]]
+        return tuple(several)
+
+    def normalised_entropies(self) -> tuple[Tensor, ...]:
+        """Per head ``[..., K_h]``: entropy over its maximum ln n for n admitted entries, 0 where n < 2."""
+        entropies = []
+        for log_probs, mask in zip(self.log_probs, self.masks, strict=True):
+            count = mask.sum(dim=-1)
+            entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+            entropies.append(torch.where(count >= 2, entropy / count.clamp(min=2).log(), 0.0))
+        return tuple(entropies)

@@ -1,0 +1,290 @@
+"""The recurrent actor-critic: feature net, LSTM, one head per part of the action, op-conditioned critic.
+
+Plain torch, without RLlib (LEARNER.md section 1). Everything is derived from a list of heads and the sizes of the
+observation, so another set of slots, ops or blueprints needs no change here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from envs.vocabulary import HeadSpec
+from policies.distribution import (
+    FactoredDistribution,
+    head_masks,
+    masked_log_softmax,
+    needs_table,
+    row_table,
+    take_entry,
+)
+from policies.return_scale import ReturnScale
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Widths of the network; the number of choices and features comes from the world."""
+
+    feature_dim: int = 512
+    """Width of the feature net, which reads the observation before the LSTM."""
+    hidden_dim: int = 512
+    """Width of the LSTM's hidden and cell state."""
+    head_dim: int = 256
+    """Hidden width of each head and of both critic streams; the blueprint head uses twice and half of it."""
+    embedding_dim: int = 4
+    """Numbers per slot that stand for the blueprint growing in it."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            width = getattr(self, field.name)
+            if not isinstance(width, int) or width < 1:
+                raise ValueError(f"network {field.name} must be a positive integer, got {width!r}")
+        if self.head_dim < 2:
+            raise ValueError(f"network head_dim must be at least 2, half of it is a width; got {self.head_dim}")
+
+
+class Hidden(NamedTuple):
+    """Recurrent state: hidden and cell vectors, each ``[B, hidden_dim]``."""
+
+    h: Tensor
+    c: Tensor
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """What one pass over sequences yields; values are in units of the return scale.
+
+    Attributes:
+        distribution: Joint distribution per step, leading axes ``[B, T]``.
+        value: State value v(s), ``[B, T]``.
+        q_values: Q(s, op) of every op, ``[B, T, num_ops]``; their mean under the policy is ``value``.
+        hidden: State after the last step.
+    """
+
+    distribution: FactoredDistribution
+    value: Tensor
+    q_values: Tensor
+    hidden: Hidden
+
+
+@dataclass(frozen=True)
+class ActResult:
+    """One decision per host; values are in reward units.
+
+    Attributes:
+        actions: int64 ``[B, H]``.
+        head_log_probs: float32 ``[B, H]``, 0 in heads that the op does not need.
+        log_prob: Joint log-probability ``[B]``.
+        value: State value ``[B]``.
+        q_value: Q of the drawn op ``[B]``.
+        op_probs: Probabilities of the ops ``[B, num_ops]``.
+        hidden: State to hand to the next call.
+    """
+
+    actions: Tensor
+    head_log_probs: Tensor
+    log_prob: Tensor
+    value: Tensor
+    q_value: Tensor
+    op_probs: Tensor
+    hidden: Hidden
+
+
+def _linear(inputs: int, outputs: int, gain: float = math.sqrt(2.0)) -> nn.Linear:
+    """A linear layer with orthogonal weights and no bias at the start."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _initialise_lstm(lstm: nn.LSTM) -> None:
+    """Orthogonal gates; forget bias 1, so that early gradients reach back (Jozefowicz et al., 2015)."""
+    width = lstm.hidden_size
+    with torch.no_grad():
+        for name, parameter in lstm.named_parameters():
+            if name.startswith("weight"):
+                for gate in parameter.chunk(4):
+                    nn.init.orthogonal_(gate)
+            else:
+                parameter.zero_()
+                if name == "bias_ih_l0":
+                    parameter[width : 2 * width] = 1.0
+
+
+class ActionHead(nn.Module):
+    """Logits of one part of the action, in one pass for all ops that need it.
+
+    An argument head adds a learned vector per op before its first nonlinearity. The vectors start at zero: at
+    first an argument looks the same to every op.
+
+    Args:
+        inputs: Width of the features.
+        widths: Hidden widths, at least one.
+        outputs: Number of choices.
+        num_ops: Rows of the op embedding, or None for the op head itself.
+        needed_by: Ops whose rows are computed.
+    """
+
+    def __init__(
+        self, inputs: int, widths: Sequence[int], outputs: int, num_ops: int | None, needed_by: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.first = _linear(inputs, widths[0])
+        self.op_embedding = None if num_ops is None else nn.Parameter(torch.zeros(num_ops, widths[0]))
+        self.needed_by = list(needed_by)
+        layers: list[nn.Module] = [nn.ReLU()]
+        for before, after in itertools.pairwise(widths):
+            layers += [_linear(before, after), nn.ReLU()]
+        layers.append(_linear(widths[-1], outputs, gain=0.01))
+        self.rest = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``[..., K, outputs]`` of features ``[..., inputs]``, a row per op that needs this head."""
+        hidden: Tensor = self.first(features).unsqueeze(-2)
+        if self.op_embedding is not None:
+            hidden = hidden + self.op_embedding[self.needed_by]
+        logits: Tensor = self.rest(hidden)
+        return logits
+
+
+class RecurrentPolicyNetwork(nn.Module):
+    """Recurrent policy over a factored action, with a critic that knows the op (LEARNER.md sections 1 to 3).
+
+    Observations are mappings with ``obs`` float ``[..., num_features]``, ``blueprint_indices`` int64
+    ``[..., num_slots]`` in -1 … num_blueprints - 1 and ``action_mask`` ``[..., mask_size(heads)]``.
+
+    Args:
+        heads: Parts of the action, op first.
+        num_features: Measured numbers per observation.
+        num_slots: Blueprint indices per observation.
+        num_blueprints: Kinds of blueprint, without the empty slot.
+        config: Widths.
+    """
+
+    needs: Tensor
+    rows: Tensor
+
+    def __init__(
+        self,
+        heads: Sequence[HeadSpec],
+        num_features: int,
+        num_slots: int,
+        num_blueprints: int,
+        config: NetworkConfig,
+    ) -> None:
+        super().__init__()
+        self.head_specs = tuple(heads)
+        self.config = config
+        self.num_blueprints = num_blueprints
+        num_ops = heads[0].size
+        # One row more than there are blueprints: the last one stands for an empty slot.
+        self.blueprint_embedding = nn.Embedding(num_blueprints + 1, config.embedding_dim)
+        nn.init.normal_(self.blueprint_embedding.weight, std=0.02)
+        self.feature_net = nn.Sequential(
+            _linear(num_features + num_slots * config.embedding_dim, config.feature_dim),
+            nn.LayerNorm(config.feature_dim),
+            nn.ReLU(),
+        )
+        self.lstm = nn.LSTM(config.feature_dim, config.hidden_dim, batch_first=True)
+        _initialise_lstm(self.lstm)
+        self.lstm_norm = nn.LayerNorm(config.hidden_dim)
+        self.heads = nn.ModuleDict(
+            {
+                head.name: ActionHead(
+                    config.hidden_dim,
+                    (2 * config.head_dim, config.head_dim // 2) if head.name == "blueprint" else (config.head_dim,),
+                    head.size,
+                    None if head is heads[0] else num_ops,
+                    head.needed_by,
+                )
+                for head in heads
+            }
+        )
+        self.state_stream = self._critic_stream(1)
+        self.op_stream = self._critic_stream(num_ops)
+        self.return_scale = ReturnScale()
+        self.register_buffer("needs", needs_table(heads), persistent=False)
+        self.register_buffer("rows", row_table(heads), persistent=False)
+
+    def _critic_stream(self, outputs: int) -> nn.Sequential:
+        config = self.config
+        return nn.Sequential(
+            _linear(config.hidden_dim, config.head_dim), nn.ReLU(), _linear(config.head_dim, outputs, gain=0.1)
+        )
+
+    def initial_hidden(self, batch_size: int) -> Hidden:
+        """The state at the start of an episode: zeros, on the network's device."""
+        zeros = self.blueprint_embedding.weight.new_zeros(batch_size, self.config.hidden_dim)
+        return Hidden(zeros, zeros.clone())
+
+    def forward(self, obs: Mapping[str, Tensor], hidden: Hidden) -> PolicyOutput:
+        """Read whole sequences.
+
+        Args:
+            obs: Observation leaves with leading axes ``[B, T]``; no sequence spans two episodes.
+            hidden: State before the first step.
+
+        Returns:
+            Distribution and values of every step; values in units of the return scale.
+        """
+        features, hidden = self._features(obs, hidden)
+        masks = head_masks(obs["action_mask"], self.head_specs)
+        log_probs = tuple(
+            masked_log_softmax(head(features), mask) for head, mask in zip(self.heads.values(), masks, strict=True)
+        )
+        distribution = FactoredDistribution(log_probs, masks, self.needs, self.rows)
+        value = self.state_stream(features).squeeze(-1).float()
+        advantages = self.op_stream(features).float()
+        # The policy only weighs here. Detached, or the critic's error would push the actor.
+        probs = distribution.op_log_probs.detach().exp()
+        mean_advantage = (probs * advantages).sum(dim=-1, keepdim=True)
+        return PolicyOutput(distribution, value, value.unsqueeze(-1) + advantages - mean_advantage, hidden)
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Mapping[str, Tensor],
+        hidden: Hidden,
+        generator: torch.Generator | None = None,
+        deterministic: bool = False,
+    ) -> ActResult:
+        """Decide one step for a batch of hosts.
+
+        Args:
+            obs: Observation leaves with leading axis ``[B]``.
+            hidden: State after the previous step, or :meth:`initial_hidden` at the start of an episode.
+            generator: Source of randomness; torch's global one if None.
+            deterministic: Take the most probable entry of every head.
+
+        Returns:
+            Actions, their log-probabilities and values in reward units.
+        """
+        output = self({name: leaf.unsqueeze(1) for name, leaf in obs.items()}, hidden)
+        actions = output.distribution.sample(generator, deterministic)
+        head_log_probs = output.distribution.log_prob(actions)
+        scale = self.return_scale.value
+        return ActResult(
+            actions=actions.squeeze(1),
+            head_log_probs=head_log_probs.squeeze(1),
+            log_prob=head_log_probs.sum(dim=-1).squeeze(1),
+            value=(output.value * scale).squeeze(1),
+            q_value=(take_entry(output.q_values, actions[..., 0]) * scale).squeeze(1),
+            op_probs=output.distribution.op_log_probs.exp().squeeze(1),
+            hidden=output.hidden,
+        )
+
+    def _features(self, obs: Mapping[str, Tensor], hidden: Hidden) -> tuple[Tensor, Hidden]:
+        """Normalised LSTM outputs ``[B, T, hidden_dim]`` and the state after the last step."""
+        indices = obs["blueprint_indices"].long()
+        rows = torch.where(indices < 0, self.num_blueprints, indices)
+        embedded = self.blueprint_embedding(rows).flatten(start_dim=-2)
+        inputs = self.feature_net(torch.cat([obs["obs"].float(), embedded], dim=-1))
+        outputs, (h, c) = self.lstm(inputs, (hidden.h.unsqueeze(0), hidden.c.unsqueeze(0)))
+        return self.lstm_norm(outputs), Hidden(h.squeeze(0), c.squeeze(0))

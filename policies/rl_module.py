@@ -1,0 +1,113 @@
+"""The policy network as an RLlib module: translation of batches, and nothing else.
+
+The module draws actions itself and stores beside them every head's log-probability, V(s) and Q(s, op); RLlib
+carries these columns from the env runners to the learner. The masks in use are part of the observation, so the
+update reads the ones that were stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis import ValueFunctionAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.utils.torch_utils import convert_to_torch_tensor
+from torch import Tensor
+
+from envs.slots import SlotConfig
+from policies.network import Hidden, NetworkConfig, PolicyOutput, RecurrentPolicyNetwork
+
+HEAD_LOG_PROBS = "head_log_probs"
+"""Column of the rollout: log-probability of each head, ``[..., H]``."""
+Q_VALUE = "q_value"
+"""Column of the rollout: Q of the drawn op in reward units, ``[...]``."""
+STATE_NORMS = "lstm_state_norms"
+"""Column of the rollout: Euclidean norms of the hidden and the cell state, ``[..., 2]``."""
+POLICY_OUTPUT = "policy_output"
+"""Key of the :class:`PolicyOutput` in what the training forward returns."""
+
+
+class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
+    """RLlib's view of :class:`RecurrentPolicyNetwork`.
+
+    ``model_config`` holds ``slot_ids`` (sequence of str), ``network`` (fields of :class:`NetworkConfig` as a
+    dict), ``max_seq_len`` (read by RLlib) and optionally ``deterministic_inference`` (bool, default False):
+    whether ``forward_inference`` takes the mode instead of drawing.
+
+    Attributes:
+        network: The plain torch network; its return scale says what the critic's outputs mean.
+    """
+
+    network: RecurrentPolicyNetwork
+
+    def setup(self) -> None:
+        """Build the network from the spaces and the model config.
+
+        Raises:
+            ValueError: the action space does not have the sizes of the heads of these slots.
+        """
+        heads = SlotConfig(tuple(self.model_config["slot_ids"])).heads
+        sizes = [head.size for head in heads]
+        if not isinstance(self.action_space, gym.spaces.MultiDiscrete) or self.action_space.nvec.tolist() != sizes:
+            raise ValueError(
+                f"slots {self.model_config['slot_ids']} need the action space MultiDiscrete({sizes}), the env has "
+                f"{self.action_space}: give the env's own slot ids"
+            )
+        blueprints = self.observation_space["blueprint_indices"]
+        self.network = RecurrentPolicyNetwork(
+            heads,
+            num_features=self.observation_space["obs"].shape[0],
+            num_slots=blueprints.shape[0],
+            num_blueprints=int(blueprints.high.max()) + 1,
+            config=NetworkConfig(**self.model_config["network"]),
+        )
+
+    def get_initial_state(self) -> dict[str, Tensor]:
+        """The recurrent state at the start of an episode, without a batch axis."""
+        hidden = self.network.initial_hidden(1)
+        return {"h": hidden.h[0], "c": hidden.c[0]}
+
+    def policy_output(self, batch: dict[str, Any]) -> PolicyOutput:
+        """Read a training batch: observation leaves ``[rows, T, ...]``, state ``[rows, ...]``."""
+        state = batch[Columns.STATE_IN]
+        output: PolicyOutput = self.network(batch[Columns.OBS], Hidden(state["h"], state["c"]))
+        return output
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
+        """State values V(s) in reward units, ``[rows, T]`` (demanded by RLlib's PPO)."""
+        return self.policy_output(batch).value * self.network.return_scale.value
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Load weights; unlike RLlib's version a missing or unknown entry is an error."""
+        self.load_state_dict(convert_to_torch_tensor(state), strict=True)
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {POLICY_OUTPUT: self.policy_output(batch)}
+
+    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return self._act(batch, deterministic=False)
+
+    def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return self._act(batch, deterministic=bool(self.model_config.get("deterministic_inference", False)))
+
+    def _act(self, batch: dict[str, Any], deterministic: bool) -> dict[str, Any]:
+        """One step; RLlib wants a time axis of length 1 on everything except the recurrent state."""
+        state = batch[Columns.STATE_IN]
+        obs = {name: leaf.squeeze(1) for name, leaf in batch[Columns.OBS].items()}
+        result = self.network.act(obs, Hidden(state["h"], state["c"]), deterministic=deterministic)
+        norms = torch.stack([result.hidden.h.norm(dim=-1), result.hidden.c.norm(dim=-1)], dim=-1)
+        columns = {
+            Columns.ACTIONS: result.actions,
+            Columns.ACTION_LOGP: result.log_prob,
+            HEAD_LOG_PROBS: result.head_log_probs,
+            Columns.VF_PREDS: result.value,
+            Q_VALUE: result.q_value,
+            STATE_NORMS: norms,
+        }
+        return {
+            **{name: column.unsqueeze(1) for name, column in columns.items()},
+            Columns.STATE_OUT: {"h": result.hidden.h, "c": result.hidden.c},
+        }
