@@ -1,0 +1,93 @@
+"""Watches every host for a training that cannot recover (design: WORLD.md section 7)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+PATIENCE = 3
+SNAPSHOT_INTERVAL = 5
+COLLAPSED, LEARNT = 1.2, 2.0  # in multiples of chance
+LOSS_FLOOR, LOSS_SIGMAS, LOSS_FACTOR = 12.0, 6.0, 3.0
+
+
+class Panic(IntEnum):
+    """Why the governor stopped an episode."""
+
+    NONE = 0
+    NON_FINITE = 1
+    COLLAPSE = 2
+    DIVERGENCE = 3
+
+
+class Governor:
+    """Three alarms per host, and the rhythm of snapshots.
+
+    NON_FINITE: the validation loss is not finite. COLLAPSE: accuracy at most 1.2 × chance for 3 epochs in a row,
+    after a best of at least 2 × chance. DIVERGENCE: for 3 epochs in a row a loss above 12, above mean + 6σ and
+    above 3 × mean of the healthy epochs before.
+
+    Args:
+        num_hosts: N.
+        chance_accuracy: Accuracy of guessing, in percent.
+    """
+
+    def __init__(self, num_hosts: int, chance_accuracy: float) -> None:
+        self.chance = chance_accuracy
+        self._best = np.zeros(num_hosts)
+        self._collapsed = np.zeros(num_hosts, np.int64)
+        self._diverging = np.zeros(num_hosts, np.int64)
+        self._healthy = np.zeros(num_hosts, np.int64)
+        self._count = np.zeros(num_hosts)
+        self._mean = np.zeros(num_hosts)
+        self._squares = np.zeros(num_hosts)
+
+    def start(self, hosts: IntArray) -> None:
+        """Begin an episode for these hosts."""
+        for array in vars(self).values():
+            if isinstance(array, np.ndarray):
+                array[hosts] = 0
+
+    def judge(self, loss: FloatArray, accuracy: FloatArray, committed: BoolArray) -> IntArray:
+        """Look at one epoch's results.
+
+        Args:
+            loss: ``[N]`` validation loss.
+            accuracy: ``[N]`` percent.
+            committed: ``[N]`` hosts evaluated after the unfinished seeds were removed; of those only a loss that is
+                not finite is judged.
+
+        Returns:
+            ``[N]`` ``Panic`` codes.
+        """
+        finite = np.isfinite(loss)
+        low = (accuracy <= COLLAPSED * self.chance) & (self._best >= LEARNT * self.chance)
+        sigma = np.sqrt(self._squares / np.maximum(self._count, 1))
+        limit = np.maximum(LOSS_FLOOR, np.maximum(self._mean + LOSS_SIGMAS * sigma, LOSS_FACTOR * self._mean))
+        high = (loss > limit) & (self._count > 0)
+        self._collapsed = np.where(low & ~committed, self._collapsed + 1, 0)
+        self._diverging = np.where(high & ~committed, self._diverging + 1, 0)
+        self._best = np.maximum(self._best, accuracy)
+        healthy = finite & ~low & ~high
+        self._healthy = np.where(healthy, self._healthy + 1, 0)
+        self._remember(np.where(healthy, loss, self._mean), healthy)
+        panic = np.where(self._diverging >= PATIENCE, Panic.DIVERGENCE, Panic.NONE)
+        panic = np.where(self._collapsed >= PATIENCE, Panic.COLLAPSE, panic)
+        return np.where(finite, panic, Panic.NON_FINITE)
+
+    def snapshot_due(self) -> BoolArray:
+        """``[N]`` hosts with another five healthy epochs behind them."""
+        return (self._healthy > 0) & (self._healthy % SNAPSHOT_INTERVAL == 0)
+
+    def _remember(self, loss: FloatArray, healthy: BoolArray) -> None:
+        """Welford's running mean and sum of squared deviations, of healthy epochs only."""
+        self._count += healthy
+        deviation = loss - self._mean
+        self._mean = self._mean + np.where(healthy, deviation / np.maximum(self._count, 1), 0.0)
+        self._squares += np.where(healthy, deviation * (loss - self._mean), 0.0)

@@ -1,0 +1,132 @@
+"""The reward: what the user wants, telescoped, so that no stage or warning can be farmed (WORLD.md section 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from envs.lifecycle import Lifecycle
+from envs.vocabulary import SeedStage
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+RewardMode = Literal["score", "sparse", "shaped"]
+SCORE_COMPONENTS = ("accuracy", "parameter_rent", "path_rent")
+COMPONENTS = (*SCORE_COMPONENTS, "governor", "shaping", "contribution")
+
+GOVERNOR_PENALTY = -1.0
+
+STAGE_POTENTIAL = {
+    SeedStage.GERMINATED: 0.1,
+    SeedStage.TRAINING: 0.2,
+    SeedStage.BLENDING: 0.5,
+    SeedStage.HOLDING: 0.8,
+    SeedStage.FOSSILIZED: 1.0,
+}
+"""Shaping potential of a slot by stage (mode ``shaped``); stages that are not named have none."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Terms of the score and of its payment.
+
+    Attributes:
+        mode: ``score`` pays every epoch's change of score; ``sparse`` pays the same sum on the last epoch;
+            ``shaped`` adds potential-based shaping on stages (Ng et al. 1999) and a term for contributions.
+        parameter_rent: λ, score lost per doubling of the parameters.
+        path_rent: κ, score lost per living seed.
+        gamma: The learner's discount, needed for shaping that leaves the best policy as it is.
+        shaping_weight: Size of the shaping potential (``shaped``).
+        contribution_weight: Reward per percentage point of a contribution just measured, over 100 (``shaped``).
+    """
+
+    mode: RewardMode = "score"
+    parameter_rent: float = 0.03
+    path_rent: float = 0.0
+    gamma: float = 1.0
+    shaping_weight: float = 0.1
+    contribution_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(RewardMode):
+            raise ValueError(f"unknown reward mode {self.mode!r}: choose one of {', '.join(get_args(RewardMode))}")
+
+
+def score_components(accuracy: FloatArray, lifecycle: Lifecycle, config: RewardConfig) -> FloatArray:
+    """The score's terms ``[N, 3]`` in ``SCORE_COMPONENTS`` order; their sum is the score.
+
+    score = accuracy/100 − λ·log2(1 + extra parameters/host parameters) − κ·(living seeds).
+
+    Args:
+        accuracy: ``[N]`` percent.
+        lifecycle: Living seeds and their parameters.
+        config: λ and κ.
+    """
+    growth = np.log2(1.0 + lifecycle.extra_parameters / lifecycle.costs.host)
+    living = lifecycle.living.sum(axis=1)
+    return np.stack([accuracy / 100.0, -config.parameter_rent * growth, -config.path_rent * living], axis=1)
+
+
+class RewardAccount:
+    """Turns scores into rewards, host by host; every reward is the sum of its components.
+
+    Args:
+        num_hosts: N.
+        config: Terms.
+    """
+
+    def __init__(self, num_hosts: int, config: RewardConfig) -> None:
+        self.config = config
+        self.score = np.zeros((num_hosts, len(SCORE_COMPONENTS)))
+        self._owed = np.zeros((num_hosts, len(COMPONENTS)))
+        self._potential = np.zeros(num_hosts)
+
+    def open(self, hosts: npt.NDArray[np.int64], score: FloatArray) -> None:
+        """Begin an episode for ``hosts`` with their initial score components ``[len(hosts), 3]``."""
+        self.score[hosts] = score
+        self._owed[hosts] = 0.0
+        self._potential[hosts] = 0.0
+
+    def pay(
+        self,
+        score: FloatArray,
+        lifecycle: Lifecycle,
+        contribution: FloatArray,
+        terminated: BoolArray,
+        stopped: BoolArray,
+    ) -> FloatArray:
+        """Book one epoch.
+
+        Args:
+            score: ``[N, 3]`` score components after it.
+            lifecycle: Stages after it.
+            contribution: ``[N, S]`` contributions measured in it, NaN elsewhere.
+            terminated: ``[N]`` hosts whose episode ends with it.
+            stopped: ``[N]`` hosts that the governor stopped in it.
+
+        Returns:
+            Reward components ``[N, 6]`` in ``COMPONENTS`` order.
+        """
+        earned = np.zeros_like(self._owed)
+        earned[:, : len(SCORE_COMPONENTS)] = score - self.score
+        earned[:, COMPONENTS.index("governor")] = np.where(stopped, GOVERNOR_PENALTY, 0.0)
+        self.score = score.copy()
+        if self.config.mode == "sparse":
+            self._owed += earned
+            earned = np.where(terminated[:, None], self._owed, 0.0)
+        if self.config.mode == "shaped":
+            potential = np.where(terminated, 0.0, self._stage_potential(lifecycle))
+            earned[:, COMPONENTS.index("shaping")] = self.config.gamma * potential - self._potential
+            self._potential = potential
+            measured = np.nansum(contribution, axis=1) / 100.0
+            earned[:, COMPONENTS.index("contribution")] = self.config.contribution_weight * measured
+        return earned
+
+    def _stage_potential(self, lifecycle: Lifecycle) -> FloatArray:
+        by_stage = np.zeros(len(SeedStage))
+        by_stage[list(STAGE_POTENTIAL)] = list(STAGE_POTENTIAL.values())
+        return self.config.shaping_weight * by_stage[lifecycle.stage].mean(axis=1)
