@@ -147,6 +147,8 @@ def advantage_scale(op_advantages: Tensor, counted: Tensor, mean_over_learners: 
 class FactoredAdvantages(ConnectorV2):
     """Last piece of the learner pipeline: values, λ-returns, advantages and the return scale.
 
+    Raises FloatingPointError on a return that is not finite, before it reaches the return scale.
+
     Adds to the batch ``advantages`` ``[R, T, 2]`` (scaled, 0 where not real) and ``value_targets`` ``[R, T]`` (in
     units of the return scale, which first takes these returns in).
 
@@ -169,7 +171,7 @@ class FactoredAdvantages(ConnectorV2):
         self.settings = settings
         self.mean_over_learners = mean_over_learners
 
-    # RLlib passes what it knows by keyword; its own pieces do not see gradients off, hence the decorator.
+    # RLlib calls its connectors with gradients on; nothing here is differentiated.
     @torch.no_grad()
     def __call__(self, *, rl_module: Any, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Complete the batch of every module."""
@@ -194,6 +196,12 @@ class FactoredAdvantages(ConnectorV2):
             settings.gamma,
             settings.gae_lambda,
         )
+        if not returns.isfinite().all():
+            bad = int((~returns.isfinite()).sum())
+            raise FloatingPointError(
+                f"{bad} of {int(real.sum())} returns are not finite: the env paid a NaN or infinite reward, or the "
+                "critic's weights are broken; resume from an earlier checkpoint"
+            )
         streams = advantage_streams(returns, value, q_value, settings.critic_baseline)
         counted = real & ~output.distribution.forced
         streams = streams / advantage_scale(streams[..., 0], counted, self.mean_over_learners)

@@ -53,8 +53,8 @@ class LearnerConfig:
     """Weight of the entropy bonus, where 1 is the entropy of a uniform choice among the admitted entries."""
     entropy_multipliers: Mapping[str, float] = field(default_factory=_entropy_multipliers)
     """Factor on the entropy bonus of each head."""
-    grad_clip: float = 1.0
-    """Largest global norm of a gradient."""
+    grad_clip: float = 10.0
+    """Largest global norm of a gradient, above what is usual: it guards against outliers only."""
 
     def __post_init__(self) -> None:
         positive = {name: getattr(self, name) for name in ("lr", "adam_epsilon", "clip", "grad_clip")}

@@ -177,6 +177,8 @@ class EsperPPOLearner(PPOTorchLearner):
 
     def _log(self, module_id: str, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
+            if math.isnan(value):
+                continue
             reduce = {"ratio_min": "min", "ratio_max": "max", "joint_ratio_max": "max"}.get(name.split("/")[0], "mean")
             self.metrics.log_value((module_id, name), value, reduce=reduce, window=None)
 

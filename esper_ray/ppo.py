@@ -77,7 +77,8 @@ class EsperPPOConfig(PPOConfig):
             seed: Of weights, actions and envs.
 
         Raises:
-            ValueError: the hosts cannot be dealt evenly to the learners' minibatches.
+            ValueError: the hosts cannot be dealt evenly to the learners' minibatches, or several learners are
+                asked for a single minibatch.
         """
         settings = learner or LearnerConfig()
         hosts = hosts_per_runner * max(num_env_runners, 1)
@@ -139,6 +140,10 @@ class EsperPPOConfig(PPOConfig):
             raise ValueError(
                 f"{hosts} hosts cannot be dealt evenly to {learners} learner(s) × {settings.minibatches} "
                 f"minibatches: make hosts_per_runner × num_env_runners a multiple of {shares}, or change minibatches"
+            )
+        if learners > 1 and settings.minibatches == 1:
+            raise ValueError(
+                f"{learners} learners need at least 2 minibatches, got 1: RLlib deals whole batches to one learner only"
             )
         # RLlib counts a minibatch in steps, the artificial last one of every row included, and divides by the
         # mean row to get rows; None is the whole batch.

@@ -57,6 +57,8 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
                 f"{self.action_space}: give the env's own slot ids"
             )
         blueprints = self.observation_space["blueprint_indices"]
+        # cuDNN would round an LSTM's products to TF32, and runners on a CPU would disagree with the update.
+        torch.backends.cudnn.allow_tf32 = False
         self.network = RecurrentPolicyNetwork(
             heads,
             num_features=self.observation_space["obs"].shape[0],

@@ -1,0 +1,76 @@
+"""The trained network as a policy outside RLlib: weights from a file, nothing unpickled but tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from envs.action_masks import mask_size
+from envs.observation import ObservationLayout
+from envs.slots import SlotConfig
+from envs.vocabulary import Blueprint
+from policies.bundle import Actions, Observations
+from policies.network import NetworkConfig, RecurrentPolicyNetwork
+
+
+def build_network(slots: SlotConfig, config: NetworkConfig) -> RecurrentPolicyNetwork:
+    """A network whose sizes follow from the slots."""
+    return RecurrentPolicyNetwork(
+        slots.heads,
+        num_features=ObservationLayout(slots).size,
+        num_slots=slots.num_slots,
+        num_blueprints=len(Blueprint),
+        config=config,
+    )
+
+
+class LearnedPolicy:
+    """Draws from the network's distribution, or takes its mode.
+
+    Args:
+        network: With trained weights.
+        deterministic: Take the most probable op and arguments instead of drawing.
+    """
+
+    def __init__(self, network: RecurrentPolicyNetwork, deterministic: bool = False) -> None:
+        self.network, self.deterministic = network.eval(), deterministic
+        self.reset(0, 0)
+
+    @classmethod
+    def load(
+        cls, weights: Path, slots: SlotConfig, config: NetworkConfig, deterministic: bool = False
+    ) -> LearnedPolicy:
+        """Read weights that :func:`save_weights` wrote.
+
+        Raises:
+            ValueError: the file does not hold a network of these sizes.
+        """
+        network = build_network(slots, config)
+        try:
+            state = torch.load(weights, weights_only=True)
+            network.load_state_dict(state)
+        except (RuntimeError, KeyError, AttributeError, TypeError, EOFError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{weights} does not hold a policy for {slots.num_slots} slots ({mask_size(slots.heads)} mask entries) "
+                f"of {config}: {reason[:300]}"
+            ) from error
+        return cls(network, deterministic)
+
+    def reset(self, num_hosts: int, seed: int) -> None:
+        """See :class:`policies.bundle.Policy`."""
+        self._hidden = self.network.initial_hidden(num_hosts)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def act(self, observations: Observations) -> Actions:
+        """See :class:`policies.bundle.Policy`."""
+        tensors = {name: torch.from_numpy(values) for name, values in observations.items()}
+        result = self.network.act(tensors, self._hidden, self._generator, self.deterministic)
+        self._hidden = result.hidden
+        return result.actions.numpy()
+
+
+def save_weights(network: RecurrentPolicyNetwork, path: Path) -> None:
+    """Write the weights as a plain state dict."""
+    torch.save(network.state_dict(), path)

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esper_ray.advantages import (
+    MINIMUM_SCALE,
+    advantage_scale,
+    advantage_streams,
+    lambda_returns,
+    returns_of_rows,
+)
+
+torch.set_num_threads(1)
+
+
+def alone(value):
+    return value
+
+
+def literal_returns(rewards, values, terminated, gamma, gae_lambda):
+    """The λ-return as a weighted sum of n-step returns, straight from its definition."""
+    length = len(rewards)
+    values = [*values[:length], 0.0 if terminated else values[length]]
+    returns = []
+    for start in range(length):
+        n_step, total = [], 0.0
+        for step in range(start, length):
+            total += gamma ** (step - start) * rewards[step]
+            n_step.append(total + gamma ** (step + 1 - start) * values[step + 1])
+        last = len(n_step) - 1
+        weights = [(1 - gae_lambda) * gae_lambda**k for k in range(last)] + [gae_lambda**last]
+        returns.append(sum(weight * value for weight, value in zip(weights, n_step, strict=True)))
+    return returns
+
+
+def test_terminated_and_cut_episode_by_hand():
+    # γ = 0.5, λ = 0.5, r = (1, 2, 4), V = (8, 4, 2), V after the end 16.
+    # Terminated: δ = (1 + 2 − 8, 2 + 1 − 4, 4 − 2) = (−5, −1, 2); A = (−5.125, −0.5, 2); G = (2.875, 3.5, 4).
+    # Cut: δ_2 = 4 + 8 − 2 = 10; A = (−4.625, 1.5, 10); G = (3.375, 5.5, 12).
+    rewards = torch.tensor([[1.0, 2.0, 4.0]] * 2)
+    values = torch.tensor([[8.0, 4.0, 2.0, 16.0]] * 2)
+    terminated = torch.tensor([[False, False, True], [False, False, False]])
+    real = torch.ones(2, 3, dtype=torch.bool)
+    returns = lambda_returns(rewards, values, terminated, real, gamma=0.5, gae_lambda=0.5)
+    assert returns.tolist() == [[2.875, 3.5, 4.0], [3.375, 5.5, 12.0]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=5),
+    st.integers(2, 12),
+    st.sampled_from([(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0)]),
+    st.integers(0, 2**31),
+)
+def test_rows_give_the_returns_of_their_episodes(episodes, row_length, discounts, seed):
+    rng = np.random.default_rng(seed)
+    rows = {name: [] for name in ("rewards", "values", "terminated", "real", "occupied", "expected")}
+    for length, terminated in episodes:
+        rewards, values = rng.normal(size=length), rng.normal(size=length + 1)
+        columns = {
+            "rewards": [*rewards, 0.0],
+            "values": values,
+            "terminated": [False] * (length - 1) + [terminated, False],
+            "real": [True] * length + [False],
+            "occupied": [True] * (length + 1),
+            "expected": [*literal_returns(rewards, values, terminated, *discounts), 0.0],
+        }
+        for start in range(0, length + 1, row_length):
+            for name, column in columns.items():
+                part = np.asarray(column[start : start + row_length])
+                rows[name].append(np.pad(part, (0, row_length - len(part))))
+    # What stands in padding must not matter.
+    tensors = {name: torch.from_numpy(np.stack(parts)) for name, parts in rows.items()}
+    tensors["values"][~tensors["occupied"]] = 1e6
+    expected = tensors.pop("expected")
+    returns = returns_of_rows(**tensors, gamma=discounts[0], gae_lambda=discounts[1])
+    torch.testing.assert_close(returns, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "expected"), [("factored", [3.0, 1.0]), ("state", [3.0, 3.0]), ("op", [1.0, 1.0])]
+)
+def test_streams_of_each_baseline(baseline, expected):
+    streams = advantage_streams(torch.tensor(5.0), torch.tensor(2.0), torch.tensor(4.0), baseline)
+    assert streams.tolist() == expected
+
+
+def test_scale_is_the_deviation_over_counted_steps_with_a_floor():
+    advantages = torch.tensor([1.0, 3.0, 5.0, 100.0])
+    counted = torch.tensor([True, True, True, False])
+    assert advantage_scale(advantages, counted, alone).item() == pytest.approx(np.std([1, 3, 5]))
+    assert advantage_scale(torch.ones(4), counted, alone).item() == pytest.approx(MINIMUM_SCALE)
+    assert advantage_scale(advantages, torch.zeros(4, dtype=torch.bool), alone) == 1
+
+
+def test_scale_over_two_learners_is_that_of_both_batches():
+    halves = torch.randn(2, 50).double()
+    sums = [torch.tensor([50.0, half.sum(), half.square().sum()], dtype=torch.float64) for half in halves]
+    mean = (sums[0] + sums[1]) / 2
+    scale = advantage_scale(halves[0], torch.ones(50, dtype=torch.bool), lambda _: mean)
+    assert scale.item() == pytest.approx(halves.flatten().std(correction=0).item())

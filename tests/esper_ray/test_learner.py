@@ -1,0 +1,317 @@
+import math
+
+import numpy as np
+import pytest
+import ray
+import torch
+from masked_toy_env import ENV_ID, SLOT_IDS
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from test_advantages import literal_returns
+
+from esper_ray.config import LearnerConfig
+from esper_ray.ppo import EsperPPO, EsperPPOConfig
+from policies.distribution import take_entry
+from policies.network import NetworkConfig
+from policies.rl_module import HEAD_LOG_PROBS, Q_VALUE
+
+torch.set_num_threads(1)
+MODULE = "default_policy"
+EPISODE = 12
+
+
+def config_of(settings=None, fragment=EPISODE, max_seq_len=None, stop=0.0, hosts=4, seed=0, **env):
+    config = EsperPPOConfig.of(
+        env_id=ENV_ID,
+        env_config={"episode_length": EPISODE, "stop_probability": stop, **env},
+        slot_ids=SLOT_IDS,
+        episode_length=fragment,
+        hosts_per_runner=hosts,
+        network=NetworkConfig(feature_dim=16, hidden_dim=16, head_dim=8),
+        learner=settings or LearnerConfig(minibatches=2),
+        seed=seed,
+    )
+    if max_seq_len:
+        config.rl_module_spec.model_config["max_seq_len"] = max_seq_len
+    return config
+
+
+class Parts:
+    """An env runner and a learner with equal weights, without an algorithm around them."""
+
+    def __init__(self, config):
+        self.config = config
+        self.runner = SingleAgentEnvRunner(config=config, worker_index=0)
+        env = self.runner.env
+        spaces = {MODULE: (env.single_observation_space, env.single_action_space)}
+        self.learner = config.build_learner(spaces=spaces)
+        self.sync()
+
+    @property
+    def network(self):
+        return self.learner.module[MODULE].network
+
+    def sync(self):
+        self.runner.set_state({"rl_module": self.learner.get_state()["rl_module"]})
+
+    def perturb(self):
+        """Weights far from the start, with a return scale that is not 1."""
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter += 0.3 * torch.randn(parameter.shape)
+        self.network.return_scale.update(torch.tensor([10.0, 5.0, 50.0]), decay=0.9)
+        self.sync()
+
+    def train_batch(self, episodes):
+        return self.learner._learner_connector(
+            rl_module=self.learner.module, batch={}, episodes=episodes, shared_data={}, metrics=self.learner.metrics
+        )
+
+    def update(self, episodes=None):
+        results = self.learner.update(
+            episodes=episodes or self.runner.sample(),
+            timesteps={"num_env_steps_sampled_lifetime": 0},
+            num_epochs=self.config.num_epochs,
+            minibatch_size=self.config.minibatch_size,
+            shuffle_batch_per_epoch=True,
+        )[MODULE]
+        return {name: float(stats.peek()) for name, stats in results.items() if name != "num_trainable_parameters"}
+
+
+def weights(parts):
+    return {name: value.clone() for name, value in parts.network.named_parameters()}
+
+
+CASES = {
+    "whole episodes": {},
+    "cut and continued": {"fragment": 7},
+    "several rows per episode": {"max_seq_len": 5},
+    "random ends": {"stop": 0.15},
+    "all of it": {"fragment": 7, "max_seq_len": 3, "stop": 0.15},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_training_reproduces_the_rollout_and_returns_are_those_of_the_episodes(case):
+    parts = Parts(config_of(**case))
+    parts.perturb()
+    scale = parts.network.return_scale.value.clone()
+    for _ in range(3):
+        episodes = parts.runner.sample()
+        stored_rewards = [(np.asarray(episode.get_rewards()), episode.is_terminated) for episode in episodes]
+        batch = parts.train_batch(episodes)[MODULE]
+        with torch.no_grad():
+            output = parts.learner.module.forward_train({MODULE: batch})[MODULE]["policy_output"]
+        actions, real = batch[Columns.ACTIONS].long(), batch[Columns.LOSS_MASK]
+        replayed = {
+            HEAD_LOG_PROBS: output.distribution.log_prob(actions),
+            Columns.ACTION_LOGP: output.distribution.log_prob(actions).sum(-1),
+            Columns.VF_PREDS: output.value * scale,
+            Q_VALUE: take_entry(output.q_values, actions[..., 0]) * scale,
+        }
+        assert real.sum() == sum(len(rewards) for rewards, _ in stored_rewards)
+        for column, values in replayed.items():
+            torch.testing.assert_close(values[real], batch[column][real], atol=1e-5, rtol=1e-5)
+        # The connector has meanwhile moved the return scale; targets are in its new units.
+        returns = (batch[Postprocessing.VALUE_TARGETS] * parts.network.return_scale.value)[real]
+        occupied = torch.arange(real.shape[1]) < batch[Columns.SEQ_LENS].unsqueeze(-1)
+        values = (output.value * scale)[occupied].split([len(rewards) + 1 for rewards, _ in stored_rewards])
+        expected = [
+            literal_returns(rewards, value.tolist(), terminated, 1.0, 0.95)
+            for (rewards, terminated), value in zip(stored_rewards, values, strict=True)
+        ]
+        torch.testing.assert_close(
+            returns, torch.tensor([g for episode in expected for g in episode]), atol=1e-4, rtol=1e-4
+        )
+        parts.network.return_scale.load_state_dict(parts.runner.module.network.return_scale.state_dict())
+
+
+def test_op_advantages_have_unit_deviation_over_steps_with_a_choice():
+    parts = Parts(config_of())
+    batch = parts.train_batch(parts.runner.sample())[MODULE]
+    views = batch[Columns.OBS]["action_mask"][..., :6]
+    counted = batch[Columns.LOSS_MASK] & (views.sum(-1) > 1)
+    assert batch[Postprocessing.ADVANTAGES][..., 0][counted].std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    assert (batch[Postprocessing.ADVANTAGES][~batch[Columns.LOSS_MASK]] == 0).all()
+
+
+def test_the_first_minibatch_is_on_policy_and_the_numbers_are_there():
+    parts = Parts(config_of())
+    numbers = parts.update()
+    assert numbers["replay_error"] < 1e-5
+    assert numbers["applied_share"] == 1
+    assert numbers["return_scale"] > 0
+    for head in ("op", "slot", "blueprint", "alpha_curve"):
+        for measure in ("entropy", "ratio_max", "clip_share", "gradient_norm", "needed_share"):
+            assert math.isfinite(numbers[f"{measure}/{head}"])
+    assert numbers["ratio_min/op"] <= 1 <= numbers["ratio_max/op"]
+    assert numbers["lstm_hidden_norm"] > 0
+
+
+def test_learning_raises_the_return():
+    parts = Parts(config_of(LearnerConfig(lr=3e-3, minibatches=2), hosts=16))
+    returns = []
+    for _ in range(8):
+        episodes = parts.runner.sample()
+        returns.append(np.mean([episode.get_return() for episode in episodes]))
+        parts.update(episodes)
+        parts.sync()
+    assert np.mean(returns[-2:]) > 1.5 * np.mean(returns[:2])
+
+
+def test_divergence_stops_the_update_before_the_step():
+    parts = Parts(config_of(LearnerConfig(kl_stop=1e-9, lr=1e-2, minibatches=2)))
+    numbers = parts.update()
+    # The first minibatch is on policy, its step strays, the second sees that.
+    steps = [state["step"].item() for state in parts.learner.get_optimizer().state.values()]
+    assert set(steps) == {1.0}
+    assert numbers["applied_share"] == pytest.approx(1 / 8)
+
+    before = weights(parts)
+    parts.sync()
+    episodes = parts.runner.sample()
+    for episode in episodes:
+        for step in range(len(episode)):
+            episode.extra_model_outputs[HEAD_LOG_PROBS][step] = np.full(8, -9.0, np.float32)
+    numbers = parts.update(episodes)
+    assert numbers["applied_share"] == 0
+    assert numbers["kl"] > 1
+    assert all(torch.equal(before[name], value) for name, value in weights(parts).items())
+
+
+def test_without_a_limit_no_step_is_left_out():
+    parts = Parts(config_of(LearnerConfig(kl_stop=None, lr=1e-2, minibatches=2)))
+    assert parts.update()["applied_share"] == 1
+
+
+def test_a_reward_that_is_not_finite_ends_the_run_before_anything_is_touched():
+    parts = Parts(config_of(reward_of_op=(math.nan, 0, 0, 0, 0, 0)))
+    before, moments = weights(parts), parts.network.return_scale.moments.clone()
+    with pytest.raises(FloatingPointError, match="returns are not finite"):
+        parts.update()
+    assert all(torch.equal(before[name], value) for name, value in weights(parts).items())
+    assert torch.equal(moments, parts.network.return_scale.moments)
+
+
+def test_an_update_without_a_finite_gradient_is_an_error_and_changes_nothing():
+    parts = Parts(config_of())
+    before = weights(parts)
+    episodes = parts.runner.sample()
+    for episode in episodes:
+        for step in range(len(episode)):
+            episode.extra_model_outputs[HEAD_LOG_PROBS][step] = np.full(8, math.nan, np.float32)
+    with pytest.raises(FloatingPointError, match="none of the 8 gradients"):
+        parts.update(episodes)
+    assert all(torch.equal(before[name], value) for name, value in weights(parts).items())
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    parts = Parts(config_of(LearnerConfig(grad_clip=1e-3, minibatches=2)))
+    numbers = parts.update()
+    assert numbers["gradient_clipped_share"] == 1
+    assert numbers["alarm/clip_saturated"] == 1
+    norm = torch.stack([p.grad.norm() for p in parts.network.parameters()]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_second_build_adds_nothing():
+    learner = Parts(config_of()).learner
+    pieces = [type(piece).__name__ for piece in learner._learner_connector.connectors]
+    learner.build()
+    assert [type(piece).__name__ for piece in learner._learner_connector.connectors] == pieces
+    assert pieces.count("FactoredAdvantages") == 1
+    assert "GeneralAdvantageEstimation" not in pieces
+
+
+def test_same_seed_same_weights():
+    results = []
+    for _ in range(2):
+        parts = Parts(config_of(stop=0.1, seed=3))
+        for _ in range(2):
+            parts.update()
+            parts.sync()
+        results.append(weights(parts))
+    assert all(torch.equal(results[1][name], value) for name, value in results[0].items())
+
+
+def test_a_checkpoint_brings_back_actions_values_and_optimiser(tmp_path):
+    parts = Parts(config_of())
+    parts.update()
+    parts.learner.save_to_path(tmp_path / "learner")
+    other = Parts(config_of(seed=9))
+    other.learner.restore_from_path(tmp_path / "learner")
+    served = RLModule.from_checkpoint(tmp_path / "learner" / "rl_module" / MODULE)
+    batch = parts.train_batch(parts.runner.sample())[MODULE]
+    obs = {name: leaf[:, 0] for name, leaf in batch[Columns.OBS].items()}
+    parts.update()
+    other.learner.restore_from_path(tmp_path / "learner")
+    reference = Parts(config_of(seed=9))
+    reference.learner.restore_from_path(tmp_path / "learner")
+    expected = reference.network.act(obs, reference.network.initial_hidden(4), torch.Generator().manual_seed(0))
+    for network in (other.network, served.network):
+        result = network.act(obs, network.initial_hidden(4), torch.Generator().manual_seed(0))
+        assert torch.equal(result.actions, expected.actions)
+        assert torch.equal(result.value, expected.value)
+    assert other.network.return_scale.value != 1
+    steps = [state["step"].item() for state in other.learner.get_optimizer().state.values()]
+    assert set(steps) == {8.0}
+
+
+def test_weights_of_another_network_are_refused():
+    module = Parts(config_of()).learner.module[MODULE]
+    state = module.get_state()
+    state.pop("network.lstm_norm.weight")
+    with pytest.raises(RuntimeError, match=r"lstm_norm\.weight"):
+        module.set_state(state)
+
+
+def test_slots_that_do_not_fit_the_env_are_refused():
+    config = config_of()
+    config.rl_module_spec.model_config["slot_ids"] = ["a", "b"]
+    with pytest.raises(ValueError, match="give the env's own slot ids"):
+        Parts(config)
+
+
+def test_inference_draws_unless_told_otherwise():
+    config = config_of(hosts=64)
+    runner = SingleAgentEnvRunner(config=config, worker_index=0)
+    runner.sample(num_timesteps=64)
+    module = runner.module
+    batch = {
+        Columns.OBS: {
+            "obs": torch.zeros(64, 1, 121),
+            "blueprint_indices": torch.full((64, 1, 3), -1),
+            "action_mask": torch.ones(64, 1, 56, dtype=torch.int8),
+        },
+        Columns.STATE_IN: {name: leaf.expand(64, -1) for name, leaf in module.get_initial_state().items()},
+    }
+    drawn = module.forward_inference(batch)[Columns.ACTIONS]
+    assert len(drawn.unique(dim=0)) > 10
+    module.model_config["deterministic_inference"] = True
+    assert len(module.forward_inference(batch)[Columns.ACTIONS].unique(dim=0)) == 1
+
+
+def test_hosts_must_divide_into_minibatches():
+    with pytest.raises(ValueError, match="4 hosts cannot be dealt evenly to 1 learner"):
+        config_of(LearnerConfig(minibatches=3))
+
+
+def test_the_algorithm_trains_and_restores(tmp_path):
+    assert type(EsperPPO.get_default_config()) is EsperPPOConfig
+    try:
+        algorithm = config_of().build_algo()
+        result = algorithm.train()
+        assert result["learners"][MODULE]["replay_error"] < 1e-5
+        assert result["num_env_steps_sampled_lifetime"] == 4 * EPISODE
+        algorithm.save_to_path(tmp_path / "checkpoint")
+        other = config_of(seed=9).build_algo()
+        other.restore_from_path(tmp_path / "checkpoint")
+        state = algorithm.get_module().get_state()
+        for module in (other.get_module(), other.learner_group._learner.module[MODULE]):
+            assert all(np.array_equal(state[name], value) for name, value in module.get_state().items())
+        assert other.iteration == 1
+    finally:
+        ray.shutdown()

@@ -1,0 +1,215 @@
+import numpy as np
+import pytest
+import torch
+
+from envs.action_masks import mask_size, split_mask
+from envs.slots import SlotConfig
+from envs.vocabulary import Blueprint, HeadSpec
+from policies.distribution import take_entry
+from policies.network import NetworkConfig, RecurrentPolicyNetwork
+from policies.return_scale import ReturnScale
+
+torch.set_num_threads(1)
+SMALL = NetworkConfig(feature_dim=16, hidden_dim=12, head_dim=8)
+
+
+def build(slots=3, config=SMALL, seed=0):
+    torch.manual_seed(seed)
+    heads = SlotConfig.for_row(slots).heads
+    return RecurrentPolicyNetwork(heads, 31 + 30 * slots, slots, len(Blueprint), config)
+
+
+def perturbed(slots=3, seed=0):
+    """A network whose heads and op embeddings are far from their start."""
+    network = build(slots, seed=seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape)
+    return network
+
+
+def observations(network, *shape, seed=0, full=False):
+    rng = np.random.default_rng(seed)
+    slots = network.head_specs[1].size
+    mask = (rng.random((*shape, mask_size(network.head_specs))) < 0.6).astype(np.int8)
+    views = split_mask(mask, network.head_specs)
+    views["op"][..., 0] = 1
+    for head in network.head_specs[1:]:
+        views[head.name][..., 0] = 1
+    if full:
+        mask[...] = 1
+    return {
+        "obs": torch.from_numpy(rng.uniform(-1, 2, (*shape, 31 + 30 * slots)).astype(np.float32)),
+        "blueprint_indices": torch.from_numpy(rng.integers(-1, len(Blueprint), (*shape, slots))),
+        "action_mask": torch.from_numpy(mask),
+    }
+
+
+def test_default_size_is_that_of_the_design():
+    network = build(config=NetworkConfig())
+    assert sum(parameter.numel() for parameter in network.parameters()) == 3_705_192
+    assert network.feature_net[0].in_features == 133
+
+
+@pytest.mark.parametrize("slots", [1, 3, 5])
+def test_sizes_follow_the_slots(slots):
+    network = build(slots)
+    output = network(observations(network, 2, 4), network.initial_hidden(2))
+    assert output.value.shape == (2, 4)
+    assert output.q_values.shape == (2, 4, 6)
+    for head, table in zip(network.head_specs, output.distribution.log_probs, strict=True):
+        rows = 1 if head.name == "op" else len(head.needed_by)
+        assert table.shape == (2, 4, rows, head.size)
+
+
+def test_mean_of_q_under_the_policy_is_the_state_value():
+    network = perturbed()
+    output = network(observations(network, 4, 9), network.initial_hidden(4))
+    mean = (output.distribution.op_log_probs.exp() * output.q_values).sum(-1)
+    torch.testing.assert_close(mean, output.value, atol=1e-6, rtol=1e-6)
+    assert (output.q_values.amax(-1) - output.q_values.amin(-1)).min() > 1e-3
+
+
+def test_one_pass_reproduces_the_steps_of_a_rollout():
+    network = perturbed()
+    network.return_scale.update(torch.tensor([10.0, 5.0, 50.0]), decay=0.9)
+    obs = observations(network, 5, 20)
+    generator = torch.Generator().manual_seed(3)
+    hidden = network.initial_hidden(5)
+    results = []
+    for step in range(20):
+        result = network.act({name: leaf[:, step] for name, leaf in obs.items()}, hidden, generator)
+        hidden = result.hidden
+        results.append(result)
+    output = network(obs, network.initial_hidden(5))
+    actions = torch.stack([result.actions for result in results], dim=1)
+    stored = {
+        name: torch.stack([getattr(result, name) for result in results], dim=1)
+        for name in ("head_log_probs", "log_prob", "value", "q_value", "op_probs")
+    }
+    scale = network.return_scale.value
+    replayed = {
+        "head_log_probs": output.distribution.log_prob(actions),
+        "log_prob": output.distribution.log_prob(actions).sum(-1),
+        "value": output.value * scale,
+        "q_value": take_entry(output.q_values, actions[..., 0]) * scale,
+        "op_probs": output.distribution.op_log_probs.exp(),
+    }
+    assert scale > 1.5
+    for name, values in stored.items():
+        torch.testing.assert_close(replayed[name], values, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.hidden.c, hidden.c, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("op", range(6))
+def test_log_probability_reaches_the_needed_heads_and_no_others(op):
+    network = perturbed()
+    obs = observations(network, 3, 4, full=True)
+    actions = torch.zeros(3, 4, len(network.head_specs), dtype=torch.int64)
+    actions[..., 0] = op
+    output = network(obs, network.initial_hidden(3))
+    output.distribution.log_prob(actions).sum().backward()
+    for head in network.head_specs:
+        gradients = [parameter.grad for parameter in network.heads[head.name].parameters()]
+        norm = sum(gradient.norm() for gradient in gradients)
+        assert (norm > 0) == (op in head.needed_by), head.name
+        embedding = network.heads[head.name].op_embedding
+        if embedding is not None:
+            touched = embedding.grad.abs().sum(-1) > 0
+            assert touched.tolist() == [row == op and op in head.needed_by for row in range(6)]
+
+
+def test_the_critic_pushes_no_head():
+    network = perturbed()
+    output = network(observations(network, 3, 4), network.initial_hidden(3))
+    output.q_values.square().sum().backward()
+    assert all(parameter.grad is None for parameter in network.heads.parameters())
+    assert network.op_stream[0].weight.grad.norm() > 0
+
+
+def test_arguments_depend_on_the_op_once_its_embedding_has_moved():
+    network = build()
+    output = network(observations(network, 2, 3, full=True), network.initial_hidden(2))
+    slot = output.distribution.log_probs[1]
+    torch.testing.assert_close(slot, slot[..., :1, :].expand_as(slot))
+    with torch.no_grad():
+        network.heads["slot"].op_embedding.normal_()
+    moved = network(observations(network, 2, 3, full=True), network.initial_hidden(2)).distribution
+    assert (moved.log_probs[1].std(dim=-2) > 0).all()
+
+
+def test_fresh_policy_is_nearly_uniform():
+    network = build(config=NetworkConfig(feature_dim=128, hidden_dim=128, head_dim=64))
+    output = network(observations(network, 4, 8), network.initial_hidden(4))
+    for entropy, available in zip(
+        output.distribution.normalised_entropies(), output.distribution.available(), strict=True
+    ):
+        assert entropy[available].min() > 0.995
+
+
+def test_acting_is_a_function_of_weights_observation_and_generator(tmp_path):
+    network, other = perturbed(seed=1), build(seed=2)
+    obs = observations(network, 16)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    for deterministic in (False, True):
+        results = [
+            chosen.act(obs, chosen.initial_hidden(16), torch.Generator().manual_seed(5), deterministic)
+            for chosen in (network, network, other)
+        ]
+        for result in results[1:]:
+            assert torch.equal(result.actions, results[0].actions)
+            assert torch.equal(result.log_prob, results[0].log_prob)
+
+
+def test_an_empty_slot_has_its_own_embedding():
+    network = perturbed()
+    obs = observations(network, 1, 1)
+    values = []
+    for index in (-1, 0, len(Blueprint) - 1):
+        obs["blueprint_indices"] = torch.full((1, 1, 3), index)
+        values.append(network(obs, network.initial_hidden(1)).value.item())
+    assert len(set(values)) == 3
+    obs["blueprint_indices"] = torch.full((1, 1, 3), len(Blueprint) + 1)
+    with pytest.raises(IndexError):
+        network(obs, network.initial_hidden(1))
+
+
+def test_a_single_head_makes_a_plain_recurrent_policy():
+    head = HeadSpec("action", 2, ("left", "right"), (0, 1))
+    network = RecurrentPolicyNetwork([head], 4, 0, 0, SMALL)
+    obs = {
+        "obs": torch.randn(3, 5, 4),
+        "blueprint_indices": torch.zeros(3, 5, 0, dtype=torch.int64),
+        "action_mask": torch.ones(3, 5, 2, dtype=torch.int8),
+    }
+    output = network(obs, network.initial_hidden(3))
+    assert output.distribution.sample().shape == (3, 5, 1)
+
+
+@pytest.mark.parametrize("field", ["feature_dim", "hidden_dim", "head_dim", "embedding_dim"])
+def test_widths_must_be_positive(field):
+    with pytest.raises(ValueError, match=f"{field} must be a positive integer, got 0"):
+        NetworkConfig(**{field: 0})
+
+
+def test_return_scale_is_the_standard_deviation_of_what_it_saw():
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(500.0, 3.0, 1000), rng.normal(510.0, 1.0, 500)]
+    scale = ReturnScale()
+    assert scale.value == 1.0
+    for batch in batches:
+        scale.update(torch.tensor([len(batch), batch.sum(), (batch**2).sum()], dtype=torch.float64), decay=1.0)
+    assert scale.value.item() == pytest.approx(np.concatenate(batches).std(), rel=1e-4)
+
+
+def test_return_scale_forgets_and_has_a_floor():
+    scale = ReturnScale()
+    scale.update(torch.tensor([100.0, 0.0, 100.0]), decay=0.5)
+    assert scale.value.item() == pytest.approx(1.0)
+    for _ in range(60):
+        scale.update(torch.tensor([100.0, 0.0, 0.0]), decay=0.5)
+    assert scale.value.item() == pytest.approx(ReturnScale.MINIMUM)
+    before = scale.moments.clone()
+    scale.update(torch.zeros(3), decay=0.5)
+    assert torch.equal(scale.moments, before)
