@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from envs.reward import RewardMode
+from esper_ray.errors import UserError
+from policies.network import NetworkConfig
 
 CriticBaseline = Literal["factored", "state", "op"]
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"learner {name} must be {wanted}, got {value!r}")
 
 
 def _entropy_multipliers() -> dict[str, float]:
@@ -76,6 +90,110 @@ class LearnerConfig:
         _require(self.critic_baseline in baselines, "critic_baseline", self.critic_baseline, f"one of {baselines}")
 
 
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"learner {name} must be {wanted}, got {value!r}")
+@dataclass(frozen=True)
+class EnvConfig:
+    """The world that the policy is trained in (see :class:`envs.morphogenesis.MorphogenesisVectorEnv`)."""
+
+    task: str = "digits_impaired"
+    """Data and host: digits, digits_impaired or digits_mixed."""
+    max_epochs: int = 150
+    """Training epochs of a host, that is steps of an episode."""
+    reward_mode: RewardMode = "score"
+    """score pays every change of the score, sparse pays it at the end, shaped adds terms for stages."""
+    parameter_rent: float | None = None
+    """Score lost per doubling of the parameters; the task's own by default."""
+    path_rent: float | None = None
+    """Score lost per living seed; the task's own by default."""
+    max_living_seeds: int | None = None
+    """Seeds that a host may have at a time; by default one per slot."""
+    parameter_budget: int | None = None
+    """Parameters that a host's seeds may have together; by default 16 times the host's own."""
+    counterfactual_interval: int = 5
+    """Epochs between measurements of what each seed contributes."""
+
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of the environment."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How much is trained, and where."""
+
+    iterations: int = 200
+    """Rollouts and updates in all; a resumed run counts those before it."""
+    num_env_runners: int = 2
+    """Processes that train hosts; 0 does it in this one."""
+    hosts_per_runner: int = 32
+    """Hosts that each of them trains at once."""
+    seed: int = 0
+    """Of weights, actions, hosts and data order."""
+    replay_interval: int = 10
+    """Iterations between pictures of a held-out episode in TensorBoard."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("iterations", 1), ("num_env_runners", 0), ("hosts_per_runner", 1), ("replay_interval", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a training run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+
+    def to_json(self) -> str:
+        """The config as it is stored in a run directory."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+class _StoredConfig(BaseModel):
+    """The border check of stored configs: types and unknown fields, in nested parts too."""
+
+    model_config = ConfigDict(extra="forbid")
+    config: TrainConfig
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a config that :meth:`TrainConfig.to_json` wrote.
+
+    Raises:
+        UserError: unreadable, not JSON, an unknown field, or a value of the wrong kind.
+    """
+    try:
+        return _StoredConfig.model_validate({"config": json.loads(path.read_text())}).config
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'][1:])}: {problem['msg']}" for problem in error.errors()
+        )
+        raise UserError(f"{path} is not a config of this version: {problems}") from error
+
+
+QUICKSTART = TrainConfig(
+    run=RunConfig(iterations=45, num_env_runners=2, hosts_per_runner=16, replay_interval=5),
+    env=EnvConfig(task="digits_impaired", max_epochs=60),
+    network=NetworkConfig(feature_dim=128, hidden_dim=128, head_dim=64),
+    learner=LearnerConfig(lr=1e-3),
+)
+"""What `make train` runs: shorter episodes and a smaller network, for two cores and ten minutes."""
+
+DEBUG = TrainConfig(
+    run=RunConfig(iterations=2, num_env_runners=0, hosts_per_runner=4, replay_interval=1),
+    env=EnvConfig(max_epochs=12),
+    network=NetworkConfig(feature_dim=32, hidden_dim=32, head_dim=16),
+    learner=LearnerConfig(minibatches=2),
+)
+"""Small and in one process, so that breakpoints work."""
+
+PRESETS: dict[str, TrainConfig] = {"default": TrainConfig(), "quickstart": QUICKSTART, "debug": DEBUG}

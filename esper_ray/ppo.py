@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.algorithms.ppo.ppo import PPO, PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -16,11 +18,26 @@ from policies.network import NetworkConfig
 from policies.rl_module import FactoredRLModule
 
 
+def begin_stream(env_runner: Any, stream: int) -> None:
+    """Give a runner's hosts and actions randomness that no earlier life of the run has used.
+
+    RLlib seeds a runner's env only, and a restarted runner like the one before; the module draws from torch's
+    generator.
+    """
+    env_runner.env.unwrapped.seed_stream = stream
+    # A runner outside of a group has no index.
+    runner_seed = (env_runner.config.seed or 0) + (env_runner.worker_index or 0)
+    torch.manual_seed(int(np.random.SeedSequence(runner_seed, spawn_key=(stream,)).generate_state(1)[0]))
+
+
 def _seed_runner(*, env_runner: Any, **kwargs: Any) -> None:
-    """Seed the process of an env runner: RLlib seeds its env only, but the module draws from torch's generator."""
-    if env_runner.config.seed is not None:
-        # A runner outside of a group has no index.
-        torch.manual_seed(env_runner.config.seed + (env_runner.worker_index or 0))
+    torch.set_num_threads(1)
+    begin_stream(env_runner, env_runner.config.env_config.get("seed_stream", 0))
+
+
+def _reseed_restarted(*, algorithm: Any, env_runner_group: Any, env_runner_indices: list[int], **kwargs: Any) -> None:
+    begin = functools.partial(begin_stream, stream=algorithm.iteration + 1)
+    env_runner_group.foreach_env_runner(begin, remote_worker_ids=env_runner_indices, local_env_runner=False)
 
 
 class EsperPPO(PPO):
@@ -114,7 +131,7 @@ class EsperPPOConfig(PPOConfig):
             )
         )
         config._training_from(settings, hosts, episode_length, max(num_learners, 1))
-        config.callbacks(on_environment_created=_seed_runner)
+        config.callbacks(on_environment_created=_seed_runner, on_env_runners_recreated=_reseed_restarted)
         config.debugging(seed=seed, log_level="ERROR")
         config.fault_tolerance(
             restart_failed_env_runners=True,

@@ -1,0 +1,160 @@
+"""What RLlib's events mean here: episodes and updates become metrics, metrics become TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from torch.utils.tensorboard import SummaryWriter
+
+from envs.governor import Panic
+from envs.lifecycle import Fate
+from envs.reward import COMPONENTS
+from envs.slots import SlotConfig
+from envs.tasks import make_task
+from envs.vocabulary import LifecycleOp
+from esper_ray.config import TrainConfig
+from esper_ray.episodes import held_out_seeds
+from esper_ray.replay import draw_replay
+from policies.learned import LearnedPolicy, build_network
+from policies.network import NetworkConfig, RecurrentPolicyNetwork
+
+WORLD, POLICY, CRITIC, OPTIMISER, LSTM, ALARM, SPEED = (
+    "World",
+    "Policy",
+    "Critic",
+    "Optimiser",
+    "LSTM",
+    "Alarm",
+    "Speed",
+)
+
+GROUPS = {
+    **dict.fromkeys(
+        ("value_loss", "q_value_loss", "value_nrmse", "explained_variance", "q_spread", "advantage_mean"), CRITIC
+    ),
+    **dict.fromkeys(("return_scale",), CRITIC),
+    **dict.fromkeys(
+        ("entropy", "entropy_available", "ratio_min", "ratio_mean", "ratio_max", "clip_share", "needed_share"), POLICY
+    ),
+    **dict.fromkeys(("policy_loss", "kl", "joint_ratio_mean", "joint_ratio_max", "forced_share"), POLICY),
+    **dict.fromkeys(("loss", "gradient_norm", "gradient_clipped_share", "applied_share", "replay_error"), OPTIMISER),
+    **dict.fromkeys(("lstm_hidden_norm", "lstm_cell_norm"), LSTM),
+    "alarm": ALARM,
+    "update_seconds": SPEED,
+}
+"""TensorBoard group of each learner metric, by the first part of its name. RLlib's own counters have none."""
+
+
+class EpisodeMetrics(RLlibCallback):
+    """In the runners: logs every finished episode under ``env_runners/world``.
+
+    Each number is the mean over the iteration's episodes.
+    """
+
+    def on_episode_end(
+        self, *, episode: Any, prev_episode_chunks: list[Any], metrics_logger: Any, **kwargs: Any
+    ) -> None:
+        """Log one finished episode; an episode cut by a rollout's end has its earlier parts in the chunks."""
+        chunks = [chunk for chunk in [*prev_episode_chunks, episode] if len(chunk)]
+        steps = [info for chunk in chunks for info in chunk.get_infos()[1:]]
+        last = steps[-1]
+        numbers = {
+            "score": last["committed_score"],
+            "accuracy": last["committed_accuracy"],
+            "parameters": last["committed_parameters"],
+            "governor_stops": float(last["panic"] != Panic.NONE),
+            "episode_epochs": len(steps),
+            **{f"seeds/{fate.name.lower()}": last[f"seeds_{fate.name.lower()}"] for fate in Fate},
+            **{f"reward/{name}": sum(info[f"reward_{name}"] for info in steps) for name in COMPONENTS},
+        }
+        ops = np.concatenate([np.stack(chunk.get_actions())[:, 0] for chunk in chunks])
+        numbers |= {f"op_share/{op.name}": float((ops == op).mean()) for op in LifecycleOp}
+        metrics_logger.log_value(("world", "episodes"), 1, reduce="sum", window=None)
+        for name, value in numbers.items():
+            metrics_logger.log_value(("world", name), float(value), reduce="mean", window=None)
+
+
+class TensorBoard(RLlibCallback):
+    """In the driver: writes every iteration's metrics, and now and then a held-out episode as a picture.
+
+    The horizontal axis is the number of host epochs trained. Also stops a run whose runners are all dead, which
+    RLlib would let go on without data.
+
+    Args:
+        run_dir: Where the event files go.
+        config: The run's config, written as text.
+    """
+
+    def __init__(self, run_dir: Path, config: TrainConfig) -> None:
+        super().__init__()
+        self._run_dir, self._config = run_dir, config
+        self._writer: SummaryWriter | None = None
+        self._clock, self._steps = time.perf_counter(), 0
+
+    def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
+        """Write one iteration.
+
+        Raises:
+            RuntimeError: no runner is left.
+        """
+        config = self._config.run
+        if config.num_env_runners and result["fault_tolerance"]["num_healthy_workers"] == 0:
+            raise RuntimeError("all env runners are dead: see their errors above, then go on with --resume")
+        writer = self._open()
+        step = int(result["num_env_steps_sampled_lifetime"])
+        now = time.perf_counter()
+        if self._steps:
+            writer.add_scalar(f"{SPEED}/iteration_seconds", now - self._clock, step)
+            writer.add_scalar(f"{SPEED}/epochs_per_second", (step - self._steps) / (now - self._clock), step)
+        for name, value in readable_metrics(result):
+            writer.add_scalar(name, value, step)
+        iteration = result["training_iteration"]
+        if iteration % config.replay_interval == 0 or iteration == config.iterations:
+            slots = make_task(self._config.env.task).slots
+            policy = LearnedPolicy(current_network(algorithm, slots, self._config.network))
+            host_seed = held_out_seeds(config.seed, 1)[0]
+            figure = draw_replay(policy, self._config.env, host_seed, f"held-out host, iteration {iteration}")
+            writer.add_figure("Replay/held_out_episode", figure, step)
+        writer.flush()
+        # The clock starts after the picture, so that it does not count as training time.
+        self._clock, self._steps = time.perf_counter(), step
+
+    def _open(self) -> SummaryWriter:
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._run_dir))
+            self._writer.add_text("config", f"```json\n{self._config.to_json()}```")
+        return self._writer
+
+
+def readable_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Name in TensorBoard and value of everything in a result that is watched."""
+    for name, value in flatten(result.get("env_runners", {}).get("world", {})):
+        yield f"{POLICY if name.startswith('op_share') else WORLD}/{name}", value
+    for name, value in flatten(result.get("learners", {}).get("default_policy", {})):
+        group = GROUPS.get(name.split("/")[0])
+        if group is not None and np.isfinite(value):
+            yield f"{group}/{name.removeprefix('alarm/')}", value
+
+
+def flatten(numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Nested metrics as ``a/b`` names with plain numbers."""
+    for name, value in numbers.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}/{inner}", number) for inner, number in flatten(value))
+        elif isinstance(value, int | float | np.number):
+            yield name, float(value)
+
+
+def current_network(algorithm: Any, slots: SlotConfig, config: NetworkConfig) -> RecurrentPolicyNetwork:
+    """A copy of the network with the learner's newest weights."""
+    network = build_network(slots, config)
+    weights = algorithm.learner_group.get_weights()["default_policy"]
+    prefix = "network."
+    network.load_state_dict({name.removeprefix(prefix): torch.as_tensor(value) for name, value in weights.items()})
+    return network

@@ -1,0 +1,153 @@
+"""What a training run leaves on disk, and how it is found again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from esper_ray.config import TrainConfig, load_config
+from esper_ray.errors import UserError
+
+Which = Literal["latest", "best"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved state of a run.
+
+    Attributes:
+        name: Its directory.
+        iteration: Iterations done.
+        score: Mean committed validation score of that iteration's episodes.
+    """
+
+    name: str
+    iteration: int
+    score: float
+
+
+class RunDirectory:
+    """``config.json``, ``checkpoints/``, TensorBoard's event files, and what evaluation adds.
+
+    ``checkpoints/index.json`` names the latest and the best checkpoint. It is replaced in one step after a
+    checkpoint is complete, so that a run killed at any moment still has the one before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> RunDirectory:
+        """Begin a run.
+
+        Raises:
+            UserError: the directory already holds something.
+        """
+        run = cls(path)
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            raise UserError(f"{path} exists and is not empty: choose another --run-dir, or go on with --resume")
+        run.checkpoints.mkdir(parents=True)
+        run.write_config(config)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Find a run.
+
+        Raises:
+            UserError: the directory holds none.
+        """
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise UserError(f"{path} is not a run directory: it has no config.json (train makes one with --run-dir)")
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        """The run's config."""
+        return self.path / "config.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Directory of all checkpoints."""
+        return self.path / "checkpoints"
+
+    def config(self) -> TrainConfig:
+        """The run's config.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return load_config(self.config_path)
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Store the config, in one step."""
+        replace_text(self.config_path, config.to_json())
+
+    def index(self) -> dict[str, Checkpoint]:
+        """Checkpoints by ``latest`` and ``best``; empty before the first.
+
+        Raises:
+            UserError: the index is damaged.
+        """
+        path = self.checkpoints / "index.json"
+        if not path.is_file():
+            return {}
+        try:
+            return {which: Checkpoint(**entry) for which, entry in json.loads(path.read_text()).items()}
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): restore it or train anew") from error
+
+    def checkpoint(self, which: Which) -> tuple[Checkpoint, Path]:
+        """A checkpoint and its directory.
+
+        Raises:
+            UserError: there is none.
+        """
+        index = self.index()
+        if which not in index:
+            raise UserError(f"{self.path} has no checkpoint yet: train for at least one iteration first")
+        found = index[which]
+        path = self.checkpoints / found.name
+        if not path.is_dir():
+            raise UserError(f"the {which} checkpoint {path} is missing: restore it or train anew")
+        return found, path
+
+    def save(self, iteration: int, score: float, write: Callable[[Path], None]) -> None:
+        """Keep a new latest checkpoint, and it as the best if its score is the highest yet.
+
+        Args:
+            iteration: Iterations done.
+            score: Of this iteration's episodes.
+            write: Fills the directory it is given.
+        """
+        new = Checkpoint(f"iteration-{iteration:06d}", iteration, score)
+        target = self.checkpoints / new.name
+        unfinished = self.checkpoints / f".{new.name}.unfinished"
+        for leftover in (unfinished, target):
+            shutil.rmtree(leftover, ignore_errors=True)
+        unfinished.mkdir()
+        write(unfinished)
+        unfinished.rename(target)
+        index = self.index()
+        best = index.get("best")
+        index["latest"] = new
+        index["best"] = new if best is None or not score <= best.score else best
+        entries = {which: asdict(checkpoint) for which, checkpoint in index.items()}
+        replace_text(self.checkpoints / "index.json", json.dumps(entries, indent=2) + "\n")
+        kept = {checkpoint.name for checkpoint in index.values()}
+        for path in self.checkpoints.glob("iteration-*"):
+            if path.name not in kept:
+                shutil.rmtree(path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees either the old or the new content."""
+    temporary = path.with_name(f".{path.name}.unfinished")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,157 @@
+"""The training loop: rollouts and updates, a line of progress each, checkpoints, and a clean stop."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+import torch
+from ray.tune.registry import register_env
+from rich.console import Console
+
+from envs import ENV_ID
+from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.tasks import make_task
+from envs.vocabulary import LifecycleOp
+from esper_ray.callbacks import EpisodeMetrics, TensorBoard, current_network, flatten
+from esper_ray.config import TrainConfig
+from esper_ray.controls import POLICY_FILE
+from esper_ray.errors import UserError
+from esper_ray.ppo import EsperPPO, EsperPPOConfig
+from esper_ray.run_directory import RunDirectory
+from policies.learned import save_weights
+
+RLLIB_STATE = "rllib"
+
+
+def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
+    """Train until the config's iterations are done, from the latest checkpoint if the run has one.
+
+    The first Ctrl-C ends training after the iteration under way, which is saved; a second one at once.
+
+    Args:
+        run: Where checkpoints and TensorBoard files go.
+        config: All settings.
+        console: Where progress is printed.
+
+    Raises:
+        UserError: a checkpoint that cannot be read, or one of other sizes.
+    """
+    torch.set_num_threads(1)
+    done = run.index()["latest"].iteration if run.index() else 0
+    if done >= config.run.iterations:
+        console.print(f"{run.path} has its {done} iterations already; give more with --iterations N --resume")
+        return
+    _start_ray(max(config.run.num_env_runners, 1))
+    try:
+        algorithm = _algorithm_config(run, config, stream=done).build_algo()
+        if done:
+            _restore(algorithm, run)
+            console.print(f"resumed after iteration {done}")
+        with _stop_requests(console) as stop:
+            _loop(algorithm, run, config, console, stop)
+        algorithm.stop()
+    finally:
+        ray.shutdown()
+
+
+def _loop(algorithm: EsperPPO, run: RunDirectory, config: TrainConfig, console: Console, stop: list[bool]) -> None:
+    began, first = time.perf_counter(), algorithm.iteration
+    steps = 0
+    while algorithm.iteration < config.run.iterations:
+        started = time.perf_counter()
+        result = algorithm.train()
+        world = dict(flatten(result["env_runners"].get("world", {})))
+        score = world.get("score", float("nan"))
+        run.save(algorithm.iteration, score, lambda path: _write_checkpoint(algorithm, config, path))
+        now = time.perf_counter()
+        left = (now - began) / (algorithm.iteration - first) * (config.run.iterations - algorithm.iteration)
+        lifetime = int(result["num_env_steps_sampled_lifetime"])
+        rate = (lifetime - steps if steps else config.run.hosts_per_runner * config.env.max_epochs) / (now - started)
+        steps = lifetime
+        console.print(_progress_line(algorithm.iteration, config, world, rate, left), highlight=False)
+        if stop[0]:
+            console.print(f"stopped and saved; go on with: esper-ray train --run-dir {run.path} --resume")
+            return
+
+
+def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float], rate: float, left: float) -> str:
+    mix = " ".join(f"{op.name.lower()} {100 * world.get(f'op_share/{op.name}', 0.0):.0f}" for op in LifecycleOp)
+    return (
+        f"[bold]{iteration:>4}[/]/{config.run.iterations}  score [bold]{world.get('score', float('nan')):.3f}[/]  "
+        f"accuracy {world.get('accuracy', float('nan')):.1f}  "
+        f"{world.get('episodes', 0):.0f} episodes  {rate:,.0f} epochs/s  ops % [dim]{mix}[/]  "
+        f"left {int(left // 60)}:{int(left % 60):02d}"
+    )
+
+
+# ---------------------------------------------------------------------- RLlib
+def _start_ray(num_cpus: int) -> None:
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def _make_env(env_config: dict[str, Any]) -> MorphogenesisVectorEnv:
+    return MorphogenesisVectorEnv(**env_config)
+
+
+def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> EsperPPOConfig:
+    """RLlib's config of a run whose randomness starts at ``stream``, the iterations done before."""
+    register_env(ENV_ID, _make_env)
+    algorithm_config = EsperPPOConfig.of(
+        env_id=ENV_ID,
+        env_config={**config.env.keywords(), "gamma": config.learner.gamma, "seed_stream": stream},
+        slot_ids=make_task(config.env.task).slots.slot_ids,
+        episode_length=config.env.max_epochs,
+        hosts_per_runner=config.run.hosts_per_runner,
+        num_env_runners=config.run.num_env_runners,
+        network=config.network,
+        learner=config.learner,
+        seed=config.run.seed,
+    )
+    algorithm_config.callbacks([EpisodeMetrics, functools.partial(TensorBoard, run.path, config)])
+    return algorithm_config
+
+
+def _write_checkpoint(algorithm: EsperPPO, config: TrainConfig, path: Path) -> None:
+    algorithm.save_to_path(str(path / RLLIB_STATE))
+    save_weights(current_network(algorithm, make_task(config.env.task).slots, config.network), path / POLICY_FILE)
+
+
+def _restore(algorithm: EsperPPO, run: RunDirectory) -> None:
+    _, path = run.checkpoint("latest")
+    try:
+        algorithm.restore_from_path(str(path / RLLIB_STATE))
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} cannot be restored with this config (were sizes changed since?): {reason[:300]}"
+        ) from error
+
+
+@contextmanager
+def _stop_requests(console: Console) -> Iterator[list[bool]]:
+    """A one-element list that turns True at the first Ctrl-C; the second one interrupts as usual."""
+    stop = [False]
+    usual = signal.getsignal(signal.SIGINT)
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop[0] = True
+        signal.signal(signal.SIGINT, usual)
+        console.print("stopping after this iteration; Ctrl-C again to stop at once and lose it")
+
+    signal.signal(signal.SIGINT, request)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, usual)
