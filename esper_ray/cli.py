@@ -19,6 +19,8 @@ from esper_ray.config import PRESETS, TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.run_directory import RunDirectory, Which
 
+LOG_COLUMNS = 120
+
 Preset = Literal["default", "quickstart", "debug"]
 
 
@@ -164,7 +166,8 @@ def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay:
 def main() -> None:
     """Entry point of ``esper-ray`` and ``python -m esper_ray``."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    console = Console()
+    # Into a file or a pipe rich would wrap at 80 columns.
+    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=LOG_COLUMNS)
     try:
         parse(sys.argv[1:]).run(console)
     except UserError as error:

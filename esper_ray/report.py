@@ -5,40 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
+from esper_ray.controls import LEARNED
+
 LABELS = {
-    "learned": "learned policy",
+    LEARNED: "learned policy",
     "never_grow": "never grow",
-    "random_valid": "random valid actions",
-    "heuristic": "plateau heuristic",
+    "random_valid": "random valid",
+    "heuristic": "heuristic",
     "fixed_schedule": "fixed schedule",
 }
 
 
 def evaluation_table(report: dict[str, Any]) -> Table:
-    """One row per policy."""
+    """One row per policy; fits into 80 columns."""
     table = Table(
-        title=f"{report['task']}: {report['episodes']} held-out episodes of {report['max_epochs']} epochs, test split",
-        caption="score = accuracy/100 − rent; iqm = interquartile mean; [ ] = its 95 % bootstrap interval; "
-        "seeds per episode",
+        title=f"{report['task']}: {report['episodes']} held-out hosts, {report['max_epochs']} epochs, test split",
+        caption="score = accuracy/100 − rent; interquartile means, [ ] = 95 % bootstrap interval; "
+        "fossil, pruned, cut: seeds per episode kept for good, pruned, removed unfinished at the end",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    for name in ("policy", "score (iqm)", "95 % interval", "score (mean)", "accuracy %", "parameters"):
-        table.add_column(name, justify="left" if name == "policy" else "right")
-    for name in ("fossilised", "pruned", "unfinished"):
-        table.add_column(name, justify="right")
+    table.add_column("policy", no_wrap=True)
+    for name in ("score", "acc %", "params", "fossil", "pruned", "cut"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, result in report["policies"].items():
         score, fates = result["score"], result["fates"]
         low, high = score["ci95"]
         table.add_row(
             LABELS.get(name, name),
-            f"{score['iqm']:.3f}",
-            f"[{low:.3f}, {high:.3f}]".replace("[", r"\["),
-            f"{score['mean']:.3f}",
+            f"{score['iqm']:.3f} \\[{low:.3f}, {high:.3f}]",
             f"{result['accuracy']['iqm']:.1f}",
             f"{result['parameters']['iqm']:,.0f}",
             *(f"{fates[fate]:.2f}" for fate in ("fossilized", "pruned", "unfinished")),
-            style="bold" if name == "learned" else None,
+            style="bold" if name == LEARNED else None,
         )
     return table
 
@@ -51,7 +53,7 @@ def evaluation_figure(report: dict[str, Any]) -> Figure:
     for place, (name, result) in enumerate(policies):
         score = result["score"]
         low, high = score["ci95"]
-        colour = "#1d3557" if name == "learned" else "#8d99ae"
+        colour = "#1d3557" if name == LEARNED else "#8d99ae"
         axes.plot([low, high], [place, place], color=colour, lw=5, solid_capstyle="round")
         axes.plot(score["iqm"], place, "o", color="white", ms=4, zorder=3)
         axes.annotate(f"{score['iqm']:.3f}", (high, place), (7, 0), textcoords="offset points", va="center")

@@ -69,7 +69,8 @@ def _loop(algorithm: EsperPPO, run: RunDirectory, config: TrainConfig, console: 
     steps = 0
     while algorithm.iteration < config.run.iterations:
         started = time.perf_counter()
-        result = algorithm.train()
+        with console.status(f"iteration {algorithm.iteration + 1}: hosts train, then the policy"):
+            result = algorithm.train()
         world = dict(flatten(result["env_runners"].get("world", {})))
         score = world.get("score", float("nan"))
         run.save(algorithm.iteration, score, lambda path: _write_checkpoint(algorithm, config, path))
@@ -85,12 +86,12 @@ def _loop(algorithm: EsperPPO, run: RunDirectory, config: TrainConfig, console: 
 
 
 def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float], rate: float, left: float) -> str:
-    mix = " ".join(f"{op.name.lower()} {100 * world.get(f'op_share/{op.name}', 0.0):.0f}" for op in LifecycleOp)
+    shares = ((op.name.split("_")[0].lower(), 100 * world.get(f"op_share/{op.name}", 0.0)) for op in LifecycleOp)
+    mix = ", ".join(f"{name} {share:.0f}" for name, share in shares)
     return (
-        f"[bold]{iteration:>4}[/]/{config.run.iterations}  score [bold]{world.get('score', float('nan')):.3f}[/]  "
-        f"accuracy {world.get('accuracy', float('nan')):.1f}  "
-        f"{world.get('episodes', 0):.0f} episodes  {rate:,.0f} epochs/s  ops % [dim]{mix}[/]  "
-        f"left {int(left // 60)}:{int(left % 60):02d}"
+        f"[bold]{iteration:>3}[/]/{config.run.iterations} score [bold]{world.get('score', float('nan')):.3f}[/] "
+        f"{world.get('episodes', 0):.0f} episodes {rate:,.0f} epochs/s [dim]% {mix}[/] "
+        f"{int(left // 60)}:{int(left % 60):02d} left"
     )
 
 

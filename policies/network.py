@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -39,12 +39,15 @@ class NetworkConfig:
     """Hidden width of each head and of both critic streams; the blueprint head uses twice and half of it."""
     embedding_dim: int = 4
     """Numbers per slot that stand for the blueprint growing in it."""
+    op_bias: Mapping[str, float] = field(default_factory=lambda: {"PRUNE": -2.0})
+    """Logits that ops start with, by name; others start at 0. Pruning is open in every epoch of a seed's life: at 0
+    hardly a seed lives to be fossilised by chance, and there is nothing to learn from."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            width = getattr(self, field.name)
+        for name in ("feature_dim", "hidden_dim", "head_dim", "embedding_dim"):
+            width = getattr(self, name)
             if not isinstance(width, int) or width < 1:
-                raise ValueError(f"network {field.name} must be a positive integer, got {width!r}")
+                raise ValueError(f"network {name} must be a positive integer, got {width!r}")
         if self.head_dim < 2:
             raise ValueError(f"network head_dim must be at least 2, half of it is a width; got {self.head_dim}")
 
@@ -142,16 +145,27 @@ class ActionHead(nn.Module):
         layers: list[nn.Module] = [nn.ReLU()]
         for before, after in itertools.pairwise(widths):
             layers += [_linear(before, after), nn.ReLU()]
-        layers.append(_linear(widths[-1], outputs, gain=0.01))
         self.rest = nn.Sequential(*layers)
+        self.output = _linear(widths[-1], outputs, gain=0.01)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits ``[..., K, outputs]`` of features ``[..., inputs]``, a row per op that needs this head."""
         hidden: Tensor = self.first(features).unsqueeze(-2)
         if self.op_embedding is not None:
             hidden = hidden + self.op_embedding[self.needed_by]
-        logits: Tensor = self.rest(hidden)
+        logits: Tensor = self.output(self.rest(hidden))
         return logits
+
+
+def _set_op_bias(head: nn.Module, ops: HeadSpec, logits: Mapping[str, float]) -> None:
+    """Start the named ops with these logits."""
+    unknown = set(logits) - set(ops.choices)
+    if unknown:
+        raise ValueError(f"network op_bias names {sorted(unknown)}, but the ops are {', '.join(ops.choices)}")
+    assert isinstance(head, ActionHead)
+    with torch.no_grad():
+        for name, logit in logits.items():
+            head.output.bias[ops.choices.index(name)] = logit
 
 
 class RecurrentPolicyNetwork(nn.Module):
@@ -207,6 +221,7 @@ class RecurrentPolicyNetwork(nn.Module):
                 for head in heads
             }
         )
+        _set_op_bias(self.heads[heads[0].name], heads[0], config.op_bias)
         self.state_stream = self._critic_stream(1)
         self.op_stream = self._critic_stream(num_ops)
         self.return_scale = ReturnScale()

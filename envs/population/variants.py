@@ -39,11 +39,12 @@ class VariantTables:
         self._seeds = seeds
         self._gates = np.array([[count_parameters(gate_parameters(int(w))) for w in row] for row in widths])
         self._offered = np.array([blueprint in modules for blueprint in Blueprint])
-        self.mixed = len(variants) > 1
         masks = np.stack([layout.present(host.parameters(variant)) for variant in variants])
+        self.mixed = not masks.all()
         self._parameters = torch.from_numpy(masks).to(device)
+        widest = [host.slot_width(host.widest, slot) for slot in slots]
         self._channels = [
-            torch.from_numpy((np.arange(widths[:, slot].max()) < widths[:, slot, None]).astype(np.float32)).to(device)
+            torch.from_numpy((np.arange(widest[slot]) < widths[:, slot, None]).astype(np.float32)).to(device)
             for slot in slots
         ]
 
