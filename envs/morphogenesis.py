@@ -184,6 +184,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         loss, accuracy = self._evaluate(np.arange(self.num_envs))
         self._open_books(newcomers, loss[newcomers], accuracy[newcomers])
         panic = np.where(resetting, Panic.NONE, self.governor.judge(loss, accuracy, ending | resetting))
+        self.governor.start(newcomers)  # an untrained host's result is no epoch of its episode
         stopped = panic != Panic.NONE
         measured = self._measure(~(ending | resetting | stopped), accuracy)
         self._guard(stopped, resetting | ending, loss, accuracy)

@@ -47,7 +47,6 @@ class Train:
             if self.run_dir is None:
                 raise UserError("--resume needs --run-dir: which run shall go on?")
             run = RunDirectory.open(self.run_dir)
-            run.write_config(config)
         else:
             now = datetime.now(UTC).astimezone()
             path = self.run_dir or Path("runs") / f"{config.env.task}-{now:%Y%m%d-%H%M%S}"

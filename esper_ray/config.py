@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.reward import RewardMode
+from envs.tasks import task_names
 from esper_ray.errors import UserError
 from policies.network import NetworkConfig
 
@@ -20,7 +21,7 @@ CriticBaseline = Literal["factored", "state", "op"]
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
-        raise ValueError(f"learner {name} must be {wanted}, got {value!r}")
+        raise UserError(f"{name} must be {wanted}, got {value!r}")
 
 
 def _entropy_multipliers() -> dict[str, float]:
@@ -95,7 +96,7 @@ class EnvConfig:
     """The world that the policy is trained in (see :class:`envs.morphogenesis.MorphogenesisVectorEnv`)."""
 
     task: str = "digits_impaired"
-    """Data and host: digits, digits_impaired or digits_mixed."""
+    """Data and host, by name."""
     max_epochs: int = 150
     """Training epochs of a host, that is steps of an episode."""
     reward_mode: RewardMode = "score"
@@ -110,6 +111,14 @@ class EnvConfig:
     """Parameters that a host's seeds may have together; by default 16 times the host's own."""
     counterfactual_interval: int = 5
     """Epochs between measurements of what each seed contributes."""
+
+    def __post_init__(self) -> None:
+        _require(self.task in task_names(), "task", self.task, f"one of {', '.join(task_names())}")
+        for name in ("max_epochs", "counterfactual_interval"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("max_living_seeds", "parameter_budget"):
+            limit = getattr(self, name)
+            _require(limit is None or limit >= 0, name, limit, "0 or more, or none")
 
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of the environment."""
@@ -132,12 +141,10 @@ class RunConfig:
     """Iterations between pictures of a held-out episode in TensorBoard."""
 
     def __post_init__(self) -> None:
-        for name, least in (("iterations", 1), ("num_env_runners", 0), ("hosts_per_runner", 1), ("replay_interval", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        for name in ("iterations", "hosts_per_runner", "replay_interval"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("num_env_runners", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,14 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+
+    def __post_init__(self) -> None:
+        hosts, minibatches = self.run.hosts_per_runner * max(self.run.num_env_runners, 1), self.learner.minibatches
+        if hosts % minibatches:
+            raise UserError(
+                f"the {hosts} hosts of an iteration (hosts_per_runner × num_env_runners) must be a multiple of "
+                f"minibatches, which is {minibatches}: change one of them"
+            )
 
     def to_json(self) -> str:
         """The config as it is stored in a run directory."""
@@ -173,6 +188,8 @@ def load_config(path: Path) -> TrainConfig:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in problem['loc'][1:])}: {problem['msg']}" for problem in error.errors()

@@ -56,6 +56,7 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
         algorithm = _algorithm_config(run, config, stream=done).build_algo()
         if done:
             _restore(algorithm, run)
+            run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
             console.print(f"resumed after iteration {done}")
         with _stop_requests(console) as stop:
             _loop(algorithm, run, config, console, stop)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import torch
 
-from envs.action_masks import mask_size
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from envs.vocabulary import Blueprint
@@ -48,13 +48,11 @@ class LearnedPolicy:
         """
         network = build_network(slots, config)
         try:
-            state = torch.load(weights, weights_only=True)
-            network.load_state_dict(state)
-        except (RuntimeError, KeyError, AttributeError, TypeError, EOFError) as error:
-            reason = " ".join(str(error).split())
+            network.load_state_dict(torch.load(weights, weights_only=True))
+        except (RuntimeError, KeyError, AttributeError, TypeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"{weights} does not hold a policy for {slots.num_slots} slots ({mask_size(slots.heads)} mask entries) "
-                f"of {config}: {reason[:300]}"
+                f"{weights} does not hold a policy for {slots.num_slots} slots with {config}: use the config it was "
+                "trained with, or train anew"
             ) from error
         return cls(network, deterministic)
 

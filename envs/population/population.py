@@ -212,7 +212,7 @@ class Population:
     def _forward(
         self, flat: Tensor, buffers: dict[str, Tensor], x: Tensor, y: Tensor, runs: list[SeedRun], training: bool
     ) -> tuple[Tensor, Tensor]:
-        """Mean loss and share of hits per member, each ``[M]``; ``y`` is ``[B, M]``, or ``[B]`` when shared."""
+        """Mean loss and number of hits per member, each ``[M]``; ``y`` is ``[B, M]``, or ``[B]`` when shared."""
 
         def grow_slot(slot: int, h: Tensor) -> Tensor:
             return grow(h, [run for run in runs if run.slot == slot])
@@ -221,7 +221,7 @@ class Population:
         labels = y if y.dim() == 2 else y[:, None].expand(-1, logits.shape[1])
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
         hits = (logits.detach().argmax(-1) == labels).float()
-        return loss.mean(0), hits.mean(0)
+        return loss.mean(0), hits.sum(0)
 
     def _read_meters(self) -> SeedGradients:
         shape = (self.num_members, self.task.slots.num_slots)
@@ -258,9 +258,9 @@ class Population:
         hits = torch.zeros_like(loss)
         chunk = max(1, EVALUATION_CELLS // len(members))
         for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
-            mean_loss, hit_share = self._forward(flat, buffers, xs, ys, runs, training=False)
+            mean_loss, hit_count = self._forward(flat, buffers, xs, ys, runs, training=False)
             loss += mean_loss * len(ys)
-            hits += hit_share * len(ys)
+            hits += hit_count
         return (loss / len(y)).double().cpu().numpy(), (100.0 * hits / len(y)).double().cpu().numpy()
 
     def _evaluation_runs(

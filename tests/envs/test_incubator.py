@@ -5,7 +5,19 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import (CNN_BLUEPRINTS, STYLE_OF, WAIT, advance, everyone, fossilize, germinate, same_observations, stages, tiny_env, views_of)
+from helpers import (
+    CNN_BLUEPRINTS,
+    STYLE_OF,
+    WAIT,
+    advance,
+    everyone,
+    fossilize,
+    germinate,
+    same_observations,
+    stages,
+    tiny_env,
+    views_of,
+)
 from test_blueprints import MEMBERS, MODULES, activation, run_of, seeds_at_birth
 
 from envs.morphogenesis import MorphogenesisVectorEnv

@@ -9,6 +9,7 @@ from envs.vocabulary import HeadSpec
 from esper_ray.advantages import advantage_streams
 from esper_ray.config import LearnerConfig
 from esper_ray.diagnostics import alarms, minibatch_diagnostics
+from esper_ray.errors import UserError
 from esper_ray.loss import MINIMUM_NEED, Minibatch, clipped_surrogate, divergence, entropy_weights, ppo_loss
 from policies.distribution import FactoredDistribution, head_masks, masked_log_softmax, needs_table, row_table
 from policies.network import Hidden, NetworkConfig, PolicyOutput, RecurrentPolicyNetwork
@@ -164,7 +165,7 @@ def test_a_head_whose_ops_never_occur_still_gets_an_entropy_gradient():
     terms.total.backward()
     assert terms.needed.sum(dim=(0, 1)).tolist() == [9] + [0] * 7
     for head in HEADS[1:]:
-        gradient = network.heads[head.name].rest[-1].weight.grad
+        gradient = network.heads[head.name].output.weight.grad
         assert gradient.norm() > 0, head.name
         touched = network.heads[head.name].op_embedding.grad.abs().sum(-1) > 0
         assert touched.tolist() == [op in head.needed_by for op in range(6)]
@@ -178,8 +179,8 @@ def test_without_the_entropy_bonus_such_a_head_gets_none():
     network, output, minibatch = network_and_batch(op=0)
     ppo_loss(output, minibatch, LearnerConfig(), torch.zeros(len(HEADS)), alone).total.backward()
     for head in HEADS[1:]:
-        assert network.heads[head.name].rest[-1].weight.grad.norm() == 0
-    assert network.heads["op"].rest[-1].weight.grad.norm() > 0
+        assert network.heads[head.name].output.weight.grad.norm() == 0
+    assert network.heads["op"].output.weight.grad.norm() > 0
 
 
 def test_padding_changes_nothing():
@@ -319,5 +320,5 @@ def test_every_head_needs_an_entropy_multiplier():
     ],
 )
 def test_settings_out_of_range_are_refused_with_the_value(field, value):
-    with pytest.raises(ValueError, match=f"learner {field} must be .* got {value!r}"):
+    with pytest.raises(UserError, match=f"{field}.* must be .* got {value!r}"):
         LearnerConfig(**{field: value})

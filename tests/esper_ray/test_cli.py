@@ -1,0 +1,154 @@
+"""Each command once, small, as a user's shell would run it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SMALL = ["--debug", "--max-epochs", "8", "--hosts-per-runner", "2", "--minibatches", "2"]
+
+
+def esper_ray(*arguments, cwd=None):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "esper_ray", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "small"
+    result = esper_ray("train", *SMALL, "--run-dir", path, "--seed", 3)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1/2" in result.stdout
+    assert "2/2" in result.stdout
+    return path
+
+
+def tags(run_dir):
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return events
+
+
+def test_train_leaves_config_checkpoints_and_readable_tensorboard_tags(run_dir):
+    assert json.loads((run_dir / "config.json").read_text())["run"]["seed"] == 3
+    index = json.loads((run_dir / "checkpoints" / "index.json").read_text())
+    assert index["latest"]["iteration"] == 2
+    events = tags(run_dir)
+    scalars = events.Tags()["scalars"]
+    for tag in (
+        "World/score",
+        "World/reward/accuracy",
+        "World/seeds/fossilized",
+        "Policy/op_share/WAIT",
+        "Policy/entropy/op",
+        "Critic/explained_variance",
+        "LSTM/lstm_hidden_norm",
+        "Alarm/non_finite",
+        "Optimiser/gradient_norm/all",
+        "Speed/epochs_per_second",
+    ):
+        assert tag in scalars
+    assert "Replay/held_out_episode" in events.Tags()["images"]
+    assert any("config" in tag for tag in events.Tags()["tensors"])
+    assert max(event.value for event in events.Scalars("Optimiser/replay_error")) < 1e-5
+
+
+def test_a_run_resumes_where_it_stopped_with_its_own_settings(run_dir):
+    steps_before = tags(run_dir).Scalars("World/score")[-1].step
+    result = esper_ray("train", "--run-dir", run_dir, "--resume", "--iterations", 3)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "resumed after iteration 2" in result.stdout
+    assert "3/3" in result.stdout
+    assert "2/3" not in result.stdout
+    index = json.loads((run_dir / "checkpoints" / "index.json").read_text())
+    assert index["latest"]["iteration"] == 3
+    assert tags(run_dir).Scalars("World/score")[-1].step == steps_before * 3 // 2
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["env"]["max_epochs"] == 8
+    assert config["run"]["seed"] == 3
+
+
+def test_evaluate_writes_every_policy_with_intervals(run_dir):
+    result = esper_ray("evaluate", run_dir, "--episodes", 3, "--workers", 1)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "never grow" in result.stdout
+    report = json.loads((run_dir / "evaluation.json").read_text())
+    assert (report["task"], report["episodes"]) == ("digits_impaired", 3)
+    assert set(report["policies"]) == {"learned", "never_grow", "random_valid", "heuristic", "fixed_schedule"}
+    for policy in report["policies"].values():
+        for measure in ("score", "accuracy", "parameters"):
+            low, high = policy[measure]["ci95"]
+            assert low <= policy[measure]["iqm"] <= high
+        assert set(policy["fates"]) == {"fossilized", "pruned", "unfinished", "rolled_back"}
+    assert (run_dir / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_replay_draws_a_picture(run_dir):
+    result = esper_ray("replay", run_dir, "--seed", 1)
+    assert result.returncode == 0, result.stdout + result.stderr
+    picture = (run_dir / "replay-learned-1.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--task", "digit"], "digit"),
+        (["train", "--max-epochs", "0"], "max_epochs"),
+        (["train", "--hosts-per-runner", "0"], "hosts_per_runner"),
+        (["train", "--debug", "--hosts-per-runner", "3"], "multiple of"),
+        (["train", "--clip", "-1"], "clip"),
+        (["train", "--no-such-flag"], "no-such-flag"),
+        (["train", "--resume"], "--run-dir"),
+        (["train", "--resume", "--run-dir", "nowhere"], "not a run directory"),
+        (["evaluate", "nowhere"], "not a run directory"),
+        (["replay", "nowhere"], "not a run directory"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_line_and_code_2(arguments, says, tmp_path):
+    result = esper_ray(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_resuming_with_other_sizes_is_refused_and_changes_nothing(run_dir):
+    before = (run_dir / "config.json").read_text()
+    result = esper_ray("train", "--run-dir", run_dir, "--resume", "--iterations", 9, "--hidden-dim", 24)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "cannot be restored" in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert (run_dir / "config.json").read_text() == before
+
+
+def test_a_damaged_run_is_refused_and_left_as_it_is(run_dir, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["network"]["hidden_dim"] = 48
+    (copy / "config.json").write_text(json.dumps(config))
+    for command in (["evaluate", copy, "--episodes", "2"], ["replay", copy]):
+        result = esper_ray(*command)
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert "does not hold a policy" in result.stderr
+        assert "Traceback" not in result.stderr
+    config["network"]["colour"] = "red"
+    (copy / "config.json").write_text(json.dumps(config))
+    result = esper_ray("train", "--run-dir", copy, "--resume")
+    assert result.returncode == 2
+    assert "network.colour" in result.stderr
+    assert json.loads((copy / "config.json").read_text()) == config

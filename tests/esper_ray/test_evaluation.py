@@ -1,0 +1,94 @@
+"""Statistics and held-out episodes."""
+
+import numpy as np
+import pytest
+
+from envs.tasks import make_task
+from esper_ray.config import EnvConfig
+from esper_ray.episodes import held_out_seeds, run_episodes
+from esper_ray.evaluation import interquartile_mean, summarise
+from policies.heuristic import PlateauHeuristic
+from policies.learned import LearnedPolicy, build_network
+from policies.network import NetworkConfig
+from policies.scripted import FixedSchedule, NeverGrow, RandomValid
+
+ENV = EnvConfig(task="digits_impaired", max_epochs=16)
+SLOTS = make_task(ENV.task).slots
+
+
+def test_the_interquartile_mean_ignores_the_outer_quarters():
+    assert interquartile_mean(np.array([-100.0, 1.0, 3.0, 100.0])) == 2.0
+
+
+def test_an_interval_holds_its_estimate_and_narrows_with_more_episodes():
+    rng = np.random.default_rng(0)
+    few, many = (summarise(rng.normal(0.5, 0.1, size)) for size in (16, 1024))
+    for summary in (few, many):
+        assert summary["ci95"][0] <= summary["iqm"] <= summary["ci95"][1]
+        assert summary["mean_ci95"][0] <= summary["mean"] <= summary["mean_ci95"][1]
+    assert many["ci95"][1] - many["ci95"][0] < few["ci95"][1] - few["ci95"][0]
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(40):
+        low, high = summarise(rng.normal(0.0, 1.0, 64))["mean_ci95"]
+        hits += low <= 0.0 <= high
+    assert hits >= 32
+
+
+def test_equal_values_have_an_interval_of_no_width():
+    assert summarise(np.full(8, 0.25))["ci95"] == [0.25, 0.25]
+
+
+def test_held_out_seeds_are_reproducible_and_differ_from_each_other():
+    assert held_out_seeds(3, 64) == held_out_seeds(3, 64)
+    assert len(set(held_out_seeds(3, 64) + held_out_seeds(4, 64))) == 128
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        NeverGrow(SLOTS),
+        RandomValid(SLOTS),
+        PlateauHeuristic(SLOTS, ENV.max_epochs),
+        FixedSchedule(SLOTS, ENV.max_epochs),
+        LearnedPolicy(build_network(SLOTS, NetworkConfig(32, 32, 16))),
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_every_policy_is_admitted_by_the_masks_and_repeats_itself(policy):
+    seeds = held_out_seeds(0, 3)
+    successes = []
+    first = run_episodes(policy, ENV, seeds, lambda world: successes.append(world._last_success.copy()))
+    again = run_episodes(policy, ENV, seeds)
+    assert np.all(successes)
+    np.testing.assert_array_equal(first.score, again.score)
+    assert np.isfinite(first.score).all()
+    assert (first.parameters >= 1090).all()
+
+
+def test_never_grow_grows_nothing():
+    results = run_episodes(NeverGrow(SLOTS), ENV, held_out_seeds(0, 2))
+    assert (results.parameters == 1090).all()
+    assert sum(counts.sum() for counts in results.fates.values()) == 0
+    np.testing.assert_allclose(results.score, results.accuracy / 100)
+
+
+def test_the_fixed_schedule_fossilises_one_depthwise_seed_in_every_host():
+    env = EnvConfig(task="digits_impaired", max_epochs=24)
+    results = run_episodes(FixedSchedule(SLOTS, env.max_epochs), env, held_out_seeds(0, 2))
+    assert (results.fates["fossilized"] == 1).all()
+    assert (results.parameters == 1090 + 160).all()
+
+
+def test_weights_of_other_sizes_are_refused_in_one_clear_line(tmp_path):
+    from policies.learned import save_weights
+
+    save_weights(build_network(SLOTS, NetworkConfig(32, 32, 16)), tmp_path / "policy.pt")
+    with pytest.raises(ValueError, match="does not hold a policy for 3 slots"):
+        LearnedPolicy.load(tmp_path / "policy.pt", SLOTS, NetworkConfig(64, 64, 16))
+    (tmp_path / "policy.pt").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="does not hold a policy"):
+        LearnedPolicy.load(tmp_path / "policy.pt", SLOTS, NetworkConfig(32, 32, 16))
