@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ class _UpdateRecord:
     """Gradients that were above the clip."""
     applied: int = 0
     """Steps of the optimiser."""
+    began: float = field(default_factory=time.perf_counter)
+    """When the update started, on the performance counter."""
     last_result: Any = None
     """What RLlib got for the latest minibatch with a gradient."""
 
@@ -62,7 +65,7 @@ class EsperPPOLearner(PPOTorchLearner):
     (:mod:`esper_ray.diagnostics`), but for ``gradient_norm/...`` (before clipping: per head, of the rest, and
     ``all``), ``gradient_clipped_share``, ``applied_share`` (share of the minibatches that made a step),
     ``replay_error`` (largest difference between stored and recomputed log-probabilities before the first step,
-    to be near 0), ``return_scale`` and ``lstm_hidden_norm``, ``lstm_cell_norm``.
+    to be near 0), ``return_scale``, ``update_seconds`` and ``lstm_hidden_norm``, ``lstm_cell_norm``.
     """
 
     def build(self) -> None:
@@ -172,7 +175,8 @@ class EsperPPOLearner(PPOTorchLearner):
         saturated = int(record.clipped > SATURATED_CLIPPING * record.computed)
         for module_id, module in self.module.items():
             scale = module.unwrapped().network.return_scale.value.item()
-            self._log(module_id, {"applied_share": record.applied / record.offered, "return_scale": scale})
+            numbers = {"applied_share": record.applied / record.offered, "return_scale": scale}
+            self._log(module_id, numbers | {"update_seconds": time.perf_counter() - record.began})
             self._count(module_id, {"alarm/clip_saturated": saturated})
 
     def _log(self, module_id: str, numbers: dict[str, float]) -> None:

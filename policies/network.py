@@ -39,9 +39,8 @@ class NetworkConfig:
     """Hidden width of each head and of both critic streams; the blueprint head uses twice and half of it."""
     embedding_dim: int = 4
     """Numbers per slot that stand for the blueprint growing in it."""
-    op_bias: Mapping[str, float] = field(default_factory=lambda: {"PRUNE": -2.0})
-    """Logits that ops start with, by name; others start at 0. Pruning is open in every epoch of a seed's life: at 0
-    hardly a seed lives to be fossilised by chance, and there is nothing to learn from."""
+    op_bias: Mapping[str, float] = field(default_factory=dict)
+    """Logits that ops start with, by name; the others start at 0."""
 
     def __post_init__(self) -> None:
         for name in ("feature_dim", "hidden_dim", "head_dim", "embedding_dim"):

@@ -5,6 +5,7 @@ Everything is exact identity at alpha 0, whatever the delta (design: WORLD.md se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +73,8 @@ class SeedRun:
         gradient_weight: ``[m]`` weight of the effect's gradient: alpha, but 1 in TRAINING.
         attached: ``[m]`` whether the gradient reaches the host through the seed's input (HOLDING, FOSSILIZED).
         incubating: ``[m]`` TRAINING.
-        multiplies: ``[m]`` members that blend by MULTIPLY, or None if there are none.
-        gated: ``[m]`` members that blend by GATE, or None if there are none.
+        multiplies: ``[m]`` members that blend by MULTIPLY.
+        gated: ``[m]`` members that blend by GATE.
         present: ``[m, C]`` channels that exist, or None if all do.
     """
 
@@ -86,9 +87,29 @@ class SeedRun:
     gradient_weight: Tensor
     attached: Tensor
     incubating: Tensor
-    multiplies: Tensor | None
-    gated: Tensor | None
+    multiplies: Tensor
+    gated: Tensor
     present: Tensor | None
+
+
+class SlotSeeds:
+    """All seeds of one slot: each blueprint computes its own deltas, everything else is done for all of them at once.
+
+    Args:
+        runs: One per blueprint in use; a member appears in one of them at most.
+    """
+
+    def __init__(self, runs: Sequence[SeedRun]) -> None:
+        self.runs = runs
+        self.counts = [len(run.members) for run in runs]
+        self.members = torch.cat([run.members for run in runs])
+        self.alpha = torch.cat([run.alpha for run in runs])
+        self.gradient_weight = torch.cat([run.gradient_weight for run in runs])
+        self.attached = torch.cat([run.attached for run in runs])
+        self.incubating = torch.cat([run.incubating for run in runs])
+        self.multiplies = torch.cat([run.multiplies for run in runs])
+        self.gated = torch.cat([run.gated for run in runs])
+        self.any_multiplies, self.any_gated = bool(self.multiplies.any()), bool(self.gated.any())
 
 
 def limit(d: Tensor, h: Tensor) -> Tensor:
@@ -107,31 +128,29 @@ def limit(d: Tensor, h: Tensor) -> Tensor:
     return d * (host_norm / delta_norm).clamp(max=1.0)
 
 
-def grow(h: Tensor, runs: list[SeedRun]) -> Tensor:
-    """A slot: run each blueprint in use once over the members that have it, and blend.
+def grow(h: Tensor, seeds: SlotSeeds) -> Tensor:
+    """A slot: run each blueprint in use once over the members that have it, limit, gate and blend.
 
     Args:
         h: Host activation ``[B, H, W, M, C]``.
-        runs: The slot's seeds; a member appears in one run at most.
+        seeds: The slot's seeds.
 
     Returns:
         The activation that the rest of the host sees, same shape.
     """
-    for run in runs:
-        rows = h.index_select(3, run.members)
-        h = h.index_copy(3, run.members, _blend(rows, run))
-    return h
-
-
-def _blend(h: Tensor, run: SeedRun) -> Tensor:
-    parameters = run.layout.views(run.flat)
-    u = _GradientGate.apply(h, run.attached)  # type: ignore[no-untyped-call]
-    effect = limit(run.module.delta(parameters, u, run.present), h)
-    if run.gated is not None:
-        logit = (global_average_pool(u) * parameters[GATE_WEIGHT]).sum(-1) + parameters[GATE_BIAS][:, 0]
-        gate = torch.where(run.gated, logit.sigmoid(), 1.0)
+    rows = h.index_select(3, seeds.members)
+    u = _GradientGate.apply(rows, seeds.attached)  # type: ignore[no-untyped-call]
+    parameters = [run.layout.views(run.flat) for run in seeds.runs]
+    inputs = torch.split(u, seeds.counts, dim=3)
+    deltas = [run.module.delta(p, x, run.present) for run, p, x in zip(seeds.runs, parameters, inputs, strict=True)]
+    effect = limit(torch.cat(deltas, dim=3), rows)
+    if seeds.any_gated:
+        weight = torch.cat([p[GATE_WEIGHT] for p in parameters])
+        logit = (global_average_pool(u) * weight).sum(-1) + torch.cat([p[GATE_BIAS][:, 0] for p in parameters])
+        gate = torch.where(seeds.gated, logit.sigmoid(), 1.0)
         effect = effect * gate[:, None, None, :, None]
-    if run.multiplies is not None:
-        carrier = _GradientGate.apply(h, ~run.incubating)  # type: ignore[no-untyped-call]
-        effect = torch.where(run.multiplies[:, None], carrier * effect.tanh(), effect)
-    return _Blend.apply(h, effect, run.alpha, run.gradient_weight)  # type: ignore[no-untyped-call]
+    if seeds.any_multiplies:
+        carrier = _GradientGate.apply(rows, ~seeds.incubating)  # type: ignore[no-untyped-call]
+        effect = torch.where(seeds.multiplies[:, None], carrier * effect.tanh(), effect)
+    blended = _Blend.apply(rows, effect, seeds.alpha, seeds.gradient_weight)  # type: ignore[no-untyped-call]
+    return h.index_copy(3, seeds.members, blended)

@@ -19,7 +19,7 @@ from torch import Tensor
 from envs.blueprints import blueprints_for
 from envs.lifecycle import Lifecycle, SeedCosts
 from envs.population.bank import SeedBank
-from envs.population.blending import SeedRun, gate_parameters, grow
+from envs.population.blending import SeedRun, SlotSeeds, gate_parameters, grow
 from envs.population.optimizer import sgd_step
 from envs.population.parameters import ParameterLayout
 from envs.population.variants import VariantTables
@@ -152,12 +152,13 @@ class Population:
         present = self._tables.parameters_present(self.variant)
         banks = list(self.banks.values())
         runs = [self._training_run(bank, lifecycle) for bank in banks]
+        seeds = _by_slot(runs)
         # Leaves share their storage with the parameters that the optimiser moves in place.
         leaves = [self.flat.detach().requires_grad_(), *(run.flat for run in runs)]
         for batch in range(self.task.batches_per_epoch):
             index = order[:, batch].T
             x = train_x[index].permute(0, 2, 3, 1, 4).contiguous()
-            loss, _ = self._forward(leaves[0], self.buffers, x, train_y[index], runs, training=True)
+            loss, _ = self._forward(leaves[0], self.buffers, x, train_y[index], seeds, training=True)
             gradients = torch.autograd.grad(loss.sum(), leaves)
             host_gradient = gradients[0] if present is None else gradients[0] * present
             sgd_step(self.flat, host_gradient, self.momentum, rates)
@@ -193,7 +194,6 @@ class Population:
     ) -> SeedRun:
         """Bring one bank's part in a forward to the device; ``places`` is where ``members`` ride in it."""
         stage, algorithm = lifecycle.stage[members, bank.slot], lifecycle.algorithm[members, bank.slot]
-        multiplies, gated = algorithm == AlphaAlgorithm.MULTIPLY, algorithm == AlphaAlgorithm.GATE
         return SeedRun(
             slot=bank.slot,
             module=bank.module,
@@ -204,18 +204,24 @@ class Population:
             gradient_weight=self._to_device(gradient_weight.astype(np.float32)),
             attached=self._to_device(stage >= SeedStage.HOLDING),
             incubating=self._to_device(stage == SeedStage.TRAINING),
-            multiplies=self._to_device(multiplies) if multiplies.any() else None,
-            gated=self._to_device(gated) if gated.any() else None,
+            multiplies=self._to_device(algorithm == AlphaAlgorithm.MULTIPLY),
+            gated=self._to_device(algorithm == AlphaAlgorithm.GATE),
             present=self._tables.channels_present(self.variant[members], bank.slot),
         )
 
     def _forward(
-        self, flat: Tensor, buffers: dict[str, Tensor], x: Tensor, y: Tensor, runs: list[SeedRun], training: bool
+        self,
+        flat: Tensor,
+        buffers: dict[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        seeds: dict[int, SlotSeeds],
+        training: bool,
     ) -> tuple[Tensor, Tensor]:
         """Mean loss and number of hits per member, each ``[M]``; ``y`` is ``[B, M]``, or ``[B]`` when shared."""
 
         def grow_slot(slot: int, h: Tensor) -> Tensor:
-            return grow(h, [run for run in runs if run.slot == slot])
+            return grow(h, seeds[slot]) if slot in seeds else h
 
         logits = self.task.host.forward(self.layout.views(flat), buffers, x, grow_slot, training)
         labels = y if y.dim() == 2 else y[:, None].expand(-1, logits.shape[1])
@@ -254,11 +260,12 @@ class Population:
         flat = self.flat if whole else self.flat[index]
         buffers = self.buffers if whole else {name: buffer[index] for name, buffer in self.buffers.items()}
         runs = [run for bank in self.banks.values() for run in self._evaluation_runs(bank, members, alpha, lifecycle)]
+        seeds = _by_slot(runs)
         loss = torch.zeros(len(members), device=self.device)
         hits = torch.zeros_like(loss)
         chunk = max(1, EVALUATION_CELLS // len(members))
         for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
-            mean_loss, hit_count = self._forward(flat, buffers, xs, ys, runs, training=False)
+            mean_loss, hit_count = self._forward(flat, buffers, xs, ys, seeds, training=False)
             loss += mean_loss * len(ys)
             hits += hit_count
         return (loss / len(y)).double().cpu().numpy(), (100.0 * hits / len(y)).double().cpu().numpy()
@@ -278,3 +285,8 @@ class Population:
 
     def _to_device(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def _by_slot(runs: list[SeedRun]) -> dict[int, SlotSeeds]:
+    """Seeds of each slot that has any."""
+    return {slot: SlotSeeds([run for run in runs if run.slot == slot]) for slot in sorted({run.slot for run in runs})}

@@ -21,7 +21,7 @@ from helpers import (
 from test_blueprints import MEMBERS, MODULES, activation, run_of, seeds_at_birth
 
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.population.blending import GATE_BIAS, GATE_WEIGHT, grow
+from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
 from envs.vocabulary import Blueprint, LifecycleOp
 
 CELLS = [
@@ -108,7 +108,7 @@ def test_a_blended_seed_has_the_value_and_gradients_of_its_formula(blueprint, al
             u = h if attached else cut(h)
             out = h + 0.7 * literal_effect(blueprint, algorithm, h, u, layout.views(leaf))
         else:
-            out = grow(h, [run_of(blueprint, layout, leaf, algorithm, 0.7, attached=attached)])
+            out = grow(h, SlotSeeds([run_of(blueprint, layout, leaf, algorithm, 0.7, attached=attached)]))
         (out * target).sum().backward()
         results.append((out, h.grad, leaf.grad))
     for ours, expected in zip(*results, strict=True):
@@ -123,7 +123,7 @@ def test_a_training_seed_learns_from_the_gradient_at_its_output(algorithm):
     flat = flat + 0.1 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(1))
     target = activation(8, 4, seed=2).detach()
     h, leaf = activation(8, 4), flat.clone().requires_grad_()
-    out = grow(h, [run_of(Blueprint.CONV_SMALL, layout, leaf, algorithm, 0.0, incubating=True)])
+    out = grow(h, SlotSeeds([run_of(Blueprint.CONV_SMALL, layout, leaf, algorithm, 0.0, incubating=True)]))
     to_host, to_seed = torch.autograd.grad((out * target).sum(), [h, leaf])
     assert torch.equal(out, h)
     assert torch.equal(to_host, target)
@@ -140,7 +140,9 @@ def test_a_host_and_its_held_seed_adapt_to_each_other_and_a_blending_seed_does_n
     gradients = []
     for attached in (False, True):
         h = activation(8, 4)
-        out = grow(h, [run_of(Blueprint.CONV_LIGHT, layout, flat.requires_grad_(), "ADD", 0.5, attached=attached)])
+        out = grow(
+            h, SlotSeeds([run_of(Blueprint.CONV_LIGHT, layout, flat.requires_grad_(), "ADD", 0.5, attached=attached)])
+        )
         gradients.append(torch.autograd.grad(out.square().sum(), [h, flat])[0])
     assert not torch.allclose(*gradients)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -213,3 +215,11 @@ def test_return_scale_forgets_and_has_a_floor():
     before = scale.moments.clone()
     scale.update(torch.zeros(3), decay=0.5)
     assert torch.equal(scale.moments, before)
+
+
+def test_ops_start_with_the_logits_they_are_given():
+    network = build(config=replace(SMALL, op_bias={"PRUNE": -2.0}))
+    logits = network.heads["op"].output.bias.tolist()
+    assert logits == [-2.0 if name == "PRUNE" else 0.0 for name in network.head_specs[0].choices]
+    with pytest.raises(ValueError, match="HOPE"):
+        build(config=replace(SMALL, op_bias={"HOPE": 1.0}))
