@@ -65,6 +65,30 @@ def test_the_script_of_these_tests_is_executed_as_written():
     ]
 
 
+def noisy_fields(env):
+    """Shares of vanishing tensors, and what follows from them: a bias before a batch norm has a gradient of nothing
+    but rounding, which lies around the threshold."""
+    return np.array([field.name.endswith(("vanishing", "health")) for field in env.layout.fields])
+
+
+def check_spared(left, right, spared, exactly, compared):
+    """The spared members of two runs are the same.
+
+    They are so bit for bit until the broken member is stopped; from then on fewer members ride in some calls, which
+    may add up in another order.
+    """
+    (obs, reward, flat, _), (obs_right, reward_right, flat_right, _) = left, right
+    for name in ("blueprint_indices", "action_mask"):
+        assert np.array_equal(obs[name][spared], obs_right[name][spared])
+    if exactly:
+        assert np.array_equal(obs["obs"][spared], obs_right["obs"][spared])
+        assert np.array_equal(reward[spared], reward_right[spared])
+        assert torch.equal(flat[spared], flat_right[spared])
+    np.testing.assert_allclose(obs["obs"][spared][:, compared], obs_right["obs"][spared][:, compared], atol=1e-4)
+    np.testing.assert_allclose(reward[spared], reward_right[spared], atol=1e-6)
+    torch.testing.assert_close(flat[spared], flat_right[spared], atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("broken", range(4))
 def test_nan_weights_in_one_member_never_reach_another(broken):
     healthy, other = (tiny_env(4) for _ in range(2))
@@ -76,11 +100,9 @@ def test_nan_weights_in_one_member_never_reach_another(broken):
             env.population.flat[broken] = torch.nan
 
     spared = [member for member in range(4) if member != broken]
-    for left, right in zip(play(healthy, range(4)), play(other, range(4), disturb=disturb), strict=True):
-        for name in left[0]:
-            assert np.array_equal(left[0][name][spared], right[0][name][spared])
-        assert np.array_equal(left[1][spared], right[1][spared])
-        assert torch.equal(left[2][spared], right[2][spared])
+    records = zip(play(healthy, range(4)), play(other, range(4), disturb=disturb), strict=True)
+    for epoch, (left, right) in enumerate(records, start=1):
+        check_spared(left, right, spared, exactly=epoch <= 8, compared=~noisy_fields(healthy))
 
 
 @pytest.mark.parametrize("broken", range(3))
@@ -95,9 +117,9 @@ def test_nan_weights_in_one_members_seeds_never_reach_another(broken):
                 bank.rows.flat[bank.rows.members == broken] = torch.nan
 
     spared = [member for member in range(4) if member != broken]
-    for left, right in zip(play(healthy, range(4), 10), play(other, range(4), 10, disturb), strict=True):
-        assert torch.equal(left[2][spared], right[2][spared])
-        assert np.array_equal(left[0]["obs"][spared], right[0]["obs"][spared])
+    records = zip(play(healthy, range(4), 10), play(other, range(4), 10, disturb), strict=True)
+    for epoch, (left, right) in enumerate(records, start=1):
+        check_spared(left, right, spared, exactly=epoch <= 7, compared=~noisy_fields(healthy))
 
 
 def test_a_member_does_not_depend_on_who_else_is_in_the_population():
@@ -207,12 +229,6 @@ def leading_corner(population, narrow):
     """The narrow members' own parameters, out of the wide rows."""
     mask = population.layout.present(population.task.host.parameters(narrow)) > 0
     return population.flat[:, torch.from_numpy(mask)], population.flat[:, torch.from_numpy(~mask)]
-
-
-def noisy_fields(env):
-    """Shares of vanishing tensors, and what follows from them: a bias before a batch norm has a gradient of nothing
-    but rounding, which lies around the threshold."""
-    return np.array([field.name.endswith(("vanishing", "health")) for field in env.layout.fields])
 
 
 @pytest.mark.parametrize("style", STYLE_OF.values(), ids=STYLE_OF)
