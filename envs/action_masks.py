@@ -59,7 +59,7 @@ def build_mask(lifecycle: Lifecycle) -> npt.NDArray[np.int8]:
     views = split_mask(mask, heads)
     views["op"][:] = valid_ops
     views["slot"][:] = gates
-    narrowing = {"blueprint": lifecycle.blueprint_gate(), "style": lifecycle.style_gate()}
+    narrowing = {"blueprint": lifecycle.blueprint_gate(), "style": lifecycle.style_gate(gates)}
     for head in heads[2:]:
         needed = valid_ops[:, list(head.needed_by)].any(axis=1, keepdims=True)
         views[head.name][:] = needed & narrowing.get(head.name, np.True_)

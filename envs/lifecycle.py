@@ -191,11 +191,15 @@ class Lifecycle:
         everywhere = (fits | ~germinable[:, None, :]).all(axis=2)
         return everywhere & self.costs.offered & (np.arange(len(Blueprint)) != Blueprint.NOOP)
 
-    def style_gate(self) -> BoolArray:
-        """``[N, num_styles]`` styles open to SET_ALPHA_TARGET: GATED_GATE needs its gate to fit where it is new."""
+    def style_gate(self, gates: BoolArray) -> BoolArray:
+        """``[N, num_styles]`` styles open to SET_ALPHA_TARGET: GATED_GATE needs its gate to fit where it is new.
+
+        Args:
+            gates: What :meth:`gates` says now.
+        """
         left = self.parameter_budget - self.extra_parameters
         fits = (self.algorithm == AlphaAlgorithm.GATE) | (self.costs.gate <= left[:, None])
-        retargetable = self.gates()[:, LifecycleOp.SET_ALPHA_TARGET]
+        retargetable = gates[:, LifecycleOp.SET_ALPHA_TARGET]
         styles = np.ones((len(left), len(GerminationStyle)), bool)
         styles[:, GerminationStyle.GATED_GATE] = (fits | ~retargetable).all(axis=1)
         return styles

@@ -54,6 +54,11 @@ class RewardConfig:
     def __post_init__(self) -> None:
         if self.mode not in get_args(RewardMode):
             raise ValueError(f"unknown reward mode {self.mode!r}: choose one of {', '.join(get_args(RewardMode))}")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma must be between 0 and 1, got {self.gamma}")
+        for name in ("parameter_rent", "path_rent"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 def score_components(accuracy: FloatArray, lifecycle: Lifecycle, config: RewardConfig) -> FloatArray:

@@ -116,7 +116,7 @@ class EnvConfig:
         _require(self.task in task_names(), "task", self.task, f"one of {', '.join(task_names())}")
         for name in ("max_epochs", "counterfactual_interval"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_living_seeds", "parameter_budget"):
+        for name in ("max_living_seeds", "parameter_budget", "parameter_rent", "path_rent"):
             limit = getattr(self, name)
             _require(limit is None or limit >= 0, name, limit, "0 or more, or none")
 

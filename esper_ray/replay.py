@@ -144,7 +144,7 @@ def _draw_curves(axes: Axes, trace: Trace, alone: Trace) -> None:
     right.set_ylabel("validation loss", color=LOSS_COLOUR)
     right.set_ylim(bottom=0)
     handles = [*axes.get_lines(), *right.get_lines()]
-    axes.legend(handles=handles, loc="lower right", frameon=False)
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(handles), frameon=False)
 
 
 def _draw_lane(axes: Axes, trace: Trace, slot: int, name: str) -> None:

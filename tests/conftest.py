@@ -1,11 +1,6 @@
 """Settings that every test shares."""
 
 import os
-import sys
-from pathlib import Path
-
-# pytest puts this folder on the import path, where tests/envs would shadow the package envs: the root goes first.
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from hypothesis import HealthCheck, settings

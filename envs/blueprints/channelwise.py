@@ -27,11 +27,11 @@ class NormBlend:
 class SqueezeExcite:
     """``x·tanh(W₂ relu(W₁ gap x))`` with W₂ = 0: attention over channels (Hu et al. 2018)."""
 
-    REDUCTION = 4
+    REDUCTION, MINIMUM = 4, 4
 
     def parameters(self, width: int) -> ParameterSpecs:
         """See :class:`SeedModule`."""
-        hidden = max(2, width // self.REDUCTION)
+        hidden = max(self.MINIMUM, width // self.REDUCTION)
         return {
             "squeeze_weight": ParameterSpec((hidden, width), Init.HE),
             "squeeze_bias": ParameterSpec((hidden,), Init.ZEROS),

@@ -67,13 +67,16 @@ class Depthwise:
 
 
 class Bottleneck:
-    """``up₀(relu(conv3×3(relu(down x))))`` through a quarter of the channels (He et al. 2016)."""
+    """``up₀(relu(conv3×3(relu(down x))))`` through a quarter of the channels, but at least 4 (He et al. 2016).
 
-    REDUCTION = 4
+    Fewer would often be stillborn: the input is not negative, and all of them may start behind a closed ReLU.
+    """
+
+    REDUCTION, MINIMUM = 4, 4
 
     def parameters(self, width: int) -> ParameterSpecs:
         """See :class:`SeedModule`."""
-        hidden = max(1, width // self.REDUCTION)
+        hidden = max(self.MINIMUM, width // self.REDUCTION)
         return {
             "down_weight": _kernel(hidden, width, 1),
             "down_bias": ParameterSpec((hidden,), Init.ZEROS),

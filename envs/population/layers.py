@@ -114,6 +114,8 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, present: Tensor | None) 
     members, channels = x.shape[3:]
     groups = num_groups(channels)
     if present is None:
+        # On CPU torch 2.13 crashes in the channels_last backward if weight and bias want gradients and x does not.
+        # Here x always does: it depends on the host's parameters, whose gradient is always asked for.
         out = F.group_norm(merged(x), members * groups, weight.flatten(), bias.flatten(), NORM_EPS)
         return unmerged(out, members)
     grouped = x.view(*x.shape[:4], groups, -1)

@@ -62,6 +62,8 @@ class Task:
     final_lr_share: float = 0.05
 
     def __post_init__(self) -> None:
+        if not self.variants:
+            raise ValueError(f"task {self.name!r} has no host variants: give at least one")
         if self.slots.num_slots != self.host.num_slots:
             raise ValueError(
                 f"task {self.name!r} names {self.slots.num_slots} slots but its host has {self.host.num_slots}"

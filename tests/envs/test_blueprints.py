@@ -3,7 +3,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import CNN_BLUEPRINTS, advance, germinate, tiny_env
 
 from envs.blueprints import blueprints_for
 from envs.hosts.cnn import CnnHost, CnnVariant
@@ -13,6 +12,7 @@ from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SeedRun, SlotSeeds,
 from envs.population.optimizer import sgd_step
 from envs.population.parameters import count_parameters
 from envs.vocabulary import Blueprint
+from tests.envs.helpers import CNN_BLUEPRINTS, advance, germinate, tiny_env
 
 MODULES = blueprints_for("cnn")
 ALGORITHMS = ("ADD", "MULTIPLY", "GATE")

@@ -2,10 +2,10 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import WAIT, act, advance, everyone, germinate, random_valid_actions, tiny_env
 
 from envs.population.counterfactuals import measure_counterfactuals
 from envs.vocabulary import Blueprint, LifecycleOp
+from tests.envs.helpers import WAIT, act, advance, everyone, germinate, random_valid_actions, tiny_env
 
 WIDE_TASK = {"batches": 8, "samples": 200}
 

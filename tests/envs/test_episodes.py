@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from helpers import (
+
+import envs
+from envs.morphogenesis import MorphogenesisEnv, MorphogenesisVectorEnv, spread_seeds
+from envs.population.optimizer import GradientMeter, sgd_step
+from envs.population.parameters import Init, ParameterLayout, ParameterSpec
+from envs.tasks import make_task, task_names
+from envs.vocabulary import Blueprint, LifecycleOp
+from tests.envs.helpers import (
     WAIT,
     advance,
     everyone,
@@ -20,13 +27,6 @@ from helpers import (
     tiny_env,
     views_of,
 )
-
-import envs
-from envs.morphogenesis import MorphogenesisEnv, MorphogenesisVectorEnv, spread_seeds
-from envs.population.optimizer import GradientMeter, sgd_step
-from envs.population.parameters import Init, ParameterLayout, ParameterSpec
-from envs.tasks import make_task, task_names
-from envs.vocabulary import Blueprint, LifecycleOp
 
 
 def episode(env, seed, chance=0, epochs=22):

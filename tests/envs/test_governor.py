@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from helpers import WAIT, advance, everyone, fossilize, germinate, random_valid_actions, tiny_env
 
 from envs.governor import Governor, Panic
 from envs.vocabulary import Blueprint, SeedStage
+from tests.envs.helpers import WAIT, advance, everyone, fossilize, germinate, random_valid_actions, tiny_env
 
 CHANCE = 10.0
 

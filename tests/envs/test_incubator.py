@@ -5,7 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import (
+from test_blueprints import MEMBERS, MODULES, activation, run_of, seeds_at_birth
+
+from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
+from envs.vocabulary import Blueprint, LifecycleOp
+from tests.envs.helpers import (
     CNN_BLUEPRINTS,
     STYLE_OF,
     WAIT,
@@ -18,11 +23,6 @@ from helpers import (
     tiny_env,
     views_of,
 )
-from test_blueprints import MEMBERS, MODULES, activation, run_of, seeds_at_birth
-
-from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
-from envs.vocabulary import Blueprint, LifecycleOp
 
 CELLS = [
     (blueprint, style, index % 3)

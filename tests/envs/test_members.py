@@ -5,7 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import (
+from torch import nn
+
+from envs.hosts.cnn import CnnVariant
+from envs.morphogenesis import MorphogenesisEnv, MorphogenesisVectorEnv
+from envs.vocabulary import AlphaTarget, Blueprint, LifecycleOp, SeedStage
+from tests.envs.helpers import (
     CNN_BLUEPRINTS,
     STYLE_OF,
     TINY,
@@ -20,11 +25,6 @@ from helpers import (
     task_of,
     tiny_env,
 )
-from torch import nn
-
-from envs.hosts.cnn import CnnVariant
-from envs.morphogenesis import MorphogenesisEnv, MorphogenesisVectorEnv
-from envs.vocabulary import AlphaTarget, Blueprint, LifecycleOp, SeedStage
 
 # Four members with different lives: two seeds at once, a retarget and a prune, a fossil by GATE, nothing.
 LIVES = [

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from helpers import EAGER, WAIT, advance, fossilize, germinate, random_valid_actions, tiny_env, views_of
 
 from envs.hosts.cnn import CnnVariant
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
+from tests.envs.helpers import EAGER, WAIT, advance, fossilize, germinate, random_valid_actions, tiny_env, views_of
 
 STAGES = [
     *("UNKNOWN", "DORMANT", "GERMINATED", "TRAINING", "BLENDING"),

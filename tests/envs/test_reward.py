@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from helpers import EAGER, WAIT, everyone, random_valid_actions, schedule, tiny_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.reward import COMPONENTS, RewardConfig
 from envs.vocabulary import LifecycleOp
+from tests.envs.helpers import EAGER, WAIT, everyone, random_valid_actions, schedule, tiny_env
 
 EPOCHS = 16
 

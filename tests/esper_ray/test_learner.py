@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-from masked_toy_env import ENV_ID, SLOT_IDS
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -16,6 +15,7 @@ from esper_ray.ppo import EsperPPO, EsperPPOConfig
 from policies.distribution import take_entry
 from policies.network import NetworkConfig
 from policies.rl_module import HEAD_LOG_PROBS, Q_VALUE
+from tests.esper_ray.masked_toy_env import ENV_ID, SLOT_IDS
 
 torch.set_num_threads(1)
 MODULE = "default_policy"
