@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from test_blueprints import MEMBERS, MODULES, activation, run_of, seeds_at_birth
 
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
@@ -23,6 +22,7 @@ from tests.envs.helpers import (
     tiny_env,
     views_of,
 )
+from tests.envs.test_blueprints import MEMBERS, MODULES, activation, run_of, seeds_at_birth
 
 CELLS = [
     (blueprint, style, index % 3)

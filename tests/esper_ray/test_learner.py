@@ -8,7 +8,6 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.evaluation.postprocessing import Postprocessing
-from test_advantages import literal_returns
 
 from esper_ray.config import LearnerConfig
 from esper_ray.ppo import EsperPPO, EsperPPOConfig
@@ -16,6 +15,7 @@ from policies.distribution import take_entry
 from policies.network import NetworkConfig
 from policies.rl_module import HEAD_LOG_PROBS, Q_VALUE
 from tests.esper_ray.masked_toy_env import ENV_ID, SLOT_IDS
+from tests.esper_ray.test_advantages import literal_returns
 
 torch.set_num_threads(1)
 MODULE = "default_policy"
