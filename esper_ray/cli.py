@@ -172,3 +172,6 @@ def main() -> None:
     except UserError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"esper-ray: error: {error}", markup=False)
         sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("esper-ray: interrupted; checkpoints written before are intact (train --resume)")
+        sys.exit(130)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -76,6 +77,23 @@ def test_a_run_resumes_where_it_stopped_with_its_own_settings(run_dir):
     config = json.loads((run_dir / "config.json").read_text())
     assert config["env"]["max_epochs"] == 8
     assert config["run"]["seed"] == 3
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "esper_ray", "train", *SMALL, "--iterations", "500", "--run-dir", "run"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, start_new_session=True
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "2/500" in line:
+            # To the whole group, as a terminal does: the workers must survive it until the iteration is saved.
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 0, "".join(lines)
+    last = json.loads((tmp_path / "run" / "checkpoints" / "index.json").read_text())["latest"]["iteration"]
+    assert 2 <= last <= 4
+    assert "stopped and saved; go on with: esper-ray train --run-dir" in "".join(lines)
 
 
 def test_evaluate_writes_every_policy_with_intervals(run_dir):
