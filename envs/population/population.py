@@ -31,7 +31,10 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 EVALUATION_CELLS = 1 << 14
-"""Predictions (samples, or tokens, × members) in one evaluation call: enough to fill the vector units, few enough to stay in cache."""
+"""Predictions (samples, or tokens, × members) in one evaluation call.
+
+Enough to fill the vector units, few enough to stay in cache.
+"""
 
 
 @dataclass(frozen=True)
