@@ -28,7 +28,7 @@ class SeedModule(Protocol):
 
         Args:
             parameters: Name → ``[M, *shape]``.
-            u: Seed input ``[B, H, W, M, C]``.
+            u: Seed input in the topology's layout (``envs.population.activations``).
             present: ``[M, C]`` channels that exist (1) or pad (0); None where all exist.
 
         Returns:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from envs.blueprints.base import SeedModule
 from envs.blueprints.channelwise import NormBlend, SqueezeExcite
 from envs.blueprints.convolutional import Bottleneck, Depthwise, NormalisedConv
+from envs.blueprints.featurewise import LayerNormBlend, LowRank, Mlp
+from envs.blueprints.token_mixing import WINDOW, CausalAttention
 from envs.vocabulary import Blueprint
+
+_FEATUREWISE: dict[Blueprint, SeedModule] = {
+    Blueprint.NORM: LayerNormBlend(),
+    Blueprint.LORA: LowRank(rank=8),
+    Blueprint.LORA_LARGE: LowRank(rank=32),
+    Blueprint.MLP_SMALL: Mlp(expansion=2),
+    Blueprint.MLP: Mlp(expansion=4),
+}
 
 _BY_TOPOLOGY: dict[str, dict[Blueprint, SeedModule]] = {
     "cnn": {
@@ -17,6 +27,12 @@ _BY_TOPOLOGY: dict[str, dict[Blueprint, SeedModule]] = {
         Blueprint.CONV_SMALL: NormalisedConv(kernel=1, depth=1),
         Blueprint.CONV_HEAVY: NormalisedConv(kernel=3, depth=2),
     },
+    "transformer": {
+        **_FEATUREWISE,
+        Blueprint.ATTENTION: CausalAttention(),
+        Blueprint.FLEX_ATTENTION: CausalAttention(window=WINDOW),
+    },
+    "mlp": _FEATUREWISE,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from envs.population.activations import ActivationLayout
 from envs.population.parameters import ParameterSpecs
 
 VariantT = TypeVar("VariantT")
@@ -19,6 +20,7 @@ class Host(Protocol, Generic[VariantT]):
     """A base network for many members at once; a *variant* says how large one member is."""
 
     topology: str
+    activations: ActivationLayout
     widest: VariantT
 
     @property
@@ -41,12 +43,13 @@ class Host(Protocol, Generic[VariantT]):
     def forward(
         self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
     ) -> Tensor:
-        """Logits ``[B, M, classes]``.
+        """Logits ``[M, B, classes]``, or per token ``[M, B, L, classes]``.
 
         Args:
             parameters: Name → ``[M, *shape]``.
             buffers: Name → ``[M, *shape]``, updated in place when training.
-            x: One batch per member, or without the member axis one batch that all members share.
+            x: One batch per member in the topology's layout, or without the member axis one batch that all members
+                share.
             grow: What happens in the slots.
             training: Use and record batch statistics.
         """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from envs.hosts.base import Grow
+from envs.population.activations import IMAGES
 from envs.population.layers import (
     average_pool,
     batch_norm,
@@ -66,6 +67,7 @@ class CnnHost:
     """
 
     topology = "cnn"
+    activations = IMAGES
 
     def __init__(self, widest: CnnVariant, in_channels: int, num_classes: int) -> None:
         self.widest = widest
@@ -111,4 +113,4 @@ class CnnHost:
             mean, var = buffers[f"mean{i}"], buffers[f"var{i}"]
             h = batch_norm(h, p[f"norm{i}_weight"], p[f"norm{i}_bias"], mean, var, training).relu_()
             h = grow(i, average_pool(h))
-        return linear(global_average_pool(h), p["head_weight"], p["head_bias"])
+        return linear(global_average_pool(h), p["head_weight"], p["head_bias"]).transpose(0, 1)

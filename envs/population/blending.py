@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from envs.blueprints.base import SeedModule
-from envs.population.layers import global_average_pool
+from envs.population.activations import ActivationLayout
 from envs.population.parameters import Init, ParameterLayout, ParameterSpec, ParameterSpecs
 
 LIMIT_EPS = 1e-6
@@ -29,15 +29,15 @@ class _GradientGate(torch.autograd.Function):
     """Identity whose gradient flows only for some members, so that a detached one costs no second forward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, open_members: Tensor) -> Tensor:
-        ctx.save_for_backward(open_members)
+    def forward(ctx: Any, x: Tensor, is_open: Tensor) -> Tensor:
+        ctx.save_for_backward(is_open)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (open_members,) = ctx.saved_tensors
+        (is_open,) = ctx.saved_tensors
         # where, not a product: 0 × NaN would carry a broken seed's gradient into the host.
-        return torch.where(open_members[:, None], grads[0], 0.0), None
+        return torch.where(is_open, grads[0], 0.0), None
 
 
 class _Blend(torch.autograd.Function):
@@ -45,18 +45,18 @@ class _Blend(torch.autograd.Function):
 
     A seed in TRAINING has alpha 0 and gradient weight 1: the host's values and gradients pass bit for bit, while
     the seed receives the gradient of its would-be output (straight-through). Members with alpha 0 return h itself,
-    so that not even a non-finite e can be seen.
+    so that not even a non-finite e can be seen. ``alpha`` and ``gradient_weight`` broadcast against h.
     """
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, e: Tensor, alpha: Tensor, gradient_weight: Tensor) -> Tensor:
         ctx.save_for_backward(gradient_weight)
-        return torch.where(alpha[:, None] == 0.0, h, torch.addcmul(h, e, alpha[:, None]))
+        return torch.where(alpha == 0.0, h, torch.addcmul(h, e, alpha))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient_weight,) = ctx.saved_tensors
-        return grads[0], grads[0] * gradient_weight[:, None], None, None
+        return grads[0], grads[0] * gradient_weight, None, None
 
 
 @dataclass(frozen=True)
@@ -112,45 +112,47 @@ class SlotSeeds:
         self.any_multiplies, self.any_gated = bool(self.multiplies.any()), bool(self.gated.any())
 
 
-def limit(d: Tensor, h: Tensor) -> Tensor:
-    """Scale each sample's delta down to at most the norm of its host activation.
+def limit(d: Tensor, h: Tensor, activations: ActivationLayout) -> Tensor:
+    """Scale each sample's delta (each token's in a sequence) down to at most the norm of its host activation.
 
     A delta trained straight-through never sees its own effect and would grow without limit.
 
     Args:
-        d: ``[B, H, W, m, C]``.
+        d: In the topology's layout, m members.
         h: Same shape; takes no gradient.
+        activations: The topology's layout.
     """
-    dims = (1, 2, 4)
-    host_norm = h.detach().square().sum(dims, keepdim=True).sqrt()
+    host_norm = activations.norm_squared(h.detach()).sqrt()
     # The tiny term keeps the square root differentiable at a seed's birth, where d is exactly 0.
-    delta_norm = (d.square().sum(dims, keepdim=True) + LIMIT_EPS**2).sqrt()
+    delta_norm = (activations.norm_squared(d) + LIMIT_EPS**2).sqrt()
     return d * (host_norm / delta_norm).clamp(max=1.0)
 
 
-def grow(h: Tensor, seeds: SlotSeeds) -> Tensor:
+def grow(h: Tensor, seeds: SlotSeeds, activations: ActivationLayout) -> Tensor:
     """A slot: run each blueprint in use once over the members that have it, limit, gate and blend.
 
     Args:
-        h: Host activation ``[B, H, W, M, C]``.
+        h: Host activation in the topology's layout.
         seeds: The slot's seeds.
+        activations: The topology's layout.
 
     Returns:
         The activation that the rest of the host sees, same shape.
     """
-    rows = h.index_select(3, seeds.members)
-    u = _GradientGate.apply(rows, seeds.attached)  # type: ignore[no-untyped-call]
+    axis, spread = activations.member_axis, activations.per_member
+    rows = h.index_select(axis, seeds.members)
+    u = _GradientGate.apply(rows, spread(seeds.attached))  # type: ignore[no-untyped-call]
     parameters = [run.layout.views(run.flat) for run in seeds.runs]
-    inputs = torch.split(u, seeds.counts, dim=3)
+    inputs = torch.split(u, seeds.counts, dim=axis)
     deltas = [run.module.delta(p, x, run.present) for run, p, x in zip(seeds.runs, parameters, inputs, strict=True)]
-    effect = limit(torch.cat(deltas, dim=3), rows)
+    effect = limit(torch.cat(deltas, dim=axis), rows, activations)
     if seeds.any_gated:
-        weight = torch.cat([p[GATE_WEIGHT] for p in parameters])
-        logit = (global_average_pool(u) * weight).sum(-1) + torch.cat([p[GATE_BIAS][:, 0] for p in parameters])
-        gate = torch.where(seeds.gated, logit.sigmoid(), 1.0)
-        effect = effect * gate[:, None, None, :, None]
+        weight = spread(torch.cat([p[GATE_WEIGHT] for p in parameters]))
+        bias = spread(torch.cat([p[GATE_BIAS] for p in parameters]))
+        logit = (activations.pooled(u) * weight).sum(-1, keepdim=True) + bias
+        effect = effect * torch.where(spread(seeds.gated), logit.sigmoid(), 1.0)
     if seeds.any_multiplies:
-        carrier = _GradientGate.apply(rows, ~seeds.incubating)  # type: ignore[no-untyped-call]
-        effect = torch.where(seeds.multiplies[:, None], carrier * effect.tanh(), effect)
-    blended = _Blend.apply(rows, effect, seeds.alpha, seeds.gradient_weight)  # type: ignore[no-untyped-call]
-    return h.index_copy(3, seeds.members, blended)
+        carrier = _GradientGate.apply(rows, spread(~seeds.incubating))  # type: ignore[no-untyped-call]
+        effect = torch.where(spread(seeds.multiplies), carrier * effect.tanh(), effect)
+    blended = _Blend.apply(rows, effect, spread(seeds.alpha), spread(seeds.gradient_weight))  # type: ignore[no-untyped-call]
+    return h.index_copy(axis, seeds.members, blended)

@@ -31,7 +31,10 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 EVALUATION_CELLS = 1 << 14
-"""Samples × members in one evaluation call: enough to fill the vector units, few enough to stay in cache."""
+"""Predictions (samples, or tokens, × members) in one evaluation call.
+
+Enough to fill the vector units, few enough to stay in cache.
+"""
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,8 @@ class Population:
         # Leaves share their storage with the parameters that the optimiser moves in place.
         leaves = [self.flat.detach().requires_grad_(), *(run.flat for run in runs)]
         for batch in range(self.task.batches_per_epoch):
-            index = order[:, batch].T
-            x = train_x[index].permute(0, 2, 3, 1, 4).contiguous()
+            index = order[:, batch]
+            x = self.task.host.activations.batch(train_x, index)
             loss, _ = self._forward(leaves[0], self.buffers, x, train_y[index], seeds, training=True)
             gradients = torch.autograd.grad(loss.sum(), leaves)
             host_gradient = gradients[0] if present is None else gradients[0] * present
@@ -218,16 +221,20 @@ class Population:
         seeds: dict[int, SlotSeeds],
         training: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Mean loss and number of hits per member, each ``[M]``; ``y`` is ``[B, M]``, or ``[B]`` when shared."""
+        """Mean loss and number of hits per member, each ``[M]``.
+
+        Labels ``y`` are ``[M, B]`` (``[M, B, L]`` for sequences), or without the member axis when shared.
+        """
+        host = self.task.host
 
         def grow_slot(slot: int, h: Tensor) -> Tensor:
-            return grow(h, seeds[slot]) if slot in seeds else h
+            return grow(h, seeds[slot], host.activations) if slot in seeds else h
 
-        logits = self.task.host.forward(self.layout.views(flat), buffers, x, grow_slot, training)
-        labels = y if y.dim() == 2 else y[:, None].expand(-1, logits.shape[1])
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        logits = host.forward(self.layout.views(flat), buffers, x, grow_slot, training)
+        labels = y.expand(logits.shape[:-1])
+        loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(logits), -1)
         hits = (logits.detach().argmax(-1) == labels).float()
-        return loss.mean(0), hits.sum(0)
+        return loss.mean(1), hits.flatten(1).sum(1)
 
     def _read_meters(self) -> SeedGradients:
         shape = (self.num_members, self.task.slots.num_slots)
@@ -263,12 +270,12 @@ class Population:
         seeds = _by_slot(runs)
         loss = torch.zeros(len(members), device=self.device)
         hits = torch.zeros_like(loss)
-        chunk = max(1, EVALUATION_CELLS // len(members))
+        chunk = max(1, EVALUATION_CELLS // (len(members) * y[0].numel()))
         for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
             mean_loss, hit_count = self._forward(flat, buffers, xs, ys, seeds, training=False)
             loss += mean_loss * len(ys)
             hits += hit_count
-        return (loss / len(y)).double().cpu().numpy(), (100.0 * hits / len(y)).double().cpu().numpy()
+        return (loss / len(y)).double().cpu().numpy(), (100.0 * hits / y.numel()).double().cpu().numpy()
 
     def _evaluation_runs(
         self, bank: SeedBank, members: IntArray, alpha: FloatArray, lifecycle: Lifecycle

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from envs.hosts.base import Host
@@ -19,8 +21,8 @@ class Split:
     """Samples and labels.
 
     Attributes:
-        x: ``[n, H, W, C]`` float32.
-        y: ``[n]`` int64.
+        x: Images ``[n, H, W, C]`` float32, token sequences ``[n, L]`` int64 or vectors ``[n, F]`` float32.
+        y: ``[n]`` int64; for sequences the next tokens ``[n, L]``.
     """
 
     x: Tensor
@@ -69,10 +71,14 @@ class Task:
                 f"task {self.name!r} names {self.slots.num_slots} slots but its host has {self.host.num_slots}"
             )
 
-    @property
+    @cached_property
     def chance_accuracy(self) -> float:
-        """Accuracy of guessing, in percent."""
-        return 100.0 / self.num_classes
+        """Accuracy of always guessing the commonest training label, in percent.
+
+        Where labels are balanced that is one in ``num_classes``; in a text it is the share of blanks.
+        """
+        labels = self.splits["train"].y.flatten()
+        return 100.0 * int(torch.bincount(labels).max()) / len(labels)
 
     def learning_rate(self, progress: float) -> float:
         """Rate after this share (0 to 1) of an episode: half a cosine from ``lr`` to ``final_lr_share·lr``."""

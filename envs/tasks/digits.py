@@ -28,7 +28,7 @@ MIXED = (
 
 
 @cache
-def _splits() -> dict[SplitName, Split]:
+def digits_splits() -> dict[SplitName, Split]:
     """Stratified 60/20/20 split, the same for everybody; pixels standardised with the training images' moments."""
     images, labels = load_digits(return_X_y=True)
     train, rest = train_test_split(np.arange(len(labels)), test_size=0.4, stratify=labels, random_state=0)
@@ -50,7 +50,7 @@ def _digits(name: str, variants: tuple[CnnVariant, ...], path_rent: float = 0.0)
         variants=variants,
         slots=SlotConfig.for_row(len(widest.widths)),
         num_classes=NUM_CLASSES,
-        splits=_splits(),
+        splits=digits_splits(),
         path_rent=path_rent,
     )
 

@@ -6,11 +6,15 @@ from collections.abc import Callable
 
 from envs.tasks.base import Task
 from envs.tasks.digits import digits, digits_impaired, digits_mixed
+from envs.tasks.tabular import tabular
+from envs.tasks.text import text
 
 _TASKS: dict[str, Callable[[], Task]] = {
     "digits": digits,
     "digits_impaired": digits_impaired,
     "digits_mixed": digits_mixed,
+    "tabular": tabular,
+    "text": text,
 }
 
 

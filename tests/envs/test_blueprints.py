@@ -7,6 +7,7 @@ import torch
 from envs.blueprints import blueprints_for
 from envs.hosts.cnn import CnnHost, CnnVariant
 from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.population.activations import IMAGES
 from envs.population.bank import SeedBank
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SeedRun, SlotSeeds, grow
 from envs.population.optimizer import sgd_step
@@ -62,7 +63,7 @@ def test_a_seed_is_an_exact_identity_at_birth_whatever_alpha(blueprint, algorith
     for width, side, alpha in itertools.product(WIDTHS, (1, 2, 8), (0.3, 1.0)):
         h = activation(width, side)
         layout, flat = seeds_at_birth(blueprint, width)
-        assert torch.equal(grow(h, SlotSeeds([run_of(blueprint, layout, flat, algorithm, alpha)])), h)
+        assert torch.equal(grow(h, SlotSeeds([run_of(blueprint, layout, flat, algorithm, alpha)]), IMAGES), h)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -72,7 +73,7 @@ def test_a_seed_is_an_exact_identity_at_alpha_zero_whatever_its_parameters(bluep
         h = activation(width, side)
         layout, flat = seeds_at_birth(blueprint, width)
         flat = torch.full_like(flat, torch.nan) if broken else 3.0 * torch.randn_like(flat)
-        assert torch.equal(grow(h, SlotSeeds([run_of(blueprint, layout, flat, algorithm, 0.0)])), h)
+        assert torch.equal(grow(h, SlotSeeds([run_of(blueprint, layout, flat, algorithm, 0.0)]), IMAGES), h)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -82,7 +83,9 @@ def test_a_seed_with_trained_parameters_changes_the_host_but_never_more_than_by_
         h = activation(width, side)
         layout, flat = seeds_at_birth(blueprint, width)
         torch.manual_seed(1)
-        grown = grow(h, SlotSeeds([run_of(blueprint, layout, flat + 3.0 * torch.randn_like(flat), algorithm, 1.0)]))
+        grown = grow(
+            h, SlotSeeds([run_of(blueprint, layout, flat + 3.0 * torch.randn_like(flat), algorithm, 1.0)]), IMAGES
+        )
         effect, size = ((x.square().sum((1, 2, 4)).sqrt()) for x in (grown - h, h))
         assert (effect.mean(0) > 1e-3).all()
         assert (effect <= size * (1 + 1e-5)).all()
@@ -99,7 +102,9 @@ def test_every_single_parameter_has_a_gradient_by_the_third_step(blueprint, algo
             leaf = flat.clone().requires_grad_()
             h = activation(width, side=4, seed=step, batch=32)
             target = activation(width, side=4, seed=100 + step, batch=32)
-            loss = (grow(h, SlotSeeds([run_of(blueprint, layout, leaf, algorithm, 0.5, incubating)])) * target).sum()
+            loss = (
+                grow(h, SlotSeeds([run_of(blueprint, layout, leaf, algorithm, 0.5, incubating)]), IMAGES) * target
+            ).sum()
             gradient, _ = torch.autograd.grad(loss, [leaf, h])  # as in training, where the host learns too
             seen |= gradient != 0.0
             sgd_step(flat, gradient, momentum, torch.full((MEMBERS, 1), 0.02))

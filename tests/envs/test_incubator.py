@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.population.activations import IMAGES
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
 from envs.vocabulary import Blueprint, LifecycleOp
 from tests.envs.helpers import (
@@ -108,7 +109,7 @@ def test_a_blended_seed_has_the_value_and_gradients_of_its_formula(blueprint, al
             u = h if attached else cut(h)
             out = h + 0.7 * literal_effect(blueprint, algorithm, h, u, layout.views(leaf))
         else:
-            out = grow(h, SlotSeeds([run_of(blueprint, layout, leaf, algorithm, 0.7, attached=attached)]))
+            out = grow(h, SlotSeeds([run_of(blueprint, layout, leaf, algorithm, 0.7, attached=attached)]), IMAGES)
         (out * target).sum().backward()
         results.append((out, h.grad, leaf.grad))
     for ours, expected in zip(*results, strict=True):
@@ -123,7 +124,7 @@ def test_a_training_seed_learns_from_the_gradient_at_its_output(algorithm):
     flat = flat + 0.1 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(1))
     target = activation(8, 4, seed=2).detach()
     h, leaf = activation(8, 4), flat.clone().requires_grad_()
-    out = grow(h, SlotSeeds([run_of(Blueprint.CONV_SMALL, layout, leaf, algorithm, 0.0, incubating=True)]))
+    out = grow(h, SlotSeeds([run_of(Blueprint.CONV_SMALL, layout, leaf, algorithm, 0.0, incubating=True)]), IMAGES)
     to_host, to_seed = torch.autograd.grad((out * target).sum(), [h, leaf])
     assert torch.equal(out, h)
     assert torch.equal(to_host, target)
@@ -141,7 +142,9 @@ def test_a_host_and_its_held_seed_adapt_to_each_other_and_a_blending_seed_does_n
     for attached in (False, True):
         h = activation(8, 4)
         out = grow(
-            h, SlotSeeds([run_of(Blueprint.CONV_LIGHT, layout, flat.requires_grad_(), "ADD", 0.5, attached=attached)])
+            h,
+            SlotSeeds([run_of(Blueprint.CONV_LIGHT, layout, flat.requires_grad_(), "ADD", 0.5, attached=attached)]),
+            IMAGES,
         )
         gradients.append(torch.autograd.grad(out.square().sum(), [h, flat])[0])
     assert not torch.allclose(*gradients)

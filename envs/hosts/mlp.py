@@ -1,0 +1,108 @@
+"""A residual multi-layer perceptron with a slot after each block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from envs.hosts.base import Grow
+from envs.hosts.residual import block_parameters, feed_forward, norm_parameters
+from envs.population.activations import VECTORS
+from envs.population.dense_layers import dense, layer_norm
+from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
+
+
+@dataclass(frozen=True)
+class MlpVariant:
+    """Size of one MLP host.
+
+    Attributes:
+        width: Features of the residual stream.
+        hidden: Hidden units of each segment, which is one residual block.
+
+    Raises:
+        ValueError: no segment, or a size below its minimum.
+    """
+
+    width: int
+    hidden: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.width < 2:
+            raise ValueError(f"width must be at least 2, got {self.width}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden must name one or more segments of at least 1 unit, got {self.hidden}")
+
+    @classmethod
+    def widest(cls, variants: tuple[MlpVariant, ...]) -> MlpVariant:
+        """The smallest size that holds every variant.
+
+        Only ``hidden`` may differ: an absent hidden unit is 0 and stays 0 by itself, an absent feature would not
+        (layer norm would count it).
+
+        Raises:
+            ValueError: the variants differ in width or in the number of segments.
+        """
+        if len({(variant.width, len(variant.hidden)) for variant in variants}) != 1:
+            raise ValueError(
+                f"the MLP variants of one task must have the same width and number of segments, got {variants}"
+            )
+        hidden = tuple(max(sizes) for sizes in zip(*(variant.hidden for variant in variants), strict=True))
+        return replace(variants[0], hidden=hidden)
+
+
+class MlpHost:
+    """Linear embedding of the inputs, pre-norm residual blocks, layer norm, linear output (Gorishniy et al. 2021).
+
+    Args:
+        widest: Size that holds every member.
+        num_inputs: Features of a sample.
+        num_classes: Outputs.
+    """
+
+    topology = "mlp"
+    activations = VECTORS
+
+    def __init__(self, widest: MlpVariant, num_inputs: int, num_classes: int) -> None:
+        self.widest = widest
+        self.num_inputs, self.num_classes = num_inputs, num_classes
+
+    @property
+    def num_slots(self) -> int:
+        """One slot after each segment."""
+        return len(self.widest.hidden)
+
+    def parameters(self, variant: MlpVariant) -> ParameterSpecs:
+        """See :class:`envs.hosts.base.Host`."""
+        width = variant.width
+        specs: ParameterSpecs = {
+            "embed_weight": ParameterSpec((width, self.num_inputs), Init.UNIFORM),
+            "embed_bias": ParameterSpec((width,), Init.ZEROS),
+        }
+        for segment, hidden in enumerate(variant.hidden):
+            specs |= block_parameters(f"segment{segment}", width, hidden)
+        specs |= norm_parameters("final_norm", width)
+        specs["head_weight"] = ParameterSpec((self.num_classes, width), Init.UNIFORM)
+        specs["head_bias"] = ParameterSpec((self.num_classes,), Init.ZEROS)
+        return specs
+
+    def buffers(self, variant: MlpVariant) -> ParameterSpecs:
+        """None: layer norm keeps no statistics."""
+        return {}
+
+    def slot_width(self, variant: MlpVariant, slot: int) -> int:
+        """See :class:`envs.hosts.base.Host`."""
+        return variant.width
+
+    def forward(
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
+    ) -> Tensor:
+        """See :class:`envs.hosts.base.Host`; samples are ``[M, B, F]``, shared ones ``[B, F]``."""
+        p = parameters
+        members = len(p["embed_weight"])
+        h = dense(x.expand(members, *x.shape[-2:]), p["embed_weight"], p["embed_bias"])
+        for segment in range(self.num_slots):
+            h = grow(segment, h + feed_forward(p, f"segment{segment}", h))
+        h = layer_norm(h, p["final_norm_weight"], p["final_norm_bias"])
+        return dense(h, p["head_weight"], p["head_bias"])

@@ -1,0 +1,76 @@
+"""A character-level language model on the Python documentation that ships with CPython, or on a file."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from envs.hosts.transformer import TransformerHost, TransformerVariant
+from envs.slots import SlotConfig
+from envs.tasks.base import Split, SplitName, Task
+
+CONTEXT = 32
+"""Characters that the host sees at a time."""
+
+MAX_WINDOWS: dict[SplitName, int | None] = {"train": None, "validation": 128, "test": 512}
+"""Windows of a split, evenly spread over it; None: all. Validation runs in every epoch, and is bounded for that."""
+
+IMPAIRED = TransformerVariant(width=32, heads=4, layers=(1, 1, 1), hidden=(32, 32, 32), attends=(False, False, False))
+
+IntArray = npt.NDArray[np.int64]
+
+
+def text(text_file: Path | None = None) -> Task:
+    """A decoder whose layers cannot mix tokens: growing attention turns it from a bigram model into a language model.
+
+    Each prediction sees the character before it and nothing else until a seed with attention grows; where that
+    stands, and whether to spend parameters on an MLP as well, is for the policy to find out.
+
+    Args:
+        text_file: UTF-8 text to model; by default the documentation topics of ``pydoc_data``.
+
+    Raises:
+        ValueError: the file is missing, or too short to split.
+    """
+    splits, vocabulary = _corpus(text_file)
+    return Task(
+        name="text",
+        host=TransformerHost(IMPAIRED, vocabulary, CONTEXT),
+        variants=(IMPAIRED,),
+        slots=SlotConfig.for_row(len(IMPAIRED.layers)),
+        num_classes=vocabulary,
+        splits=splits,
+        lr=0.2,
+    )
+
+
+@cache
+def _corpus(text_file: Path | None) -> tuple[dict[SplitName, Split], int]:
+    """Splits by position (80/10/10, no character in two of them), and the number of different characters."""
+    if text_file is not None and not text_file.is_file():
+        raise ValueError(f"text_file {text_file} is no file: give a UTF-8 text, or none for the default corpus")
+    corpus = "\n".join(topics[name] for name in sorted(topics)) if text_file is None else text_file.read_text("utf-8")
+    characters, codes = np.unique(np.frombuffer(corpus.encode("utf-32-le"), np.uint32), return_inverse=True)
+    bounds = [0, int(0.8 * len(codes)), int(0.9 * len(codes)), len(codes)]
+    if bounds[3] - bounds[2] <= CONTEXT:
+        raise ValueError(
+            f"text_file {text_file} has {len(codes)} characters: a tenth of them must be more than the context of "
+            f"{CONTEXT}, so give a longer text"
+        )
+    names: tuple[SplitName, ...] = ("train", "validation", "test")
+    parts = zip(names, bounds[:-1], bounds[1:], strict=True)
+    splits = {name: _windows(codes[start:end].astype(np.int64), MAX_WINDOWS[name]) for name, start, end in parts}
+    return splits, len(characters)
+
+
+def _windows(codes: IntArray, limit: int | None) -> Split:
+    """Neighbouring windows ``[n, CONTEXT]`` and, as labels, the same one character later."""
+    count = (len(codes) - 1) // CONTEXT
+    chosen = np.arange(count) if limit is None else np.unique(np.linspace(0, count - 1, min(limit, count)).astype(int))
+    index = chosen[:, None] * CONTEXT + np.arange(CONTEXT)
+    return Split(torch.from_numpy(codes[index]), torch.from_numpy(codes[index + 1]))
