@@ -52,7 +52,10 @@ def text(text_file: Path | None = None) -> Task:
 
 @cache
 def _corpus(text_file: Path | None) -> tuple[dict[SplitName, Split], int]:
-    """Splits by position (80/10/10, no character in two of them), and the number of different characters."""
+    """Splits by position (80/10/10, no character in two of them), and the number of different characters.
+
+    A file is read once per process.
+    """
     if text_file is not None and not text_file.is_file():
         raise ValueError(f"text_file {text_file} is no file: give a UTF-8 text, or none for the default corpus")
     corpus = "\n".join(topics[name] for name in sorted(topics)) if text_file is None else text_file.read_text("utf-8")
