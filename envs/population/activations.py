@@ -53,8 +53,8 @@ class ActivationLayout:
             index: ``[M, B]`` which samples each member sees.
 
         Returns:
-            The samples with the batch axis in front and the members on their axis (or both the other way round,
-            where members come first).
+            The samples with the members on their axis: ``[B, H, W, M, C]``, or ``[M, B, ...]`` where members come
+            first.
         """
         return samples[index].movedim(0, self.member_axis).contiguous()
 

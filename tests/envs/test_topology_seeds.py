@@ -152,6 +152,7 @@ def test_attention_is_that_of_plain_torch():
         torch.testing.assert_close(self_attention(h, qkv, 2, window)[0], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("length", [1, 5, 32])
 def test_flex_attention_and_its_mask_give_equal_outputs(length):
     """Where FlexAttention runs on CPU, which is without gradients."""
