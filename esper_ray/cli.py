@@ -43,6 +43,7 @@ class Train:
         from esper_ray.training import train
 
         config = self.config
+        config.env.load_data()  # before anything is written
         if self.resume:
             if self.run_dir is None:
                 raise UserError("--resume needs --run-dir: which run shall go on?")
@@ -80,6 +81,7 @@ class Evaluate:
         _at_least("--episodes", self.episodes, 1)
         _at_least("--workers", self.workers, 1)
         _at_least("--seed", self.seed, 0)
+        run.config().env.load_data()
         with console.status("playing held-out episodes") as status:
             done: list[str] = []
 
@@ -117,6 +119,7 @@ class Replay:
         run = RunDirectory.open(self.run_dir)
         _at_least("--seed", self.seed, 0)
         config = run.config()
+        config.env.load_data()
         policy = make_policy(self.policy, run, config, self.checkpoint)
         title = f"{config.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"
         figure = draw_replay(policy, config.env, held_out_seeds(self.seed, 1)[0], title)
