@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from esper_ray.config import PRESETS, TrainConfig
+from esper_ray.config import PRESETS, EnvConfig, TaskArgs, TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.run_directory import RunDirectory, Which
 
@@ -128,6 +128,31 @@ class Replay:
         console.print(f"written: {path}")
 
 
+@dataclass(frozen=True)
+class Inspect:
+    """Show what a task is made of: hosts, slots, blueprints, observation, action heads. Needs no data."""
+
+    task: tyro.conf.Positional[str]
+    """Name of the task."""
+    data_dir: Path | None = None
+    """As for train."""
+    task_args: TaskArgs = field(default_factory=dict)
+    """As for train."""
+    markdown: bool = False
+    """Print a page instead of tables."""
+
+    def run(self, console: Console) -> None:
+        """Print it."""
+        from esper_ray.inspection import inspect_task, markdown, print_sections
+
+        env = EnvConfig(task=self.task, data_dir=self.data_dir, task_args=self.task_args)
+        sections = inspect_task(env.make_task())
+        if self.markdown:
+            console.out(markdown(self.task, sections), end="", highlight=False)
+        else:
+            print_sections(self.task, sections, console)
+
+
 def _at_least(flag: str, value: int, least: int) -> None:
     if value < least:
         raise UserError(f"{flag} must be at least {least}, got {value}")
@@ -146,7 +171,7 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     return PRESETS["debug" if known.debug else known.preset]
 
 
-def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay:
+def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay | Inspect:
     """The command that the arguments ask for.
 
     Raises:
@@ -158,6 +183,7 @@ def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay:
         Annotated[Train, tyro.conf.subcommand("train", default=Train(config=defaults))]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
+        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     )
     try:
         return tyro.cli(commands, prog="esper-ray", args=list(arguments))

@@ -40,7 +40,8 @@ _PAIRS = tyro.constructors.PrimitiveConstructorSpec(
     is_instance=lambda instance: isinstance(instance, dict),
     str_from_instance=lambda instance: [f"{key}={value}" for key, value in instance.items()],
 )
-"""How a dict of texts is written on the command line."""
+TaskArgs = Annotated[dict[str, str], _PAIRS]
+"""A dict of texts, written as ``--task-args NAME=VALUE ...`` on the command line."""
 
 
 def _entropy_multipliers() -> dict[str, float]:
@@ -118,7 +119,7 @@ class EnvConfig:
     """Data and host, by name."""
     data_dir: Path | None = None
     """Directory with the data of a task that brings none along."""
-    task_args: Annotated[dict[str, str], _PAIRS] = field(default_factory=dict)
+    task_args: TaskArgs = field(default_factory=dict)
     """Further arguments of the task."""
     max_epochs: int = 150
     """Training epochs of a host, that is steps of an episode."""
