@@ -74,7 +74,7 @@ def _task(task: Task) -> Section:
         "κ, score lost per living seed": f"{task.path_rent:g}",
         "samples in a mini-batch": str(task.batch_size),
         "mini-batches in an epoch": str(task.batches_per_epoch),
-        "learning rate, first to last epoch": f"{task.learning_rate(0.0):g} to {task.learning_rate(1.0):g}",
+        "learning rate at the start and at the end": f"{task.learning_rate(0.0):g} to {task.learning_rate(1.0):g}",
         "augmentation": "none" if task.augment is None else str(task.augment),
     }
     return Section("Task", "What a host is trained on, and how.", ("setting", "value"), tuple(settings.items()))
@@ -104,11 +104,15 @@ def _blueprints(task: Task, costs: SeedCosts) -> Iterator[Section]:
     for start in range(0, len(names), SLOTS_PER_TABLE):
         slots = range(start, min(start + SLOTS_PER_TABLE, len(names)))
         rows = [
-            (str(int(blueprint)), blueprint.name, *(_span(costs.seeds[:, blueprint, slot]) for slot in slots))
+            (
+                str(int(blueprint)),
+                blueprint.name,
+                *(_span(costs.blueprint[:, blueprint, slot].tolist()) for slot in slots),
+            )
             for blueprint in Blueprint
             if costs.offered[blueprint]
         ]
-        rows.append(("", "a gate (style GATED_GATE)", *(_span(costs.gates[:, slot]) for slot in slots)))
+        rows.append(("", "a gate (style GATED_GATE)", *(_span(costs.gate[:, slot].tolist()) for slot in slots)))
         yield Section(
             "Blueprints" if len(names) <= SLOTS_PER_TABLE else f"Blueprints in {names[slots[0]]} to {names[slots[-1]]}",
             f"Parameters of each kind of seed in each slot, and what a gate adds.{_mixed(task)}",
@@ -185,15 +189,15 @@ def _few(words: Sequence[str]) -> str:
 def print_sections(name: str, sections: list[Section], console: Console) -> None:
     """Tables on the terminal, no line wider than :data:`COLUMNS`."""
     width = min(COLUMNS, console.width)
-    console.print(f"[bold]{escape(name)}[/]", highlight=False)
+    console.print(f"[bold]{escape(name)}[/]", width=width, highlight=False)
     for section in sections:
-        table = Table(title=f"\n{section.title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
         for column in section.columns:
             table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
         for row in section.rows:
             table.add_row(*map(escape, row))
+        console.print(f"\n[bold]{escape(section.title)}[/]\n{escape(section.note)}", width=width, highlight=False)
         console.print(table, width=width)
-        console.print(escape(section.note), width=width, highlight=False)
 
 
 def markdown(name: str, sections: list[Section]) -> str:

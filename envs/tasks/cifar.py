@@ -95,8 +95,8 @@ def read_cifar(data_dir: Path, md5: Mapping[str, str]) -> dict[SplitName, Split]
 
     Args:
         data_dir: Holds ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``.
-        md5: File name → expected sum: :data:`MD5`, or the sums of your own files in this format. All files but
-            ``test_batch`` are training data.
+        md5: File name → expected sum: :data:`MD5`, or the sums of your own files in this format, all of which but
+            ``test_batch`` (which must be there) are training data.
 
     Raises:
         TaskError: a file is missing, differs from its sum, or does not hold such images.
