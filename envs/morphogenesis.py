@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -46,6 +46,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
     Args:
         num_envs: N.
         task: A task's name, or a :class:`envs.tasks.Task`.
+        task_args: Arguments of a task given by name, as text (see :func:`envs.tasks.make_task`).
         max_epochs: Length of an episode.
         reward_mode: See :class:`envs.reward.RewardConfig`.
         gamma: The learner's discount, which the mode ``shaped`` needs.
@@ -61,7 +62,8 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         device: Where hosts live.
 
     Raises:
-        ValueError: an unknown task, or a number out of range.
+        envs.tasks.TaskError: an unknown task, arguments that it does not take, or data that are not there.
+        ValueError: a number out of range.
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -71,6 +73,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         num_envs: int = 1,
         *,
         task: str | Task = "digits_impaired",
+        task_args: Mapping[str, str] | None = None,
         max_epochs: int = 150,
         reward_mode: RewardMode = "score",
         gamma: float = 1.0,
@@ -92,7 +95,9 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.task = make_task(task) if isinstance(task, str) else task
+        if task_args and not isinstance(task, str):
+            raise ValueError(f"task_args are for a task given by name: task {task.name!r} is made already")
+        self.task = make_task(task, task_args) if isinstance(task, str) else task
         self.num_envs, self.max_epochs = num_envs, max_epochs
         self.counterfactual_interval, self.report_test, self.seed_stream = (
             counterfactual_interval,

@@ -16,7 +16,6 @@ from envs.governor import Panic
 from envs.lifecycle import Fate
 from envs.reward import COMPONENTS
 from envs.slots import SlotConfig
-from envs.tasks import make_task
 from envs.vocabulary import LifecycleOp
 from esper_ray.config import TrainConfig
 from esper_ray.episodes import held_out_seeds
@@ -116,7 +115,7 @@ class TensorBoard(RLlibCallback):
             writer.add_scalar(name, value, step)
         iteration = result["training_iteration"]
         if iteration % config.replay_interval == 0 or iteration == config.iterations:
-            slots = make_task(self._config.env.task).slots
+            slots = self._config.env.make_task().slots
             policy = LearnedPolicy(current_network(algorithm, slots, self._config.network))
             host_seed = held_out_seeds(config.seed, 1)[0]
             figure = draw_replay(policy, self._config.env, host_seed, f"held-out host, iteration {iteration}")

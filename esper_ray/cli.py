@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from esper_ray.config import PRESETS, TrainConfig
+from esper_ray.config import PRESETS, EnvConfig, TaskArgs, TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.run_directory import RunDirectory, Which
 
@@ -43,6 +43,7 @@ class Train:
         from esper_ray.training import train
 
         config = self.config
+        config.env.load_data()  # before anything is written
         if self.resume:
             if self.run_dir is None:
                 raise UserError("--resume needs --run-dir: which run shall go on?")
@@ -80,6 +81,7 @@ class Evaluate:
         _at_least("--episodes", self.episodes, 1)
         _at_least("--workers", self.workers, 1)
         _at_least("--seed", self.seed, 0)
+        run.config().env.load_data()
         with console.status("playing held-out episodes") as status:
             done: list[str] = []
 
@@ -117,12 +119,38 @@ class Replay:
         run = RunDirectory.open(self.run_dir)
         _at_least("--seed", self.seed, 0)
         config = run.config()
+        config.env.load_data()
         policy = make_policy(self.policy, run, config, self.checkpoint)
         title = f"{config.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"
         figure = draw_replay(policy, config.env, held_out_seeds(self.seed, 1)[0], title)
         path = self.output or run.path / f"replay-{self.policy}-{self.seed}.png"
         figure.savefig(path)
         console.print(f"written: {path}")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show what a task is made of: hosts, slots, blueprints, observation, action heads. Needs no data."""
+
+    task: tyro.conf.Positional[str]
+    """Name of the task."""
+    data_dir: Path | None = None
+    """As for train."""
+    task_args: TaskArgs = field(default_factory=dict)
+    """As for train."""
+    markdown: bool = False
+    """Print a page instead of tables."""
+
+    def run(self, console: Console) -> None:
+        """Print it."""
+        from esper_ray.inspection import inspect_task, markdown, print_sections
+
+        env = EnvConfig(task=self.task, data_dir=self.data_dir, task_args=self.task_args)
+        sections = inspect_task(env.make_task())
+        if self.markdown:
+            console.out(markdown(self.task, sections), end="", highlight=False)
+        else:
+            print_sections(self.task, sections, console)
 
 
 def _at_least(flag: str, value: int, least: int) -> None:
@@ -143,7 +171,7 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     return PRESETS["debug" if known.debug else known.preset]
 
 
-def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay:
+def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay | Inspect:
     """The command that the arguments ask for.
 
     Raises:
@@ -155,6 +183,7 @@ def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay:
         Annotated[Train, tyro.conf.subcommand("train", default=Train(config=defaults))]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
+        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     )
     try:
         return tyro.cli(commands, prog="esper-ray", args=list(arguments))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.reward import RewardMode
-from envs.tasks import task_names
+from envs.tasks import Task, TaskError, make_task, resolve_arguments
 from esper_ray.errors import UserError
 from policies.network import NetworkConfig
 
@@ -22,6 +24,24 @@ CriticBaseline = Literal["factored", "state", "op"]
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise UserError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _parse_pairs(words: list[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise ValueError(f"expected NAME=VALUE, got {' '.join(words)}")
+    return {key: value for key, _, value in pairs}
+
+
+_PAIRS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="NAME=VALUE ...",
+    instance_from_str=_parse_pairs,
+    is_instance=lambda instance: isinstance(instance, dict),
+    str_from_instance=lambda instance: [f"{key}={value}" for key, value in instance.items()],
+)
+TaskArgs = Annotated[dict[str, str], _PAIRS]
+"""A dict of texts, written as ``--task-args NAME=VALUE ...`` on the command line."""
 
 
 def _entropy_multipliers() -> dict[str, float]:
@@ -97,6 +117,10 @@ class EnvConfig:
 
     task: str = "digits_impaired"
     """Data and host, by name."""
+    data_dir: Path | None = None
+    """Directory with the data of a task that brings none along."""
+    task_args: TaskArgs = field(default_factory=dict)
+    """Further arguments of the task."""
     max_epochs: int = 150
     """Training epochs of a host, that is steps of an episode."""
     reward_mode: RewardMode = "score"
@@ -113,16 +137,55 @@ class EnvConfig:
     """Epochs between measurements of what each seed contributes."""
 
     def __post_init__(self) -> None:
-        _require(self.task in task_names(), "task", self.task, f"one of {', '.join(task_names())}")
+        self._resolve_task()
         for name in ("max_epochs", "counterfactual_interval"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("max_living_seeds", "parameter_budget", "parameter_rent", "path_rent"):
             limit = getattr(self, name)
             _require(limit is None or limit >= 0, name, limit, "0 or more, or none")
 
+    def _resolve_task(self) -> None:
+        """Check the task's arguments and make its paths absolute: other processes may work in other directories."""
+        if "data_dir" in self.task_args:
+            raise UserError("data_dir is a setting of its own, not one of task_args: give --data-dir")
+        try:
+            resolved = resolve_arguments(self.task, self._task_arguments())
+        except TaskError as error:
+            raise UserError(str(error)) from error
+        data_dir = resolved.pop("data_dir", None)
+        object.__setattr__(self, "data_dir", None if data_dir is None else Path(data_dir))
+        object.__setattr__(self, "task_args", resolved)
+
+    def _task_arguments(self) -> dict[str, str]:
+        return self.task_args | ({} if self.data_dir is None else {"data_dir": str(self.data_dir)})
+
+    def make_task(self) -> Task:
+        """The task; large data are not read yet (see :meth:`load_data`).
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        try:
+            return make_task(self.task, self._task_arguments())
+        except TaskError as error:
+            raise UserError(str(error)) from error
+
+    def load_data(self) -> None:
+        """Read the task's data, so that what is wrong with them is found before anything starts.
+
+        Raises:
+            UserError: they are absent, or not the expected ones.
+        """
+        try:
+            len(self.make_task().splits)
+        except TaskError as error:
+            raise UserError(str(error)) from error
+
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of the environment."""
-        return dataclasses.asdict(self)
+        settings = dataclasses.asdict(self)
+        del settings["data_dir"]
+        return settings | {"task_args": self._task_arguments()}
 
 
 @dataclass(frozen=True)
@@ -171,7 +234,7 @@ class TrainConfig:
 
     def to_json(self) -> str:
         """The config as it is stored in a run directory."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=2, default=os.fspath) + "\n"
 
 
 class _StoredConfig(BaseModel):

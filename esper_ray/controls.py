@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from envs.slots import SlotConfig
-from envs.tasks import make_task
 from esper_ray.config import EnvConfig, TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.run_directory import RunDirectory, Which
@@ -31,7 +30,7 @@ def make_policy(name: str, run: RunDirectory, config: TrainConfig, which: Which)
     Raises:
         UserError: an unknown name, no checkpoint, or one of other sizes.
     """
-    slots = make_task(config.env.task).slots
+    slots = config.env.make_task().slots
     if name in CONTROLS:
         return CONTROLS[name](slots, config.env)
     if name != LEARNED:

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.tasks import make_task
 from envs.vocabulary import Blueprint, SeedStage
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import run_episodes
@@ -103,7 +102,7 @@ def draw_replay(policy: Policy, env: EnvConfig, host_seed: int, title: str) -> F
         host_seed: Of the host.
         title: First line above the picture.
     """
-    slots = make_task(env.task).slots
+    slots = env.make_task().slots
     trace = trace_episode(policy, env, host_seed)
     alone = trace_episode(NeverGrow(slots), env, host_seed)
     with mpl.rc_context({"font.size": 9.5, "axes.spines.top": False}):

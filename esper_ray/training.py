@@ -20,7 +20,6 @@ from rich.console import Console
 
 from envs import ENV_ID
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.tasks import make_task
 from envs.vocabulary import LifecycleOp
 from esper_ray.callbacks import EpisodeMetrics, TensorBoard, current_network, flatten
 from esper_ray.config import TrainConfig
@@ -113,7 +112,7 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> Es
     algorithm_config = EsperPPOConfig.of(
         env_id=ENV_ID,
         env_config={**config.env.keywords(), "gamma": config.learner.gamma, "seed_stream": stream},
-        slot_ids=make_task(config.env.task).slots.slot_ids,
+        slot_ids=config.env.make_task().slots.slot_ids,
         episode_length=config.env.max_epochs,
         hosts_per_runner=config.run.hosts_per_runner,
         num_env_runners=config.run.num_env_runners,
@@ -127,7 +126,7 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> Es
 
 def _write_checkpoint(algorithm: EsperPPO, config: TrainConfig, path: Path) -> None:
     algorithm.save_to_path(str(path / RLLIB_STATE))
-    save_weights(current_network(algorithm, make_task(config.env.task).slots, config.network), path / POLICY_FILE)
+    save_weights(current_network(algorithm, config.env.make_task().slots, config.network), path / POLICY_FILE)
 
 
 def _restore(algorithm: EsperPPO, run: RunDirectory) -> None:

@@ -45,18 +45,9 @@ class ActivationLayout:
         """Mean over the pooled axes, kept at size 1."""
         return x.mean(self.pooled_axes, keepdim=True) if self.pooled_axes else x
 
-    def batch(self, samples: Tensor, index: Tensor) -> Tensor:
-        """One mini-batch per member.
-
-        Args:
-            samples: ``[n, ...]``.
-            index: ``[M, B]`` which samples each member sees.
-
-        Returns:
-            The samples with the members on their axis: ``[B, H, W, M, C]``, or ``[M, B, ...]`` where members come
-            first.
-        """
-        return samples[index].movedim(0, self.member_axis).contiguous()
+    def batch(self, samples: Tensor) -> Tensor:
+        """One mini-batch per member, ``[M, B, ...]``, with the members moved to their axis."""
+        return samples.movedim(0, self.member_axis).contiguous()
 
 
 IMAGES = ActivationLayout(num_axes=5, member_axis=3, pooled_axes=(1, 2))

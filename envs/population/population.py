@@ -73,6 +73,7 @@ class Population:
         self.variant = np.zeros(num_members, np.int64)
         shape = (num_members, max_epochs, task.batches_per_epoch, task.batch_size)
         self._order = np.zeros(shape, np.int32)
+        self._augmentation = np.zeros(shape, np.int32)  # stays 0, and unread, where the task augments nothing
         self._generators: list[np.random.Generator | None] = [None] * num_members
         self._rates = np.array([task.learning_rate(epoch / max_epochs) for epoch in range(max_epochs)], np.float32)
         self._tables = VariantTables(task, self.modules, self.layout, device)
@@ -84,7 +85,7 @@ class Population:
         return self._tables.costs(self.variant)
 
     def reset(self, members: IntArray, generators: Sequence[np.random.Generator]) -> None:
-        """Draw fresh hosts for these members: variant, weights, then the episode's batch order.
+        """Draw fresh hosts for these members: variant, weights, the episode's batch order, its augmentation.
 
         Args:
             members: ``[m]``.
@@ -97,6 +98,8 @@ class Population:
             row = self.layout.draw(host.parameters(task.variants[variant]), generator)
             self.flat[member] = torch.from_numpy(row).to(self.device)
             self._order[member] = self._draw_order(generator)
+            if task.augment is not None:
+                self._augmentation[member] = task.augment.draw(generator, self._augmentation.shape[1:])
             self._generators[member] = generator
         index = torch.from_numpy(members).to(self.device)
         self.momentum[index] = 0.0
@@ -148,9 +151,10 @@ class Population:
             epoch: ``[N]`` epochs done in each member's episode, which is the index of the one to train.
             lifecycle: Stages and alphas during this epoch; the banks must be in sync with it.
         """
-        train_x, train_y = self._data["train"]
+        _, train_y = self._data["train"]
         epoch = np.minimum(epoch, self.max_epochs - 1)
         order = self._to_device(self._order[np.arange(self.num_members), epoch].astype(np.int64))
+        changes = self._to_device(self._augmentation[np.arange(self.num_members), epoch])
         rates = self._to_device(self._rates[epoch])[:, None]
         present = self._tables.parameters_present(self.variant)
         banks = list(self.banks.values())
@@ -160,7 +164,7 @@ class Population:
         leaves = [self.flat.detach().requires_grad_(), *(run.flat for run in runs)]
         for batch in range(self.task.batches_per_epoch):
             index = order[:, batch]
-            x = self.task.host.activations.batch(train_x, index)
+            x = self.task.host.activations.batch(self._pick(index, changes[:, batch]))
             loss, _ = self._forward(leaves[0], self.buffers, x, train_y[index], seeds, training=True)
             gradients = torch.autograd.grad(loss.sum(), leaves)
             host_gradient = gradients[0] if present is None else gradients[0] * present
@@ -169,6 +173,11 @@ class Population:
                 bank.meter.add(gradient)
                 sgd_step(bank.rows.flat, gradient, bank.rows.momentum, rates[run.members])
         return self._read_meters()
+
+    def _pick(self, index: Tensor, changes: Tensor) -> Tensor:
+        """Training samples ``[M, B, ...]``, augmented if the task says so; both arguments are ``[M, B]``."""
+        images, augment = self._data["train"][0], self.task.augment
+        return images[index] if augment is None else augment.gather(images, index, changes)
 
     def _training_run(self, bank: SeedBank, lifecycle: Lifecycle) -> SeedRun:
         members, slot = bank.rows.members, bank.slot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -11,9 +12,17 @@ import torch
 from torch import Tensor
 
 from envs.hosts.base import Host
+from envs.population.augmentation import CropAndFlip
 from envs.slots import SlotConfig
 
 SplitName = Literal["train", "validation", "test"]
+
+
+class TaskError(ValueError):
+    """A task that its user can mend: unknown, wrong arguments, data that are absent or not the expected ones.
+
+    The message is one line that says what is wrong, its value, and what to do; the command line prints it as it is.
+    """
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,30 @@ class Split:
     y: Tensor
 
 
+class LazySplits(Mapping[SplitName, Split]):
+    """Splits that are read at their first use, so that a task's sizes are known without its data.
+
+    Args:
+        load: Reads all splits; called at most once.
+    """
+
+    def __init__(self, load: Callable[[], Mapping[SplitName, Split]]) -> None:
+        self._load = load
+
+    @cached_property
+    def _splits(self) -> Mapping[SplitName, Split]:
+        return self._load()
+
+    def __getitem__(self, name: SplitName) -> Split:
+        return self._splits[name]
+
+    def __iter__(self) -> Iterator[SplitName]:
+        return iter(self._splits)
+
+    def __len__(self) -> int:
+        return len(self._splits)
+
+
 @dataclass(frozen=True)
 class Task:
     """Data, the hosts that are trained on it, and the terms of their training.
@@ -40,7 +73,7 @@ class Task:
         slots: Where seeds can grow.
         num_classes: Labels.
         splits: ``train`` is trained on; rewards, gates and observations see only ``validation``; ``test`` is read
-            for reports alone.
+            for reports alone. Data that are large, or may be absent, come as :class:`LazySplits`.
         parameter_rent: λ, score lost per doubling of the parameters.
         path_rent: κ, score lost per living seed.
         batch_size: Samples in a mini-batch.
@@ -48,6 +81,7 @@ class Task:
         lr: Learning rate of the first epoch.
         final_lr_share: Share of ``lr`` that the cosine schedule ends at. A constant rate would make the last
             epochs' accuracy jump by ±10 points.
+        augment: Random change of each training image; None for none.
     """
 
     name: str
@@ -55,13 +89,14 @@ class Task:
     variants: tuple[Any, ...]
     slots: SlotConfig
     num_classes: int
-    splits: dict[SplitName, Split]
+    splits: Mapping[SplitName, Split]
     parameter_rent: float = 0.03
     path_rent: float = 0.0
     batch_size: int = 32
     batches_per_epoch: int = 8
     lr: float = 0.02
     final_lr_share: float = 0.05
+    augment: CropAndFlip | None = None
 
     def __post_init__(self) -> None:
         if not self.variants:

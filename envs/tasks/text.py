@@ -12,7 +12,7 @@ import torch
 
 from envs.hosts.transformer import TransformerHost, TransformerVariant
 from envs.slots import SlotConfig
-from envs.tasks.base import Split, SplitName, Task
+from envs.tasks.base import Split, SplitName, Task, TaskError
 
 CONTEXT = 32
 """Characters that the host sees at a time."""
@@ -36,7 +36,7 @@ def text(text_file: Path | None = None) -> Task:
         text_file: UTF-8 text to model; by default the documentation topics of ``pydoc_data``.
 
     Raises:
-        ValueError: the file is missing, or too short to split.
+        TaskError: the file is missing, or too short to split.
     """
     splits, vocabulary = _corpus(text_file)
     return Task(
@@ -57,12 +57,12 @@ def _corpus(text_file: Path | None) -> tuple[dict[SplitName, Split], int]:
     A file is read once per process.
     """
     if text_file is not None and not text_file.is_file():
-        raise ValueError(f"text_file {text_file} is no file: give a UTF-8 text, or none for the default corpus")
+        raise TaskError(f"text_file {text_file} is no file: give a UTF-8 text, or none for the default corpus")
     corpus = "\n".join(topics[name] for name in sorted(topics)) if text_file is None else text_file.read_text("utf-8")
     characters, codes = np.unique(np.frombuffer(corpus.encode("utf-32-le"), np.uint32), return_inverse=True)
     bounds = [0, int(0.8 * len(codes)), int(0.9 * len(codes)), len(codes)]
     if bounds[3] - bounds[2] <= CONTEXT:
-        raise ValueError(
+        raise TaskError(
             f"text_file {text_file} has {len(codes)} characters: a tenth of them must be more than the context of "
             f"{CONTEXT}, so give a longer text"
         )

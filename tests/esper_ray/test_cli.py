@@ -123,6 +123,9 @@ def test_replay_draws_a_picture(run_dir):
     ("arguments", "says"),
     [
         (["train", "--task", "digit"], "digit"),
+        (["train", "--task", "cifar10", "--data-dir", "nowhere"], "nowhere/cifar-10-batches-py"),
+        (["train", "--task-args", "samples"], "NAME=VALUE"),
+        (["inspect", "digit"], "digits_impaired"),
         (["train", "--max-epochs", "0"], "max_epochs"),
         (["train", "--hosts-per-runner", "0"], "hosts_per_runner"),
         (["train", "--debug", "--hosts-per-runner", "3"], "multiple of"),

@@ -1,0 +1,126 @@
+"""The registry: names, arguments, and tasks that other packages offer."""
+
+import importlib
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.tasks import LazySplits, TaskError, make_task, resolve_arguments, task_arguments, task_names
+from tests.envs.helpers import WAIT, everyone, task_of
+from tests.envs.packages import install
+
+TOYS = """
+from dataclasses import replace
+from pathlib import Path
+
+from envs.tasks import Task, make_task
+
+
+def toy(rent: float = 0.03, batches: int = 8, note: str | None = None, folder: Path | None = None) -> Task:
+    return replace(make_task("digits"), name=f"{note} {folder}", parameter_rent=rent, batches_per_epoch=batches)
+
+
+def strict(data_dir: Path) -> Task:
+    return toy(folder=data_dir)
+
+
+def lists(sizes: list[int]) -> Task:
+    return toy()
+
+
+def anything(**settings: str) -> Task:
+    return toy()
+"""
+ENTRIES = {name: f"toys:{name}" for name in ("toy", "strict", "lists", "anything", "absent")}
+ENTRIES |= {"digits_mixed": "toys:toy", "unknown_module": "no_such_module:task"}
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    install(tmp_path, "toys", ENTRIES, {"toys": TOYS})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    yield tmp_path
+    sys.modules.pop("toys", None)
+
+
+def test_an_installed_package_adds_tasks_behind_the_built_in_ones(toys):
+    assert task_names()[:3] == ("digits", "digits_impaired", "digits_mixed")
+    assert set(ENTRIES) <= set(task_names())
+    env = MorphogenesisVectorEnv(2, task="toy", task_args={"batches": "1"}, max_epochs=1)
+    env.reset(seed=0)
+    *_, terminated, _, info = env.step(everyone(env, WAIT))
+    assert terminated.all()
+    assert (info["committed_accuracy"] > 0).all()
+
+
+def test_arguments_are_text_converted_by_their_annotation(toys):
+    task = make_task("toy", {"rent": "0.5", "batches": "3", "note": "a=b", "folder": "~/here"})
+    assert (task.parameter_rent, task.batches_per_epoch) == (0.5, 3)
+    assert task.name == f"a=b {Path.home() / 'here'}"
+    assert task_arguments("toy") == {"rent": float, "batches": int, "note": str, "folder": Path}
+    assert task_arguments("digits") == {}
+
+
+def test_paths_become_absolute_and_other_arguments_stay_as_they_are(toys, monkeypatch):
+    monkeypatch.chdir(toys)
+    resolved = resolve_arguments("toy", {"folder": "data", "rent": "5e-1", "note": "data"})
+    assert resolved == {"folder": str(toys / "data"), "rent": "5e-1", "note": "data"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("toys", {}, r"unknown task 'toys': choose one of digits, .*toy"),
+        ("toy", {"size": "1"}, r"takes no argument size: it knows rent, batches, note, folder"),
+        ("digits", {"size": "1"}, r"takes no argument size: it knows none"),
+        ("toy", {"batches": "3.5"}, r"batches of task 'toy' must be of type int, got '3.5'"),
+        ("strict", {}, r"needs the argument data_dir"),
+        ("lists", {}, r"sizes of task 'lists' must be a keyword annotated as str, int, float or Path"),
+        ("anything", {}, r"settings of task 'anything' must be a keyword"),
+        ("digits_mixed", {}, r"more than one package offers a task 'digits_mixed': esper-ray, toys:toy"),
+        ("absent", {}, r"registered as toys:absent, which cannot be imported"),
+        ("unknown_module", {}, r"registered as no_such_module:task, which cannot be imported"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_one_clear_line(toys, name, arguments, message):
+    with pytest.raises(TaskError, match=message) as error:
+        make_task(name, arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_two_packages_with_the_same_task_are_named(toys):
+    install(toys, "more_toys", {"toy": "more_toys:toy"}, {"more_toys": ""})
+    importlib.invalidate_caches()
+    with pytest.raises(TaskError, match="more_toys:toy, toys:toy"):
+        make_task("toy")
+
+
+def test_task_arguments_are_for_tasks_given_by_name():
+    with pytest.raises(ValueError, match="given by name"):
+        MorphogenesisVectorEnv(task=task_of(), task_args={"rent": "1"})
+
+
+def _load():
+    _load.calls += 1
+    return task_of().splits
+
+
+_load.calls = 0
+
+
+def test_lazy_splits_are_read_once_at_their_first_use():
+    _load.calls = 0
+    splits = LazySplits(_load)
+    copy = pickle.loads(pickle.dumps(splits))
+    assert _load.calls == 0
+    assert list(splits) == ["train", "validation", "test"]
+    assert len(splits) == 3
+    assert splits["test"].x.equal(task_of().splits["test"].x)
+    assert _load.calls == 1
+    assert np.array_equal(copy["train"].y, splits["train"].y)
+    assert _load.calls == 2
