@@ -5,7 +5,8 @@ from __future__ import annotations
 from envs.blueprints.base import SeedModule
 from envs.blueprints.channelwise import NormBlend, SqueezeExcite
 from envs.blueprints.convolutional import Bottleneck, Depthwise, NormalisedConv
-from envs.vocabulary import Blueprint
+from envs.blueprints.ladder import ConvLadder
+from envs.vocabulary import INTERNAL_MAX_LEVEL, Blueprint, SeedInternalKind
 
 _BY_TOPOLOGY: dict[str, dict[Blueprint, SeedModule]] = {
     "cnn": {
@@ -16,6 +17,7 @@ _BY_TOPOLOGY: dict[str, dict[Blueprint, SeedModule]] = {
         Blueprint.BOTTLENECK: Bottleneck(),
         Blueprint.CONV_SMALL: NormalisedConv(kernel=1, depth=1),
         Blueprint.CONV_HEAVY: NormalisedConv(kernel=3, depth=2),
+        Blueprint.CONV_LADDER: ConvLadder(INTERNAL_MAX_LEVEL[SeedInternalKind.CONV_LADDER]),
     },
 }
 

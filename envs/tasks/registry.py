@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from envs.tasks.base import Task
-from envs.tasks.digits import digits, digits_impaired, digits_mixed
+from envs.tasks.digits import digits, digits_impaired, digits_mixed, digits_scale
 
 _TASKS: dict[str, Callable[[], Task]] = {
     "digits": digits,
     "digits_impaired": digits_impaired,
     "digits_mixed": digits_mixed,
+    "digits_scale": digits_scale,
 }
 
 
