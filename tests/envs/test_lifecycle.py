@@ -182,6 +182,13 @@ def test_sizes_follow_from_the_slots():
         heads = SlotConfig.for_row(size).heads
         assert mask_size(heads) == expected == 6 + 6 * size + 13 + 4 + 3 + 3 + 4 + 5
         assert [head.size for head in heads] == [6, size, 13, 4, 3, 3, 4, 5]
+        inside = SlotConfig.for_row(size, internal_levels=True).heads
+        assert mask_size(inside) == 8 + 8 * size + 14 + 4 + 3 + 3 + 4 + 5
+        assert [head.size for head in inside] == [8, size, 14, 4, 3, 3, 4, 5]
+        # The ops on internal levels need the slot and nothing else.
+        assert [head.name for head in inside if 6 in head.needed_by] == ["op", "slot"]
+        assert [head.name for head in inside if 7 in head.needed_by] == ["op", "slot"]
+        assert all(max(head.needed_by) <= 5 for head in heads)
     assert sum(head.size for head in SlotConfig.for_row(3).heads) == 41
 
 

@@ -33,7 +33,7 @@ class LifecycleMachine(RuleBasedStateMachine):
         self.lost = [{"UNFINISHED": 0, "ROLLED_BACK": 0} for _ in self.models]
         self.saved = [set() for _ in self.models]
 
-    @rule(moves=st.lists(st.tuples(*[MOVE] * HOSTS), min_size=1, max_size=6))
+    @rule(moves=st.lists(st.tuples(*[MOVE] * HOSTS), min_size=4, max_size=12))
     def live_some_epochs(self, moves):
         for both in moves:
             row = np.zeros((HOSTS, 8), np.int64)
@@ -105,4 +105,4 @@ class LifecycleMachine(RuleBasedStateMachine):
 
 
 TestLifecycleMachine = LifecycleMachine.TestCase
-TestLifecycleMachine.settings = settings(max_examples=40, stateful_step_count=25)
+TestLifecycleMachine.settings = settings(max_examples=40, stateful_step_count=15)
