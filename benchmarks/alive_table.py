@@ -59,8 +59,8 @@ class AliveTable:
         seeds = held_out_seeds(0, self.hosts)
         alone = run_episodes(NeverGrow(host.slots), env, seeds)
         rows: list[Sequence[str]] = []
-        kinds = sorted(blueprints_for(host.host.topology))
-        for blueprint in track(kinds, description=task, console=console, transient=True):
+        kinds = blueprints_for(host.host.topology, host.slots.blueprints)
+        for blueprint in track(list(kinds), description=task, console=console, transient=True):
             plan = GrowthPlan(slot=self.slot, blueprint=Blueprint(blueprint))
             grown = run_episodes(FixedSchedule(host.slots, self.max_epochs, plan), env, seeds)
             rows.append((task, host.slots.slot_ids[self.slot], blueprint.name.lower(), *_gains(grown, alone)))

@@ -7,17 +7,21 @@ executes, so the two cannot disagree (design: WORLD.md section 3).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from envs.alpha import curve_value
+from envs.limits import DEFAULT_BUDGET_FACTOR, LifecycleRules, SeedCosts
+from envs.seed_report import SeedReport
 from envs.slots import SlotConfig
 from envs.vocabulary import (
     ALPHA_SPEED_EPOCHS,
     ALPHA_TARGET_VALUES,
+    INTERNAL_KINDS,
+    INTERNAL_MAX_LEVEL,
+    INTERNAL_START_LEVEL,
     NO_BLUEPRINT,
     STYLE_ALGORITHM,
     STYLE_CURVE,
@@ -28,6 +32,7 @@ from envs.vocabulary import (
     Blueprint,
     GerminationStyle,
     LifecycleOp,
+    SeedInternalKind,
     SeedStage,
 )
 
@@ -40,9 +45,9 @@ _SPEED_EPOCHS = np.array(ALPHA_SPEED_EPOCHS)
 _TARGETS = np.array(ALPHA_TARGET_VALUES)
 _STYLE_CURVE = np.array(STYLE_CURVE)
 _STYLE_ALGORITHM = np.array(STYLE_ALGORITHM)
-
-DEFAULT_BUDGET_FACTOR = 16
-"""``parameter_budget`` where none is given, in multiples of the host's own parameters."""
+_KIND = np.array([INTERNAL_KINDS.get(blueprint, SeedInternalKind.NONE) for blueprint in Blueprint])
+_MAX_LEVEL = np.array([INTERNAL_MAX_LEVEL[kind] for kind in SeedInternalKind])
+_START_LEVEL = np.array([INTERNAL_START_LEVEL[kind] for kind in SeedInternalKind])
 
 
 class Fate(IntEnum):
@@ -54,55 +59,12 @@ class Fate(IntEnum):
     ROLLED_BACK = 3  # lost when the governor restored a snapshot
 
 
-@dataclass(frozen=True)
-class SeedCosts:
-    """Parameter counts that budgets, rent and observations are computed from (N hosts, S slots).
-
-    Attributes:
-        host: ``[N]`` parameters of each host alone.
-        blueprint: ``[N, num_blueprints, S]`` parameters of each blueprint at each slot, without a gate.
-        gate: ``[N, S]`` parameters that the GATE algorithm adds at each slot.
-        offered: ``[num_blueprints]`` whether the host's topology has this blueprint.
-    """
-
-    host: IntArray
-    blueprint: IntArray
-    gate: IntArray
-    offered: BoolArray
-
-
-@dataclass(frozen=True)
-class LifecycleRules:
-    """Limits of the stage machine.
-
-    Attributes:
-        min_training_epochs: Epochs in TRAINING before ADVANCE opens.
-        embargo_epochs: Epochs for which a pruned slot stays EMBARGOED.
-        max_living_seeds: Living seeds a host may have; None means one per slot.
-        parameter_budget: Parameters that all living seeds may have together; None means 16 × the host's.
-    """
-
-    min_training_epochs: int = 3
-    embargo_epochs: int = 5
-    max_living_seeds: int | None = None
-    parameter_budget: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("min_training_epochs", "embargo_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 epoch, got {getattr(self, name)}")
-        for name in ("max_living_seeds", "parameter_budget"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}; leave it None for the default")
-
-
 class Lifecycle:
     """State of ``N × S`` slots, each field one array.
 
     Public arrays (all ``[N, S]``): ``stage``, ``blueprint``, ``algorithm``, ``alpha``, ``alpha_target``, ``mode``,
-    ``epochs_in_stage``, ``pruning`` (a scheduled prune is ramping alpha down), ``alpha_velocity`` and
-    ``epochs_to_target``. ``gradients_ok`` and ``measured_in_holding`` are written by the env from its measurements
+    ``epochs_in_stage``, ``pruning`` (a scheduled prune is ramping alpha down), ``internal_level``, ``alpha_velocity``
+    and ``epochs_to_target``. ``gradients_ok`` and ``measured_in_holding`` are written by the env from its measurements
     and read by the gates. ``fates`` is ``[N, len(Fate)]``.
     """
 
@@ -113,6 +75,7 @@ class Lifecycle:
         self.max_living = slots.num_slots if rules.max_living_seeds is None else rules.max_living_seeds
         self.stage = np.full(shape, SeedStage.DORMANT, np.int64)
         self.blueprint = np.full(shape, NO_BLUEPRINT, np.int64)
+        self.internal_level = np.zeros(shape, np.int64)
         self.algorithm = np.zeros(shape, np.int64)
         self.mode = np.zeros(shape, np.int64)
         self.curve = np.zeros(shape, np.int64)
@@ -168,12 +131,27 @@ class Lifecycle:
         return np.where(self.settled, 0, self.ramp_epochs - self.ramp_elapsed)
 
     @property
+    def internal_kind(self) -> IntArray:
+        """``[N, S]`` ``SeedInternalKind`` of the slot's seed; NONE where there is no seed."""
+        return _KIND[np.maximum(self.blueprint, Blueprint.NOOP)]
+
+    @property
+    def internal_max_level(self) -> IntArray:
+        """``[N, S]`` highest level of the slot's seed, at least 1 always."""
+        return _MAX_LEVEL[self.internal_kind]
+
+    @property
     def extra_parameters(self) -> IntArray:
-        """``[N]`` parameters of all living seeds, full size in every stage, gates included."""
+        """``[N]`` parameters of all living seeds, full size in every stage, gates included.
+
+        Of an internal structure only the levels that are switched on count.
+        """
         hosts, slots = np.indices(self.stage.shape)
-        seeds = self.costs.blueprint[hosts, np.maximum(self.blueprint, 0), slots]
+        blueprint, kind = np.maximum(self.blueprint, Blueprint.NOOP), self.internal_kind
+        grown = (self.internal_level - _START_LEVEL[kind]) * self.costs.level[hosts, blueprint, slots]
         gates = np.where(self.algorithm == AlphaAlgorithm.GATE, self.costs.gate, 0)
-        return np.where(self.living, seeds + gates, 0).sum(axis=1)
+        seeds = self.costs.blueprint[hosts, blueprint, slots] + grown + gates
+        return np.where(self.living, seeds, 0).sum(axis=1)
 
     @property
     def parameter_budget(self) -> IntArray:
@@ -182,6 +160,27 @@ class Lifecycle:
             return np.full(len(self.costs.host), self.rules.parameter_budget, np.int64)
         return DEFAULT_BUDGET_FACTOR * self.costs.host
 
+    def report(self, host: int, slot: int) -> SeedReport:
+        """What one slot of one host is doing.
+
+        Raises:
+            ValueError: its internal level breaks the contract of :class:`envs.seed_report.SeedReport`.
+        """
+        cell = (host, slot)
+        return SeedReport(
+            slot_id=self.slots.slot_ids[slot],
+            stage=SeedStage(int(self.stage[cell])),
+            blueprint=Blueprint(int(self.blueprint[cell])) if self.living[cell] else None,
+            epochs_in_stage=int(self.epochs_in_stage[cell]),
+            alpha=float(self.alpha[cell]),
+            alpha_target=float(self.alpha_target[cell]),
+            algorithm=AlphaAlgorithm(int(self.algorithm[cell])),
+            pruning=bool(self.pruning[cell]),
+            internal_kind=SeedInternalKind(int(self.internal_kind[cell])),
+            internal_level=int(self.internal_level[cell]),
+            internal_max_level=int(self.internal_max_level[cell]),
+        )
+
     # ------------------------------------------------------------------ the gate table
     def blueprint_gate(self) -> BoolArray:
         """``[N, num_blueprints]`` blueprints that fit, gate included, in every DORMANT enabled slot."""
@@ -189,7 +188,7 @@ class Lifecycle:
         fits = self.costs.blueprint + self.costs.gate[:, None, :] <= left[:, None, None]
         germinable = (self.stage == SeedStage.DORMANT) & self.enabled
         everywhere = (fits | ~germinable[:, None, :]).all(axis=2)
-        return everywhere & self.costs.offered & (np.arange(len(Blueprint)) != Blueprint.NOOP)
+        return everywhere & self.costs.offered & (np.arange(len(self.costs.offered)) != Blueprint.NOOP)
 
     def style_gate(self, gates: BoolArray) -> BoolArray:
         """``[N, num_styles]`` styles open to SET_ALPHA_TARGET: GATED_GATE needs its gate to fit where it is new.
@@ -207,7 +206,7 @@ class Lifecycle:
     def gates(self) -> BoolArray:
         """``[N, num_ops, S]`` where each op may act now. WAIT acts nowhere and is always open."""
         stage, settled = self.stage, self.settled
-        gates = np.zeros((len(stage), len(LifecycleOp), stage.shape[1]), bool)
+        gates = np.zeros((len(stage), len(self.slots.ops), stage.shape[1]), bool)
         budget_left = (self.living.sum(axis=1) < self.max_living) & self.blueprint_gate().any(axis=1)
         trained = (self.epochs_in_stage >= self.rules.min_training_epochs) & self.gradients_ok
         gates[:, LifecycleOp.GERMINATE] = (stage == SeedStage.DORMANT) & budget_left[:, None]
@@ -220,7 +219,19 @@ class Lifecycle:
         gates[:, LifecycleOp.SET_ALPHA_TARGET] = blended
         gates[:, LifecycleOp.FOSSILIZE] = (stage == SeedStage.HOLDING) & settled & self.measured_in_holding
         gates[:, LifecycleOp.PRUNE] = self.living & (stage != SeedStage.FOSSILIZED)
+        if self.slots.internal_levels:
+            gates[:, LifecycleOp.GROW_INTERNAL], gates[:, LifecycleOp.SHRINK_INTERNAL] = self._level_gates()
         return gates & (self.enabled & ~self.pruning)[:, None, :]
+
+    def _level_gates(self) -> tuple[BoolArray, BoolArray]:
+        """``[N, S]`` each: where one more internal level exists and fits the budget, and where one can go."""
+        hosts, slots = np.indices(self.stage.shape)
+        price = self.costs.level[hosts, np.maximum(self.blueprint, Blueprint.NOOP), slots]
+        left = self.parameter_budget - self.extra_parameters
+        develops = (self.stage >= SeedStage.TRAINING) & (self.stage <= SeedStage.HOLDING)
+        adjustable = develops & (self.internal_kind != SeedInternalKind.NONE)
+        grows = adjustable & (self.internal_level < self.internal_max_level) & (price <= left[:, None])
+        return grows, adjustable & (self.internal_level > 0)
 
     # ------------------------------------------------------------------ ops
     def apply(self, actions: IntArray) -> None:
@@ -249,6 +260,8 @@ class Lifecycle:
             LifecycleOp.PRUNE: self._prune,
             LifecycleOp.FOSSILIZE: self._fossilize,
             LifecycleOp.ADVANCE: self._advance,
+            LifecycleOp.GROW_INTERNAL: self._move_level,
+            LifecycleOp.SHRINK_INTERNAL: self._move_level,
         }
         for kind, handle in handlers.items():
             chosen = np.flatnonzero(op == kind)
@@ -264,6 +277,7 @@ class Lifecycle:
         blueprint, style, tempo, target = actions[:, 2], actions[:, 3], actions[:, 4], actions[:, 5]
         self._enter(hosts, slots, SeedStage.GERMINATED)
         self.blueprint[hosts, slots] = blueprint
+        self.internal_level[hosts, slots] = _START_LEVEL[_KIND[blueprint]]
         self.algorithm[hosts, slots] = _STYLE_ALGORITHM[style]
         self.curve[hosts, slots] = _STYLE_CURVE[style]
         self.tempo_epochs[hosts, slots] = _TEMPO_EPOCHS[tempo]
@@ -295,6 +309,9 @@ class Lifecycle:
         self._enter(hosts, slots, SeedStage.FOSSILIZED)
         self.fates[hosts, Fate.FOSSILIZED] += 1  # one op per host, so no host repeats
 
+    def _move_level(self, hosts: IntArray, slots: IntArray, actions: IntArray) -> None:
+        self.internal_level[hosts, slots] += np.where(actions[:, 0] == LifecycleOp.GROW_INTERNAL, 1, -1)
+
     def _ramp(self, hosts: IntArray, slots: IntArray, target: FloatArray, epochs: IntArray, curve: IntArray) -> None:
         jump = epochs == 0
         self.alpha_start[hosts, slots] = self.alpha[hosts, slots]
@@ -310,6 +327,7 @@ class Lifecycle:
         self._enter(hosts, slots, stage)
         self.blueprint[hosts, slots] = NO_BLUEPRINT
         for array in (
+            self.internal_level,
             self.algorithm,
             self.mode,
             self.tempo_epochs,

@@ -15,7 +15,8 @@ from gymnasium.vector.utils import batch_space
 
 from envs.action_masks import build_mask, marginal_mask, mask_size, refusals
 from envs.governor import Governor, Panic
-from envs.lifecycle import Fate, Lifecycle, LifecycleRules
+from envs.lifecycle import Fate, Lifecycle
+from envs.limits import LifecycleRules
 from envs.measurements import SlotMeasurements
 from envs.observation import HIGH, LOW, ObservationLayout
 from envs.population.counterfactuals import Counterfactuals, measure_counterfactuals
@@ -24,7 +25,7 @@ from envs.population.snapshots import Snapshots
 from envs.progress import HostProgress
 from envs.reward import COMPONENTS, RewardAccount, RewardConfig, RewardMode, score_components
 from envs.tasks import Task, make_task
-from envs.vocabulary import NO_BLUEPRINT, Blueprint, LifecycleOp, SeedStage
+from envs.vocabulary import NO_BLUEPRINT, LifecycleOp, SeedStage
 
 Observation = dict[str, npt.NDArray[Any]]
 BoolArray = npt.NDArray[np.bool_]
@@ -52,7 +53,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         gamma: The learner's discount, which the mode ``shaped`` needs.
         parameter_rent: λ; the task's by default.
         path_rent: κ; the task's by default.
-        max_living_seeds: See :class:`envs.lifecycle.LifecycleRules`, as for the next three.
+        max_living_seeds: See :class:`envs.limits.LifecycleRules`, as for the next three.
         parameter_budget: Parameters that living seeds may have together.
         min_training_epochs: Epochs in TRAINING before ADVANCE opens.
         embargo_epochs: Epochs that a pruned slot stays closed.
@@ -337,7 +338,7 @@ def observation_space(layout: ObservationLayout) -> spaces.Dict:
     return spaces.Dict(
         {
             "obs": spaces.Box(LOW, HIGH, (layout.size,), np.float32),
-            "blueprint_indices": spaces.Box(NO_BLUEPRINT, len(Blueprint) - 1, (slots.num_slots,), np.int64),
+            "blueprint_indices": spaces.Box(NO_BLUEPRINT, len(slots.blueprints) - 1, (slots.num_slots,), np.int64),
             "action_mask": spaces.Box(0, 1, (mask_size(slots.heads),), np.int8),
         }
     )

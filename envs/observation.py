@@ -1,6 +1,7 @@
 """Obs V3: what the policy sees of a host, as one vector of fixed layout (design: WORLD.md section 6).
 
-With S slots the vector has 31 + 30·S numbers (121 for 3). The blueprint in each slot comes beside it, as an index.
+With S slots the vector has 31 + 30·S numbers (121 for 3), with internal levels 33 + 31·S. The blueprint in each slot
+comes beside it, as an index.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy.typing as npt
 from envs.lifecycle import Lifecycle
 from envs.measurements import SlotMeasurements
 from envs.progress import HISTORY, HostProgress
+from envs.seed_report import check_internal_levels
 from envs.slots import SlotConfig
-from envs.vocabulary import AlphaAlgorithm, AlphaMode, LifecycleOp, SeedStage
+from envs.vocabulary import AlphaAlgorithm, AlphaMode, SeedStage
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -37,7 +39,7 @@ class Field:
     high: float = 1.0
 
 
-BASE_FIELDS = (
+_BASE_FIELDS = (
     Field("epoch"),
     Field("val_loss", 0.0, LOSS_CEILING),
     Field("val_loss_change", -1.0),
@@ -55,10 +57,9 @@ BASE_FIELDS = (
     Field("blending_slots"),
     Field("holding_slots"),
     Field("last_action_success"),
-    *(Field(f"last_op_{op.name}") for op in LifecycleOp),
 )
 
-SLOT_FIELDS = (
+_SLOT_FIELDS = (
     Field("active"),
     *(Field(f"stage_{stage.name}") for stage in SeedStage),
     Field("alpha"),
@@ -81,6 +82,17 @@ SLOT_FIELDS = (
     Field("downstream_alpha"),
     Field("freshness"),
 )
+_INTERNAL_FIELDS = (Field("internal_level"),)
+
+
+def base_fields(slots: SlotConfig) -> tuple[Field, ...]:
+    """The host-wide numbers: 25 and one per op."""
+    return _BASE_FIELDS + tuple(Field(f"last_op_{op.name}") for op in slots.ops)
+
+
+def slot_fields(slots: SlotConfig) -> tuple[Field, ...]:
+    """The numbers of each slot: 30, and with internal levels 31."""
+    return _SLOT_FIELDS + (_INTERNAL_FIELDS if slots.internal_levels else ())
 
 
 class ObservationLayout:
@@ -88,8 +100,11 @@ class ObservationLayout:
 
     def __init__(self, slots: SlotConfig) -> None:
         self.slots = slots
-        self.fields = BASE_FIELDS + tuple(
-            Field(f"{slot}.{field.name}", field.low, field.high) for slot in slots.slot_ids for field in SLOT_FIELDS
+        self._base_fields, self._slot_fields = base_fields(slots), slot_fields(slots)
+        self.fields = self._base_fields + tuple(
+            Field(f"{slot}.{field.name}", field.low, field.high)
+            for slot in slots.slot_ids
+            for field in self._slot_fields
         )
         self._index = {field.name: i for i, field in enumerate(self.fields)}
         self._low = np.array([field.low for field in self.fields])
@@ -133,11 +148,16 @@ class ObservationLayout:
             max_epochs: Length of an episode.
             last_op: ``[N]`` op that was executed last (WAIT after a refusal and at a reset).
             last_success: ``[N]`` whether the last action was executed as asked.
+
+        Raises:
+            ValueError: an internal level outside of what its kind has.
         """
         base = self._base(progress, lifecycle, epoch, max_epochs, last_op, last_success)
         slot = self._slots(lifecycle, measurements, max_epochs)
-        _check_names(base, BASE_FIELDS)
-        _check_names(slot, SLOT_FIELDS)
+        if self.slots.internal_levels:
+            slot["internal_level"] = _internal_level(lifecycle)
+        _check_names(base, self._base_fields)
+        _check_names(slot, self._slot_fields)
         vector = np.concatenate(
             [np.stack(list(base.values()), axis=1), np.stack(list(slot.values()), axis=2).reshape(len(epoch), -1)],
             axis=1,
@@ -175,7 +195,7 @@ class ObservationLayout:
             "blending_slots": (lifecycle.stage == SeedStage.BLENDING).mean(axis=1),
             "holding_slots": (lifecycle.stage == SeedStage.HOLDING).mean(axis=1),
             "last_action_success": last_success.astype(float),
-            **{f"last_op_{op.name}": (last_op == op).astype(float) for op in LifecycleOp},
+            **{f"last_op_{op.name}": (last_op == op).astype(float) for op in self.slots.ops},
         }
 
     def _slots(self, lifecycle: Lifecycle, measurements: SlotMeasurements, max_epochs: int) -> dict[str, FloatArray]:
@@ -211,6 +231,13 @@ class ObservationLayout:
             "downstream_alpha": of_living(downstream) / NEIGHBOUR_SCALE,
             "freshness": of_living(FRESHNESS_DECAY**m.epochs_since),
         }
+
+
+def _internal_level(lifecycle: Lifecycle) -> FloatArray:
+    """Share of each seed's internal levels that is on, ``[N, S]``: in [0, 1] by contract, never by clipping."""
+    level, most = lifecycle.internal_level, lifecycle.internal_max_level
+    check_internal_levels(lifecycle.internal_kind, level, most)
+    return level / most
 
 
 def _log_loss(loss: FloatArray) -> FloatArray:

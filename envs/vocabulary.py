@@ -44,7 +44,7 @@ TRANSITIONS: dict[SeedStage, tuple[SeedStage, ...]] = {
 
 
 class LifecycleOp(IntEnum):
-    """The first head of the action: what to do this epoch."""
+    """The first head of the action: what to do this epoch. The last two exist with internal levels only."""
 
     WAIT = 0
     GERMINATE = 1
@@ -52,10 +52,15 @@ class LifecycleOp(IntEnum):
     PRUNE = 3
     FOSSILIZE = 4
     ADVANCE = 5
+    GROW_INTERNAL = 6
+    SHRINK_INTERNAL = 7
 
 
 class Blueprint(IntEnum):
-    """Kinds of seed module. An empty slot is ``NO_BLUEPRINT`` in an observation."""
+    """Kinds of seed module. An empty slot is ``NO_BLUEPRINT`` in an observation.
+
+    Those with an internal structure (``INTERNAL_KINDS``) come last and exist with internal levels only.
+    """
 
     NOOP = 0
     CONV_LIGHT = 1
@@ -70,9 +75,29 @@ class Blueprint(IntEnum):
     MLP_SMALL = 10
     MLP = 11
     FLEX_ATTENTION = 12
+    CONV_LADDER = 13
 
 
 NO_BLUEPRINT = -1
+
+
+class SeedInternalKind(IntEnum):
+    """Structure inside a seed that can be grown and shrunk while the seed lives."""
+
+    NONE = 0
+    CONV_LADDER = 1
+
+
+INTERNAL_KINDS: dict[Blueprint, SeedInternalKind] = {Blueprint.CONV_LADDER: SeedInternalKind.CONV_LADDER}
+"""Internal structure of each blueprint that has one; the others' is NONE."""
+
+INTERNAL_MAX_LEVEL = {SeedInternalKind.NONE: 1, SeedInternalKind.CONV_LADDER: 4}
+"""Highest level of each kind, at least 1 always."""
+
+INTERNAL_START_LEVEL = {SeedInternalKind.NONE: 0, SeedInternalKind.CONV_LADDER: 1}
+"""Level of each kind at germination."""
+
+INTERNAL_OPS = (LifecycleOp.GROW_INTERNAL, LifecycleOp.SHRINK_INTERNAL)
 
 
 class AlphaMode(IntEnum):
@@ -184,12 +209,12 @@ HEADS_NEEDED: dict[LifecycleOp, tuple[str, ...]] = {
     LifecycleOp.PRUNE: ("op", "slot", "alpha_speed", "alpha_curve"),
     LifecycleOp.FOSSILIZE: ("op", "slot"),
     LifecycleOp.ADVANCE: ("op", "slot"),
+    LifecycleOp.GROW_INTERNAL: ("op", "slot"),
+    LifecycleOp.SHRINK_INTERNAL: ("op", "slot"),
 }
 """Which heads matter for which op: the one table behind masks, log-probabilities, loss and metrics."""
 
-HEAD_ENUMS: dict[str, type[IntEnum]] = {
-    "op": LifecycleOp,
-    "blueprint": Blueprint,
+_HEAD_ENUMS: dict[str, type[IntEnum]] = {
     "style": GerminationStyle,
     "tempo": Tempo,
     "alpha_target": AlphaTarget,
@@ -201,11 +226,37 @@ HEAD_NAMES = ("op", "slot", "blueprint", "style", "tempo", "alpha_target", "alph
 """Order of the heads everywhere: action columns, tensors, dicts, logs."""
 
 
-def head_specs(slot_ids: tuple[str, ...]) -> tuple[HeadSpec, ...]:
-    """The eight heads for a host with these slots, in ``HEAD_NAMES`` order."""
-    specs = []
-    for name in HEAD_NAMES:
-        choices = slot_ids if name == "slot" else tuple(member.name for member in HEAD_ENUMS[name])
-        needed_by = tuple(int(op) for op, heads in HEADS_NEEDED.items() if name in heads)
-        specs.append(HeadSpec(name, len(choices), choices, needed_by, masked_by_op=name == "slot"))
-    return tuple(specs)
+def ops_in_use(internal_levels: bool) -> tuple[LifecycleOp, ...]:
+    """The ops of a world with or without internal levels, numbered from 0 without a gap."""
+    return tuple(op for op in LifecycleOp if internal_levels or op not in INTERNAL_OPS)
+
+
+def blueprints_in_use(internal_levels: bool) -> tuple[Blueprint, ...]:
+    """The blueprints of a world with or without internal levels, numbered from 0 without a gap."""
+    return tuple(blueprint for blueprint in Blueprint if internal_levels or blueprint not in INTERNAL_KINDS)
+
+
+def head_specs(slot_ids: tuple[str, ...], internal_levels: bool = False) -> tuple[HeadSpec, ...]:
+    """The eight heads of a world, in ``HEAD_NAMES`` order.
+
+    Args:
+        slot_ids: Slots of its hosts.
+        internal_levels: Whether seeds can be grown and shrunk inside.
+    """
+    ops, blueprints = ops_in_use(internal_levels), blueprints_in_use(internal_levels)
+    choices = {
+        "op": tuple(op.name for op in ops),
+        "slot": slot_ids,
+        "blueprint": tuple(blueprint.name for blueprint in blueprints),
+        **{name: tuple(member.name for member in enum) for name, enum in _HEAD_ENUMS.items()},
+    }
+    return tuple(
+        HeadSpec(
+            name,
+            len(choices[name]),
+            choices[name],
+            needed_by=tuple(int(op) for op in ops if name in HEADS_NEEDED[op]),
+            masked_by_op=name == "slot",
+        )
+        for name in HEAD_NAMES
+    )

@@ -54,7 +54,14 @@ class EpisodeMetrics(RLlibCallback):
     """In the runners: logs every finished episode under ``env_runners/world``.
 
     Each number is the mean over the iteration's episodes.
+
+    Args:
+        ops: The ops that exist in the task.
     """
+
+    def __init__(self, ops: tuple[LifecycleOp, ...]) -> None:
+        super().__init__()
+        self._ops = ops
 
     def on_episode_end(
         self, *, episode: Any, prev_episode_chunks: list[Any], metrics_logger: Any, **kwargs: Any
@@ -73,7 +80,7 @@ class EpisodeMetrics(RLlibCallback):
             **{f"reward/{name}": sum(info[f"reward_{name}"] for info in steps) for name in COMPONENTS},
         }
         ops = np.concatenate([np.stack(chunk.get_actions())[:, 0] for chunk in chunks])
-        numbers |= {f"op_share/{op.name}": float((ops == op).mean()) for op in LifecycleOp}
+        numbers |= {f"op_share/{op.name}": float((ops == op).mean()) for op in self._ops}
         metrics_logger.log_value(("world", "episodes"), 1, reduce="sum", window=None)
         for name, value in numbers.items():
             metrics_logger.log_value(("world", name), float(value), reduce="mean", window=None)

@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from envs.blueprints import blueprints_for
-from envs.lifecycle import SeedCosts
+from envs.limits import SeedCosts
 from envs.observation import Field, ObservationLayout
 from envs.population.parameters import ParameterLayout
 from envs.population.variants import VariantTables
 from envs.tasks import Task
-from envs.vocabulary import Blueprint, LifecycleOp
+from envs.vocabulary import LifecycleOp
 
 COLUMNS = 100
 """Widest line on the terminal."""
@@ -59,7 +59,8 @@ def inspect_task(task: Task) -> list[Section]:
 
 def _costs(task: Task) -> SeedCosts:
     """Parameter counts with one row per host variant, from the tables that the world itself uses."""
-    modules, host = blueprints_for(task.host.topology), task.host
+    host = task.host
+    modules = blueprints_for(host.topology, task.slots.blueprints)
     layout = ParameterLayout(host.parameters(host.widest))
     tables = VariantTables(task, modules, layout, torch.device("cpu"))
     return tables.costs(np.arange(len(task.variants)))
@@ -109,8 +110,13 @@ def _blueprints(task: Task, costs: SeedCosts) -> Iterator[Section]:
                 blueprint.name,
                 *(_span(costs.blueprint[:, blueprint, slot].tolist()) for slot in slots),
             )
-            for blueprint in Blueprint
+            for blueprint in task.slots.blueprints
             if costs.offered[blueprint]
+        ]
+        rows += [
+            ("", f"{blueprint.name}, a further level", *(_span(costs.level[:, blueprint, s].tolist()) for s in slots))
+            for blueprint in task.slots.blueprints
+            if costs.level[:, blueprint].any()
         ]
         rows.append(("", "a gate (style GATED_GATE)", *(_span(costs.gate[:, slot].tolist()) for slot in slots)))
         yield Section(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from ray.rllib.algorithms.ppo.ppo import PPO, PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from envs.slots import SlotConfig
 from esper_ray.config import LearnerConfig
 from esper_ray.learner import EsperPPOLearner
 from policies.network import NetworkConfig
@@ -67,7 +68,7 @@ class EsperPPOConfig(PPOConfig):
         *,
         env_id: str,
         env_config: Mapping[str, Any],
-        slot_ids: Sequence[str],
+        slots: SlotConfig,
         episode_length: int,
         hosts_per_runner: int,
         num_env_runners: int = 0,
@@ -84,7 +85,7 @@ class EsperPPOConfig(PPOConfig):
             env_id: Name under which Ray's registry knows a creator of vector envs; it gets ``env_config`` plus
                 ``num_envs`` and resets in the step after a done one.
             env_config: Keyword arguments of the env.
-            slot_ids: Slots of the task's hosts, in order.
+            slots: Those of the task's hosts.
             episode_length: Steps of an episode that is not stopped early.
             hosts_per_runner: Envs per runner.
             num_env_runners: Processes that play; 0 plays in this one.
@@ -123,7 +124,8 @@ class EsperPPOConfig(PPOConfig):
             rl_module_spec=RLModuleSpec(
                 module_class=FactoredRLModule,
                 model_config={
-                    "slot_ids": list(slot_ids),
+                    "slot_ids": list(slots.slot_ids),
+                    "internal_levels": slots.internal_levels,
                     "network": asdict(network or NetworkConfig()),
                     # One step more than the fragment: RLlib adds the last observation for the bootstrap.
                     "max_seq_len": episode_length + 1,

@@ -86,8 +86,8 @@ def _loop(algorithm: EsperPPO, run: RunDirectory, config: TrainConfig, console: 
 
 
 def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float], rate: float, left: float) -> str:
-    shares = ((op.name.split("_")[0].lower(), 100 * world.get(f"op_share/{op.name}", 0.0)) for op in LifecycleOp)
-    mix = ", ".join(f"{name} {share:.0f}" for name, share in shares)
+    shares = ((op, 100 * world[f"op_share/{op.name}"]) for op in LifecycleOp if f"op_share/{op.name}" in world)
+    mix = ", ".join(f"{op.name.split('_')[0].lower()} {share:.0f}" for op, share in shares)
     return (
         f"[bold]{iteration:>3}[/]/{config.run.iterations} score [bold]{world.get('score', float('nan')):.3f}[/] "
         f"{world.get('episodes', 0):.0f} episodes {rate:,.0f} epochs/s [dim]% {mix}[/] "
@@ -109,10 +109,11 @@ def _make_env(env_config: dict[str, Any]) -> MorphogenesisVectorEnv:
 def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> EsperPPOConfig:
     """RLlib's config of a run whose randomness starts at ``stream``, the iterations done before."""
     register_env(ENV_ID, _make_env)
+    slots = config.env.make_task().slots
     algorithm_config = EsperPPOConfig.of(
         env_id=ENV_ID,
         env_config={**config.env.keywords(), "gamma": config.learner.gamma, "seed_stream": stream},
-        slot_ids=config.env.make_task().slots.slot_ids,
+        slots=slots,
         episode_length=config.env.max_epochs,
         hosts_per_runner=config.run.hosts_per_runner,
         num_env_runners=config.run.num_env_runners,
@@ -120,7 +121,8 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> Es
         learner=config.learner,
         seed=config.run.seed,
     )
-    algorithm_config.callbacks([EpisodeMetrics, functools.partial(TensorBoard, run.path, config)])
+    metrics = functools.partial(EpisodeMetrics, slots.ops)
+    algorithm_config.callbacks([metrics, functools.partial(TensorBoard, run.path, config)])
     return algorithm_config
 
 

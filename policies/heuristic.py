@@ -11,7 +11,6 @@ from envs.slots import SlotConfig
 from envs.vocabulary import (
     NO_BLUEPRINT,
     AlphaTarget,
-    Blueprint,
     GerminationStyle,
     LifecycleOp,
     SeedStage,
@@ -39,12 +38,13 @@ class PlateauHeuristic:
 
     def __init__(self, slots: SlotConfig, max_epochs: int) -> None:
         self._heads, self._layout, self._max_epochs = slots.heads, ObservationLayout(slots), max_epochs
+        self._num_blueprints = len(slots.blueprints)
         self.reset(0, 0)
 
     def reset(self, num_hosts: int, seed: int) -> None:
         """See :class:`policies.bundle.Policy`; the heuristic draws nothing."""
         self._next = np.zeros(num_hosts, np.int64)
-        self._penalty = np.zeros((num_hosts, len(Blueprint)))
+        self._penalty = np.zeros((num_hosts, self._num_blueprints))
         self._accuracy_at_birth = np.zeros(num_hosts)
 
     def act(self, observations: Observations) -> Actions:
@@ -91,10 +91,11 @@ class PlateauHeuristic:
 
     def _choose_blueprint(self, admitted: BoolArray, germinates: BoolArray) -> Actions:
         """The admitted blueprint with the least penalty, the next in turn among equals."""
-        turn = (np.arange(len(Blueprint)) - self._next[:, None]) % len(Blueprint)
-        cost = np.where(admitted, self._penalty + turn / len(Blueprint), np.inf)
+        total = self._num_blueprints
+        turn = (np.arange(total) - self._next[:, None]) % total
+        cost = np.where(admitted, self._penalty + turn / total, np.inf)
         choice = cost.argmin(axis=1)
-        self._next = np.where(germinates, (choice + 1) % len(Blueprint), self._next)
+        self._next = np.where(germinates, (choice + 1) % total, self._next)
         return choice
 
     def _penalise(self, blueprints: Actions, op: Actions, slot: Actions) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
-from envs.vocabulary import Blueprint
 from policies.bundle import Actions, Observations
 from policies.network import NetworkConfig, RecurrentPolicyNetwork
 
@@ -20,7 +19,7 @@ def build_network(slots: SlotConfig, config: NetworkConfig) -> RecurrentPolicyNe
         slots.heads,
         num_features=ObservationLayout(slots).size,
         num_slots=slots.num_slots,
-        num_blueprints=len(Blueprint),
+        num_blueprints=len(slots.blueprints),
         config=config,
     )
 

@@ -33,9 +33,9 @@ POLICY_OUTPUT = "policy_output"
 class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
     """RLlib's view of :class:`RecurrentPolicyNetwork`.
 
-    ``model_config`` holds ``slot_ids`` (sequence of str), ``network`` (fields of :class:`NetworkConfig` as a
-    dict), ``max_seq_len`` (read by RLlib) and optionally ``deterministic_inference`` (bool, default False):
-    whether ``forward_inference`` takes the mode instead of drawing.
+    ``model_config`` holds ``slot_ids`` (sequence of str) and ``internal_levels`` (bool) of the task's slots,
+    ``network`` (fields of :class:`NetworkConfig` as a dict), ``max_seq_len`` (read by RLlib) and optionally
+    ``deterministic_inference`` (bool, default False): whether ``forward_inference`` takes the mode instead of drawing.
 
     Attributes:
         network: The plain torch network; its return scale says what the critic's outputs mean.
@@ -49,7 +49,8 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         Raises:
             ValueError: the action space does not have the sizes of the heads of these slots.
         """
-        heads = SlotConfig(tuple(self.model_config["slot_ids"])).heads
+        internal_levels = self.model_config["internal_levels"]
+        heads = SlotConfig(tuple(self.model_config["slot_ids"]), internal_levels=internal_levels).heads
         sizes = [head.size for head in heads]
         if not isinstance(self.action_space, gym.spaces.MultiDiscrete) or self.action_space.nvec.tolist() != sizes:
             raise ValueError(

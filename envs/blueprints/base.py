@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -34,4 +34,18 @@ class SeedModule(Protocol):
         Returns:
             Same shape as ``u``; 0 in channels that only pad.
         """
+        ...
+
+
+@runtime_checkable
+class LadderModule(SeedModule, Protocol):
+    """A kind of seed whose internal levels build on each other.
+
+    Each parameter's ``level`` says from which internal level on it takes part; every level has the same number of
+    parameters. A level that is off is held at an output of 0 from outside, so :meth:`SeedModule.delta` need not
+    know the members' levels.
+    """
+
+    def shortened(self, levels: int) -> SeedModule:
+        """The same kind computed up to this level only, for members that are no higher."""
         ...

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from envs.blueprints.base import SeedModule
+from envs.blueprints.base import LadderModule, SeedModule
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, gate_parameters
 from envs.population.optimizer import GradientMeter
-from envs.population.parameters import ParameterLayout
+from envs.population.parameters import Init, ParameterLayout
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -66,6 +67,7 @@ class SeedBank:
         layout: Flat layout at the population's widest channel count, gate included.
         rows: Members that have this seed, with weights (TRAINING to FOSSILIZED).
         gated: ``[m]`` members whose algorithm is GATE; the others' gate parameters lie at their initial values.
+        levels: ``[m]`` internal level; what lies above it takes no part and does not move.
         meter: Gradient statistics of the epoch under way.
     """
 
@@ -74,6 +76,7 @@ class SeedBank:
     layout: ParameterLayout
     rows: MemberRows
     gated: BoolArray
+    levels: IntArray
     meter: GradientMeter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,19 +86,33 @@ class SeedBank:
     def create(cls, module: SeedModule, slot: int, width: int, device: torch.device) -> SeedBank:
         """An empty bank for members of at most ``width`` channels."""
         layout = ParameterLayout(module.parameters(width) | gate_parameters(width))
-        return cls(module, slot, layout, MemberRows.empty(layout.size, device), np.zeros(0, bool))
+        return cls(
+            module, slot, layout, MemberRows.empty(layout.size, device), np.zeros(0, bool), np.zeros(0, np.int64)
+        )
+
+    @property
+    def module_in_use(self) -> SeedModule:
+        """The blueprint, no deeper than the highest internal level of any member needs."""
+        if isinstance(self.module, LadderModule):
+            return self.module.shortened(max(1, int(self.levels.max(initial=0))))
+        return self.module
 
     def sync(
-        self, wanted: BoolArray, gated: BoolArray, draw: Callable[[SeedBank, int], npt.NDArray[np.float32]]
+        self,
+        wanted: BoolArray,
+        gated: BoolArray,
+        levels: IntArray,
+        draw: Callable[[SeedBank, int], npt.NDArray[np.float32]],
     ) -> None:
         """Make the bank hold exactly the wanted members.
 
         Newcomers get fresh weights and no momentum; a member whose algorithm turned to or from GATE gets a fresh
-        gate.
+        gate; one whose internal level moved loses what the levels in between propose.
 
         Args:
             wanted: ``[N]`` members whose seed here has weights.
             gated: ``[N]`` members whose algorithm is GATE.
+            levels: ``[N]`` internal level of each member's seed here.
             draw: Fresh row ``[P]`` of this bank for a member; called for newcomers only.
         """
         device = self.rows.flat.device
@@ -103,6 +120,8 @@ class SeedBank:
         before[self.rows.members] = True
         was_gated = np.zeros_like(wanted)
         was_gated[self.rows.members] = self.gated
+        old_levels = levels.copy()
+        old_levels[self.rows.members] = self.levels
         if (before & ~wanted).any():
             self.rows = self.rows.only(wanted)
         newcomers = np.flatnonzero(wanted & ~before)
@@ -112,17 +131,21 @@ class SeedBank:
         switched = (wanted & before & (gated != was_gated))[self.rows.members]
         if switched.any():
             self._renew_gates(torch.from_numpy(np.flatnonzero(switched)).to(device))
-        self.gated = gated[self.rows.members]
+        self.gated, self.levels = gated[self.rows.members], levels[self.rows.members]
+        old = old_levels[self.rows.members]
+        if (old != self.levels).any():
+            self._silence(old != self.levels, np.minimum(old, self.levels))
 
     def drop(self, members: BoolArray) -> None:
         """Forget the seeds of the marked members (``[N]``)."""
-        self.gated = self.gated[~members[self.rows.members]]
+        kept = ~members[self.rows.members]
+        self.gated, self.levels = self.gated[kept], self.levels[kept]
         self.rows = self.rows.only(~members)
 
-    def adopt(self, rows: MemberRows, gated: BoolArray) -> None:
-        """Put back saved rows (of members that the bank does not hold); ``gated`` is ``[N]``."""
+    def adopt(self, rows: MemberRows, gated: BoolArray, levels: IntArray) -> None:
+        """Put back saved rows (of members that the bank does not hold); ``gated`` and ``levels`` are ``[N]``."""
         self.rows = self.rows.merged(rows)
-        self.gated = gated[self.rows.members]
+        self.gated, self.levels = gated[self.rows.members], levels[self.rows.members]
 
     def _renew_gates(self, index: Tensor) -> None:
         for values, fill in ((self.rows.flat, 1.0), (self.rows.momentum, 0.0)):
@@ -130,7 +153,29 @@ class SeedBank:
             views[GATE_WEIGHT][index] = 0.0
             views[GATE_BIAS][index] = fill
 
+    def _silence(self, changed: BoolArray, kept: IntArray) -> None:
+        """Make the levels above ``kept`` (``[m]``) propose nothing in the ``changed`` rows (``[m]``).
+
+        What started at zero starts there again, the momentum of the whole level is zeroed; so a level that is
+        switched on leaves the function as it is until it is trained.
+        """
+        device = self.rows.flat.device
+        above = torch.from_numpy(changed[:, None] & (self._level_of > kept[:, None])).to(device)
+        starts_at_zero = torch.tensor([spec.init is Init.ZEROS for spec in self.layout.specs.values()], device=device)
+        self.rows.flat.masked_fill_(self.layout.spread(above & starts_at_zero), 0.0)
+        self.rows.momentum.masked_fill_(self.layout.spread(above), 0.0)
+
+    @cached_property
+    def _level_of(self) -> IntArray:
+        """``[num_parameters]`` internal level from which on each takes part."""
+        return np.array([spec.level for spec in self.layout.specs.values()])
+
     def parameters_in_use(self) -> Tensor:
-        """``[m, num_parameters]`` False for the gate of a member that does not use it."""
-        gate = torch.tensor([name in (GATE_WEIGHT, GATE_BIAS) for name in self.layout.specs])
-        return (~gate | torch.from_numpy(self.gated)[:, None]).to(self.rows.flat.device)
+        """``[m, num_parameters]`` False for the gate of a member that does not use it and for levels that are off."""
+        gate = np.array([name in (GATE_WEIGHT, GATE_BIAS) for name in self.layout.specs])
+        in_use = (~gate | self.gated[:, None]) & (self._level_of <= self.levels[:, None])
+        return torch.from_numpy(in_use).to(self.rows.flat.device)
+
+    def switched_on(self) -> Tensor | None:
+        """``[m, P]`` parameters that may move, or None where internal levels hold none back."""
+        return self.layout.spread(self.parameters_in_use()) if isinstance(self.module, LadderModule) else None

@@ -24,10 +24,17 @@ class Init(Enum):
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """Shape of one member's parameter and how it starts; fan-in is everything but the first axis."""
+    """Shape of one member's parameter and how it starts; fan-in is everything but the first axis.
+
+    Attributes:
+        shape: Of one member's values.
+        init: How they start.
+        level: Internal level of the seed from which on the parameter takes part; 0 where it always does.
+    """
 
     shape: tuple[int, ...]
     init: Init
+    level: int = 0
 
     @property
     def size(self) -> int:
@@ -47,9 +54,9 @@ class ParameterSpec:
 ParameterSpecs = dict[str, ParameterSpec]
 
 
-def count_parameters(specs: ParameterSpecs) -> int:
-    """Number of scalars in all parameters together."""
-    return sum(spec.size for spec in specs.values())
+def count_parameters(specs: ParameterSpecs, level: int | None = None) -> int:
+    """Number of scalars in all parameters together, or in those that take part at an internal level."""
+    return sum(spec.size for spec in specs.values() if level is None or spec.level <= level)
 
 
 class ParameterLayout:
@@ -91,6 +98,10 @@ class ParameterLayout:
     @cached_property
     def _segments(self) -> Tensor:
         return torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
+
+    def spread(self, per_parameter: Tensor) -> Tensor:
+        """A value per parameter, ``[M, num_parameters]``, repeated for each of its scalars: ``[M, P]``."""
+        return per_parameter[:, self._segments.to(per_parameter.device)]
 
     def squared_norms(self, squares: Tensor) -> Tensor:
         """Sum of ``squares`` (``[M, P]``) within each parameter: ``[M, num_parameters]``."""

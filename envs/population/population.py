@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from envs.blueprints import blueprints_for
-from envs.lifecycle import Lifecycle, SeedCosts
+from envs.lifecycle import Lifecycle
+from envs.limits import SeedCosts
 from envs.population.bank import SeedBank
 from envs.population.blending import SeedRun, SlotSeeds, gate_parameters, grow
 from envs.population.optimizer import sgd_step
@@ -68,7 +69,7 @@ class Population:
             name: torch.zeros(num_members, *spec.shape, device=device)
             for name, spec in host.buffers(host.widest).items()
         }
-        self.modules = blueprints_for(host.topology)
+        self.modules = blueprints_for(host.topology, task.slots.blueprints)
         self.banks: dict[tuple[int, Blueprint], SeedBank] = {}
         self.variant = np.zeros(num_members, np.int64)
         shape = (num_members, max_epochs, task.batches_per_epoch, task.batch_size)
@@ -118,6 +119,7 @@ class Population:
     def sync(self, lifecycle: Lifecycle) -> None:
         """Make the banks hold exactly the seeds that the lifecycle says have weights."""
         computing, gated = lifecycle.computing, lifecycle.algorithm == AlphaAlgorithm.GATE
+        levels = lifecycle.internal_level
         used = {
             (slot, Blueprint(int(blueprint)))
             for slot in range(computing.shape[1])
@@ -125,7 +127,7 @@ class Population:
         }
         for slot, blueprint in sorted(used | self.banks.keys()):
             wanted = computing[:, slot] & (lifecycle.blueprint[:, slot] == blueprint)
-            self.bank(slot, blueprint).sync(wanted, gated[:, slot], self._draw_seed)
+            self.bank(slot, blueprint).sync(wanted, gated[:, slot], levels[:, slot], self._draw_seed)
         self.banks = {key: bank for key, bank in self.banks.items() if len(bank.rows.members)}
 
     def bank(self, slot: int, blueprint: Blueprint) -> SeedBank:
@@ -162,6 +164,7 @@ class Population:
         seeds = _by_slot(runs)
         # Leaves share their storage with the parameters that the optimiser moves in place.
         leaves = [self.flat.detach().requires_grad_(), *(run.flat for run in runs)]
+        switched_on = [bank.switched_on() for bank in banks]
         for batch in range(self.task.batches_per_epoch):
             index = order[:, batch]
             x = self.task.host.activations.batch(self._pick(index, changes[:, batch]))
@@ -169,8 +172,9 @@ class Population:
             gradients = torch.autograd.grad(loss.sum(), leaves)
             host_gradient = gradients[0] if present is None else gradients[0] * present
             sgd_step(self.flat, host_gradient, self.momentum, rates)
-            for bank, run, gradient in zip(banks, runs, gradients[1:], strict=True):
-                bank.meter.add(gradient)
+            for bank, run, on, seed_gradient in zip(banks, runs, switched_on, gradients[1:], strict=True):
+                bank.meter.add(seed_gradient)
+                gradient = seed_gradient if on is None else torch.where(on, seed_gradient, 0.0)
                 sgd_step(bank.rows.flat, gradient, bank.rows.momentum, rates[run.members])
         return self._read_meters()
 
@@ -208,7 +212,7 @@ class Population:
         stage, algorithm = lifecycle.stage[members, bank.slot], lifecycle.algorithm[members, bank.slot]
         return SeedRun(
             slot=bank.slot,
-            module=bank.module,
+            module=bank.module_in_use,
             layout=bank.layout,
             flat=flat,
             members=self._to_device(places),

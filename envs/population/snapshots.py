@@ -54,7 +54,7 @@ class Snapshots:
         for (slot, blueprint), rows in self._fossils.items():
             saved_rows = rows.only(chosen)
             if len(saved_rows.members):
-                population.bank(slot, blueprint).adopt(saved_rows, gated[:, slot])
+                population.bank(slot, blueprint).adopt(saved_rows, gated[:, slot], lifecycle.internal_level[:, slot])
         population.sync(lifecycle)
 
     def _tensors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

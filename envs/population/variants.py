@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from envs.blueprints.base import SeedModule
-from envs.lifecycle import SeedCosts
+from envs.limits import SeedCosts
 from envs.population.blending import gate_parameters
 from envs.population.parameters import ParameterLayout, count_parameters
 from envs.tasks.base import Task
-from envs.vocabulary import Blueprint
+from envs.vocabulary import INTERNAL_KINDS, INTERNAL_START_LEVEL, Blueprint, SeedInternalKind
 
 IntArray = npt.NDArray[np.int64]
 
@@ -32,13 +32,18 @@ class VariantTables:
     ) -> None:
         host, variants, slots = task.host, task.variants, range(task.slots.num_slots)
         widths = np.array([[host.slot_width(variant, slot) for slot in slots] for variant in variants])
-        seeds = np.zeros((len(variants), len(Blueprint), len(slots)), np.int64)
+        seeds = np.zeros((len(variants), len(task.slots.blueprints), len(slots)), np.int64)
+        levels = np.zeros_like(seeds)
         for blueprint, module in modules.items():
-            seeds[:, blueprint] = [[count_parameters(module.parameters(int(w))) for w in row] for row in widths]
+            specs = [[module.parameters(int(w)) for w in row] for row in widths]
+            start = INTERNAL_START_LEVEL[INTERNAL_KINDS.get(blueprint, SeedInternalKind.NONE)]
+            seeds[:, blueprint] = [[count_parameters(spec, start) for spec in row] for row in specs]
+            without = [[count_parameters(spec, 0) for spec in row] for row in specs]
+            levels[:, blueprint] = (seeds[:, blueprint] - without) // max(start, 1)  # every level costs the same
         self._host = np.array([count_parameters(host.parameters(variant)) for variant in variants])
-        self._seeds = seeds
+        self._seeds, self._levels = seeds, levels
         self._gates = np.array([[count_parameters(gate_parameters(int(w))) for w in row] for row in widths])
-        self._offered = np.array([blueprint in modules for blueprint in Blueprint])
+        self._offered = np.array([blueprint in modules for blueprint in task.slots.blueprints])
         masks = np.stack([layout.present(host.parameters(variant)) for variant in variants])
         self.mixed = not masks.all()
         self._parameters = torch.from_numpy(masks).to(device)
@@ -50,7 +55,9 @@ class VariantTables:
 
     def costs(self, variant: IntArray) -> SeedCosts:
         """Parameter counts of members of these variants (``[N]``)."""
-        return SeedCosts(self._host[variant], self._seeds[variant], self._gates[variant], self._offered)
+        return SeedCosts(
+            self._host[variant], self._seeds[variant], self._levels[variant], self._gates[variant], self._offered
+        )
 
     def parameters_present(self, variant: IntArray) -> Tensor | None:
         """``[m, P]`` host parameters that exist in members of these variants, or None if all do."""

@@ -25,6 +25,7 @@ MIXED = (
     CnnVariant(widths=(2, 4, 32), kernels=(1, 1, 1)),  # late
     IMPAIRED,  # even
 )
+DEEP = CnnVariant(widths=(8, 16, 16, 32, 32), kernels=(1, 1, 3, 1, 1))
 
 
 @cache
@@ -42,13 +43,13 @@ def digits_splits() -> dict[SplitName, Split]:
     return {"train": split(train), "validation": split(validation), "test": split(test)}
 
 
-def _digits(name: str, variants: tuple[CnnVariant, ...], path_rent: float = 0.0) -> Task:
+def _digits(name: str, variants: tuple[CnnVariant, ...], path_rent: float = 0.0, internal_levels: bool = False) -> Task:
     widest = CnnVariant.widest(variants)
     return Task(
         name=name,
         host=CnnHost(widest, in_channels=1, num_classes=NUM_CLASSES),
         variants=variants,
-        slots=SlotConfig.for_row(len(widest.widths)),
+        slots=SlotConfig.for_row(len(widest.widths), internal_levels),
         num_classes=NUM_CLASSES,
         splits=digits_splits(),
         path_rent=path_rent,
@@ -68,3 +69,8 @@ def digits_impaired() -> Task:
 def digits_mixed() -> Task:
     """Each episode draws one of five hosts, so that no fixed schedule is good everywhere."""
     return _digits("digits_mixed", MIXED, path_rent=0.03)
+
+
+def digits_scale() -> Task:
+    """Five blocks, five slots, and seeds that can be grown and shrunk inside."""
+    return _digits("digits_scale", (DEEP,), internal_levels=True)

@@ -16,7 +16,7 @@ from typing import Any, Union, get_args, get_origin
 
 from envs.tasks.base import Task, TaskError
 from envs.tasks.cifar import cifar10, cifar_impaired, cifar_scale
-from envs.tasks.digits import digits, digits_impaired, digits_mixed
+from envs.tasks.digits import digits, digits_impaired, digits_mixed, digits_scale
 from envs.tasks.tabular import tabular
 from envs.tasks.text import text
 
@@ -29,6 +29,7 @@ _BUILT_IN: dict[str, TaskFactory] = {
     "digits": digits,
     "digits_impaired": digits_impaired,
     "digits_mixed": digits_mixed,
+    "digits_scale": digits_scale,
     "tabular": tabular,
     "text": text,
     "cifar10": cifar10,

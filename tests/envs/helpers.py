@@ -33,7 +33,7 @@ CNN_BLUEPRINTS = (
 STYLE_OF = {"ADD": GerminationStyle.LINEAR_ADD, "MULTIPLY": GerminationStyle.LINEAR_MULTIPLY, "GATE": 3}
 
 
-def task_of(*variants, widest=None, batches=2, samples=60, **changes):
+def task_of(*variants, widest=None, batches=2, samples=60, internal_levels=False, **changes):
     """A task on a part of the digits whose epochs are cheap."""
     variants = variants or (TINY,)
     widest = widest or CnnVariant.widest(variants)
@@ -44,7 +44,7 @@ def task_of(*variants, widest=None, batches=2, samples=60, **changes):
         name="tiny",
         host=CnnHost(widest, in_channels=1, num_classes=base.num_classes),
         variants=tuple(variants),
-        slots=SlotConfig.for_row(len(widest.widths)),
+        slots=SlotConfig.for_row(len(widest.widths), internal_levels),
         splits=splits,
         batch_size=16,
         batches_per_epoch=batches,
@@ -84,6 +84,14 @@ def advance(slot=0):
 
 def fossilize(slot=0):
     return act(LifecycleOp.FOSSILIZE, slot)
+
+
+def grow_inside(slot=0):
+    return act(LifecycleOp.GROW_INTERNAL, slot)
+
+
+def shrink_inside(slot=0):
+    return act(LifecycleOp.SHRINK_INTERNAL, slot)
 
 
 def everyone(env, action):

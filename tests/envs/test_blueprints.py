@@ -53,8 +53,9 @@ def run_of(blueprint, layout, flat, algorithm, alpha, incubating=False, attached
     )
 
 
-def test_a_cnn_offers_exactly_its_seven_blueprints():
-    assert set(MODULES) == set(CNN_BLUEPRINTS)
+def test_a_cnn_offers_exactly_its_seven_blueprints_and_with_internal_levels_the_ladder():
+    assert set(MODULES) == {*CNN_BLUEPRINTS, Blueprint.CONV_LADDER}
+    assert set(tiny_env(1).population.modules) == set(CNN_BLUEPRINTS)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -1,267 +1,27 @@
 """The stage machine against a slow, plain model of it, over random histories."""
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from envs.action_masks import build_mask, marginal_mask, mask_size, split_mask
 from envs.alpha import curve_value
-from envs.lifecycle import Fate, Lifecycle, LifecycleRules, SeedCosts
+from envs.limits import LifecycleRules
 from envs.slots import SlotConfig
-from envs.vocabulary import TRANSITIONS, AlphaCurve, Blueprint, LifecycleOp, SeedStage
-
-OPS = ("WAIT", "GERMINATE", "SET_ALPHA_TARGET", "PRUNE", "FOSSILIZE", "ADVANCE")
-CURVES = ("LINEAR", "COSINE", "SIGMOID_GENTLE", "SIGMOID", "SIGMOID_SHARP")
-STYLES = (("LINEAR", "ADD"), ("LINEAR", "MULTIPLY"), ("SIGMOID", "ADD"), ("SIGMOID", "GATE"))
-LIVING = ("GERMINATED", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED")
-OFFERED = (1, 2, 3)  # of the blueprints, for these tests
-
-
-def curve_share(curve, x):
-    if x >= 1:
-        return 1.0
-    if curve == "LINEAR":
-        return x
-    if curve == "COSINE":
-        return (1 - math.cos(math.pi * x)) / 2
-    k = {"SIGMOID_GENTLE": 6, "SIGMOID": 12, "SIGMOID_SHARP": 24}[curve]
-
-    def s(z):
-        return 1 / (1 + math.exp(-k * (z - 0.5)))
-
-    return (s(x) - s(0)) / (s(1) - s(0))
-
-
-class PlainHost:
-    """One host's slots, from the words of the design."""
-
-    def __init__(self, enabled, min_training, embargo, max_living, budget, costs, gate):
-        self.enabled, self.min_training, self.embargo = enabled, min_training, embargo
-        self.max_living, self.budget, self.costs, self.gate = max_living, budget, costs, gate
-        self.slots = [self.empty("DORMANT") for _ in enabled]
-        self.fates = {"FOSSILIZED": 0, "PRUNED": 0}
-
-    @staticmethod
-    def empty(stage):
-        return {
-            "stage": stage,
-            "age": 0,
-            "blueprint": -1,
-            "algorithm": "ADD",
-            "alpha": 0.0,
-            "before": 0.0,
-            "target": 0.0,
-            "mode": "HOLD",
-            "ramp": None,
-            "pruning": False,
-            "measured": False,
-            "healthy": False,
-        }
-
-    def spent(self):
-        total = 0
-        for index, slot in enumerate(self.slots):
-            if slot["stage"] in LIVING:
-                total += self.costs[slot["blueprint"]][index]
-                if slot["algorithm"] == "GATE":
-                    total += self.gate[index]
-        return total
-
-    def blueprints(self):
-        left = self.budget - self.spent()
-        fitting = set()
-        for blueprint in OFFERED:
-            fits = True
-            for index, slot in enumerate(self.slots):
-                if slot["stage"] == "DORMANT" and self.enabled[index]:
-                    fits = fits and self.costs[blueprint][index] + self.gate[index] <= left
-            if fits:
-                fitting.add(blueprint)
-        return fitting
-
-    def admits(self, op, index):
-        slot = self.slots[index]
-        stage = slot["stage"]
-        if not self.enabled[index] or slot["pruning"]:
-            return False
-        settled = slot["mode"] != "RAMP"
-        if op == "GERMINATE":
-            living = sum(other["stage"] in LIVING for other in self.slots)
-            return stage == "DORMANT" and living < self.max_living and len(self.blueprints()) > 0
-        if op == "ADVANCE":
-            if stage == "TRAINING":
-                return slot["age"] >= self.min_training and slot["healthy"]
-            return stage == "GERMINATED" or (stage == "BLENDING" and settled)
-        if op == "SET_ALPHA_TARGET":
-            return stage in ("BLENDING", "HOLDING") and settled
-        if op == "FOSSILIZE":
-            return stage == "HOLDING" and settled and slot["measured"]
-        if op == "PRUNE":
-            return stage in ("GERMINATED", "TRAINING", "BLENDING", "HOLDING")
-        return False
-
-    def gate_style_open(self):
-        left = self.budget - self.spent()
-        for index, slot in enumerate(self.slots):
-            if self.admits("SET_ALPHA_TARGET", index) and slot["algorithm"] != "GATE" and self.gate[index] > left:
-                return False
-        return True
-
-    def enter(self, slot, stage):
-        slot.update(stage=stage, age=0, measured=False)
-
-    def start_ramp(self, slot, target, epochs, curve):
-        slot["target"] = target
-        if epochs == 0:
-            slot.update(alpha=target, mode="STEP", ramp=None)
-        else:
-            slot.update(mode="RAMP", ramp=(slot["alpha"], 0, epochs, curve))
-
-    def act(self, op, index, blueprint, style, tempo, target, speed, curve):
-        for slot in self.slots:
-            slot["before"] = slot["alpha"]
-            if slot["mode"] == "STEP":
-                slot["mode"] = "HOLD"
-        slot = self.slots[index]
-        goal, speed = (0.5, 0.7, 1.0)[target], (0, 3, 5, 8)[speed]
-        if op == "GERMINATE":
-            slot.update(self.empty("GERMINATED"))
-            slot.update(blueprint=blueprint, algorithm=STYLES[style][1], target=goal)
-            slot["plan"] = ((3, 5, 8)[tempo], STYLES[style][0])
-        elif op == "ADVANCE":
-            was = slot["stage"]
-            self.enter(slot, {"GERMINATED": "TRAINING", "TRAINING": "BLENDING", "BLENDING": "HOLDING"}[was])
-            if was == "TRAINING":
-                self.start_ramp(slot, slot["target"], *slot["plan"])
-        elif op == "SET_ALPHA_TARGET":
-            if slot["stage"] == "HOLDING":
-                self.enter(slot, "BLENDING")
-            slot["algorithm"] = STYLES[style][1]
-            self.start_ramp(slot, goal, speed, CURVES[curve])
-        elif op == "FOSSILIZE":
-            self.enter(slot, "FOSSILIZED")
-            self.fates["FOSSILIZED"] += 1
-        elif op == "PRUNE":
-            if slot["alpha"] == 0 or speed == 0:
-                self.slots[index] = self.empty("PRUNED")
-                self.fates["PRUNED"] += 1
-            else:
-                self.start_ramp(slot, 0.0, speed, CURVES[curve])
-                slot["pruning"] = True
-
-    def tick(self):
-        for index, slot in enumerate(self.slots):
-            if slot["stage"] == "PRUNED" and slot["age"] >= 1:
-                self.enter(slot, "EMBARGOED")
-            elif slot["stage"] == "EMBARGOED" and slot["age"] >= self.embargo:
-                self.enter(slot, "RESETTING")
-            elif slot["stage"] == "RESETTING" and slot["age"] >= 1:
-                self.enter(slot, "DORMANT")
-            if slot["mode"] == "RAMP":
-                start, done, epochs, curve = slot["ramp"]
-                done += 1
-                slot["ramp"] = (start, done, epochs, curve)
-                slot["alpha"] = start + (slot["target"] - start) * curve_share(curve, done / epochs)
-                if done == epochs:
-                    slot.update(alpha=slot["target"], mode="HOLD", ramp=None)
-                    if slot["pruning"]:
-                        slot = self.slots[index] = self.empty("PRUNED")
-                        self.fates["PRUNED"] += 1
-            slot["age"] += 1
-
-
-@st.composite
-def worlds(draw):
-    size = draw(st.integers(1, 4))
-    enabled = draw(st.lists(st.booleans(), min_size=size, max_size=size).filter(any))
-    costs = draw(st.lists(st.lists(st.integers(1, 40), min_size=size, max_size=size), min_size=3, max_size=3))
-    return {
-        "enabled": enabled,
-        "min_training": draw(st.integers(1, 4)),
-        "embargo": draw(st.integers(1, 4)),
-        "max_living": draw(st.sampled_from([None, None, 0, 1, 2])),
-        "budget": draw(st.sampled_from([None, None, 30, 60, 90])),
-        "costs": dict(zip(OFFERED, costs, strict=True)),
-        "gate": draw(st.lists(st.integers(1, 25), min_size=size, max_size=size)),
-    }
-
-
-HOST_SIZE = 10
-MOVES = st.lists(
-    st.tuples(st.integers(0, 10**6), *(st.integers(0, size - 1) for size in (3, 4, 3, 3, 4, 5)), st.integers(0, 9)),
-    min_size=20,
-    max_size=60,
+from envs.vocabulary import TRANSITIONS, AlphaCurve, LifecycleOp, SeedStage
+from tests.envs.plain_lifecycle import (
+    MOVES,
+    OPS,
+    all_pairs,
+    build,
+    check_mask,
+    check_state,
+    choose,
+    curve_share,
+    refuses,
+    worlds,
+    write,
 )
-
-
-def build(world, hosts=1):
-    size = len(world["enabled"])
-    ids = tuple(f"r0c{i}" for i in range(size))
-    slots = SlotConfig(ids, tuple(slot for slot, on in zip(ids, world["enabled"], strict=True) if on))
-    rules = LifecycleRules(world["min_training"], world["embargo"], world["max_living"], world["budget"])
-    life = Lifecycle(hosts, slots, rules)
-    table = np.zeros((hosts, len(Blueprint), size), np.int64)
-    for blueprint, row in world["costs"].items():
-        table[:, blueprint] = row
-    offered = np.isin(np.arange(len(Blueprint)), OFFERED)
-    life.costs = SeedCosts(np.full(hosts, HOST_SIZE), table, np.tile(np.array(world["gate"]), (hosts, 1)), offered)
-    plain = [
-        PlainHost(
-            world["enabled"],
-            world["min_training"],
-            world["embargo"],
-            size if world["max_living"] is None else world["max_living"],
-            16 * HOST_SIZE if world["budget"] is None else world["budget"],
-            world["costs"],
-            world["gate"],
-        )
-        for _ in range(hosts)
-    ]
-    return life, plain
-
-
-def check_state(life, host, model):
-    for index, slot in enumerate(model.slots):
-        cell = (host, index)
-        assert SeedStage(int(life.stage[cell])).name == slot["stage"]
-        assert life.blueprint[cell] == slot["blueprint"]
-        assert life.epochs_in_stage[cell] == slot["age"]
-        assert life.alpha[cell] == pytest.approx(slot["alpha"], abs=1e-12)
-        assert life.alpha_velocity[cell] == pytest.approx(slot["alpha"] - slot["before"], abs=1e-12)
-        assert life.pruning[cell] == slot["pruning"]
-        if slot["stage"] in LIVING:
-            assert ("HOLD", "RAMP", "STEP")[life.mode[cell]] == slot["mode"]
-            assert ("ADD", "MULTIPLY", "GATE")[life.algorithm[cell]] == slot["algorithm"]
-            assert life.alpha_target[cell] == slot["target"]
-            assert life.epochs_to_target[cell] == (slot["ramp"][2] - slot["ramp"][1] if slot["ramp"] else 0)
-            if slot["mode"] != "RAMP" and slot["stage"] in ("BLENDING", "HOLDING", "FOSSILIZED"):
-                assert life.alpha[cell] == slot["target"]
-    assert life.extra_parameters[host] == model.spent()
-    assert life.extra_parameters[host] <= life.parameter_budget[host]
-    assert life.fates[host, Fate.FOSSILIZED] == model.fates["FOSSILIZED"]
-    assert life.fates[host, Fate.PRUNED] == model.fates["PRUNED"]
-
-
-def check_mask(life, host, model):
-    """The whole flat mask against the model; the admitted (op, slot) pairs."""
-    size = len(model.slots)
-    views = {name: view[host] for name, view in split_mask(build_mask(life), life.slots.heads).items()}
-    pairs = [(op, index) for op in OPS for index in range(size) if model.admits(op, index)]
-    ops = {"WAIT"} | {op for op, _ in pairs}
-    assert [OPS[op] for op in np.flatnonzero(views["op"])] == [op for op in OPS if op in ops]
-    assert [(OPS[op], index) for op, index in np.argwhere(views["slot"])] == pairs
-    germinates, retargets, prunes = ("GERMINATE" in ops), ("SET_ALPHA_TARGET" in ops), ("PRUNE" in ops)
-    assert set(np.flatnonzero(views["blueprint"])) == (model.blueprints() if germinates else set())
-    styles = [0, 1, 2] + [3] * model.gate_style_open()
-    assert list(np.flatnonzero(views["style"])) == (styles if germinates or retargets else [])
-    assert views["tempo"].tolist() == [germinates] * 3
-    assert views["alpha_target"].tolist() == [germinates or retargets] * 3
-    assert views["alpha_speed"].tolist() == [retargets or prunes] * 4
-    assert views["alpha_curve"].tolist() == [retargets or prunes] * 5
-    return pairs
 
 
 @settings(max_examples=120)
@@ -272,52 +32,23 @@ def test_any_history_is_that_of_the_plain_model_and_the_mask_admits_exactly_what
         row = np.zeros((2, 8), np.int64)
         chosen = []
         for host, (move, model) in enumerate(zip(moves, models, strict=True)):
-            pick, blueprint, style, tempo, target, speed, curve, luck = move
-            pairs = [("WAIT", 0), *check_mask(life, host, model)]
-            op, index = pairs[pick % len(pairs)]
-            onwards = [pair for pair in pairs if pair[0] in ("ADVANCE", "SET_ALPHA_TARGET", "FOSSILIZE")]
-            if luck < 7 and (onwards or op == "PRUNE"):  # let most seeds live on, so that all stages are reached
-                op, index = onwards[pick % len(onwards)] if onwards else pairs[0]
-            fitting = sorted(model.blueprints()) or [0]
-            blueprint = fitting[blueprint % len(fitting)]
-            if style == 3 and not model.gate_style_open():
-                style = 0
-            row[host] = OPS.index(op), index, blueprint, style, tempo, target, speed, curve
-            chosen.append((op, index, blueprint, style, tempo, target, speed, curve))
-            closed = [pair for pair in all_pairs(len(model.slots)) if pair not in pairs]
+            pairs = check_mask(life, host, model)
+            action = choose(move, model, pairs)
+            row[host] = OPS.index(action[0]), *action[1:]
+            chosen.append(action)
+            closed = [pair for pair in all_pairs(model) if pair not in pairs]
             if closed:
-                refuses(life, host, *closed[pick % len(closed)])
+                refuses(life, host, *closed[move[0] % len(closed)])
         before = life.stage.copy()
         life.apply(row)
         life.tick()
         for host, (model, action, move) in enumerate(zip(models, chosen, moves, strict=True)):
             model.act(*action)
             model.tick()
-            luck = move[-1]
-            for index, slot in enumerate(model.slots):  # what the env writes after an epoch
-                trains = slot["stage"] in ("TRAINING", "BLENDING", "HOLDING", "FOSSILIZED")
-                slot["healthy"] = trains and luck != 0
-                slot["measured"] = slot["measured"] or (slot["stage"] == "HOLDING" and luck != 1)
-                life.gradients_ok[host, index] = slot["healthy"]
-                life.measured_in_holding[host, index] = slot["measured"]
+            write(life, host, model, move[-1])
             check_state(life, host, model)
         for was, now in zip(before.ravel(), life.stage.ravel(), strict=True):
             assert was == now or SeedStage(int(now)) in TRANSITIONS[SeedStage(int(was))], "one stage an epoch at most"
-
-
-def all_pairs(size):
-    return [(op, index) for op in OPS[1:] for index in range(size)]
-
-
-def refuses(life, host, op, index):
-    """The lifecycle refuses the op and changes nothing."""
-    row = np.zeros((len(life.stage), 8), np.int64)
-    row[host, :2] = OPS.index(op), index
-    before = {name: array.copy() for name, array in vars(life).items() if isinstance(array, np.ndarray)}
-    with pytest.raises(ValueError, match=rf"{op} on slot r0c{index} of host {host} is closed in stage"):
-        life.apply(row)
-    for name, array in before.items():
-        assert np.array_equal(array, getattr(life, name)), name
 
 
 @given(worlds(), MOVES)
@@ -451,6 +182,13 @@ def test_sizes_follow_from_the_slots():
         heads = SlotConfig.for_row(size).heads
         assert mask_size(heads) == expected == 6 + 6 * size + 13 + 4 + 3 + 3 + 4 + 5
         assert [head.size for head in heads] == [6, size, 13, 4, 3, 3, 4, 5]
+        inside = SlotConfig.for_row(size, internal_levels=True).heads
+        assert mask_size(inside) == 8 + 8 * size + 14 + 4 + 3 + 3 + 4 + 5
+        assert [head.size for head in inside] == [8, size, 14, 4, 3, 3, 4, 5]
+        # The ops on internal levels need the slot and nothing else.
+        assert [head.name for head in inside if 6 in head.needed_by] == ["op", "slot"]
+        assert [head.name for head in inside if 7 in head.needed_by] == ["op", "slot"]
+        assert all(max(head.needed_by) <= 5 for head in heads)
     assert sum(head.size for head in SlotConfig.for_row(3).heads) == 41
 
 

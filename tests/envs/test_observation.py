@@ -8,7 +8,7 @@ import pytest
 from envs.hosts.cnn import CnnVariant
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
-from envs.vocabulary import LifecycleOp
+from envs.vocabulary import Blueprint, LifecycleOp
 from tests.envs.helpers import EAGER, WAIT, advance, fossilize, germinate, random_valid_actions, tiny_env, views_of
 
 STAGES = [
@@ -129,18 +129,19 @@ class Scribe:
         numbers += [sum(stage in LIVING for stage in stages) / self.size]
         numbers += [stages.count(stage) / self.size for stage in ("TRAINING", "BLENDING", "HOLDING")]
         assert len(numbers) == 24
-        return [*numbers, self.success, *[float(op == self.op) for op in range(6)]]
+        return [*numbers, self.success, *[float(op == self.op) for op in range(len(self.env.task.slots.ops))]]
 
     def slot(self, slot, velocity):
         life, member, measured = self.env.lifecycle, self.member, self.env.measurements
         stage, book = self.stage(slot), self.slots[slot]
         onehot = [0.0] * 10
+        inside = [0.0] * self.env.task.slots.internal_levels
         if stage == "DORMANT":
-            return [0.0] * 30
+            return [0.0] * 30 + inside
         onehot[STAGES.index(stage)] = 1.0
         age = unit(life.epochs_in_stage[member, slot] / self.env.max_epochs)
         if stage not in LIVING:
-            return [0.0, *onehot, *[0.0] * 8, age, *[0.0] * 10]
+            return [0.0, *onehot, *[0.0] * 8, age, *[0.0] * 10, *inside]
         trains = stage != "GERMINATED"
         health = float(measured.health[member, slot]) if trains else None
         previous, book["health"] = book["health"], 1.0 if health is None else health
@@ -168,7 +169,9 @@ class Scribe:
             0.995 ** book["age"] if book["age"] is not None else 0.0,
         ]
         assert len(numbers) == 30
-        return numbers
+        if inside and life.blueprint[member, slot] == Blueprint.CONV_LADDER:
+            inside = [life.internal_level[member, slot] / 4]
+        return numbers + inside
 
     def write(self):
         vector = self.base()
@@ -179,13 +182,14 @@ class Scribe:
         return vector
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_every_number_is_what_its_definition_says_throughout_random_play(seed):
-    env = tiny_env(3, max_epochs=34, embargo_epochs=2, min_training_epochs=1, task_changes={"batches": 4})
+@pytest.mark.parametrize(("seed", "internal_levels"), [(0, False), (1, False), (2, False), (3, True)])
+def test_every_number_is_what_its_definition_says_throughout_random_play(seed, internal_levels):
+    changes = {"batches": 4, "internal_levels": internal_levels}
+    env = tiny_env(3, max_epochs=34, embargo_epochs=2, min_training_epochs=1, task_changes=changes)
     rng = np.random.default_rng(seed)
     obs, _ = env.reset(seed=seed)
     scribes = [Scribe(env, member) for member in range(3)]
-    seen = set()
+    seen, levels = set(), set()
     for epoch in range(34):
         stages = [[scribe.stage(slot) for slot in range(3)] for scribe in scribes]
         for row, scribe in zip(obs["obs"], scribes, strict=True):
@@ -193,6 +197,10 @@ def test_every_number_is_what_its_definition_says_throughout_random_play(seed):
                 assert number == pytest.approx(expected, abs=2e-5), f"{field.name} in epoch {epoch}"
         seen |= {stage for row in stages for stage in row}
         actions = random_valid_actions(env, obs, rng, EAGER | {LifecycleOp.PRUNE: 0.4})
+        if internal_levels:  # so that levels are common
+            ladder = views_of(env, obs["action_mask"])["blueprint"][:, Blueprint.CONV_LADDER] != 0
+            actions[ladder & (epoch % 4 > 0), 2] = Blueprint.CONV_LADDER
+            levels |= set(env.lifecycle.internal_level.ravel().tolist())
         refused = epoch % 7 == 3 and not views_of(env, obs["action_mask"])["slot"][1, LifecycleOp.FOSSILIZE, 0]
         if refused:
             actions[1] = fossilize(0)
@@ -203,16 +211,22 @@ def test_every_number_is_what_its_definition_says_throughout_random_play(seed):
             scribe.success = 0.0 if refused and member == 1 else 1.0
             scribe.after(int(actions[member][0]) if scribe.success else 0, stages[member])
     assert {"DORMANT", "GERMINATED", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED", "PRUNED", "EMBARGOED"} <= seen
+    assert not internal_levels or {0, 1, 2, 3} <= levels
 
 
+@pytest.mark.parametrize("internal_levels", [False, True])
 @pytest.mark.parametrize("slots", [1, 3, 5, 10])
-def test_sizes_follow_from_the_slots(slots):
-    assert ObservationLayout(SlotConfig.for_row(slots)).size == 31 + 30 * slots
-    env = tiny_env(2, variants=(CnnVariant((4,) * slots, (1,) * slots),), max_epochs=4)
+def test_sizes_follow_from_the_slots(slots, internal_levels):
+    size = 33 + 31 * slots if internal_levels else 31 + 30 * slots
+    assert ObservationLayout(SlotConfig.for_row(slots, internal_levels)).size == size
+    variant = CnnVariant((4,) * slots, (1,) * slots)
+    env = tiny_env(2, (variant,), {"internal_levels": internal_levels}, max_epochs=4)
     obs, _ = env.reset(seed=0)
-    assert obs["obs"].shape == (2, 31 + 30 * slots)
+    ops, blueprints = (8, 14) if internal_levels else (6, 13)
+    assert obs["obs"].shape == (2, size)
     assert obs["blueprint_indices"].shape == (2, slots)
-    assert obs["action_mask"].shape == (2, 6 + 6 * slots + 13 + 4 + 3 + 3 + 4 + 5)
+    assert obs["action_mask"].shape == (2, ops + ops * slots + blueprints + 4 + 3 + 3 + 4 + 5)
+    assert env.single_observation_space["blueprint_indices"].high.max() == blueprints - 1
     for action in (germinate(slots - 1), advance(slots - 1), WAIT):
         obs, *_ = env.step(np.tile(action, (2, 1)))
         assert obs in env.observation_space

@@ -59,6 +59,7 @@ def test_train_leaves_config_checkpoints_and_readable_tensorboard_tags(run_dir):
         "Speed/epochs_per_second",
     ):
         assert tag in scalars
+    assert "Policy/op_share/GROW_INTERNAL" not in scalars
     assert "Replay/held_out_episode" in events.Tags()["images"]
     assert any("config" in tag for tag in events.Tags()["tensors"])
     assert max(event.value for event in events.Scalars("Optimiser/replay_error")) < 1e-5
@@ -109,6 +110,16 @@ def test_evaluate_writes_every_policy_with_intervals(run_dir):
             assert low <= policy[measure]["iqm"] <= high
         assert set(policy["fates"]) == {"fossilized", "pruned", "unfinished", "rolled_back"}
     assert (run_dir / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_five_slots_with_internal_levels_train_and_their_replay_is_drawn(tmp_path):
+    result = esper_ray("train", *SMALL, "--task", "digits_scale", "--run-dir", tmp_path / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "grow" in result.stdout
+    scalars = tags(tmp_path / "run").Tags()["scalars"]
+    assert {"Policy/op_share/GROW_INTERNAL", "Policy/op_share/SHRINK_INTERNAL"} <= set(scalars)
+    result = esper_ray("replay", tmp_path / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_replay_draws_a_picture(run_dir):

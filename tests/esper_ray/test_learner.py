@@ -9,6 +9,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
+from envs.slots import SlotConfig
 from esper_ray.config import LearnerConfig
 from esper_ray.ppo import EsperPPO, EsperPPOConfig
 from policies.distribution import take_entry
@@ -26,7 +27,7 @@ def config_of(settings=None, fragment=EPISODE, max_seq_len=None, stop=0.0, hosts
     config = EsperPPOConfig.of(
         env_id=ENV_ID,
         env_config={"episode_length": EPISODE, "stop_probability": stop, **env},
-        slot_ids=SLOT_IDS,
+        slots=SlotConfig(SLOT_IDS),
         episode_length=fragment,
         hosts_per_runner=hosts,
         network=NetworkConfig(feature_dim=16, hidden_dim=16, head_dim=8),

@@ -6,19 +6,20 @@ import torch
 
 from envs.action_masks import mask_size, split_mask
 from envs.slots import SlotConfig
-from envs.vocabulary import Blueprint, HeadSpec
+from envs.vocabulary import HeadSpec
 from policies.distribution import take_entry
 from policies.network import NetworkConfig, RecurrentPolicyNetwork
 from policies.return_scale import ReturnScale
 
 torch.set_num_threads(1)
+NUM_BLUEPRINTS = len(SlotConfig.for_row(1).blueprints)
 SMALL = NetworkConfig(feature_dim=16, hidden_dim=12, head_dim=8)
 
 
 def build(slots=3, config=SMALL, seed=0):
     torch.manual_seed(seed)
     heads = SlotConfig.for_row(slots).heads
-    return RecurrentPolicyNetwork(heads, 31 + 30 * slots, slots, len(Blueprint), config)
+    return RecurrentPolicyNetwork(heads, 31 + 30 * slots, slots, NUM_BLUEPRINTS, config)
 
 
 def perturbed(slots=3, seed=0):
@@ -42,7 +43,7 @@ def observations(network, *shape, seed=0, full=False):
         mask[...] = 1
     return {
         "obs": torch.from_numpy(rng.uniform(-1, 2, (*shape, 31 + 30 * slots)).astype(np.float32)),
-        "blueprint_indices": torch.from_numpy(rng.integers(-1, len(Blueprint), (*shape, slots))),
+        "blueprint_indices": torch.from_numpy(rng.integers(-1, NUM_BLUEPRINTS, (*shape, slots))),
         "action_mask": torch.from_numpy(mask),
     }
 
@@ -168,11 +169,11 @@ def test_an_empty_slot_has_its_own_embedding():
     network = perturbed()
     obs = observations(network, 1, 1)
     values = []
-    for index in (-1, 0, len(Blueprint) - 1):
+    for index in (-1, 0, NUM_BLUEPRINTS - 1):
         obs["blueprint_indices"] = torch.full((1, 1, 3), index)
         values.append(network(obs, network.initial_hidden(1)).value.item())
     assert len(set(values)) == 3
-    obs["blueprint_indices"] = torch.full((1, 1, 3), len(Blueprint) + 1)
+    obs["blueprint_indices"] = torch.full((1, 1, 3), NUM_BLUEPRINTS + 1)
     with pytest.raises(IndexError):
         network(obs, network.initial_hidden(1))
 

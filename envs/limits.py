@@ -1,0 +1,60 @@
+"""What bounds the growth of a host: the rules of the stage machine, and what every seed costs in parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+DEFAULT_BUDGET_FACTOR = 16
+"""``parameter_budget`` where none is given, in multiples of the host's own parameters."""
+
+
+@dataclass(frozen=True)
+class SeedCosts:
+    """Parameter counts that budgets, rent and observations are computed from (N hosts, S slots).
+
+    Attributes:
+        host: ``[N]`` parameters of each host alone.
+        blueprint: ``[N, num_blueprints, S]`` parameters of each blueprint at each slot as it germinates, without a
+            gate.
+        level: ``[N, num_blueprints, S]`` parameters of one internal level; 0 for a blueprint that has none.
+        gate: ``[N, S]`` parameters that the GATE algorithm adds at each slot.
+        offered: ``[num_blueprints]`` whether the host's topology has this blueprint.
+    """
+
+    host: IntArray
+    blueprint: IntArray
+    level: IntArray
+    gate: IntArray
+    offered: BoolArray
+
+
+@dataclass(frozen=True)
+class LifecycleRules:
+    """Limits of the stage machine.
+
+    Attributes:
+        min_training_epochs: Epochs in TRAINING before ADVANCE opens.
+        embargo_epochs: Epochs for which a pruned slot stays EMBARGOED.
+        max_living_seeds: Living seeds a host may have; None means one per slot.
+        parameter_budget: Parameters that all living seeds may have together; None means 16 × the host's.
+    """
+
+    min_training_epochs: int = 3
+    embargo_epochs: int = 5
+    max_living_seeds: int | None = None
+    parameter_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_training_epochs", "embargo_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 epoch, got {getattr(self, name)}")
+        for name in ("max_living_seeds", "parameter_budget"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}; leave it None for the default")
