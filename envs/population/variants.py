@@ -38,8 +38,8 @@ class VariantTables:
             specs = [[module.parameters(int(w)) for w in row] for row in widths]
             start = INTERNAL_START_LEVEL[INTERNAL_KINDS.get(blueprint, SeedInternalKind.NONE)]
             seeds[:, blueprint] = [[count_parameters(spec, start) for spec in row] for row in specs]
-            without = [[count_parameters(spec, 0) for spec in row] for row in specs]
-            levels[:, blueprint] = (seeds[:, blueprint] - without) // max(start, 1)  # every level costs the same
+            # Every level costs what the first one costs.
+            levels[:, blueprint] = [[count_parameters(s, 1) - count_parameters(s, 0) for s in row] for row in specs]
         self._host = np.array([count_parameters(host.parameters(variant)) for variant in variants])
         self._seeds, self._levels = seeds, levels
         self._gates = np.array([[count_parameters(gate_parameters(int(w))) for w in row] for row in widths])

@@ -25,7 +25,7 @@ MIXED = (
     CnnVariant(widths=(2, 4, 32), kernels=(1, 1, 1)),  # late
     IMPAIRED,  # even
 )
-DEEP = CnnVariant(widths=(8, 16, 16, 32, 32), kernels=(1, 1, 3, 1, 1))
+IMPAIRED_DEEP = CnnVariant(widths=(8, 16, 16, 32, 32), kernels=(1, 1, 1, 1, 1))
 
 
 @cache
@@ -72,5 +72,5 @@ def digits_mixed() -> Task:
 
 
 def digits_scale() -> Task:
-    """Five blocks, five slots, and seeds that can be grown and shrunk inside."""
-    return _digits("digits_scale", (DEEP,), internal_levels=True)
+    """Five impaired blocks, five slots, and seeds that can be grown and shrunk inside."""
+    return _digits("digits_scale", (IMPAIRED_DEEP,), internal_levels=True)

@@ -85,10 +85,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, start_new_session=True
     )
-    lines = []
+    lines, told = [], False
     for line in process.stdout:
         lines.append(line)
-        if "2/500" in line:
+        if "2/500" in line and not told:
+            told = True
             # To the whole group, as a terminal does: the workers must survive it until the iteration is saved.
             os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 0, "".join(lines)
