@@ -196,7 +196,7 @@ def _batches(env):
     env.population._pick = lambda index, changes: seen.append(pick(index, changes)) or seen[-1]
     env.step(everyone(env, WAIT))
     env.population._pick = pick
-    return torch.stack(seen)
+    return torch.stack(seen).transpose(1, 2)
 
 
 def test_augmentation_is_reproducible_and_drawn_per_member():

@@ -8,6 +8,7 @@ import torch
 
 from envs.blueprints import blueprints_for
 from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.population.activations import IMAGES
 from envs.population.bank import SeedBank
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
 from envs.population.parameters import count_parameters
@@ -93,7 +94,7 @@ def test_level_zero_is_the_identity(algorithm, alpha):
     assert delta(bank, h).flatten(3).abs().sum() > 0
     move(bank, (0, 0, 0))
     assert not delta(bank, h).any()
-    assert torch.equal(grow(h, SlotSeeds([run_of(LADDER, bank.layout, bank.rows.flat, algorithm, alpha)])), h)
+    assert torch.equal(grow(h, SlotSeeds([run_of(LADDER, bank.layout, bank.rows.flat, algorithm, alpha)]), IMAGES), h)
 
 
 @pytest.mark.parametrize("levels", [(0, 0, 0), (1, 1, 1), (0, 2, 3)])

@@ -46,8 +46,9 @@ def test_every_task_is_shown_in_100_columns_without_its_data(task):
         assert max(map(len, lines)) <= COLUMNS
     text = "\n".join(lines)
     assert "…" not in text.replace(", …, ", "")
+    words = " ".join(text.split())  # a long variant fills several lines of its cell
     for variant in make_task(task).variants:
-        assert str(variant) in text
+        assert all(part in words for part in str(variant).split())
 
 
 def test_counts_are_those_of_the_modules_and_of_the_environments_budget():
@@ -56,7 +57,7 @@ def test_counts_are_those_of_the_modules_and_of_the_environments_budget():
     env.reset(seed=0)
     assert section(task, "Hosts").rows == (("0", str(task.variants[0]), f"{env.lifecycle.costs.host[0]:,}"),)
     *blueprints, _gate = section(task, "Blueprints").rows
-    modules = blueprints_for(task.host.topology)
+    modules = blueprints_for(task.host.topology, task.slots.blueprints)
     assert [name for _, name, *_ in blueprints] == [blueprint.name for blueprint in sorted(modules)]
     for row, blueprint in zip(blueprints, sorted(modules), strict=True):
         widths = [task.host.slot_width(task.variants[0], slot) for slot in range(3)]
