@@ -269,7 +269,7 @@ QUICKSTART = TrainConfig(
     run=RunConfig(iterations=36, num_env_runners=2, hosts_per_runner=16, replay_interval=5),
     env=EnvConfig(task="digits_impaired", max_epochs=60),
     network=NetworkConfig(feature_dim=128, hidden_dim=128, head_dim=64, op_bias=RARE_PRUNING),
-    learner=LearnerConfig(lr=1e-3),
+    learner=LearnerConfig(lr=1e-3, entropy_coeff=0.003),
 )
 """What `make train` runs: shorter episodes and a smaller network, for two cores and ten minutes."""
 

@@ -88,9 +88,10 @@ class FixedSchedule:
     def act(self, observations: Observations) -> Actions:
         """See :class:`policies.bundle.Policy`."""
         plan = self.plan
-        slot_mask = split_mask(observations["action_mask"], self._heads)["slot"][:, :, plan.slot] != 0
+        views = split_mask(observations["action_mask"], self._heads)
+        slot_mask, fits = views["slot"][:, :, plan.slot] != 0, views["blueprint"][:, plan.blueprint] != 0
         epoch = np.rint(self._layout.base(observations["obs"], "epoch") * self._max_epochs)
-        germinate = slot_mask[:, LifecycleOp.GERMINATE] & (epoch == plan.epoch)
+        germinate = slot_mask[:, LifecycleOp.GERMINATE] & fits & (epoch == plan.epoch)
         op = np.where(germinate, LifecycleOp.GERMINATE, LifecycleOp.WAIT)
         for later in (LifecycleOp.ADVANCE, LifecycleOp.FOSSILIZE):
             op = np.where(slot_mask[:, later], later, op)

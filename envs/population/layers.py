@@ -66,7 +66,7 @@ def conv_of_shared_input(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def batch_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, training: bool, momentum: float = 0.1
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, training: bool, momentum: float = 0.3
 ) -> Tensor:
     """Batch norm per member and channel.
 
@@ -77,7 +77,9 @@ def batch_norm(
         mean: Running mean ``[M, C]``, contiguous, updated in place when training.
         var: Running variance ``[M, C]``, likewise.
         training: Use and record the batch's statistics instead of the running ones.
-        momentum: Weight of the newest batch in the running statistics.
+        momentum: Weight of the newest batch in the running statistics. They are read after every epoch of a few
+            batches: at torch's 0.1 they would still hold half of the epoch before, and a host into which a seed is
+            being blended would look collapsed to the governor.
     """
     out = F.batch_norm(
         merged(x), mean.view(-1), var.view(-1), weight.flatten(), bias.flatten(), training, momentum, NORM_EPS
