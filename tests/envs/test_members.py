@@ -165,7 +165,8 @@ def torch_host(variant, classes=10):
     """The host as anybody would write it in plain torch."""
     layers, channels = [], 1
     for width, kernel in zip(variant.widths, variant.kernels, strict=True):
-        layers += [nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(width, momentum=0.3)]
+        layers.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False))
+        layers.append(nn.BatchNorm2d(width, momentum=0.3))
         layers += [nn.ReLU(), nn.AvgPool2d(2)]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
