@@ -5,20 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from envs.blueprints.channelwise import NormBlend
 from envs.population.dense_layers import dense, layer_norm
 from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
 
 
-class LayerNormBlend:
+class LayerNormBlend(NormBlend):
     """``s·(LN(x) − x)`` with a scalar s that starts at 0: moves the host towards normalised features."""
-
-    def parameters(self, width: int) -> ParameterSpecs:
-        """See :class:`SeedModule`."""
-        return {
-            "norm_weight": ParameterSpec((width,), Init.ONES),
-            "norm_bias": ParameterSpec((width,), Init.ZEROS),
-            "scale": ParameterSpec((1,), Init.ZEROS),
-        }
 
     def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
         """See :class:`SeedModule`."""
