@@ -80,7 +80,7 @@ class AliveTable:
             "A gain in score is a gain in accuracy minus the rent for the added parameters.\n\n"
             + "\n".join(lines)
             + f"\n\nMade by `python -m benchmarks.alive_table --tasks {tasks} --hosts {self.hosts} "
-            f"--output {self.output}`.\n"
+            f"--max-epochs {self.max_epochs} --output {self.output}`.\n"
         )
 
 
