@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -44,8 +47,49 @@ class LadderModule(SeedModule, Protocol):
     Each parameter's ``level`` says from which internal level on it takes part; every level has the same number of
     parameters. A level that is off is held at an output of 0 from outside, so :meth:`SeedModule.delta` need not
     know the members' levels.
+
+    Attributes:
+        levels: Highest level that is computed.
     """
+
+    levels: int
 
     def shortened(self, levels: int) -> SeedModule:
         """The same kind computed up to this level only, for members that are no higher."""
         ...
+
+
+Operation = Callable[[Tensor, Sequence[Tensor], Tensor | None], Tensor]
+"""Input, stacked parameters ``[M, *shape]`` and present channels → output. Equal ones do the same."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One step of a chain.
+
+    Attributes:
+        operation: What it computes.
+        names: Parameters that it takes.
+    """
+
+    operation: Operation
+    names: tuple[str, ...] = ()
+
+
+class Chain(ABC):
+    """A seed that is a chain of layers.
+
+    Where seeds of several blueprints live in one slot, a layer that they share runs once for all of them
+    (``envs.population.merging``).
+    """
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[Layer, ...]:
+        """From the seed's input to its delta."""
+
+    def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
+        """See :class:`SeedModule`."""
+        for layer in self.layers:
+            u = layer.operation(u, [parameters[name] for name in layer.names], present)
+        return u

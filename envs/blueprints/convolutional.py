@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from envs.blueprints.base import Chain, Layer
 from envs.population.layers import conv, group_norm
 from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
 
@@ -27,7 +30,26 @@ def _output(width: int, hidden: int) -> ParameterSpecs:
     }
 
 
-class NormalisedConv:
+def convolve(x: Tensor, parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
+    """A convolution; the parameters are its weight and, if it has one, its bias."""
+    return conv(x, *parameters)
+
+
+def convolve_relu(x: Tensor, parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
+    """Likewise, then ReLU."""
+    return conv(x, *parameters).relu_()
+
+
+def normalise_relu(x: Tensor, parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
+    """Group norm, then ReLU; the parameters are the norm's weight and bias."""
+    weight, bias = parameters
+    return group_norm(x, weight, bias, present).relu_()
+
+
+OUTPUT = Layer(convolve, ("out_weight", "out_bias"))
+
+
+class NormalisedConv(Chain):
     """``1×1₀(relu(GN(conv …)))``, the convolution block repeated ``depth`` times.
 
     Serves CONV_SMALL (1×1), CONV_LIGHT (3×3) and CONV_HEAVY (3×3 twice).
@@ -44,29 +66,30 @@ class NormalisedConv:
             specs |= _norm(f"norm{i}", width)
         return specs | _output(width, width)
 
-    def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
-        """See :class:`SeedModule`."""
-        z, p = u, parameters
-        for i in range(self.depth):
-            z = group_norm(conv(z, p[f"conv{i}"]), p[f"norm{i}_weight"], p[f"norm{i}_bias"], present).relu_()
-        return conv(z, p["out_weight"], p["out_bias"])
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """See :class:`Chain`."""
+        blocks = [
+            (Layer(convolve, (f"conv{i}",)), Layer(normalise_relu, (f"norm{i}_weight", f"norm{i}_bias")))
+            for i in range(self.depth)
+        ]
+        return (*(layer for block in blocks for layer in block), OUTPUT)
 
 
-class Depthwise:
+class Depthwise(Chain):
     """``1×1₀(relu(GN(depthwise 3×3)))``: spatial mixing for few parameters (Howard et al. 2017)."""
 
     def parameters(self, width: int) -> ParameterSpecs:
         """See :class:`SeedModule`."""
         return {"depthwise": _kernel(width, 1, 3), **_norm("norm", width), **_output(width, width)}
 
-    def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
-        """See :class:`SeedModule`."""
-        p = parameters
-        z = group_norm(conv(u, p["depthwise"]), p["norm_weight"], p["norm_bias"], present).relu_()
-        return conv(z, p["out_weight"], p["out_bias"])
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """See :class:`Chain`."""
+        return Layer(convolve, ("depthwise",)), Layer(normalise_relu, ("norm_weight", "norm_bias")), OUTPUT
 
 
-class Bottleneck:
+class Bottleneck(Chain):
     """``up₀(relu(conv3×3(relu(down x))))`` through a quarter of the channels, but at least 4 (He et al. 2016).
 
     Fewer would often be stillborn: the input is not negative, and all of them may start behind a closed ReLU.
@@ -85,9 +108,11 @@ class Bottleneck:
             **_output(width, hidden),
         }
 
-    def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
-        """See :class:`SeedModule`."""
-        p = parameters
-        z = conv(u, p["down_weight"], p["down_bias"]).relu_()
-        z = conv(z, p["conv_weight"], p["conv_bias"]).relu_()
-        return conv(z, p["out_weight"], p["out_bias"])
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """See :class:`Chain`."""
+        return (
+            Layer(convolve_relu, ("down_weight", "down_bias")),
+            Layer(convolve_relu, ("conv_weight", "conv_bias")),
+            OUTPUT,
+        )

@@ -37,9 +37,13 @@ class ActivationLayout:
         features = values.shape[1:] if values.dim() == 2 else (1,)
         return values.reshape(len(values), *[1] * between, *features)
 
+    def inner(self, x: Tensor, y: Tensor) -> Tensor:
+        """Inner product over what belongs together, with the summed axes kept at size 1."""
+        return (x * y).sum((*self.pooled_axes, self.num_axes - 1), keepdim=True)
+
     def norm_squared(self, x: Tensor) -> Tensor:
-        """Sum of squares of what belongs together, with the summed axes kept at size 1."""
-        return x.square().sum((*self.pooled_axes, self.num_axes - 1), keepdim=True)
+        """Inner product with itself."""
+        return self.inner(x, x)
 
     def pooled(self, x: Tensor) -> Tensor:
         """Mean over the pooled axes, kept at size 1."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from envs.blueprints.base import LadderModule, SeedModule
+from envs.blueprints.base import LadderModule, Layer, SeedModule
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, gate_parameters
-from envs.population.optimizer import GradientMeter
+from envs.population.merging import layers_of
 from envs.population.parameters import Init, ParameterLayout
 
 BoolArray = npt.NDArray[np.bool_]
@@ -68,7 +68,6 @@ class SeedBank:
         rows: Members that have this seed, with weights (TRAINING to FOSSILIZED).
         gated: ``[m]`` members whose algorithm is GATE; the others' gate parameters lie at their initial values.
         levels: ``[m]`` internal level; what lies above it takes no part and does not move.
-        meter: Gradient statistics of the epoch under way.
     """
 
     module: SeedModule
@@ -77,10 +76,6 @@ class SeedBank:
     rows: MemberRows
     gated: BoolArray
     levels: IntArray
-    meter: GradientMeter = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.meter = GradientMeter(self.layout)
 
     @classmethod
     def create(cls, module: SeedModule, slot: int, width: int, device: torch.device) -> SeedBank:
@@ -169,6 +164,11 @@ class SeedBank:
     def _level_of(self) -> IntArray:
         """``[num_parameters]`` internal level from which on each takes part."""
         return np.array([spec.level for spec in self.layout.specs.values()])
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Of the blueprint in use."""
+        return layers_of(self.module_in_use, self.layout.specs)
 
     def parameters_in_use(self) -> Tensor:
         """``[m, num_parameters]`` False for the gate of a member that does not use it and for levels that are off."""

@@ -16,6 +16,10 @@ GROUP_WIDTH = 4
 
 NORM_EPS = 1e-5
 
+MATRIX_ROWS = 256
+"""Pixels in a batch up to which a 1×1 convolution is faster as a matrix product: what a oneDNN call costs before it
+starts outweighs the product's poor use of few channels (docs/performance.md)."""
+
 
 def merged(x: Tensor) -> Tensor:
     """``[B, H, W, M, C]`` as a channels_last ``[B, M·C, H, W]`` view."""
@@ -39,16 +43,28 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``[B, H, W, M, C_out]``.
     """
-    members = x.shape[3]
-    groups = members * (x.shape[4] // weight.shape[2])
+    kernel, members = weight.shape[-1], x.shape[3]
+    depthwise = weight.shape[2] != x.shape[4]
+    if x.shape[1:3] == (1, 1) and kernel > 1:
+        weight, kernel = weight[..., kernel // 2, kernel // 2, None, None], 1  # the rest of the kernel sees padding
+    if kernel == 1 and not depthwise and x.shape[:3].numel() <= MATRIX_ROWS:
+        return _pointwise(x, weight.flatten(2), bias)
     out = F.conv2d(
         merged(x),
         weight.flatten(0, 1),
         None if bias is None else bias.flatten(),
-        padding=weight.shape[-1] // 2,
-        groups=groups,
+        padding=kernel // 2,
+        groups=members * x.shape[4] if depthwise else members,
     )
     return unmerged(out, members)
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1×1 convolution, weight ``[M, C_out, C_in]``, as one matrix product per member."""
+    members, c_out, c_in = weight.shape
+    rows, matrix = x.reshape(-1, members, c_in).transpose(0, 1), weight.transpose(1, 2)
+    out = torch.bmm(rows, matrix) if bias is None else torch.baddbmm(bias[:, None], rows, matrix)
+    return out.transpose(0, 1).reshape(*x.shape[:4], c_out)
 
 
 def conv_of_shared_input(x: Tensor, weight: Tensor) -> Tensor:

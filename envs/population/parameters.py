@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -78,6 +79,10 @@ class ParameterLayout:
             name: piece.unflatten(1, spec.shape) if spec.shape else piece.squeeze(1)
             for (name, spec), piece in zip(self.specs.items(), pieces, strict=True)
         }
+
+    def flat(self, values: Sequence[Tensor]) -> Tensor:
+        """The inverse of :meth:`views`: one ``[M, *shape]`` per parameter → ``[M, P]``."""
+        return torch.cat([value.flatten(1) for value in values], dim=1)
 
     def draw(self, specs: ParameterSpecs, rng: np.random.Generator) -> npt.NDArray[np.float32]:
         """A fresh row ``[P]`` for a member whose own sizes are ``specs``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from envs.lifecycle import Lifecycle
 from envs.limits import SeedCosts
 from envs.population.bank import SeedBank
 from envs.population.blending import SeedRun, SlotSeeds, gate_parameters, grow
-from envs.population.optimizer import sgd_step
+from envs.population.optimizer import SeedOptimizer, sgd_step
 from envs.population.parameters import ParameterLayout
 from envs.population.variants import VariantTables
 from envs.tasks.base import SplitName, Task
@@ -159,24 +160,31 @@ class Population:
         changes = self._to_device(self._augmentation[np.arange(self.num_members), epoch])
         rates = self._to_device(self._rates[epoch])[:, None]
         present = self._tables.parameters_present(self.variant)
-        banks = list(self.banks.values())
-        runs = [self._training_run(bank, lifecycle) for bank in banks]
-        seeds = _by_slot(runs)
+        banks = self._banks_by_slot()
+        seeds = {
+            slot: SlotSeeds([self._training_run(bank, lifecycle) for bank in of_slot])
+            for slot, of_slot in banks.items()
+        }
+        optimizer = SeedOptimizer(list(seeds.values()), list(banks.values()), rates) if seeds else None
         # Leaves share their storage with the parameters that the optimiser moves in place.
-        leaves = [self.flat.detach().requires_grad_(), *(run.flat for run in runs)]
-        switched_on = [bank.switched_on() for bank in banks]
+        host = {name: view.detach().requires_grad_() for name, view in self.layout.views(self.flat).items()}
+        leaves = [*host.values(), *(optimizer.leaves if optimizer else ())]
         for batch in range(self.task.batches_per_epoch):
             index = order[:, batch]
             x = self.task.host.activations.batch(self._pick(index, changes[:, batch]))
-            loss, _ = self._forward(leaves[0], self.buffers, x, train_y[index], seeds, training=True)
+            loss, _ = self._forward(host, self.buffers, x, train_y[index], seeds, training=True)
             gradients = torch.autograd.grad(loss.sum(), leaves)
-            host_gradient = gradients[0] if present is None else gradients[0] * present
-            sgd_step(self.flat, host_gradient, self.momentum, rates)
-            for bank, run, on, seed_gradient in zip(banks, runs, switched_on, gradients[1:], strict=True):
-                bank.meter.add(seed_gradient)
-                gradient = seed_gradient if on is None else torch.where(on, seed_gradient, 0.0)
-                sgd_step(bank.rows.flat, gradient, bank.rows.momentum, rates[run.members])
-        return self._read_meters()
+            host_gradient = self.layout.flat(gradients[: len(host)])
+            sgd_step(self.flat, host_gradient if present is None else host_gradient * present, self.momentum, rates)
+            if optimizer:
+                optimizer.step(gradients[len(host) :])
+        return self._finish(optimizer)
+
+    def _banks_by_slot(self) -> dict[int, list[SeedBank]]:
+        """Banks that hold any member; kinds with equal tails side by side, so that merging them copies little."""
+        banks = [bank for bank in self.banks.values() if len(bank.rows.members)]
+        banks.sort(key=lambda bank: (bank.slot, -len(bank.layers)))
+        return {slot: list(of_slot) for slot, of_slot in groupby(banks, key=lambda bank: bank.slot)}
 
     def _pick(self, index: Tensor, changes: Tensor) -> Tensor:
         """Training samples ``[M, B, ...]``, augmented if the task says so; both arguments are ``[M, B]``."""
@@ -190,7 +198,7 @@ class Population:
         alpha = np.where(incubating, 0.0, lifecycle.alpha[members, slot])
         return self._run(
             bank,
-            flat=bank.rows.flat.detach().requires_grad_(),
+            flat=bank.rows.flat,
             members=members,
             places=members,
             lifecycle=lifecycle,
@@ -227,7 +235,7 @@ class Population:
 
     def _forward(
         self,
-        flat: Tensor,
+        parameters: dict[str, Tensor],
         buffers: dict[str, Tensor],
         x: Tensor,
         y: Tensor,
@@ -243,19 +251,20 @@ class Population:
         def grow_slot(slot: int, h: Tensor) -> Tensor:
             return grow(h, seeds[slot], host.activations) if slot in seeds else h
 
-        logits = host.forward(self.layout.views(flat), buffers, x, grow_slot, training)
+        logits = host.forward(parameters, buffers, x, grow_slot, training)
         labels = y.expand(logits.shape[:-1])
         loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(logits), -1)
         hits = (logits.detach().argmax(-1) == labels).float()
         return loss.mean(1), hits.flatten(1).sum(1)
 
-    def _read_meters(self) -> SeedGradients:
+    def _finish(self, optimizer: SeedOptimizer | None) -> SeedGradients:
         shape = (self.num_members, self.task.slots.num_slots)
         fields = {name: np.full(shape, np.nan) for name in ("norm", "vanishing", "exploding", "health")}
-        for bank in self.banks.values():
-            health = bank.meter.read(bank.parameters_in_use())
+        if optimizer:
+            optimizer.store()
+            health = optimizer.health()
             for name, array in fields.items():
-                array[bank.rows.members, bank.slot] = getattr(health, name).cpu().numpy()
+                array[optimizer.members, optimizer.slots] = getattr(health, name).cpu().numpy()
         return SeedGradients(**fields)
 
     # ------------------------------------------------------------------ evaluation
@@ -279,13 +288,16 @@ class Population:
         index = self._to_device(members)
         flat = self.flat if whole else self.flat[index]
         buffers = self.buffers if whole else {name: buffer[index] for name, buffer in self.buffers.items()}
-        runs = [run for bank in self.banks.values() for run in self._evaluation_runs(bank, members, alpha, lifecycle)]
-        seeds = _by_slot(runs)
+        seeds = {
+            slot: SlotSeeds(runs)
+            for slot, banks in self._banks_by_slot().items()
+            if (runs := [run for bank in banks for run in self._evaluation_runs(bank, members, alpha, lifecycle)])
+        }
         loss = torch.zeros(len(members), device=self.device)
         hits = torch.zeros_like(loss)
         chunk = max(1, EVALUATION_CELLS // (len(members) * y[0].numel()))
         for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
-            mean_loss, hit_count = self._forward(flat, buffers, xs, ys, seeds, training=False)
+            mean_loss, hit_count = self._forward(self.layout.views(flat), buffers, xs, ys, seeds, training=False)
             loss += mean_loss * len(ys)
             hits += hit_count
         return (loss / len(y)).double().cpu().numpy(), (100.0 * hits / y.numel()).double().cpu().numpy()
@@ -305,8 +317,3 @@ class Population:
 
     def _to_device(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-
-
-def _by_slot(runs: list[SeedRun]) -> dict[int, SlotSeeds]:
-    """Seeds of each slot that has any."""
-    return {slot: SlotSeeds([run for run in runs if run.slot == slot]) for slot in sorted({run.slot for run in runs})}
