@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from torch import Tensor
 
@@ -40,8 +40,7 @@ class SeedModule(Protocol):
         ...
 
 
-@runtime_checkable
-class LadderModule(SeedModule, Protocol):
+class LadderModule(ABC, SeedModule):
     """A kind of seed whose internal levels build on each other.
 
     Each parameter's ``level`` says from which internal level on it takes part; every level has the same number of
@@ -54,9 +53,9 @@ class LadderModule(SeedModule, Protocol):
 
     levels: int
 
+    @abstractmethod
     def shortened(self, levels: int) -> SeedModule:
         """The same kind computed up to this level only, for members that are no higher."""
-        ...
 
 
 Operation = Callable[[Tensor, Sequence[Tensor], Tensor | None], Tensor]

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from envs.blueprints.base import LadderModule
 from envs.population.layers import conv, group_norm
 from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
 
 
-class ConvLadder:
+class ConvLadder(LadderModule):
     """``Σ Pᵢ zᵢ`` over the levels that are on, with z₀ = x and zᵢ = relu(GN(conv3×3 zᵢ₋₁)), each Pᵢ a 1×1 from 0.
 
     At level 1 it computes what CONV_LIGHT computes. A level that is off has Pᵢ = 0, so its convolution has neither
