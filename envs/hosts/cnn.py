@@ -13,6 +13,7 @@ from envs.population.layers import (
     batch_norm,
     conv,
     conv_of_shared_input,
+    fold_batch_norm,
     global_average_pool,
     linear,
     num_groups,
@@ -109,8 +110,12 @@ class CnnHost:
         """See :class:`envs.hosts.base.Host`; images are ``[B, H, W, M, C]``, shared ones ``[B, H, W, C]``."""
         p, h = parameters, x
         for i in range(self.num_slots):
-            h = conv(h, p[f"conv{i}"]) if h.dim() == 5 else conv_of_shared_input(h, p[f"conv{i}"])
-            mean, var = buffers[f"mean{i}"], buffers[f"var{i}"]
-            h = batch_norm(h, p[f"norm{i}_weight"], p[f"norm{i}_bias"], mean, var, training).relu_()
-            h = grow(i, average_pool(h))
+            kernel, mean, var = p[f"conv{i}"], buffers[f"mean{i}"], buffers[f"var{i}"]
+            weight, bias = p[f"norm{i}_weight"], p[f"norm{i}_bias"]
+            if training:
+                h = batch_norm(conv(h, kernel), weight, bias, mean, var)
+            else:
+                convolve = conv if h.dim() == 5 else conv_of_shared_input
+                h = convolve(h, *fold_batch_norm(kernel, weight, bias, mean, var))
+            h = grow(i, average_pool(h.relu_()))
         return linear(global_average_pool(h), p["head_weight"], p["head_bias"]).transpose(0, 1)

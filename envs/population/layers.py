@@ -67,38 +67,51 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.transpose(0, 1).reshape(*x.shape[:4], c_out)
 
 
-def conv_of_shared_input(x: Tensor, weight: Tensor) -> Tensor:
-    """Every member's convolution of the same images: one dense call, no copy of the input per member.
+def conv_of_shared_input(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Every member's convolution of the same images: one matrix product, no copy of the input per member.
 
     Args:
         x: ``[B, H, W, C_in]``.
         weight: ``[M, C_out, C_in, k, k]`` with odd k.
+        bias: ``[M, C_out]``.
 
     Returns:
         ``[B, H, W, M, C_out]``.
     """
-    out = F.conv2d(x.permute(0, 3, 1, 2), weight.flatten(0, 1), padding=weight.shape[-1] // 2)
-    return unmerged(out.contiguous(memory_format=torch.channels_last), weight.shape[0])
+    kernel = weight.shape[-1]
+    patches = F.unfold(x.permute(0, 3, 1, 2), kernel, padding=kernel // 2).transpose(1, 2)
+    return F.linear(patches, weight.flatten(2).flatten(0, 1), bias.flatten()).view(*x.shape[:3], *bias.shape)
 
 
-def batch_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, training: bool, momentum: float = 0.3
-) -> Tensor:
-    """Batch norm per member and channel.
+def fold_batch_norm(kernel: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that equals this one followed by batch norm in inference mode.
+
+    Args:
+        kernel: ``[M, C_out, C_in, k, k]``.
+        weight: Of the norm, ``[M, C_out]``, like its ``bias`` and its running ``mean`` and ``var``.
+        bias: See ``weight``.
+        mean: See ``weight``.
+        var: See ``weight``.
+    """
+    scale = weight * torch.rsqrt(var + NORM_EPS)
+    return kernel * scale[..., None, None, None], torch.addcmul(bias, mean, scale, value=-1.0)
+
+
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, momentum: float = 0.3) -> Tensor:
+    """Batch norm per member and channel, in training mode (for inference see :func:`fold_batch_norm`).
 
     Args:
         x: ``[B, H, W, M, C]``.
         weight: ``[M, C]``.
         bias: ``[M, C]``.
-        mean: Running mean ``[M, C]``, contiguous, updated in place when training.
+        mean: Running mean ``[M, C]``, contiguous, updated in place.
         var: Running variance ``[M, C]``, likewise.
-        training: Use and record the batch's statistics instead of the running ones.
         momentum: Weight of the newest batch in the running statistics. They are read after every epoch of a few
             batches: at torch's 0.1 they would still hold half of the epoch before, and a host into which a seed is
             being blended would look collapsed to the governor.
     """
     out = F.batch_norm(
-        merged(x), mean.view(-1), var.view(-1), weight.flatten(), bias.flatten(), training, momentum, NORM_EPS
+        merged(x), mean.view(-1), var.view(-1), weight.flatten(), bias.flatten(), True, momentum, NORM_EPS
     )
     return unmerged(out, x.shape[3])
 

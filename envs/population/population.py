@@ -32,7 +32,7 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-EVALUATION_CELLS = 1 << 14
+EVALUATION_CELLS = 1 << 13
 """Predictions (samples, or tokens, × members) in one evaluation call.
 
 Enough to fill the vector units, few enough to stay in cache.
