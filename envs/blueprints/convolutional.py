@@ -32,18 +32,19 @@ def _output(width: int, hidden: int) -> ParameterSpecs:
 
 def convolve(x: Tensor, parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
     """A convolution; the parameters are its weight and, if it has one, its bias."""
-    return conv(x, *parameters)
+    return conv(x, parameters[0], parameters[1] if len(parameters) > 1 else None)
 
 
 def convolve_relu(x: Tensor, parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
-    """Likewise, then ReLU."""
-    return conv(x, *parameters).relu_()
+    """A convolution with a bias, then ReLU."""
+    weight, bias = parameters
+    return conv(x, weight, bias, relu=True)
 
 
 def normalise_relu(x: Tensor, parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
     """Group norm, then ReLU; the parameters are the norm's weight and bias."""
     weight, bias = parameters
-    return group_norm(x, weight, bias, present).relu_()
+    return group_norm(x, weight, bias, present, relu=True)
 
 
 OUTPUT = Layer(convolve, ("out_weight", "out_bias"))

@@ -39,7 +39,7 @@ class ConvLadder(LadderModule):
         """See :class:`envs.blueprints.base.SeedModule`."""
         p, z, proposals = parameters, u, []
         for i in self._steps:
-            z = group_norm(conv(z, p[f"conv{i}"]), p[f"norm_weight{i}"], p[f"norm_bias{i}"], present).relu()
+            z = group_norm(conv(z, p[f"conv{i}"]), p[f"norm_weight{i}"], p[f"norm_bias{i}"], present, relu=True)
             proposals.append(conv(z, p[f"out_weight{i}"], p[f"out_bias{i}"]))
         total = proposals[0]
         for proposal in proposals[1:]:

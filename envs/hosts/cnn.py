@@ -113,9 +113,9 @@ class CnnHost:
             kernel, mean, var = p[f"conv{i}"], buffers[f"mean{i}"], buffers[f"var{i}"]
             weight, bias = p[f"norm{i}_weight"], p[f"norm{i}_bias"]
             if training:
-                h = batch_norm(conv(h, kernel), weight, bias, mean, var)
+                h = batch_norm(conv(h, kernel), weight, bias, mean, var, relu=True)
             else:
                 convolve = conv if h.dim() == 5 else conv_of_shared_input
-                h = convolve(h, *fold_batch_norm(kernel, weight, bias, mean, var))
-            h = grow(i, average_pool(h.relu_()))
+                h = convolve(h, *fold_batch_norm(kernel, weight, bias, mean, var), relu=True)
+            h = grow(i, average_pool(h))
         return linear(global_average_pool(h), p["head_weight"], p["head_bias"]).transpose(0, 1)

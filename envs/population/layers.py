@@ -32,13 +32,15 @@ def unmerged(x: Tensor, members: int) -> Tensor:
     return x.reshape(*x.shape[:3], members, -1)
 
 
-def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """One convolution per member, stride 1, same size.
 
     Args:
         x: ``[B, H, W, M, C_in]``.
         weight: ``[M, C_out, C_in, k, k]`` with odd k; for a depthwise one ``[M, C_in, 1, k, k]``.
         bias: ``[M, C_out]`` or None.
+        relu: Whether a ReLU follows, as in the norms below. It is done here, since in place on what is returned, a
+            view, it would make autograd copy the gradient.
 
     Returns:
         ``[B, H, W, M, C_out]``.
@@ -48,7 +50,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.shape[1:3] == (1, 1) and kernel > 1:
         weight, kernel = weight[..., kernel // 2, kernel // 2, None, None], 1  # the rest of the kernel sees padding
     if kernel == 1 and not depthwise and x.shape[:3].numel() <= MATRIX_ROWS:
-        return _pointwise(x, weight.flatten(2), bias)
+        return _pointwise(x, weight.flatten(2), bias, relu)
     out = F.conv2d(
         merged(x),
         weight.flatten(0, 1),
@@ -56,31 +58,33 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         padding=kernel // 2,
         groups=members * x.shape[4] if depthwise else members,
     )
-    return unmerged(out, members)
+    return unmerged(out.relu_() if relu else out, members)
 
 
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     """A 1×1 convolution, weight ``[M, C_out, C_in]``, as one matrix product per member."""
     members, c_out, c_in = weight.shape
     rows, matrix = x.reshape(-1, members, c_in).transpose(0, 1), weight.transpose(1, 2)
     out = torch.bmm(rows, matrix) if bias is None else torch.baddbmm(bias[:, None], rows, matrix)
-    return out.transpose(0, 1).reshape(*x.shape[:4], c_out)
+    return (out.relu_() if relu else out).transpose(0, 1).reshape(*x.shape[:4], c_out)
 
 
-def conv_of_shared_input(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def conv_of_shared_input(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
     """Every member's convolution of the same images: one matrix product, no copy of the input per member.
 
     Args:
         x: ``[B, H, W, C_in]``.
         weight: ``[M, C_out, C_in, k, k]`` with odd k.
         bias: ``[M, C_out]``.
+        relu: Whether a ReLU follows.
 
     Returns:
         ``[B, H, W, M, C_out]``.
     """
     kernel = weight.shape[-1]
     patches = F.unfold(x.permute(0, 3, 1, 2), kernel, padding=kernel // 2).transpose(1, 2)
-    return F.linear(patches, weight.flatten(2).flatten(0, 1), bias.flatten()).view(*x.shape[:3], *bias.shape)
+    out = F.linear(patches, weight.flatten(2).flatten(0, 1), bias.flatten())
+    return (out.relu_() if relu else out).view(*x.shape[:3], *bias.shape)
 
 
 def fold_batch_norm(kernel: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +101,9 @@ def fold_batch_norm(kernel: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, 
     return kernel * scale[..., None, None, None], torch.addcmul(bias, mean, scale, value=-1.0)
 
 
-def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, momentum: float = 0.3) -> Tensor:
+def batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, relu: bool = False, momentum: float = 0.3
+) -> Tensor:
     """Batch norm per member and channel, in training mode (for inference see :func:`fold_batch_norm`).
 
     Args:
@@ -106,6 +112,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tenso
         bias: ``[M, C]``.
         mean: Running mean ``[M, C]``, contiguous, updated in place.
         var: Running variance ``[M, C]``, likewise.
+        relu: Whether a ReLU follows.
         momentum: Weight of the newest batch in the running statistics. They are read after every epoch of a few
             batches: at torch's 0.1 they would still hold half of the epoch before, and a host into which a seed is
             being blended would look collapsed to the governor.
@@ -113,7 +120,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tenso
     out = F.batch_norm(
         merged(x), mean.view(-1), var.view(-1), weight.flatten(), bias.flatten(), True, momentum, NORM_EPS
     )
-    return unmerged(out, x.shape[3])
+    return unmerged(out.relu_() if relu else out, x.shape[3])
 
 
 def num_groups(channels: int) -> int:
@@ -132,7 +139,7 @@ def num_groups(channels: int) -> int:
     return channels // GROUP_WIDTH
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, present: Tensor | None) -> Tensor:
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, present: Tensor | None, relu: bool = False) -> Tensor:
     """Group norm per member.
 
     Args:
@@ -141,6 +148,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, present: Tensor | None) 
         bias: ``[M, C]``.
         present: ``[M, C]`` 1 where a channel exists in that member and 0 where it only pads a wider population,
             or None where all exist. Absent channels take no part in the statistics and stay 0.
+        relu: Whether a ReLU follows.
     """
     members, channels = x.shape[3:]
     groups = num_groups(channels)
@@ -148,13 +156,14 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, present: Tensor | None) 
         # On CPU torch 2.13 crashes in the channels_last backward if weight and bias want gradients and x does not.
         # Here x always does: it depends on the host's parameters, whose gradient is always asked for.
         out = F.group_norm(merged(x), members * groups, weight.flatten(), bias.flatten(), NORM_EPS)
-        return unmerged(out, members)
+        return unmerged(out.relu_() if relu else out, members)
     grouped = x.view(*x.shape[:4], groups, -1)
     mask = present.view(members, groups, -1)
     count = (mask.sum(2, keepdim=True) * x.shape[1] * x.shape[2]).clamp(min=1)
     centred = (grouped - grouped.sum((1, 2, 5), keepdim=True) / count) * mask
     var = centred.square().sum((1, 2, 5), keepdim=True) / count
-    return (centred * torch.rsqrt(var + NORM_EPS)).flatten(4) * weight + bias
+    out = (centred * torch.rsqrt(var + NORM_EPS)).flatten(4) * weight + bias
+    return out.relu_() if relu else out
 
 
 def global_average_pool(x: Tensor) -> Tensor:
