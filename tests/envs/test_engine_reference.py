@@ -20,6 +20,7 @@ WIDE = CnnVariant((8, 16, 16), (3, 1, 3))
 TASKS = {
     "one size": {"variants": (WIDE,)},
     "several sizes": {"variants": (WIDE, CnnVariant((4, 8, 8), (3, 3, 1)))},
+    "narrower than a group": {"variants": (WIDE, CnnVariant((2, 4, 2), (3, 1, 3)))},
     "internal levels": {"variants": (WIDE,), "internal_levels": True},
 }
 MEMBERS, MAX_EPOCHS, BATCHES, WARMUP = 16, 8, 3, 2
