@@ -160,7 +160,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, present: Tensor | None, 
     grouped = x.view(*x.shape[:4], groups, -1)
     mask = present.view(members, groups, -1)
     count = (mask.sum(2, keepdim=True) * x.shape[1] * x.shape[2]).clamp(min=1)
-    centred = (grouped - grouped.sum((1, 2, 5), keepdim=True) / count) * mask
+    centred = (grouped - (grouped * mask).sum((1, 2, 5), keepdim=True) / count) * mask
     var = centred.square().sum((1, 2, 5), keepdim=True) / count
     out = (centred * torch.rsqrt(var + NORM_EPS)).flatten(4) * weight + bias
     return out.relu_() if relu else out
