@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
@@ -24,6 +23,7 @@ from envs.tasks import make_task
 from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import EpisodeResults, held_out_seeds, run_episodes
+from esper_ray.process import settle
 from policies.scripted import FixedSchedule, GrowthPlan, NeverGrow
 
 HEADER = ("task", "slot", "blueprint", "added parameters", "accuracy, points", "score", "hosts that kept it")
@@ -103,5 +103,5 @@ def _gains(grown: EpisodeResults, alone: EpisodeResults) -> tuple[str, str, str,
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    settle()
     tyro.cli(AliveTable).run(Console())

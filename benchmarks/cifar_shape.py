@@ -23,6 +23,7 @@ from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.tasks import Split, Task
 from envs.tasks.base import SplitName
 from envs.tasks.cifar import CHANNELS, NUM_CLASSES, SIDE, cifar_task
+from esper_ray.process import settle
 from policies.scripted import RandomValid
 
 SAMPLES: dict[SplitName, int] = {"train": 2560, "validation": 512, "test": 512}
@@ -61,7 +62,7 @@ class CifarShape:
 
     def run(self, console: Console) -> None:
         """Play, print, write."""
-        torch.set_num_threads(self.threads)
+        settle(self.threads)
         env = MorphogenesisVectorEnv(self.hosts, task=random_images(), max_epochs=self.epochs)
         self._episode(env, seed=0)  # warm-up
         episodes = [self._episode(env, seed) for seed in range(1, self.repeats + 1)]

@@ -26,6 +26,7 @@ from benchmarks.harness import Report, Table, median_ratio, paired_seconds
 from benchmarks.living_seeds import fresh_population
 from benchmarks.reference import HostLoop
 from envs.tasks import make_task
+from esper_ray.process import settle
 
 HOSTS = {"1×1": "digits_impaired", "3×3": "digits"}
 """Kernels of the hosts → the task that has them."""
@@ -197,5 +198,5 @@ def _backward_flops(grad_shape: torch.Size, x_shape: torch.Size, w_shape: torch.
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    settle()
     tyro.cli(Engine).run(Console())

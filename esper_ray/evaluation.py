@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import stats
 
 from esper_ray.controls import CONTROLS, LEARNED, make_policy
 from esper_ray.episodes import EpisodeResults, held_out_seeds, run_episodes
+from esper_ray.process import settle
 from esper_ray.run_directory import RunDirectory, Which, replace_text
 
 FloatArray = npt.NDArray[np.float64]
@@ -109,7 +109,7 @@ def evaluate(
 
 def _play(name: str, path: Path, which: Which, seeds: list[int]) -> EpisodeResults:
     """One policy's episodes, in a process of its own."""
-    torch.set_num_threads(1)
+    settle()
     run = RunDirectory.open(path)
     config = run.config()
     return run_episodes(make_policy(name, run, config, which), config.env, seeds)

@@ -15,6 +15,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from envs.slots import SlotConfig
 from esper_ray.config import LearnerConfig
 from esper_ray.learner import EsperPPOLearner
+from esper_ray.process import settle
 from policies.network import NetworkConfig
 from policies.rl_module import FactoredRLModule
 
@@ -32,7 +33,7 @@ def begin_stream(env_runner: Any, stream: int) -> None:
 
 
 def _seed_runner(*, env_runner: Any, **kwargs: Any) -> None:
-    torch.set_num_threads(1)
+    settle()
     begin_stream(env_runner, env_runner.config.env_config.get("seed_stream", 0))
 
 

@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 import ray
-import torch
 from ray.tune.registry import register_env
 from rich.console import Console
 
@@ -26,6 +25,7 @@ from esper_ray.config import TrainConfig
 from esper_ray.controls import POLICY_FILE
 from esper_ray.errors import UserError
 from esper_ray.ppo import EsperPPO, EsperPPOConfig
+from esper_ray.process import settle
 from esper_ray.run_directory import RunDirectory
 from policies.learned import save_weights
 
@@ -45,7 +45,7 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
     Raises:
         UserError: a checkpoint that cannot be read, or one of other sizes.
     """
-    torch.set_num_threads(1)
+    settle()
     done = run.index()["latest"].iteration if run.index() else 0
     if done >= config.run.iterations:
         console.print(f"{run.path} has its {done} iterations already; give more with --iterations N --resume")
