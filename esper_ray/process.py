@@ -26,6 +26,8 @@ def settle(threads: int = 1) -> None:
             makes both wait for each other.
     """
     torch.set_num_threads(threads)
+    # RLlib asks for deterministic algorithms, and with them torch fills all fresh memory before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
