@@ -11,7 +11,6 @@ from torch import Tensor
 from envs.vocabulary import HeadSpec
 from esper_ray.advantages import MeanOverLearners
 from esper_ray.config import LearnerConfig
-from policies.distribution import take_entry
 from policies.network import PolicyOutput
 
 MINIMUM_NEED = 0.05
@@ -54,7 +53,7 @@ class LossTerms:
             where it never is.
         available_share: Available (step, op) pairs per real step, ``[H]``.
         value: Mean squared error of V, in units of the return scale.
-        q_value: Mean squared error of Q(s, op taken), likewise.
+        q_value: Mean squared error of Q(s, op taken), likewise; 0 if the critic does not look at the op.
         kl: Divergence of the policy from that of the rollout, see :func:`divergence`.
         log_ratios: New minus old log-probabilities, ``[B, T, H]``, 0 where a head is not needed.
         needed: bool ``[B, T, H]``: heads that the op taken needs, at real steps.
@@ -75,12 +74,15 @@ def entropy_weights(settings: LearnerConfig, heads: Sequence[HeadSpec]) -> list[
     """Weight of each head's entropy bonus, in the order of the heads.
 
     Raises:
-        ValueError: the settings name no multiplier for a head.
+        ValueError: the settings name a head that does not exist.
     """
-    missing = [head.name for head in heads if head.name not in settings.entropy_multipliers]
-    if missing:
-        raise ValueError(f"entropy_multipliers name no factor for the heads {missing}: add one for each")
-    return [settings.entropy_coeff * settings.entropy_multipliers[head.name] for head in heads]
+    names = [head.name for head in heads]
+    unknown = sorted(set(settings.entropy_multipliers) - set(names))
+    if unknown:
+        raise ValueError(f"entropy_multipliers name {unknown}, but the heads are {', '.join(names)}")
+    return [
+        settings.entropy_coeff * settings.entropy_multipliers.get(head.name, head.entropy_coefficient) for head in heads
+    ]
 
 
 def clipped_surrogate(
@@ -190,7 +192,8 @@ def ppo_loss(
         return torch.where(real, (predicted - minibatch.returns).square(), 0.0).sum() / steps
 
     value = mean_squared_error(output.value)
-    q_value = mean_squared_error(take_entry(output.q_values, minibatch.ops))
+    # Without an op stream Q is V, whose error counts once.
+    q_value = torch.zeros_like(value) if output.q_values is None else mean_squared_error(output.q_value(minibatch.ops))
     total = policy.sum() + settings.value_loss_coeff * (value + q_value) - (weights * entropy).sum()
     return LossTerms(
         total=total,

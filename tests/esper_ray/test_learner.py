@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -13,9 +14,10 @@ from envs.slots import SlotConfig
 from esper_ray.config import LearnerConfig
 from esper_ray.ppo import EsperPPO, EsperPPOConfig
 from policies.distribution import take_entry
+from policies.encoders import BlueprintEncoder
 from policies.network import NetworkConfig
 from policies.rl_module import HEAD_LOG_PROBS, Q_VALUE
-from tests.esper_ray.masked_toy_env import ENV_ID, SLOT_IDS
+from tests.esper_ray.masked_toy_env import ENV_ID, HEADS
 from tests.esper_ray.test_advantages import literal_returns
 
 torch.set_num_threads(1)
@@ -24,19 +26,18 @@ EPISODE = 12
 
 
 def config_of(settings=None, fragment=EPISODE, max_seq_len=None, stop=0.0, hosts=4, seed=0, **env):
-    config = EsperPPOConfig.of(
+    return EsperPPOConfig.of(
         env_id=ENV_ID,
         env_config={"episode_length": EPISODE, "stop_probability": stop, **env},
-        slots=SlotConfig(SLOT_IDS),
-        episode_length=fragment,
-        hosts_per_runner=hosts,
+        heads=HEADS,
+        encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=4),
+        rollout_length=fragment,
+        sequence_length=max_seq_len,
+        envs_per_runner=hosts,
         network=NetworkConfig(feature_dim=16, hidden_dim=16, head_dim=8),
         learner=settings or LearnerConfig(minibatches=2),
         seed=seed,
     )
-    if max_seq_len:
-        config.rl_module_spec.model_config["max_seq_len"] = max_seq_len
-    return config
 
 
 class Parts:
@@ -271,8 +272,8 @@ def test_weights_of_another_network_are_refused():
 
 def test_slots_that_do_not_fit_the_env_are_refused():
     config = config_of()
-    config.rl_module_spec.model_config["slot_ids"] = ["a", "b"]
-    with pytest.raises(ValueError, match="give the env's own slot ids"):
+    config.rl_module_spec.model_config["heads"] = SlotConfig(("a", "b")).heads
+    with pytest.raises(ValueError, match="give the env's own heads"):
         Parts(config)
 
 
@@ -296,7 +297,7 @@ def test_inference_draws_unless_told_otherwise():
 
 
 def test_hosts_must_divide_into_minibatches():
-    with pytest.raises(ValueError, match="4 hosts cannot be dealt evenly to 1 learner"):
+    with pytest.raises(ValueError, match="4 envs cannot be dealt evenly to 1 learner"):
         config_of(LearnerConfig(minibatches=3))
 
 

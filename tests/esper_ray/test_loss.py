@@ -12,6 +12,7 @@ from esper_ray.diagnostics import alarms, minibatch_diagnostics
 from esper_ray.errors import UserError
 from esper_ray.loss import MINIMUM_NEED, Minibatch, clipped_surrogate, divergence, entropy_weights, ppo_loss
 from policies.distribution import FactoredDistribution, head_masks, masked_log_softmax, needs_table, row_table
+from policies.encoders import BlueprintEncoder
 from policies.network import Hidden, NetworkConfig, PolicyOutput, RecurrentPolicyNetwork
 
 torch.set_num_threads(1)
@@ -141,7 +142,7 @@ HEADS = SlotConfig.for_row(3).heads
 
 def network_and_batch(op, mask_value=1, padded=True):
     torch.manual_seed(0)
-    network = RecurrentPolicyNetwork(HEADS, 121, 3, 13, NetworkConfig(16, 16, 8))
+    network = RecurrentPolicyNetwork(HEADS, BlueprintEncoder(121, 3, 13, 4), NetworkConfig(16, 16, 8))
     obs = {
         "obs": torch.randn(2, 6, 121),
         "blueprint_indices": torch.randint(-1, 13, (2, 6, 3)),
@@ -299,10 +300,17 @@ def test_alarms_ring():
     }
 
 
-def test_every_head_needs_an_entropy_multiplier():
-    with pytest.raises(ValueError, match=r"no factor for the heads \['turn'\]"):
-        entropy_weights(LearnerConfig(), [HeadSpec("turn", 1, ("a",), (0,))])
-    assert entropy_weights(LearnerConfig(entropy_coeff=0.1), HEADS)[2] == pytest.approx(0.13)
+def test_entropy_weights_are_the_heads_own_unless_the_settings_say_otherwise():
+    names = [head.name for head in HEADS]
+    own = entropy_weights(LearnerConfig(entropy_coeff=0.1), HEADS)
+    assert dict(zip(names, own, strict=True))["blueprint"] == pytest.approx(0.13)
+    assert own == pytest.approx([0.1 * head.entropy_coefficient for head in HEADS])
+    changed = entropy_weights(LearnerConfig(entropy_coeff=0.1, entropy_multipliers={"slot": 3.0}), HEADS)
+    assert changed == pytest.approx(
+        [0.3 if name == "slot" else weight for name, weight in zip(names, own, strict=True)]
+    )
+    with pytest.raises(ValueError, match=r"\['turn'\], but the heads are op, slot"):
+        entropy_weights(LearnerConfig(entropy_multipliers={"turn": 1.0}), HEADS)
 
 
 @pytest.mark.parametrize(

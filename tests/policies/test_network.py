@@ -8,6 +8,7 @@ from envs.action_masks import mask_size, split_mask
 from envs.slots import SlotConfig
 from envs.vocabulary import HeadSpec
 from policies.distribution import take_entry
+from policies.encoders import BlueprintEncoder, FlatEncoder
 from policies.network import NetworkConfig, RecurrentPolicyNetwork
 from policies.return_scale import ReturnScale
 
@@ -19,7 +20,8 @@ SMALL = NetworkConfig(feature_dim=16, hidden_dim=12, head_dim=8)
 def build(slots=3, config=SMALL, seed=0):
     torch.manual_seed(seed)
     heads = SlotConfig.for_row(slots).heads
-    return RecurrentPolicyNetwork(heads, 31 + 30 * slots, slots, NUM_BLUEPRINTS, config)
+    encoder = BlueprintEncoder(31 + 30 * slots, slots, NUM_BLUEPRINTS, config.embedding_dim)
+    return RecurrentPolicyNetwork(heads, encoder, config)
 
 
 def perturbed(slots=3, seed=0):
@@ -180,14 +182,16 @@ def test_an_empty_slot_has_its_own_embedding():
 
 def test_a_single_head_makes_a_plain_recurrent_policy():
     head = HeadSpec("action", 2, ("left", "right"), (0, 1))
-    network = RecurrentPolicyNetwork([head], 4, 0, 0, SMALL)
-    obs = {
-        "obs": torch.randn(3, 5, 4),
-        "blueprint_indices": torch.zeros(3, 5, 0, dtype=torch.int64),
-        "action_mask": torch.ones(3, 5, 2, dtype=torch.int8),
-    }
+    network = RecurrentPolicyNetwork([head], FlatEncoder(4), SMALL)
+    obs = {"obs": torch.randn(3, 5, 4)}
     output = network(obs, network.initial_hidden(3))
     assert output.distribution.sample().shape == (3, 5, 1)
+    # Its critic is V alone, and a mask of ones is what no mask means.
+    assert output.q_values is None
+    assert torch.equal(output.q_value(torch.zeros(3, 5, dtype=torch.int64)), output.value)
+    assert network.op_stream is None
+    masked = network(obs | {"action_mask": torch.ones(3, 5, 2, dtype=torch.int8)}, network.initial_hidden(3))
+    assert torch.equal(masked.distribution.op_log_probs, output.distribution.op_log_probs)
 
 
 @pytest.mark.parametrize("field", ["feature_dim", "hidden_dim", "head_dim", "embedding_dim"])
