@@ -19,7 +19,7 @@ from torch import Tensor
 
 from envs.vocabulary import HeadSpec
 from policies.encoders import EncoderFactory
-from policies.network import Hidden, NetworkConfig, PolicyOutput, RecurrentPolicyNetwork
+from policies.network import Hidden, PolicyOutput, RecurrentPolicyNetwork
 
 HEAD_LOG_PROBS = "head_log_probs"
 """Column of the rollout: log-probability of each head, ``[..., H]``."""
