@@ -40,25 +40,26 @@ class PositionsOnly(gym.vector.VectorObservationWrapper):
         self.single_observation_space = spaces.Box(box.low[::2], box.high[::2])
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
-    def observations(self, observations: Any) -> npt.NDArray[np.float32]:
-        """Every other number, ``[N, 2]``."""
+    def observations(self, observations: Any) -> Any:
+        """Every other number, float32 ``[N, 2]``."""
         return np.ascontiguousarray(observations[:, ::2])
 
 
-class CartPole(gym.vector.VectorWrapper):
+class CartPole(VectorEnv[Any, Any, Any]):
     """:class:`PositionsOnly` in the spaces of the factored policy: one head, no mask."""
 
     HEADS = single_head("push", ("LEFT", "RIGHT"))
 
     def __init__(self, num_envs: int) -> None:
-        super().__init__(PositionsOnly(num_envs))
+        self.env: VectorEnv[Any, Any, Any] = PositionsOnly(num_envs)
+        self.num_envs, self.metadata, self.render_mode = num_envs, self.env.metadata, None
         self.single_observation_space = spaces.Dict({"obs": self.env.single_observation_space})
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = spaces.MultiDiscrete([2])
         self.action_space = batch_space(self.single_action_space, num_envs)
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
         """See Gymnasium."""
         observations, info = self.env.reset(seed=seed, options=options)
@@ -66,8 +67,8 @@ class CartPole(gym.vector.VectorWrapper):
 
     def step(self, actions: npt.NDArray[np.int64]) -> StepResult:
         """See Gymnasium; actions ``[N, 1]``."""
-        observations, *rest = self.env.step(actions[:, 0])
-        return ({"obs": observations}, *rest)
+        observations, reward, terminated, truncated, info = self.env.step(actions[:, 0])
+        return {"obs": observations}, reward, terminated, truncated, info
 
 
 class FixedLengthEnv(VectorEnv[Any, Any, Any]):
@@ -106,7 +107,7 @@ class FixedLengthEnv(VectorEnv[Any, Any, Any]):
         raise NotImplementedError
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
         """Start N episodes."""
         super().reset(seed=seed)
@@ -162,26 +163,26 @@ class InvalidActions(FixedLengthEnv):
 class Recall(FixedLengthEnv):
     """Remember two symbols, then choose which of them to name, and name it.
 
-    Step 0 shows a symbol, step 1 another one, and step 2 a bit; at these steps WAIT is the only op. After two more
-    of them, blank, come four questions: blank as well, with the ops FIRST and SECOND and for each its own random
-    choice of symbols, half of them and always the right one. Naming the symbol of the op's step pays 1 if the op is
-    the one that the bit stands for, and 0.5 if it is the other. So the optimum is 4, always naming the same symbol
-    yields 3 at most, and guessing everything 1.1.
+    Step 0 shows a symbol, step 1 another one, and step 2 a bit; the clock shows always. At these steps and at two
+    blank ones after them WAIT is the only op. Then come four questions: blank as well, with the ops FIRST and SECOND
+    and for each its own random choice of symbols, half of them and always the right one. Naming the symbol of the
+    op's step pays 1 if the op is the one that the bit stands for, and nothing if it is the other. So the optimum is
+    4, a policy that does not choose its op gets 2 at most, and guessing yields 0.5.
 
-    The argument's right value depends on the op drawn, all of it on memory, and the reward for the op shows through
-    the noise of the argument: what the two advantage streams are for.
+    What the argument has to be depends on the op drawn, and both on memory.
     """
 
     SYMBOLS, BLANKS, QUESTIONS = 8, 2, 4
-    LESS = 0.5
+    SHOWN = 3 + BLANKS
+    LENGTH = SHOWN + QUESTIONS
+    OPTIMUM = float(QUESTIONS)
     HEADS = (
         HeadSpec("op", 3, ("WAIT", "FIRST", "SECOND"), (0, 1, 2)),
         HeadSpec("symbol", SYMBOLS, tuple(str(symbol) for symbol in range(SYMBOLS)), (1, 2), masked_by_op=True),
     )
 
     def __init__(self, num_envs: int) -> None:
-        self.shown = 3 + self.BLANKS
-        super().__init__(num_envs, self.HEADS, 2 * self.SYMBOLS + 3, self.shown + self.QUESTIONS)
+        super().__init__(num_envs, self.HEADS, 2 * self.SYMBOLS + 3, self.LENGTH)
 
     def begin(self) -> None:
         """See :class:`FixedLengthEnv`."""
@@ -199,7 +200,7 @@ class Recall(FixedLengthEnv):
         vector[:, -1] = self.clock / self.length
         mask = np.zeros((self.num_envs, mask_size(self.HEADS)), np.int8)
         views = split_mask(mask, self.HEADS)
-        if self.clock < self.shown:
+        if self.clock < self.SHOWN:
             views["op"][:, 0] = 1
         else:
             views["op"][:, 1:] = 1
@@ -213,4 +214,4 @@ class Recall(FixedLengthEnv):
         """See :class:`FixedLengthEnv`."""
         which = actions[:, 0] - 1
         named = (which >= 0) & (actions[:, 1] == self.symbols[np.arange(self.num_envs), which])
-        return np.where(which == self.bit, 1.0, self.LESS).astype(np.float32) * named
+        return (named & (which == self.bit)).astype(np.float32)

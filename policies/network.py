@@ -40,12 +40,14 @@ class NetworkConfig:
     """Width of the LSTM's hidden and cell state."""
     head_dim: int = 256
     """Hidden width of each head and of both critic streams; a deep head uses twice and half of it."""
-    deep_heads: tuple[str, ...] = ("blueprint",)
-    """Heads with three layers instead of two, by name."""
     embedding_dim: int = 4
     """Numbers per slot that stand for the blueprint growing in it."""
     op_bias: Mapping[str, float] = field(default_factory=dict)
     """Logits that ops start with, by name; the others start at 0."""
+    deep_heads: tuple[str, ...] = ("blueprint",)
+    """Heads with three layers instead of two, by name."""
+    memory: bool = True
+    """Whether there is an LSTM; without it the policy knows the present observation only."""
 
     def __post_init__(self) -> None:
         for name in ("feature_dim", "hidden_dim", "head_dim", "embedding_dim"):
@@ -57,7 +59,7 @@ class NetworkConfig:
 
 
 class Hidden(NamedTuple):
-    """Recurrent state: hidden and cell vectors, each ``[B, hidden_dim]``."""
+    """Recurrent state: hidden and cell vectors, each ``[B, hidden_dim]``; ``[B, 0]`` in a policy without memory."""
 
     h: Tensor
     c: Tensor
@@ -128,6 +130,10 @@ def _initialise_lstm(lstm: nn.LSTM) -> None:
                 parameter.zero_()
                 if name == "bias_ih_l0":
                     parameter[width : 2 * width] = 1.0
+
+
+def _critic_stream(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(_linear(inputs, width), nn.ReLU(), _linear(width, outputs, gain=0.1))
 
 
 class ActionHead(nn.Module):
@@ -205,13 +211,16 @@ class RecurrentPolicyNetwork(nn.Module):
             nn.LayerNorm(config.feature_dim),
             nn.ReLU(),
         )
-        self.lstm = nn.LSTM(config.feature_dim, config.hidden_dim, batch_first=True)
-        _initialise_lstm(self.lstm)
-        self.lstm_norm = nn.LayerNorm(config.hidden_dim)
+        self.lstm = None
+        if config.memory:
+            self.lstm = nn.LSTM(config.feature_dim, config.hidden_dim, batch_first=True)
+            _initialise_lstm(self.lstm)
+        width = config.hidden_dim if config.memory else config.feature_dim
+        self.lstm_norm = nn.LayerNorm(width)
         self.heads = nn.ModuleDict(
             {
                 head.name: ActionHead(
-                    config.hidden_dim,
+                    width,
                     (2 * config.head_dim, config.head_dim // 2)
                     if head.name in config.deep_heads
                     else (config.head_dim,),
@@ -223,21 +232,15 @@ class RecurrentPolicyNetwork(nn.Module):
             }
         )
         _set_op_bias(self.heads[heads[0].name], heads[0], config.op_bias)
-        self.state_stream = self._critic_stream(1)
-        self.op_stream = self._critic_stream(num_ops) if len(heads) > 1 else None
+        self.state_stream = _critic_stream(width, config.head_dim, 1)
+        self.op_stream = _critic_stream(width, config.head_dim, num_ops) if len(heads) > 1 else None
         self.return_scale = ReturnScale()
         self.register_buffer("needs", needs_table(heads), persistent=False)
         self.register_buffer("rows", row_table(heads), persistent=False)
 
-    def _critic_stream(self, outputs: int) -> nn.Sequential:
-        config = self.config
-        return nn.Sequential(
-            _linear(config.hidden_dim, config.head_dim), nn.ReLU(), _linear(config.head_dim, outputs, gain=0.1)
-        )
-
     def initial_hidden(self, batch_size: int) -> Hidden:
         """The state at the start of an episode: zeros, on the network's device."""
-        zeros = self.lstm_norm.weight.new_zeros(batch_size, self.config.hidden_dim)
+        zeros = self.lstm_norm.weight.new_zeros(batch_size, self.config.hidden_dim if self.config.memory else 0)
         return Hidden(zeros, zeros.clone())
 
     def forward(self, obs: Mapping[str, Tensor], hidden: Hidden) -> PolicyOutput:
@@ -293,8 +296,10 @@ class RecurrentPolicyNetwork(nn.Module):
         )
 
     def _features(self, obs: Mapping[str, Tensor], hidden: Hidden) -> tuple[Tensor, Hidden]:
-        """Normalised LSTM outputs ``[B, T, hidden_dim]`` and the state after the last step."""
+        """What heads and critic read, ``[B, T, width]``, and the state after the last step."""
         inputs = self.feature_net(self.encoder(obs))
+        if self.lstm is None:
+            return self.lstm_norm(inputs), hidden
         outputs, (h, c) = self.lstm(inputs, (hidden.h.unsqueeze(0), hidden.c.unsqueeze(0)))
         return self.lstm_norm(outputs), Hidden(h.squeeze(0), c.squeeze(0))
 
