@@ -31,6 +31,11 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / torch.where(mask.any(), mask.sum(), torch.nan)
 
 
+def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    """Variance over the True entries of a mask, NaN if there is none."""
+    return masked_mean((values - masked_mean(values, mask)).square(), mask)
+
+
 def head_diagnostics(
     heads: Sequence[HeadSpec], output: PolicyOutput, minibatch: Minibatch, terms: LossTerms, clip: float
 ) -> dict[str, Tensor]:
@@ -82,9 +87,8 @@ def critic_diagnostics(
     * ``advantage_mean/OP``: mean scaled advantage of the op head at steps that took this op.
     """
     real, returns = minibatch.real, minibatch.returns
-    residuals = (returns - output.value)[real]
-    variance = returns[real].var(correction=0)
-    explained = 1 - residuals.var(correction=0) / variance
+    variance = masked_variance(returns, real)
+    explained = 1 - masked_variance(returns - output.value, real) / variance
     numbers = {
         "value_loss": terms.value,
         "value_nrmse": terms.value.sqrt(),

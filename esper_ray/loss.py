@@ -85,6 +85,11 @@ def entropy_weights(settings: LearnerConfig, heads: Sequence[HeadSpec]) -> list[
     ]
 
 
+def divisor(count: Tensor) -> Tensor:
+    """A count to divide by: 1 where nothing was counted. An average over learners may lie between 0 and 1."""
+    return torch.where(count > 0, count, 1.0)
+
+
 def clipped_surrogate(
     log_ratios: Tensor, advantages: Tensor, needed: Tensor, real: Tensor, clip: float, average: MeanOverLearners
 ) -> Tensor:
@@ -109,7 +114,7 @@ def clipped_surrogate(
     # where, not a product: a ratio that overflowed at a step that does not count must not become NaN.
     total = torch.where(needed, gain, 0.0).sum(dim=(0, 1))
     counts = average(torch.cat([needed.sum(dim=(0, 1)), real.sum().reshape(1)]).to(total.dtype))
-    return -total / torch.maximum(counts[:-1], MINIMUM_NEED * counts[-1]).clamp(min=1.0)
+    return -total / divisor(torch.maximum(counts[:-1], MINIMUM_NEED * counts[-1]))
 
 
 def entropy_by_availability(output: PolicyOutput, real: Tensor, average: MeanOverLearners) -> tuple[Tensor, Tensor]:
@@ -134,7 +139,7 @@ def entropy_by_availability(output: PolicyOutput, real: Tensor, average: MeanOve
         totals.append(torch.where(counted, entropy, 0.0).sum())
         pairs.append(counted.sum())
     counts = average(torch.stack([*pairs, real.sum()]).to(totals[0].dtype))
-    return torch.stack(totals) / counts[:-1].clamp(min=1.0), counts[:-1] / counts[-1].clamp(min=1.0)
+    return torch.stack(totals) / divisor(counts[:-1]), counts[:-1] / divisor(counts[-1])
 
 
 def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> Tensor:
@@ -155,7 +160,7 @@ def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> T
     estimate = (log_ratios.expm1() - log_ratios).sum(dim=-1)
     sums = torch.stack([torch.where(real, estimate, 0.0).sum(), real.sum().to(estimate.dtype)])
     total, count = average(sums).unbind()
-    return total / count.clamp(min=1.0)
+    return total / divisor(count)
 
 
 def ppo_loss(
@@ -186,7 +191,7 @@ def ppo_loss(
     log_ratios = torch.where(needed, log_probs - minibatch.old_log_probs, 0.0)
     policy = clipped_surrogate(log_ratios, minibatch.advantages, needed, real, settings.clip, average)
     entropy, available_share = entropy_by_availability(output, real, average)
-    steps = average(real.sum().to(policy.dtype)).clamp(min=1.0)
+    steps = divisor(average(real.sum().to(policy.dtype)))
 
     def mean_squared_error(predicted: Tensor) -> Tensor:
         return torch.where(real, (predicted - minibatch.returns).square(), 0.0).sum() / steps
