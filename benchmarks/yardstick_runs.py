@@ -41,6 +41,7 @@ class Setup:
         steps: Env steps in all, rounded up to whole rollouts.
         envs: Side by side, in this process.
         rollout_length: Steps of each per iteration.
+        sequence_length: Most steps in a row of a minibatch; by default a rollout and one more.
         network: Widths.
         learner: Settings.
         anneal: Whether the step size falls to 0 in a straight line.
@@ -51,6 +52,7 @@ class Setup:
     steps: int
     envs: int
     rollout_length: int
+    sequence_length: int | None = None
     network: NetworkConfig = field(default_factory=NetworkConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     anneal: bool = True
@@ -82,6 +84,7 @@ def train(setup: Setup, seed: int) -> tuple[RecurrentPolicyNetwork, float]:
         heads=setup.heads,
         encoder=FlatEncoder.from_space,
         rollout_length=setup.rollout_length,
+        sequence_length=setup.sequence_length,
         envs_per_runner=setup.envs,
         network=setup.network,
         learner=setup.learner,

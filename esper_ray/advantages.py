@@ -143,18 +143,6 @@ def advantage_scale(op_advantages: Tensor, counted: Tensor, mean_over_learners: 
     return variance.clamp(min=MINIMUM_SCALE**2).sqrt().to(op_advantages.dtype)
 
 
-class PlayedEpisodes(ConnectorV2):
-    """First piece of the learner pipeline: leaves out episodes that a rollout's end met at their first observation.
-
-    Their rows would hold an artificial step and nothing else; where episodes end together, whole minibatches would.
-    """
-
-    def __call__(self, *, episodes: list[Any], batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Take the empty episodes out of the list."""
-        episodes[:] = [episode for episode in episodes if len(episode) > 0]
-        return batch
-
-
 class FactoredAdvantages(ConnectorV2):
     """Last piece of the learner pipeline: values, λ-returns, advantages and the return scale.
 

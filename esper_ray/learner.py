@@ -13,7 +13,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
-from esper_ray.advantages import FactoredAdvantages, PlayedEpisodes
+from esper_ray.advantages import FactoredAdvantages
 from esper_ray.config import LearnerConfig
 from esper_ray.diagnostics import SATURATED_CLIPPING, alarms, minibatch_diagnostics
 from esper_ray.loss import Minibatch, entropy_weights, ppo_loss
@@ -76,7 +76,6 @@ class EsperPPOLearner(PPOTorchLearner):
         self.settings: LearnerConfig = self.config.settings
         self._record = _UpdateRecord()
         if self._learner_connector is not None:
-            self._learner_connector.prepend(PlayedEpisodes())
             self._learner_connector.remove("GeneralAdvantageEstimation")
             self._learner_connector.append(
                 FactoredAdvantages(settings=self.settings, mean_over_learners=mean_over_learners)

@@ -96,7 +96,8 @@ class EsperPPOConfig(PPOConfig):
             rollout_length: Steps that each env plays per iteration.
             envs_per_runner: Envs per runner.
             sequence_length: Most steps that a gradient flows back through; an episode that is longer fills several
-                rows of a minibatch, and a shorter one is padded to it. By default a whole rollout.
+                rows of a minibatch, and a shorter one is padded to it. By default a whole rollout; give some steps
+                more where episodes end at any time, because RLlib lets the other envs play on while one resets.
             num_env_runners: Processes that play; 0 plays in this one.
             num_learners: Processes that learn; 0 learns in this one.
             network: Widths; the defaults if None.

@@ -215,15 +215,6 @@ def test_learning_raises_the_return():
     assert np.mean(returns[-2:]) > 1.5 * np.mean(returns[:2])
 
 
-def test_an_episode_without_a_step_takes_no_row():
-    # The env resets in the step after the last of 12, which is where this rollout ends.
-    parts = Parts(config_of(fragment=13))
-    episodes = parts.runner.sample()
-    assert sorted(map(len, episodes)) == [0] * 4 + [12] * 4
-    real = parts.train_batch(episodes)[MODULE][Columns.LOSS_MASK]
-    assert real.sum(-1).tolist() == [12] * 4
-
-
 def test_an_update_is_epochs_times_minibatches_whatever_the_episodes_lengths():
     settings = LearnerConfig(num_epochs=3, minibatches=4, kl_stop=None)
     parts = Parts(config_of(settings, stop=0.4, hosts=8, fragment=30, max_seq_len=10))
