@@ -187,6 +187,8 @@ class HeadSpec:
         needed_by: Values of the first head for which this head matters. The first head itself matters
             always and lists all of its own values.
         masked_by_op: The head's mask has one row per value of the first head instead of a single row.
+        entropy_coefficient: Weight of the head's entropy bonus among the heads: above 1 for choices that are made
+            rarely or have many entries.
     """
 
     name: str
@@ -194,6 +196,7 @@ class HeadSpec:
     choices: tuple[str, ...]
     needed_by: tuple[int, ...]
     masked_by_op: bool = False
+    entropy_coefficient: float = 1.0
 
     def __post_init__(self) -> None:
         if self.size < 1 or len(self.choices) != self.size:
@@ -220,6 +223,17 @@ _HEAD_ENUMS: dict[str, type[IntEnum]] = {
     "alpha_target": AlphaTarget,
     "alpha_speed": AlphaSpeed,
     "alpha_curve": AlphaCurve,
+}
+
+_ENTROPY_COEFFICIENTS = {
+    "op": 1.0,
+    "slot": 1.0,
+    "blueprint": 1.3,
+    "style": 1.2,
+    "tempo": 1.3,
+    "alpha_target": 1.2,
+    "alpha_speed": 1.2,
+    "alpha_curve": 1.2,
 }
 
 HEAD_NAMES = ("op", "slot", "blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve")
@@ -257,6 +271,7 @@ def head_specs(slot_ids: tuple[str, ...], internal_levels: bool = False) -> tupl
             choices[name],
             needed_by=tuple(int(op) for op in ops if name in HEADS_NEEDED[op]),
             masked_by_op=name == "slot",
+            entropy_coefficient=_ENTROPY_COEFFICIENTS[name],
         )
         for name in HEAD_NAMES
     )

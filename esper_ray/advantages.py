@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from esper_ray.config import CriticBaseline, LearnerConfig
-from policies.distribution import take_entry
 
 MeanOverLearners = Callable[[Tensor], Tensor]
 """Averages a tensor over all learner processes; the identity when there is one. Every statistic is formed from
@@ -112,7 +111,7 @@ def advantage_streams(returns: Tensor, value: Tensor, q_value: Tensor, baseline:
     Args:
         returns: λ-returns ``[...]``.
         value: V(s) ``[...]``.
-        q_value: Q(s, op taken) ``[...]``.
+        q_value: Q(s, op taken) ``[...]``; V(s) where the critic does not look at the op.
         baseline: What to subtract; ``factored`` leaves the op head the whole difference between ops and the
             argument heads only what their own choice added.
 
@@ -184,7 +183,7 @@ class FactoredAdvantages(ConnectorV2):
         output = module.policy_output(columns)
         scale = module.network.return_scale
         value = output.value * scale.value
-        q_value = take_entry(output.q_values, columns[Columns.ACTIONS][..., 0].long()) * scale.value
+        q_value = output.q_value(columns[Columns.ACTIONS][..., 0].long()) * scale.value
         real = columns[Columns.LOSS_MASK]
         steps = torch.arange(real.shape[1], device=real.device)
         returns = returns_of_rows(

@@ -44,19 +44,6 @@ TaskArgs = Annotated[dict[str, str], _PAIRS]
 """A dict of texts, written as ``--task-args NAME=VALUE ...`` on the command line."""
 
 
-def _entropy_multipliers() -> dict[str, float]:
-    return {
-        "op": 1.0,
-        "slot": 1.0,
-        "blueprint": 1.3,
-        "style": 1.2,
-        "tempo": 1.3,
-        "alpha_target": 1.2,
-        "alpha_speed": 1.2,
-        "alpha_curve": 1.2,
-    }
-
-
 @dataclass(frozen=True)
 class LearnerConfig:
     """Proximal policy optimisation (Schulman et al., 2017) over a factored action (LEARNER.md sections 3, 4)."""
@@ -86,8 +73,8 @@ class LearnerConfig:
     """What the running scale of returns keeps of its past at every rollout, between 0 and 1."""
     entropy_coeff: float = 0.01
     """Weight of the entropy bonus, where 1 is the entropy of a uniform choice among the admitted entries."""
-    entropy_multipliers: Mapping[str, float] = field(default_factory=_entropy_multipliers)
-    """Factor on the entropy bonus of each head."""
+    entropy_multipliers: Mapping[str, float] = field(default_factory=dict)
+    """Factors on the entropy bonus of single heads, by name, in place of the heads' own."""
     grad_clip: float = 10.0
     """Largest global norm of a gradient, above what is usual: it guards against outliers only."""
 

@@ -31,6 +31,11 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / torch.where(mask.any(), mask.sum(), torch.nan)
 
 
+def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    """Variance over the True entries of a mask, NaN if there is none."""
+    return masked_mean((values - masked_mean(values, mask)).square(), mask)
+
+
 def head_diagnostics(
     heads: Sequence[HeadSpec], output: PolicyOutput, minibatch: Minibatch, terms: LossTerms, clip: float
 ) -> dict[str, Tensor]:
@@ -77,24 +82,24 @@ def critic_diagnostics(
     * ``value_nrmse``: root mean squared error over the return scale. Read it beside
     * ``explained_variance``: share of the returns' variance in the minibatch that V accounts for; it says nothing
       when that variance is small.
-    * ``q_spread``: largest minus smallest Q over the admitted ops, at steps with a choice of op.
+    * ``q_spread``: largest minus smallest Q over the admitted ops, at steps with a choice of op. It and
+      ``q_value_loss`` are absent if the critic does not look at the op.
     * ``advantage_mean/OP``: mean scaled advantage of the op head at steps that took this op.
     """
     real, returns = minibatch.real, minibatch.returns
-    residuals = (returns - output.value)[real]
-    variance = returns[real].var(correction=0)
-    admitted = output.distribution.op_mask
-    highest = output.q_values.masked_fill(~admitted, -torch.inf).amax(dim=-1)
-    lowest = output.q_values.masked_fill(~admitted, torch.inf).amin(dim=-1)
-    decided = real & ~output.distribution.forced
-    explained = 1 - residuals.var(correction=0) / variance
+    variance = masked_variance(returns, real)
+    explained = 1 - masked_variance(returns - output.value, real) / variance
     numbers = {
         "value_loss": terms.value,
-        "q_value_loss": terms.q_value,
         "value_nrmse": terms.value.sqrt(),
         "explained_variance": explained.masked_fill(variance <= 0, torch.nan),
-        "q_spread": masked_mean(highest - lowest, decided),
     }
+    if output.q_values is not None:
+        admitted = output.distribution.op_mask
+        highest = output.q_values.masked_fill(~admitted, -torch.inf).amax(dim=-1)
+        lowest = output.q_values.masked_fill(~admitted, torch.inf).amin(dim=-1)
+        decided = real & ~output.distribution.forced
+        numbers |= {"q_value_loss": terms.q_value, "q_spread": masked_mean(highest - lowest, decided)}
     for op, name in enumerate(ops.choices):
         numbers[f"advantage_mean/{name}"] = masked_mean(minibatch.advantages[..., 0], real & (minibatch.ops == op))
     return numbers

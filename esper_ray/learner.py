@@ -91,6 +91,15 @@ class EsperPPOLearner(PPOTorchLearner):
             lr_or_lr_schedule=config.lr,
         )
 
+    def update(self, *args: Any, num_total_minibatches: int = 0, **kwargs: Any) -> Any:
+        """All epochs over one rollout: in every learner the same number of minibatches, epochs × minibatches.
+
+        RLlib's own count for several learners leaves out the artificial steps, which loses the last minibatch; with
+        one learner it goes on until every row has had its turn, which adds some if episodes differ in length.
+        """
+        steps = self.settings.num_epochs * self.settings.minibatches
+        return super().update(*args, num_total_minibatches=steps, **kwargs)
+
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Start a new update: nothing stopped, nothing counted."""
         super().before_gradient_based_update(timesteps=timesteps)

@@ -11,7 +11,6 @@ from torch import Tensor
 from envs.vocabulary import HeadSpec
 from esper_ray.advantages import MeanOverLearners
 from esper_ray.config import LearnerConfig
-from policies.distribution import take_entry
 from policies.network import PolicyOutput
 
 MINIMUM_NEED = 0.05
@@ -54,7 +53,7 @@ class LossTerms:
             where it never is.
         available_share: Available (step, op) pairs per real step, ``[H]``.
         value: Mean squared error of V, in units of the return scale.
-        q_value: Mean squared error of Q(s, op taken), likewise.
+        q_value: Mean squared error of Q(s, op taken), likewise; 0 if the critic does not look at the op.
         kl: Divergence of the policy from that of the rollout, see :func:`divergence`.
         log_ratios: New minus old log-probabilities, ``[B, T, H]``, 0 where a head is not needed.
         needed: bool ``[B, T, H]``: heads that the op taken needs, at real steps.
@@ -75,12 +74,20 @@ def entropy_weights(settings: LearnerConfig, heads: Sequence[HeadSpec]) -> list[
     """Weight of each head's entropy bonus, in the order of the heads.
 
     Raises:
-        ValueError: the settings name no multiplier for a head.
+        ValueError: the settings name a head that does not exist.
     """
-    missing = [head.name for head in heads if head.name not in settings.entropy_multipliers]
-    if missing:
-        raise ValueError(f"entropy_multipliers name no factor for the heads {missing}: add one for each")
-    return [settings.entropy_coeff * settings.entropy_multipliers[head.name] for head in heads]
+    names = [head.name for head in heads]
+    unknown = sorted(set(settings.entropy_multipliers) - set(names))
+    if unknown:
+        raise ValueError(f"entropy_multipliers name {unknown}, but the heads are {', '.join(names)}")
+    return [
+        settings.entropy_coeff * settings.entropy_multipliers.get(head.name, head.entropy_coefficient) for head in heads
+    ]
+
+
+def divisor(count: Tensor) -> Tensor:
+    """A count to divide by: 1 where nothing was counted. An average over learners may lie between 0 and 1."""
+    return torch.where(count > 0, count, 1.0)
 
 
 def clipped_surrogate(
@@ -107,7 +114,7 @@ def clipped_surrogate(
     # where, not a product: a ratio that overflowed at a step that does not count must not become NaN.
     total = torch.where(needed, gain, 0.0).sum(dim=(0, 1))
     counts = average(torch.cat([needed.sum(dim=(0, 1)), real.sum().reshape(1)]).to(total.dtype))
-    return -total / torch.maximum(counts[:-1], MINIMUM_NEED * counts[-1]).clamp(min=1.0)
+    return -total / divisor(torch.maximum(counts[:-1], MINIMUM_NEED * counts[-1]))
 
 
 def entropy_by_availability(output: PolicyOutput, real: Tensor, average: MeanOverLearners) -> tuple[Tensor, Tensor]:
@@ -132,7 +139,7 @@ def entropy_by_availability(output: PolicyOutput, real: Tensor, average: MeanOve
         totals.append(torch.where(counted, entropy, 0.0).sum())
         pairs.append(counted.sum())
     counts = average(torch.stack([*pairs, real.sum()]).to(totals[0].dtype))
-    return torch.stack(totals) / counts[:-1].clamp(min=1.0), counts[:-1] / counts[-1].clamp(min=1.0)
+    return torch.stack(totals) / divisor(counts[:-1]), counts[:-1] / divisor(counts[-1])
 
 
 def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> Tensor:
@@ -153,7 +160,7 @@ def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> T
     estimate = (log_ratios.expm1() - log_ratios).sum(dim=-1)
     sums = torch.stack([torch.where(real, estimate, 0.0).sum(), real.sum().to(estimate.dtype)])
     total, count = average(sums).unbind()
-    return total / count.clamp(min=1.0)
+    return total / divisor(count)
 
 
 def ppo_loss(
@@ -184,13 +191,14 @@ def ppo_loss(
     log_ratios = torch.where(needed, log_probs - minibatch.old_log_probs, 0.0)
     policy = clipped_surrogate(log_ratios, minibatch.advantages, needed, real, settings.clip, average)
     entropy, available_share = entropy_by_availability(output, real, average)
-    steps = average(real.sum().to(policy.dtype)).clamp(min=1.0)
+    steps = divisor(average(real.sum().to(policy.dtype)))
 
     def mean_squared_error(predicted: Tensor) -> Tensor:
         return torch.where(real, (predicted - minibatch.returns).square(), 0.0).sum() / steps
 
     value = mean_squared_error(output.value)
-    q_value = mean_squared_error(take_entry(output.q_values, minibatch.ops))
+    # Without an op stream Q is V, whose error counts once.
+    q_value = torch.zeros_like(value) if output.q_values is None else mean_squared_error(output.q_value(minibatch.ops))
     total = policy.sum() + settings.value_loss_coeff * (value + q_value) - (weights * entropy).sum()
     return LossTerms(
         total=total,

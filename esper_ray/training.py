@@ -27,6 +27,7 @@ from esper_ray.errors import UserError
 from esper_ray.ppo import EsperPPO, EsperPPOConfig
 from esper_ray.process import settle
 from esper_ray.run_directory import RunDirectory
+from policies.encoders import BlueprintEncoder
 from policies.learned import save_weights
 
 RLLIB_STATE = "rllib"
@@ -113,9 +114,10 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> Es
     algorithm_config = EsperPPOConfig.of(
         env_id=ENV_ID,
         env_config={**config.env.keywords(), "gamma": config.learner.gamma, "seed_stream": stream},
-        slots=slots,
-        episode_length=config.env.max_epochs,
-        hosts_per_runner=config.run.hosts_per_runner,
+        heads=slots.heads,
+        encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=config.network.embedding_dim),
+        rollout_length=config.env.max_epochs,
+        envs_per_runner=config.run.hosts_per_runner,
         num_env_runners=config.run.num_env_runners,
         network=config.network,
         learner=config.learner,

@@ -10,18 +10,16 @@ import torch
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from policies.bundle import Actions, Observations
+from policies.encoders import BlueprintEncoder
 from policies.network import NetworkConfig, RecurrentPolicyNetwork
 
 
 def build_network(slots: SlotConfig, config: NetworkConfig) -> RecurrentPolicyNetwork:
-    """A network whose sizes follow from the slots."""
-    return RecurrentPolicyNetwork(
-        slots.heads,
-        num_features=ObservationLayout(slots).size,
-        num_slots=slots.num_slots,
-        num_blueprints=len(slots.blueprints),
-        config=config,
+    """A network for our world, whose sizes follow from the slots."""
+    encoder = BlueprintEncoder(
+        ObservationLayout(slots).size, slots.num_slots, len(slots.blueprints), config.embedding_dim
     )
+    return RecurrentPolicyNetwork(slots.heads, encoder, config)
 
 
 class LearnedPolicy:

@@ -1,7 +1,8 @@
 """The recurrent actor-critic: feature net, LSTM, one head per part of the action, op-conditioned critic.
 
-Plain torch, without RLlib (LEARNER.md section 1). Everything is derived from a list of heads and the sizes of the
-observation, so another set of slots, ops or blueprints needs no change here.
+Plain torch, without RLlib (LEARNER.md section 1). Everything is derived from a list of heads and an encoder of the
+observation: the same code makes a policy with eight heads for a host with slots and one with a single head for a
+cart and its pole.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from envs.action_masks import mask_size
 from envs.vocabulary import HeadSpec
 from policies.distribution import (
     FactoredDistribution,
@@ -24,6 +26,7 @@ from policies.distribution import (
     row_table,
     take_entry,
 )
+from policies.encoders import ObservationEncoder
 from policies.return_scale import ReturnScale
 
 
@@ -36,11 +39,15 @@ class NetworkConfig:
     hidden_dim: int = 512
     """Width of the LSTM's hidden and cell state."""
     head_dim: int = 256
-    """Hidden width of each head and of both critic streams; the blueprint head uses twice and half of it."""
+    """Hidden width of each head and of both critic streams; a deep head uses twice and half of it."""
     embedding_dim: int = 4
     """Numbers per slot that stand for the blueprint growing in it."""
     op_bias: Mapping[str, float] = field(default_factory=dict)
     """Logits that ops start with, by name; the others start at 0."""
+    deep_heads: tuple[str, ...] = ("blueprint",)
+    """Heads with three layers instead of two, by name."""
+    memory: bool = True
+    """Whether there is an LSTM; without it the policy knows the present observation only."""
 
     def __post_init__(self) -> None:
         for name in ("feature_dim", "hidden_dim", "head_dim", "embedding_dim"):
@@ -52,7 +59,7 @@ class NetworkConfig:
 
 
 class Hidden(NamedTuple):
-    """Recurrent state: hidden and cell vectors, each ``[B, hidden_dim]``."""
+    """Recurrent state: hidden and cell vectors, each ``[B, hidden_dim]``; ``[B, 0]`` in a policy without memory."""
 
     h: Tensor
     c: Tensor
@@ -65,14 +72,19 @@ class PolicyOutput:
     Attributes:
         distribution: Joint distribution per step, leading axes ``[B, T]``.
         value: State value v(s), ``[B, T]``.
-        q_values: Q(s, op) of every op, ``[B, T, num_ops]``; their mean under the policy is ``value``.
+        q_values: Q(s, op) of every op, ``[B, T, num_ops]``; their mean under the policy is ``value``. None if the
+            critic does not look at the op.
         hidden: State after the last step.
     """
 
     distribution: FactoredDistribution
     value: Tensor
-    q_values: Tensor
+    q_values: Tensor | None
     hidden: Hidden
+
+    def q_value(self, op: Tensor) -> Tensor:
+        """Q(s, op) of the ops ``[B, T]``, or v(s) if the critic does not look at the op."""
+        return self.value if self.q_values is None else take_entry(self.q_values, op)
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,7 @@ class ActResult:
         head_log_probs: float32 ``[B, H]``, 0 in heads that the op does not need.
         log_prob: Joint log-probability ``[B]``.
         value: State value ``[B]``.
-        q_value: Q of the drawn op ``[B]``.
+        q_value: Q of the drawn op, or the state value if the critic does not look at the op, ``[B]``.
         op_probs: Probabilities of the ops ``[B, num_ops]``.
         hidden: State to hand to the next call.
     """
@@ -118,6 +130,10 @@ def _initialise_lstm(lstm: nn.LSTM) -> None:
                 parameter.zero_()
                 if name == "bias_ih_l0":
                     parameter[width : 2 * width] = 1.0
+
+
+def _critic_stream(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(_linear(inputs, width), nn.ReLU(), _linear(width, outputs, gain=0.1))
 
 
 class ActionHead(nn.Module):
@@ -170,49 +186,44 @@ def _set_op_bias(head: nn.Module, ops: HeadSpec, logits: Mapping[str, float]) ->
 class RecurrentPolicyNetwork(nn.Module):
     """Recurrent policy over a factored action, with a critic that knows the op (LEARNER.md sections 1 to 3).
 
-    Observations are mappings with ``obs`` float ``[..., num_features]``, ``blueprint_indices`` int64
-    ``[..., num_slots]`` in -1 … num_blueprints - 1 and ``action_mask`` ``[..., mask_size(heads)]``.
+    With a single head there are no arguments to judge, so the critic is v(s) alone: plain recurrent PPO.
+
+    Observations are mappings with the leaves that the encoder reads and, unless every action is always admitted,
+    ``action_mask`` ``[..., mask_size(heads)]``.
 
     Args:
         heads: Parts of the action, op first.
-        num_features: Measured numbers per observation.
-        num_slots: Blueprint indices per observation.
-        num_blueprints: Kinds of blueprint, without the empty slot.
+        encoder: Reads an observation.
         config: Widths.
     """
 
     needs: Tensor
     rows: Tensor
 
-    def __init__(
-        self,
-        heads: Sequence[HeadSpec],
-        num_features: int,
-        num_slots: int,
-        num_blueprints: int,
-        config: NetworkConfig,
-    ) -> None:
+    def __init__(self, heads: Sequence[HeadSpec], encoder: ObservationEncoder, config: NetworkConfig) -> None:
         super().__init__()
         self.head_specs = tuple(heads)
         self.config = config
-        self.num_blueprints = num_blueprints
+        self.encoder = encoder
         num_ops = heads[0].size
-        # One row more than there are blueprints: the last one stands for an empty slot.
-        self.blueprint_embedding = nn.Embedding(num_blueprints + 1, config.embedding_dim)
-        nn.init.normal_(self.blueprint_embedding.weight, std=0.02)
         self.feature_net = nn.Sequential(
-            _linear(num_features + num_slots * config.embedding_dim, config.feature_dim),
+            _linear(encoder.width, config.feature_dim),
             nn.LayerNorm(config.feature_dim),
             nn.ReLU(),
         )
-        self.lstm = nn.LSTM(config.feature_dim, config.hidden_dim, batch_first=True)
-        _initialise_lstm(self.lstm)
-        self.lstm_norm = nn.LayerNorm(config.hidden_dim)
+        self.lstm = None
+        if config.memory:
+            self.lstm = nn.LSTM(config.feature_dim, config.hidden_dim, batch_first=True)
+            _initialise_lstm(self.lstm)
+        width = config.hidden_dim if config.memory else config.feature_dim
+        self.lstm_norm = nn.LayerNorm(width)
         self.heads = nn.ModuleDict(
             {
                 head.name: ActionHead(
-                    config.hidden_dim,
-                    (2 * config.head_dim, config.head_dim // 2) if head.name == "blueprint" else (config.head_dim,),
+                    width,
+                    (2 * config.head_dim, config.head_dim // 2)
+                    if head.name in config.deep_heads
+                    else (config.head_dim,),
                     head.size,
                     None if head is heads[0] else num_ops,
                     head.needed_by,
@@ -221,21 +232,15 @@ class RecurrentPolicyNetwork(nn.Module):
             }
         )
         _set_op_bias(self.heads[heads[0].name], heads[0], config.op_bias)
-        self.state_stream = self._critic_stream(1)
-        self.op_stream = self._critic_stream(num_ops)
+        self.state_stream = _critic_stream(width, config.head_dim, 1)
+        self.op_stream = _critic_stream(width, config.head_dim, num_ops) if len(heads) > 1 else None
         self.return_scale = ReturnScale()
         self.register_buffer("needs", needs_table(heads), persistent=False)
         self.register_buffer("rows", row_table(heads), persistent=False)
 
-    def _critic_stream(self, outputs: int) -> nn.Sequential:
-        config = self.config
-        return nn.Sequential(
-            _linear(config.hidden_dim, config.head_dim), nn.ReLU(), _linear(config.head_dim, outputs, gain=0.1)
-        )
-
     def initial_hidden(self, batch_size: int) -> Hidden:
         """The state at the start of an episode: zeros, on the network's device."""
-        zeros = self.blueprint_embedding.weight.new_zeros(batch_size, self.config.hidden_dim)
+        zeros = self.lstm_norm.weight.new_zeros(batch_size, self.config.hidden_dim if self.config.memory else 0)
         return Hidden(zeros, zeros.clone())
 
     def forward(self, obs: Mapping[str, Tensor], hidden: Hidden) -> PolicyOutput:
@@ -249,17 +254,13 @@ class RecurrentPolicyNetwork(nn.Module):
             Distribution and values of every step; values in units of the return scale.
         """
         features, hidden = self._features(obs, hidden)
-        masks = head_masks(obs["action_mask"], self.head_specs)
+        masks = head_masks(self._action_mask(obs, features), self.head_specs)
         log_probs = tuple(
             masked_log_softmax(head(features), mask) for head, mask in zip(self.heads.values(), masks, strict=True)
         )
         distribution = FactoredDistribution(log_probs, masks, self.needs, self.rows)
         value = self.state_stream(features).squeeze(-1).float()
-        advantages = self.op_stream(features).float()
-        # The policy only weighs here. Detached, or the critic's error would push the actor.
-        probs = distribution.op_log_probs.detach().exp()
-        mean_advantage = (probs * advantages).sum(dim=-1, keepdim=True)
-        return PolicyOutput(distribution, value, value.unsqueeze(-1) + advantages - mean_advantage, hidden)
+        return PolicyOutput(distribution, value, self._q_values(features, value, distribution), hidden)
 
     @torch.no_grad()
     def act(
@@ -289,16 +290,31 @@ class RecurrentPolicyNetwork(nn.Module):
             head_log_probs=head_log_probs.squeeze(1),
             log_prob=head_log_probs.sum(dim=-1).squeeze(1),
             value=(output.value * scale).squeeze(1),
-            q_value=(take_entry(output.q_values, actions[..., 0]) * scale).squeeze(1),
+            q_value=(output.q_value(actions[..., 0]) * scale).squeeze(1),
             op_probs=output.distribution.op_log_probs.exp().squeeze(1),
             hidden=output.hidden,
         )
 
     def _features(self, obs: Mapping[str, Tensor], hidden: Hidden) -> tuple[Tensor, Hidden]:
-        """Normalised LSTM outputs ``[B, T, hidden_dim]`` and the state after the last step."""
-        indices = obs["blueprint_indices"].long()
-        rows = torch.where(indices < 0, self.num_blueprints, indices)
-        embedded = self.blueprint_embedding(rows).flatten(start_dim=-2)
-        inputs = self.feature_net(torch.cat([obs["obs"].float(), embedded], dim=-1))
+        """What heads and critic read, ``[B, T, width]``, and the state after the last step."""
+        inputs = self.feature_net(self.encoder(obs))
+        if self.lstm is None:
+            return self.lstm_norm(inputs), hidden
         outputs, (h, c) = self.lstm(inputs, (hidden.h.unsqueeze(0), hidden.c.unsqueeze(0)))
         return self.lstm_norm(outputs), Hidden(h.squeeze(0), c.squeeze(0))
+
+    def _q_values(self, features: Tensor, value: Tensor, distribution: FactoredDistribution) -> Tensor | None:
+        """Q(s, op) ``[B, T, num_ops]``, shifted so that its mean under the policy is v(s)."""
+        if self.op_stream is None:
+            return None
+        advantages = self.op_stream(features).float()
+        # The policy only weighs here. Detached, or the critic's error would push the actor.
+        probs = distribution.op_log_probs.detach().exp()
+        mean_advantage = (probs * advantages).sum(dim=-1, keepdim=True)
+        return value.unsqueeze(-1) + advantages - mean_advantage
+
+    def _action_mask(self, obs: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """The observation's flat mask; all ones if it has none."""
+        if "action_mask" in obs:
+            return obs["action_mask"]
+        return features.new_ones(*features.shape[:-1], mask_size(self.head_specs), dtype=torch.bool)

@@ -17,13 +17,14 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 from torch import Tensor
 
-from envs.slots import SlotConfig
-from policies.network import Hidden, NetworkConfig, PolicyOutput, RecurrentPolicyNetwork
+from envs.vocabulary import HeadSpec
+from policies.encoders import EncoderFactory
+from policies.network import Hidden, PolicyOutput, RecurrentPolicyNetwork
 
 HEAD_LOG_PROBS = "head_log_probs"
 """Column of the rollout: log-probability of each head, ``[..., H]``."""
 Q_VALUE = "q_value"
-"""Column of the rollout: Q of the drawn op in reward units, ``[...]``."""
+"""Column of the rollout: Q of the drawn op in reward units, V if the critic does not look at the op, ``[...]``."""
 STATE_NORMS = "lstm_state_norms"
 """Column of the rollout: Euclidean norms of the hidden and the cell state, ``[..., 2]``."""
 POLICY_OUTPUT = "policy_output"
@@ -33,9 +34,9 @@ POLICY_OUTPUT = "policy_output"
 class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
     """RLlib's view of :class:`RecurrentPolicyNetwork`.
 
-    ``model_config`` holds ``slot_ids`` (sequence of str) and ``internal_levels`` (bool) of the task's slots,
-    ``network`` (fields of :class:`NetworkConfig` as a dict), ``max_seq_len`` (read by RLlib) and optionally
-    ``deterministic_inference`` (bool, default False): whether ``forward_inference`` takes the mode instead of drawing.
+    ``model_config`` holds ``heads`` (tuple of :class:`HeadSpec`), ``encoder`` (an :data:`EncoderFactory`), ``network``
+    (:class:`NetworkConfig`), ``max_seq_len`` (read by RLlib) and optionally ``deterministic_inference`` (bool, default
+    False): whether ``forward_inference`` takes the mode instead of drawing.
 
     Attributes:
         network: The plain torch network; its return scale says what the critic's outputs mean.
@@ -47,26 +48,20 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         """Build the network from the spaces and the model config.
 
         Raises:
-            ValueError: the action space does not have the sizes of the heads of these slots.
+            ValueError: the action space does not have the sizes of these heads.
         """
-        internal_levels = self.model_config["internal_levels"]
-        heads = SlotConfig(tuple(self.model_config["slot_ids"]), internal_levels=internal_levels).heads
+        heads: tuple[HeadSpec, ...] = self.model_config["heads"]
         sizes = [head.size for head in heads]
         if not isinstance(self.action_space, gym.spaces.MultiDiscrete) or self.action_space.nvec.tolist() != sizes:
+            names = ", ".join(head.name for head in heads)
             raise ValueError(
-                f"slots {self.model_config['slot_ids']} need the action space MultiDiscrete({sizes}), the env has "
-                f"{self.action_space}: give the env's own slot ids"
+                f"the heads {names} need the action space MultiDiscrete({sizes}), the env has {self.action_space}: "
+                "give the env's own heads"
             )
-        blueprints = self.observation_space["blueprint_indices"]
         # cuDNN would round an LSTM's products to TF32, and runners on a CPU would disagree with the update.
         torch.backends.cudnn.allow_tf32 = False
-        self.network = RecurrentPolicyNetwork(
-            heads,
-            num_features=self.observation_space["obs"].shape[0],
-            num_slots=blueprints.shape[0],
-            num_blueprints=int(blueprints.high.max()) + 1,
-            config=NetworkConfig(**self.model_config["network"]),
-        )
+        encoder: EncoderFactory = self.model_config["encoder"]
+        self.network = RecurrentPolicyNetwork(heads, encoder(self.observation_space), self.model_config["network"])
 
     def get_initial_state(self) -> dict[str, Tensor]:
         """The recurrent state at the start of an episode, without a batch axis."""

@@ -33,8 +33,10 @@ def random_masks(rng, shape):
 class MaskedToyVectorEnv(gym.vector.VectorEnv):
     """Rewards GERMINATE; refuses an action outside its mask; resets in the step after the end."""
 
-    def __init__(self, num_envs, episode_length=12, stop_probability=0.0, reward_of_op=(0, 1, 0, 0, 0, 0)):
-        self.num_envs = num_envs
+    def __init__(
+        self, num_envs, episode_length=12, stop_probability=0.0, reward_of_op=(0, 1, 0, 0, 0, 0), truncate=False
+    ):
+        self.num_envs, self.truncate = num_envs, truncate
         self.episode_length, self.stop_probability = episode_length, stop_probability
         self.reward_of_op = np.asarray(reward_of_op, np.float32)
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -84,7 +86,10 @@ class MaskedToyVectorEnv(gym.vector.VectorEnv):
         self.epoch = np.where(self.done, 0, self.epoch + 1)
         stopped = ~self.done & (self.rng.random(self.num_envs) < self.stop_probability)
         self.done = stopped | (self.epoch >= self.episode_length)
-        return self._observe(), reward, self.done.copy(), np.zeros(self.num_envs, bool), {}
+        ends, never = self.done.copy(), np.zeros(self.num_envs, bool)
+        return self._observe(), reward, *((never, ends) if self.truncate else (ends, never)), {}
 
 
-register_env(ENV_ID, lambda config: MaskedToyVectorEnv(**config))
+def register():
+    """Make the env known to Ray, which forgets it at every shutdown."""
+    register_env(ENV_ID, lambda config: MaskedToyVectorEnv(**config))

@@ -101,3 +101,31 @@ def test_scale_over_two_learners_is_that_of_both_batches():
     mean = (sums[0] + sums[1]) / 2
     scale = advantage_scale(halves[0], torch.ones(50, dtype=torch.bool), lambda _: mean)
     assert scale.item() == pytest.approx(halves.flatten().std(correction=0).item())
+
+
+@pytest.mark.parametrize("fragment", [25, 50])
+@pytest.mark.parametrize("terminated", [True, False])
+def test_cut_episodes_give_the_returns_of_whole_ones_from_the_cut_backwards(fragment, terminated):
+    # A cut replaces what comes after it by the value there; with the values of the whole episode's own returns that is
+    # no loss, whatever λ.
+    rng = np.random.default_rng(fragment)
+    rewards = torch.from_numpy(rng.normal(size=(1, 150)))
+    values = torch.zeros(1, 151, dtype=torch.float64)
+    if not terminated:
+        values[0, -1] = 3.0
+    ends = torch.zeros(1, 150, dtype=torch.bool)
+    ends[0, -1] = terminated
+    real = torch.ones(1, 150, dtype=torch.bool)
+    values[:, :-1] = lambda_returns(rewards, values, ends, real, gamma=0.99, gae_lambda=1.0)
+    whole = lambda_returns(rewards, values, ends, real, gamma=0.99, gae_lambda=0.95)
+    count = 150 // fragment
+    starts = torch.arange(count)[:, None] * fragment
+    parts = lambda_returns(
+        rewards.reshape(count, fragment),
+        values[0, starts + torch.arange(fragment + 1)],
+        ends.reshape(count, fragment),
+        real.reshape(count, fragment),
+        gamma=0.99,
+        gae_lambda=0.95,
+    )
+    torch.testing.assert_close(parts.reshape(1, 150), whole)

@@ -1,3 +1,6 @@
+import copy
+import functools
+import itertools
 import math
 
 import numpy as np
@@ -13,9 +16,11 @@ from envs.slots import SlotConfig
 from esper_ray.config import LearnerConfig
 from esper_ray.ppo import EsperPPO, EsperPPOConfig
 from policies.distribution import take_entry
+from policies.encoders import BlueprintEncoder
 from policies.network import NetworkConfig
+from policies.return_scale import ReturnScale
 from policies.rl_module import HEAD_LOG_PROBS, Q_VALUE
-from tests.esper_ray.masked_toy_env import ENV_ID, SLOT_IDS
+from tests.esper_ray.masked_toy_env import ENV_ID, HEADS, register
 from tests.esper_ray.test_advantages import literal_returns
 
 torch.set_num_threads(1)
@@ -23,20 +28,21 @@ MODULE = "default_policy"
 EPISODE = 12
 
 
-def config_of(settings=None, fragment=EPISODE, max_seq_len=None, stop=0.0, hosts=4, seed=0, **env):
-    config = EsperPPOConfig.of(
+def config_of(settings=None, fragment=EPISODE, max_seq_len=None, stop=0.0, hosts=4, seed=0, learners=0, **env):
+    register()
+    return EsperPPOConfig.of(
         env_id=ENV_ID,
         env_config={"episode_length": EPISODE, "stop_probability": stop, **env},
-        slots=SlotConfig(SLOT_IDS),
-        episode_length=fragment,
-        hosts_per_runner=hosts,
+        heads=HEADS,
+        encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=4),
+        rollout_length=fragment,
+        sequence_length=max_seq_len,
+        envs_per_runner=hosts,
+        num_learners=learners,
         network=NetworkConfig(feature_dim=16, hidden_dim=16, head_dim=8),
         learner=settings or LearnerConfig(minibatches=2),
         seed=seed,
     )
-    if max_seq_len:
-        config.rl_module_spec.model_config["max_seq_len"] = max_seq_len
-    return config
 
 
 class Parts:
@@ -91,6 +97,7 @@ CASES = {
     "cut and continued": {"fragment": 7},
     "several rows per episode": {"max_seq_len": 5},
     "random ends": {"stop": 0.15},
+    "truncated": {"stop": 0.15, "truncate": True},
     "all of it": {"fragment": 7, "max_seq_len": 3, "stop": 0.15},
 }
 
@@ -130,6 +137,51 @@ def test_training_reproduces_the_rollout_and_returns_are_those_of_the_episodes(c
         parts.network.return_scale.load_state_dict(parts.runner.module.network.return_scale.state_dict())
 
 
+def test_streams_are_returns_less_v_and_less_q_over_one_scale():
+    parts = Parts(config_of(stop=0.1))
+    parts.perturb()
+    batch = parts.train_batch(parts.runner.sample())[MODULE]
+    real = batch[Columns.LOSS_MASK]
+    returns = (batch[Postprocessing.VALUE_TARGETS] * parts.network.return_scale.value)[real]
+    op, argument = batch[Postprocessing.ADVANTAGES][real].unbind(-1)
+    # V and Q as the rollout stored them; the scale is that of the op's stream, over steps with a choice of op.
+    differences = returns - batch[Columns.VF_PREDS][real]
+    choice = batch[Columns.OBS]["action_mask"][real][..., :6].sum(-1) > 1
+    scale = differences[choice].std(correction=0)
+    torch.testing.assert_close(op, differences / scale, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(argument, (returns - batch[Q_VALUE][real]) / scale, atol=1e-4, rtol=1e-4)
+
+
+def test_cuts_of_25_and_50_steps_give_the_values_and_returns_of_whole_episodes():
+    def recorded(fragment, max_seq_len=None):
+        """Columns of the real steps of 150-step episodes, in order of env and time."""
+        parts = Parts(config_of(fragment=fragment, max_seq_len=max_seq_len, episode_length=150, hosts=2))
+        parts.perturb()
+        torch.manual_seed(7)
+        rows = []
+        for _ in range(150 // fragment):
+            batch = parts.train_batch(parts.runner.sample())[MODULE]
+            real = batch[Columns.LOSS_MASK]
+            columns = [batch[name] for name in (Columns.REWARDS, Columns.VF_PREDS, Postprocessing.VALUE_TARGETS)]
+            # The targets are in units of a scale that each batch moves.
+            columns[-1] = columns[-1] * parts.network.return_scale.value
+            parts.network.return_scale.load_state_dict(parts.runner.module.network.return_scale.state_dict())
+            rows.append(torch.stack([column[real] for column in columns], dim=-1).reshape(2, fragment, 3))
+        return torch.cat(rows, dim=1)
+
+    whole = recorded(150)
+    for length in (25, 50):
+        torch.testing.assert_close(recorded(150, max_seq_len=length), whole, atol=1e-4, rtol=1e-4)
+        fragments = recorded(length)
+        torch.testing.assert_close(fragments[..., :2], whole[..., :2], atol=1e-4, rtol=1e-4)
+        for env, start in itertools.product(range(2), range(0, 150, length)):
+            rewards, values, returns = fragments[env, start : start + length].unbind(-1)
+            last = start + length == 150
+            values = [*values.tolist(), 0.0 if last else whole[env, start + length, 1].item()]
+            expected = literal_returns(rewards.tolist(), values, last, 1.0, 0.95)
+            torch.testing.assert_close(returns, torch.tensor(expected), atol=1e-3, rtol=1e-4)
+
+
 def test_op_advantages_have_unit_deviation_over_steps_with_a_choice():
     parts = Parts(config_of())
     batch = parts.train_batch(parts.runner.sample())[MODULE]
@@ -161,6 +213,46 @@ def test_learning_raises_the_return():
         parts.update(episodes)
         parts.sync()
     assert np.mean(returns[-2:]) > 1.5 * np.mean(returns[:2])
+
+
+def test_an_update_is_epochs_times_minibatches_whatever_the_episodes_lengths():
+    settings = LearnerConfig(num_epochs=3, minibatches=4, kl_stop=None)
+    parts = Parts(config_of(settings, stop=0.4, hosts=8, fragment=30, max_seq_len=10))
+    for _ in range(3):
+        parts.update()
+    steps = [state["step"].item() for state in parts.learner.get_optimizer().state.values()]
+    assert set(steps) == {3 * 3 * 4}
+
+
+def test_two_learners_make_the_update_of_one():
+    settings = LearnerConfig(num_epochs=2, minibatches=2, kl_stop=None, lr=3e-3)
+    parts = Parts(config_of(settings))
+    start = parts.learner.get_state()
+    episodes = parts.runner.sample()
+    config = config_of(settings, learners=2)
+    env = parts.runner.env
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        group = config.build_learner_group(spaces={MODULE: (env.single_observation_space, env.single_action_space)})
+        group.set_state({"learner": start})
+        batches = {"timesteps": {"num_env_steps_sampled_lifetime": 0}, "shuffle_batch_per_epoch": False}
+        results = group.update(
+            episodes=copy.deepcopy(episodes), num_epochs=2, minibatch_size=config.minibatch_size, **batches
+        )
+        together = group.get_weights()[MODULE]
+        group.shutdown()
+    finally:
+        ray.shutdown()
+    parts.learner.update(episodes=episodes, num_epochs=2, minibatch_size=parts.config.minibatch_size, **batches)
+    assert [float(result[MODULE]["applied_share"].peek()) for result in results] == [1, 1]
+    for name, value in parts.network.named_parameters():
+        other, before = (torch.tensor(state[f"network.{name}"]) for state in (together, start["rl_module"][MODULE]))
+        # Adam divides by gradients as small as 1e-5, so rounding counts for more where there is hardly any gradient.
+        torch.testing.assert_close(other, value.detach(), atol=1e-4, rtol=1e-3, msg=name)
+        assert (other - before).abs().max() > 1e-3, name
+    scale = ReturnScale()
+    scale.moments.copy_(torch.tensor(together["network.return_scale.moments"]))
+    assert scale.value.item() == pytest.approx(parts.network.return_scale.value.item(), rel=1e-5)
 
 
 def test_divergence_stops_the_update_before_the_step():
@@ -271,8 +363,8 @@ def test_weights_of_another_network_are_refused():
 
 def test_slots_that_do_not_fit_the_env_are_refused():
     config = config_of()
-    config.rl_module_spec.model_config["slot_ids"] = ["a", "b"]
-    with pytest.raises(ValueError, match="give the env's own slot ids"):
+    config.rl_module_spec.model_config["heads"] = SlotConfig(("a", "b")).heads
+    with pytest.raises(ValueError, match="give the env's own heads"):
         Parts(config)
 
 
@@ -296,7 +388,7 @@ def test_inference_draws_unless_told_otherwise():
 
 
 def test_hosts_must_divide_into_minibatches():
-    with pytest.raises(ValueError, match="4 hosts cannot be dealt evenly to 1 learner"):
+    with pytest.raises(ValueError, match="4 envs cannot be dealt evenly to 1 learner"):
         config_of(LearnerConfig(minibatches=3))
 
 

@@ -6,12 +6,13 @@ import torch
 
 from envs.slots import SlotConfig
 from envs.vocabulary import HeadSpec
-from esper_ray.advantages import advantage_streams
+from esper_ray.advantages import advantage_scale, advantage_streams, lambda_returns
 from esper_ray.config import LearnerConfig
 from esper_ray.diagnostics import alarms, minibatch_diagnostics
 from esper_ray.errors import UserError
 from esper_ray.loss import MINIMUM_NEED, Minibatch, clipped_surrogate, divergence, entropy_weights, ppo_loss
 from policies.distribution import FactoredDistribution, head_masks, masked_log_softmax, needs_table, row_table
+from policies.encoders import BlueprintEncoder
 from policies.network import Hidden, NetworkConfig, PolicyOutput, RecurrentPolicyNetwork
 
 torch.set_num_threads(1)
@@ -141,7 +142,7 @@ HEADS = SlotConfig.for_row(3).heads
 
 def network_and_batch(op, mask_value=1, padded=True):
     torch.manual_seed(0)
-    network = RecurrentPolicyNetwork(HEADS, 121, 3, 13, NetworkConfig(16, 16, 8))
+    network = RecurrentPolicyNetwork(HEADS, BlueprintEncoder(121, 3, 13, 4), NetworkConfig(16, 16, 8))
     obs = {
         "obs": torch.randn(2, 6, 121),
         "blueprint_indices": torch.randint(-1, 13, (2, 6, 3)),
@@ -183,6 +184,72 @@ def test_without_the_entropy_bonus_such_a_head_gets_none():
     assert network.heads["op"].output.weight.grad.norm() > 0
 
 
+def op_gradient_and_critic(network, obs, actions, real, old, rewards):
+    """Gradient of the policy loss in the op head, V, Q and G, with advantages from the network's own critic."""
+    output = network(obs, network.initial_hidden(2))
+    value, q_value = output.value.detach(), output.q_value(actions[..., 0]).detach()
+    after = torch.cat([value, torch.zeros(2, 1)], dim=1)
+    returns = lambda_returns(rewards, after, torch.zeros_like(real), real, gamma=0.9, gae_lambda=0.95)
+    streams = advantage_streams(returns, value, q_value, "factored")
+    streams = streams / advantage_scale(streams[..., 0], real, alone)
+    terms = ppo_loss(
+        output, Minibatch(actions, old, streams, returns, real), LearnerConfig(), torch.zeros(len(HEADS)), alone
+    )
+    gradient = torch.autograd.grad(terms.total, network.heads["op"].output.weight)[0]
+    return gradient, value, output.q_values.detach(), returns
+
+
+@pytest.mark.parametrize("of_the_op", [False, True])
+def test_a_constant_added_to_the_op_stream_moves_at_most_q(of_the_op):
+    torch.manual_seed(0)
+    network, _, minibatch = network_and_batch(op=1, padded=False)
+    obs = {
+        "obs": torch.randn(2, 6, 121),
+        "blueprint_indices": torch.randint(-1, 13, (2, 6, 3)),
+        "action_mask": torch.ones(2, 6, 56, dtype=torch.int8),
+    }
+    actions = minibatch.actions.clone()
+    actions[..., 0] = torch.randint(6, (2, 6))
+    old = network(obs, network.initial_hidden(2)).distribution.log_prob(actions).detach()
+    arguments = (obs, actions, torch.ones(2, 6, dtype=torch.bool), old, torch.randn(2, 6))
+    before = op_gradient_and_critic(network, *arguments)
+    with torch.no_grad():
+        if of_the_op:
+            network.op_stream[-1].bias += torch.arange(6.0)
+        else:  # the same function of the state for every op
+            network.op_stream[-1].weight += torch.randn(network.op_stream[-1].weight.shape[1])
+            network.op_stream[-1].bias += 5.0
+    after = op_gradient_and_critic(network, *arguments)
+    for index, name in enumerate(("gradient", "value", "q_values", "returns")):
+        if of_the_op and name == "q_values":
+            assert (after[index] - before[index]).abs().max() > 1
+        else:
+            torch.testing.assert_close(after[index], before[index], atol=1e-5, rtol=1e-4, msg=name)
+    assert before[0].norm() > 0
+
+
+def test_the_ratio_of_the_action_is_the_product_of_its_heads_ratios():
+    network, output, minibatch = network_and_batch(op=1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+        obs = {
+            "obs": torch.randn(2, 6, 121),
+            "blueprint_indices": torch.zeros(2, 6, 3, dtype=torch.int64),
+            "action_mask": torch.ones(2, 6, 56, dtype=torch.int8),
+        }
+        moved = network(obs, network.initial_hidden(2))
+    terms = ppo_loss(moved, minibatch, LearnerConfig(), torch.ones(len(HEADS)), alone)
+    numbers = minibatch_diagnostics(HEADS, moved, minibatch, terms, clip=0.2)
+    new, old = moved.distribution.log_prob(minibatch.actions), output.distribution.log_prob(minibatch.actions)
+    real = minibatch.real
+    joint = (new.sum(-1).exp() / old.sum(-1).exp())[real]
+    torch.testing.assert_close((new.exp() / old.exp()).prod(-1)[real], joint)
+    assert numbers["joint_ratio_mean"] == pytest.approx(joint.mean().item(), rel=1e-4)
+    assert numbers["joint_ratio_max"] == pytest.approx(joint.max().item(), rel=1e-4)
+    assert joint.std() > 0.01
+
+
 def test_padding_changes_nothing():
     # The same real steps, with and without three padded ones behind them.
     _, output, minibatch = network_and_batch(op=1)
@@ -220,8 +287,13 @@ def test_padding_changes_nothing():
     assert full.total.isfinite()
 
 
-def test_two_learners_together_follow_the_gradient_of_the_undivided_minibatch():
+@pytest.mark.parametrize("sparse", [False, True])
+def test_two_learners_together_follow_the_gradient_of_the_undivided_minibatch(sparse):
     network, output, minibatch = network_and_batch(op=2)
+    if sparse:
+        # A single step needs the arguments, so that each learner's share of it is half a step.
+        minibatch.actions[..., 0] = 0
+        minibatch.actions[0, 0, 0] = 2
     weights = torch.ones(len(HEADS))
 
     def part(tensor, learner):
@@ -299,10 +371,17 @@ def test_alarms_ring():
     }
 
 
-def test_every_head_needs_an_entropy_multiplier():
-    with pytest.raises(ValueError, match=r"no factor for the heads \['turn'\]"):
-        entropy_weights(LearnerConfig(), [HeadSpec("turn", 1, ("a",), (0,))])
-    assert entropy_weights(LearnerConfig(entropy_coeff=0.1), HEADS)[2] == pytest.approx(0.13)
+def test_entropy_weights_are_the_heads_own_unless_the_settings_say_otherwise():
+    names = [head.name for head in HEADS]
+    own = entropy_weights(LearnerConfig(entropy_coeff=0.1), HEADS)
+    assert dict(zip(names, own, strict=True))["blueprint"] == pytest.approx(0.13)
+    assert own == pytest.approx([0.1 * head.entropy_coefficient for head in HEADS])
+    changed = entropy_weights(LearnerConfig(entropy_coeff=0.1, entropy_multipliers={"slot": 3.0}), HEADS)
+    assert changed == pytest.approx(
+        [0.3 if name == "slot" else weight for name, weight in zip(names, own, strict=True)]
+    )
+    with pytest.raises(ValueError, match=r"\['turn'\], but the heads are op, slot"):
+        entropy_weights(LearnerConfig(entropy_multipliers={"turn": 1.0}), HEADS)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from envs.action_masks import mask_size, split_mask
 from envs.slots import SlotConfig
 from envs.vocabulary import HeadSpec
 from policies.distribution import take_entry
+from policies.encoders import BlueprintEncoder, FlatEncoder
 from policies.network import NetworkConfig, RecurrentPolicyNetwork
 from policies.return_scale import ReturnScale
 
@@ -19,7 +22,8 @@ SMALL = NetworkConfig(feature_dim=16, hidden_dim=12, head_dim=8)
 def build(slots=3, config=SMALL, seed=0):
     torch.manual_seed(seed)
     heads = SlotConfig.for_row(slots).heads
-    return RecurrentPolicyNetwork(heads, 31 + 30 * slots, slots, NUM_BLUEPRINTS, config)
+    encoder = BlueprintEncoder(31 + 30 * slots, slots, NUM_BLUEPRINTS, config.embedding_dim)
+    return RecurrentPolicyNetwork(heads, encoder, config)
 
 
 def perturbed(slots=3, seed=0):
@@ -31,10 +35,10 @@ def perturbed(slots=3, seed=0):
     return network
 
 
-def observations(network, *shape, seed=0, full=False):
+def observations(network, *shape, seed=0, full=False, density=0.6):
     rng = np.random.default_rng(seed)
     slots = network.head_specs[1].size
-    mask = (rng.random((*shape, mask_size(network.head_specs))) < 0.6).astype(np.int8)
+    mask = (rng.random((*shape, mask_size(network.head_specs))) < density).astype(np.int8)
     views = split_mask(mask, network.head_specs)
     views["op"][..., 0] = 1
     for head in network.head_specs[1:]:
@@ -102,6 +106,40 @@ def test_one_pass_reproduces_the_steps_of_a_rollout():
     for name, values in stored.items():
         torch.testing.assert_close(replayed[name], values, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.hidden.c, hidden.c, atol=1e-5, rtol=1e-5)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    cut=st.integers(1, 12),
+    density=st.sampled_from([0.0, 0.3, 0.9]),
+    mask_type=st.sampled_from([torch.int8, torch.bool, torch.int64, torch.float32]),
+    obs_type=st.sampled_from([torch.float32, torch.float64]),
+    index_type=st.sampled_from([torch.int64, torch.int32, torch.int8]),
+    seed=st.integers(0, 2**16),
+)
+def test_padded_rows_of_any_cut_replay_a_rollout(lengths, cut, density, mask_type, obs_type, index_type, seed):
+    network, count, longest = perturbed(), len(lengths), max(lengths)
+    obs = observations(network, count, longest, seed=seed, density=density)
+    generator, hidden = torch.Generator().manual_seed(seed), network.initial_hidden(count)
+    stored, states = [], []
+    for step in range(longest):
+        states.append(hidden)
+        stored.append(network.act({name: leaf[:, step] for name, leaf in obs.items()}, hidden, generator))
+        hidden = stored[-1].hidden
+    # As a learner gets it: rows of so many steps with the state at their start, zeros behind an episode's end, and
+    # every column in whatever type it was stored in.
+    real = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    types = {"obs": obs_type, "blueprint_indices": index_type, "action_mask": mask_type}
+    padded = {name: leaf.masked_fill(~real[..., None], 0).to(types[name]) for name, leaf in obs.items()}
+    for start in range(0, longest, cut):
+        rows, chunk = slice(start, start + cut), real[:, start : start + cut]
+        output = network({name: leaf[:, rows] for name, leaf in padded.items()}, states[start])
+        actions = torch.stack([result.actions for result in stored[rows]], dim=1)
+        replayed = (output.distribution.log_prob(actions), output.value, output.q_value(actions[..., 0]))
+        for values, name in zip(replayed, ("head_log_probs", "value", "q_value"), strict=True):
+            expected = torch.stack([getattr(result, name) for result in stored[rows]], dim=1)
+            torch.testing.assert_close(values[chunk], expected[chunk], atol=1e-5, rtol=1e-5)
+            assert values.isfinite().all()
 
 
 @pytest.mark.parametrize("op", range(6))
@@ -180,14 +218,27 @@ def test_an_empty_slot_has_its_own_embedding():
 
 def test_a_single_head_makes_a_plain_recurrent_policy():
     head = HeadSpec("action", 2, ("left", "right"), (0, 1))
-    network = RecurrentPolicyNetwork([head], 4, 0, 0, SMALL)
-    obs = {
-        "obs": torch.randn(3, 5, 4),
-        "blueprint_indices": torch.zeros(3, 5, 0, dtype=torch.int64),
-        "action_mask": torch.ones(3, 5, 2, dtype=torch.int8),
-    }
+    network = RecurrentPolicyNetwork([head], FlatEncoder(4), SMALL)
+    obs = {"obs": torch.randn(3, 5, 4)}
     output = network(obs, network.initial_hidden(3))
     assert output.distribution.sample().shape == (3, 5, 1)
+    # Its critic is V alone, and a mask of ones is what no mask means.
+    assert output.q_values is None
+    assert torch.equal(output.q_value(torch.zeros(3, 5, dtype=torch.int64)), output.value)
+    assert network.op_stream is None
+    masked = network(obs | {"action_mask": torch.ones(3, 5, 2, dtype=torch.int8)}, network.initial_hidden(3))
+    assert torch.equal(masked.distribution.op_log_probs, output.distribution.op_log_probs)
+
+
+def test_without_memory_the_past_does_not_matter():
+    head = HeadSpec("action", 2, ("left", "right"), (0, 1))
+    for memory in (False, True):
+        network = RecurrentPolicyNetwork([head], FlatEncoder(4), replace(SMALL, memory=memory))
+        past = torch.randn(3, 5, 4)
+        other = torch.cat([torch.randn(3, 4, 4), past[:, 4:]], dim=1)
+        values = [network({"obs": obs}, network.initial_hidden(3)).value[:, -1] for obs in (past, other)]
+        assert torch.equal(*values) != memory
+        assert network.initial_hidden(3).h.shape == (3, 12 if memory else 0)
 
 
 @pytest.mark.parametrize("field", ["feature_dim", "hidden_dim", "head_dim", "embedding_dim"])
