@@ -37,7 +37,8 @@ def quickstart(
         learner: Settings of the update.
         device: Where hosts live.
     """
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     register_env(ENV_ID, _make_env)
     slots = make_task(task).slots

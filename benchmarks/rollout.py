@@ -7,23 +7,27 @@ Run it with::
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tyro
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from rich.console import Console
 
-from benchmarks.harness import Report, Table, median_ratio, paired_seconds
+from benchmarks.harness import Report, Table
 from benchmarks.quickstart import quickstart
 from envs.morphogenesis import MorphogenesisVectorEnv
 from esper_ray.process import settle
+
+WARMUP = 1
+"""Rounds that do not count."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +42,23 @@ class Rollout:
     """Steps of an episode; a round is one episode of every host."""
     task: str = "digits_impaired"
     """Data and host."""
-    repeats: int = 3
+    repeats: int = 2
     """Timed rounds."""
 
     def run(self, console: Console) -> None:
         """Measure, print, write."""
         config = quickstart(num_env_runners=0, hosts_per_runner=self.hosts, epochs=self.epochs, task=self.task)
         runner = SingleAgentEnvRunner(config=config, worker_index=0)
-        recorded = _Recorder(runner)
-        alone = MorphogenesisVectorEnv(self.hosts, **config.env_config)
+        shadowed = _Shadowed(runner, MorphogenesisVectorEnv(self.hosts, **config.env_config))
         with console.status("the same episodes through RLlib and without it, in turns"):
-            seconds = paired_seconds(
-                {"rollout": recorded.sample, "env alone": lambda: recorded.replay(alone)}, self.repeats
-            )
-        ratio = median_ratio(seconds["env alone"], seconds["rollout"])
-        steps = recorded.steps[-self.repeats :]
-        rates = {
-            name: statistics.median(count / value for count, value in zip(steps, values, strict=True))
-            for name, values in seconds.items()
+            rounds = [shadowed.sample() for _ in range(WARMUP + self.repeats)][WARMUP:]
+        names = ("rollout", "env alone")
+        rates = [statistics.median(seconds["steps"] / seconds[name] for seconds in rounds) for name in names]
+        of_rollout = {
+            name: statistics.median(seconds[name] / seconds["rollout"] for seconds in rounds)
+            for name in ("env alone", "env in rollout", "policy")
         }
-        parts = {name: values[-self.repeats :] for name, values in recorded.seconds.items()}
-        shares = {name: 1.0 / median_ratio(seconds["rollout"], values) for name, values in parts.items()}
+        ratio, shares = of_rollout.pop("env alone"), of_rollout
         rest = 1.0 - sum(shares.values())
         report = Report(
             "rollout",
@@ -67,7 +67,7 @@ class Rollout:
                 Table(
                     f"Env steps of {self.hosts} hosts per second ({self.task}, episodes of {self.epochs} epochs)",
                     ("through RLlib", "env alone", "ratio"),
-                    [(f"{rates['rollout']:,.1f}", f"{rates['env alone']:,.1f}", f"{ratio:.3f}")],
+                    [(*(f"{rate:,.1f}" for rate in rates), f"{ratio:.3f}")],
                 ),
                 Table(
                     "Where the time of a rollout goes",
@@ -76,74 +76,59 @@ class Rollout:
                 ),
             ],
             notes=[
-                "A step is one epoch of one host. The env alone gets the actions that the policy chose, and the seeds, "
-                "so that the same seeds grow; that its rewards are the same is checked. One thread, local runner, the "
-                "quickstart preset's network, untrained.",
+                "A step is one epoch of one host. The env alone is a second one that repeats every call of the "
+                "runner's right before or after it, so that the same seeds grow and a busy moment of the machine hits "
+                "both; that it observes the same is checked. One thread, local runner, the quickstart preset's "
+                "network, untrained.",
             ],
         )
         report.publish(console, self.json)
 
 
-class _Recorder:
-    """Plays rounds of a runner and keeps what a bare env needs to repeat them.
+class _Shadowed:
+    """A runner whose env is followed, call by call, by a second one without RLlib around it.
 
-    Attributes:
-        seconds: Part of a rollout → wall seconds that it took in each round.
-        steps: Steps of hosts in each round.
+    Args:
+        runner: Has not been reset yet.
+        shadow: An env like the runner's.
     """
 
-    def __init__(self, runner: SingleAgentEnvRunner) -> None:
+    def __init__(self, runner: SingleAgentEnvRunner, shadow: MorphogenesisVectorEnv) -> None:
         self._runner = runner
-        self.seconds: dict[str, list[float]] = {"env step": [], "policy": []}
-        self.steps: list[int] = []
-        self._calls: list[tuple[str, Any]] = []
-        self._rewards: list[npt.NDArray[np.float64]] = []
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._calls = 0
         env, module = runner.env.unwrapped, runner.module
-        self._step, self._reset = env.step, env.reset
-        env.step, env.reset = self._record_step, self._record_reset
-        module.forward_exploration = self._timed("policy", module.forward_exploration)
+        for name in ("reset", "step"):
+            pair = {"env in rollout": getattr(env, name), "env alone": getattr(shadow, name)}
+            setattr(env, name, functools.partial(self._both, pair))
+        module.forward_exploration = functools.partial(self._timed, "policy", module.forward_exploration)
 
-    def sample(self) -> None:
-        """One round through RLlib."""
-        self._calls.clear()
-        self._rewards.clear()
-        for values in self.seconds.values():
-            values.append(0.0)
-        self.steps.append(sum(len(episode) for episode in self._runner.sample()))
+    def sample(self) -> dict[str, float]:
+        """One round: wall seconds by name (``rollout`` is without those of the env alone), and ``steps``."""
+        self._seconds.clear()
+        episodes = self._timed("rollout", self._runner.sample)
+        self._seconds["rollout"] -= self._seconds["env alone"]
+        return self._seconds | {"steps": float(sum(len(episode) for episode in episodes))}
 
-    def replay(self, env: MorphogenesisVectorEnv) -> None:
-        """The same round without RLlib.
+    def _both(self, pair: dict[str, Callable[..., Any]], *args: Any, **kwargs: Any) -> Any:
+        """The same call of both envs, each the first one at every other call.
 
         Raises:
-            RuntimeError: the env did not do what the runner's did.
+            RuntimeError: they differ in what they did.
         """
-        rewards = []
-        for name, argument in self._calls:
-            if name == "reset":
-                env.reset(seed=argument)
-            else:
-                rewards.append(env.step(argument)[1])
-        if not np.array_equal(rewards, self._rewards):
-            raise RuntimeError("the env alone was rewarded otherwise than the runner's: the times do not compare")
+        self._calls += 1
+        order = sorted(pair, reverse=bool(self._calls % 2))
+        results = {name: self._timed(name, pair[name], *args, **kwargs) for name in order}
+        seen, alone = results["env in rollout"], results["env alone"]
+        if not np.array_equal(seen[0]["obs"], alone[0]["obs"]):
+            raise RuntimeError("the env alone did otherwise than the runner's: the times do not compare")
+        return seen
 
-    def _record_step(self, actions: npt.NDArray[np.int64]) -> Any:
-        self._calls.append(("step", np.array(actions)))
-        result = self._timed("env step", self._step)(actions)
-        self._rewards.append(result[1])
+    def _timed(self, name: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = work(*args, **kwargs)
+        self._seconds[name] += time.perf_counter() - started
         return result
-
-    def _record_reset(self, *, seed: Any = None, options: Any = None) -> Any:
-        self._calls.append(("reset", seed))
-        return self._timed("env step", self._reset)(seed=seed, options=options)
-
-    def _timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            result = work(*args, **kwargs)
-            self.seconds[part][-1] += time.perf_counter() - started
-            return result
-
-        return timed
 
 
 if __name__ == "__main__":
