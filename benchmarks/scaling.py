@@ -141,13 +141,7 @@ class Scaling:
             Table(
                 f"Resident MB, {RUNNERS} runners of {self.hosts} hosts "
                 f"({self.memory_task}, episodes of {self.epochs} epochs)",
-                (
-                    "iterations",
-                    "larger runner",
-                    "driver, learner included",
-                    "driver and runners",
-                    "all, with Ray's own",
-                ),
+                MEMORY,
                 rows,
             )
         )
