@@ -30,13 +30,22 @@ RUNNERS = 2
 SETTLED = 5
 """Iterations after which memory should not grow any more."""
 
+MEMORY = (
+    "iterations",
+    "larger runner",
+    "its own pages",
+    "driver with learner",
+    "driver and runners",
+    "all, with Ray's",
+)
+
 NOTES = (
     "Two processes take episodes with the quickstart preset's network through RLlib's group of runners; the rate of "
     "one, beside the idle other, is taken in turns with that of both. A step is one epoch of one host, and every "
     "runner has the same number of hosts.",
     "Memory is what is resident (VmRSS) after so many iterations of rollout and update. Pages that processes share "
     "count once in each, so the sum is an upper bound; it covers the driver and all that it started, Ray's own "
-    "processes included.",
+    "processes included. A process's own pages (RssAnon) are those without shared libraries and Ray's object store.",
 )
 
 
@@ -48,8 +57,8 @@ class Scaling:
     """Report to write; the tables are always printed."""
     hosts: int = 32
     """Hosts of each runner."""
-    epochs: int = 20
-    """Steps of an episode, a third of the quickstart preset's."""
+    epochs: int = 16
+    """Steps of an episode; the quickstart preset has 60."""
     repeats: int = 3
     """Timed rounds of one episode per host."""
     task: str = "digits_impaired"
@@ -109,34 +118,30 @@ class Scaling:
             num_env_runners=RUNNERS, hosts_per_runner=self.hosts, epochs=self.epochs, task=self.memory_task
         )
         algorithm = config.build_algo()
-        watched = {1, SETTLED, 10, self.iterations}
+        watched = {0, 1, SETTLED, 10, self.iterations}
         rows: list[tuple[str, ...]] = []
         runner_megabytes: dict[int, float] = {}
-        for iteration in track(range(1, self.iterations + 1), description="memory", console=console, transient=True):
-            algorithm.train()
+        for iteration in track(range(self.iterations + 1), description="memory", console=console, transient=True):
+            if iteration > 0:
+                algorithm.train()
             if iteration not in watched:
                 continue
             runners = algorithm.env_runner_group.foreach_env_runner(
-                lambda _: resident_megabytes(os.getpid()), local_env_runner=False
+                lambda _: (resident_megabytes(os.getpid()), resident_megabytes(os.getpid(), "RssAnon")),
+                local_env_runner=False,
             )
-            runner_megabytes[iteration] = max(runners)
+            runner, private = max(runners)
+            runner_megabytes[iteration] = runner
             driver = resident_megabytes(os.getpid())
             everything = sum(resident_megabytes(process) for process in family(os.getpid()))
-            rows.append(
-                (str(iteration), *(f"{m:,.0f}" for m in (max(runners), driver, driver + sum(runners), everything)))
-            )
+            both = driver + sum(total for total, _ in runners)
+            rows.append((str(iteration), *(f"{m:,.0f}" for m in (runner, private, driver, both, everything))))
         algorithm.stop()
         report.tables.append(
             Table(
                 f"Resident MB, {RUNNERS} runners of {self.hosts} hosts "
                 f"({self.memory_task}, episodes of {self.epochs} epochs)",
-                (
-                    "iterations",
-                    "larger runner",
-                    "driver, learner included",
-                    "driver and runners",
-                    "all, with Ray's own",
-                ),
+                MEMORY,
                 rows,
             )
         )
@@ -168,9 +173,9 @@ class Scaling:
         report.tables.append(Table(title, ("hosts", "env steps per second", "GPU memory, MB"), rows))
 
 
-def resident_megabytes(process: int) -> float:
-    """Resident memory of a process, shared pages included; 0 if it is gone."""
-    return int(_status(process).get("VmRSS", "0 kB").split()[0]) * 1024 / 1e6
+def resident_megabytes(process: int, kind: str = "VmRSS") -> float:
+    """Resident memory of a process, by default all of it, shared pages included; 0 if the process is gone."""
+    return int(_status(process).get(kind, "0 kB").split()[0]) * 1024 / 1e6
 
 
 def family(process: int) -> Iterator[int]:
