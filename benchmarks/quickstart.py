@@ -16,6 +16,7 @@ from envs.tasks import make_task
 from esper_ray.callbacks import EpisodeMetrics
 from esper_ray.config import QUICKSTART, LearnerConfig
 from esper_ray.ppo import EsperPPOConfig
+from policies.encoders import BlueprintEncoder
 
 
 def quickstart(
@@ -45,9 +46,10 @@ def quickstart(
     config = EsperPPOConfig.of(
         env_id=ENV_ID,
         env_config={"task": task, "max_epochs": epochs, "gamma": learner.gamma, "device": device},
-        slots=slots,
-        episode_length=epochs,
-        hosts_per_runner=hosts_per_runner,
+        heads=slots.heads,
+        encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=QUICKSTART.network.embedding_dim),
+        rollout_length=epochs,
+        envs_per_runner=hosts_per_runner,
         num_env_runners=num_env_runners,
         network=QUICKSTART.network,
         learner=learner,
