@@ -143,6 +143,23 @@ def advantage_scale(op_advantages: Tensor, counted: Tensor, mean_over_learners: 
     return variance.clamp(min=MINIMUM_SCALE**2).sqrt().to(op_advantages.dtype)
 
 
+def advantage_means(streams: Tensor, counted: Tensor, mean_over_learners: MeanOverLearners) -> Tensor:
+    """Mean advantage of each stream.
+
+    Args:
+        streams: ``[..., 2]``, see :func:`advantage_streams`.
+        counted: bool ``[...]``: real steps at which there was something to decide.
+        mean_over_learners: Averages over learner processes.
+
+    Returns:
+        ``[2]``; 0 if no step counts.
+    """
+    chosen = streams[counted].double()
+    sums = mean_over_learners(torch.cat([chosen.new_tensor([len(chosen)]), chosen.sum(dim=0)]))
+    count, totals = sums[0], sums[1:]
+    return torch.where(count > 0, totals / count, 0.0).to(streams.dtype)
+
+
 class FactoredAdvantages(ConnectorV2):
     """Last piece of the learner pipeline: values, λ-returns, advantages and the return scale.
 
@@ -154,7 +171,7 @@ class FactoredAdvantages(ConnectorV2):
     Args:
         input_observation_space: Passed on to RLlib.
         input_action_space: Passed on to RLlib.
-        settings: Discount, λ, baseline, decay of the return scale.
+        settings: Discount, λ, baseline, centring, decay of the return scale.
         mean_over_learners: Averages over learner processes.
     """
 
@@ -203,6 +220,8 @@ class FactoredAdvantages(ConnectorV2):
             )
         streams = advantage_streams(returns, value, q_value, settings.critic_baseline)
         counted = real & ~output.distribution.forced
+        if settings.centre_advantages:
+            streams = streams - advantage_means(streams, counted, self.mean_over_learners)
         streams = streams / advantage_scale(streams[..., 0], counted, self.mean_over_learners)
         played = returns[real].double()
         sums = torch.stack([played.new_tensor(len(played)), played.sum(), played.square().sum()])
