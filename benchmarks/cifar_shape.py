@@ -24,6 +24,7 @@ from envs.tasks import Split, Task
 from envs.tasks.base import SplitName
 from envs.tasks.cifar import CHANNELS, NUM_CLASSES, SIDE, cifar_task
 from esper_ray.process import settle
+from policies.player import Player
 from policies.scripted import RandomValid
 
 SAMPLES: dict[SplitName, int] = {"train": 2560, "validation": 512, "test": 512}
@@ -84,12 +85,11 @@ class CifarShape:
 
     def _episode(self, env: MorphogenesisVectorEnv, seed: int) -> list[float]:
         """Wall seconds of each step of one episode; choosing the actions is not counted."""
-        policy = RandomValid(env.task.slots)
-        policy.reset(env.num_envs, seed)
+        player = Player(RandomValid(env.task.slots), env.num_envs, seed)
         observations, _ = env.reset(seed=seed)
         seconds = []
         for _ in range(self.epochs):
-            actions = policy.act(observations)
+            actions = player.act(observations)
             started = time.perf_counter()
             observations, *_ = env.step(actions)
             seconds.append(time.perf_counter() - started)

@@ -123,7 +123,7 @@ class TensorBoard(RLlibCallback):
         iteration = result["training_iteration"]
         if iteration % config.replay_interval == 0 or iteration == config.iterations:
             slots = self._config.env.make_task().slots
-            policy = LearnedPolicy(current_network(algorithm, slots, self._config.network))
+            policy = LearnedPolicy(slots, current_network(algorithm, slots, self._config.network))
             host_seed = held_out_seeds(config.seed, 1)[0]
             figure = draw_replay(policy, self._config.env, host_seed, f"held-out host, iteration {iteration}")
             writer.add_figure("Replay/held_out_episode", figure, step)

@@ -61,27 +61,30 @@ class Train:
 class Evaluate:
     """Compare a trained policy with the controls on held-out hosts and the test split."""
 
-    run_dir: tyro.conf.Positional[Path]
-    """Directory of the run."""
+    trained: tyro.conf.Positional[Path]
+    """Run directory, or an export."""
     episodes: int = 64
     """Hosts; every policy gets the same ones."""
     seed: int = 0
     """Of the held-out hosts."""
     checkpoint: Which = "best"
-    """Which of the run's checkpoints."""
+    """Which of the run's checkpoints; an export holds only one."""
+    data_dir: Path | None = None
+    """Where the task's data are, if not where they were in training; an export does not say it."""
     workers: int = min(2, os.cpu_count() or 1)
     """Processes that share the policies."""
 
     def run(self, console: Console) -> None:
         """Evaluate, print the table, write evaluation.json and evaluation.png."""
+        from esper_ray.controls import Trained
         from esper_ray.evaluation import evaluate
         from esper_ray.report import evaluation_figure, evaluation_table
 
-        run = RunDirectory.open(self.run_dir)
+        trained = Trained.open(self.trained, self.checkpoint, self.data_dir)
         _at_least("--episodes", self.episodes, 1)
         _at_least("--workers", self.workers, 1)
         _at_least("--seed", self.seed, 0)
-        run.config().env.load_data()
+        trained.env.load_data()
         with console.status("playing held-out episodes") as status:
             done: list[str] = []
 
@@ -89,43 +92,63 @@ class Evaluate:
                 done.append(name)
                 status.update(f"played {', '.join(done)}")
 
-            report = evaluate(run, self.episodes, self.seed, self.checkpoint, self.workers, on_done)
+            report = evaluate(trained, self.episodes, self.seed, self.workers, on_done)
         console.print(evaluation_table(report))
-        evaluation_figure(report).savefig(run.path / "evaluation.png")
-        console.print(f"written: {run.path / 'evaluation.json'} and evaluation.png beside it")
+        evaluation_figure(report).savefig(trained.path / "evaluation.png")
+        console.print(f"written: {trained.path / 'evaluation.json'} and evaluation.png beside it")
 
 
 @dataclass(frozen=True)
 class Replay:
     """Draw one held-out episode of a trained policy."""
 
-    run_dir: tyro.conf.Positional[Path]
-    """Directory of the run."""
+    trained: tyro.conf.Positional[Path]
+    """Run directory, or an export."""
     seed: int = 0
     """Of the held-out host."""
     checkpoint: Which = "best"
-    """Which of the run's checkpoints."""
+    """Which of the run's checkpoints; an export holds only one."""
+    data_dir: Path | None = None
+    """As for evaluate."""
     policy: str = "learned"
     """learned, or one of the controls: never_grow, random_valid, heuristic, fixed_schedule."""
     output: Path | None = None
-    """Picture to write; by default replay-POLICY-SEED.png in the run directory."""
+    """Picture to write; by default replay-POLICY-SEED.png in the directory given."""
 
     def run(self, console: Console) -> None:
         """Play and draw."""
-        from esper_ray.controls import make_policy
+        from esper_ray.controls import Trained, make_policy
         from esper_ray.episodes import held_out_seeds
         from esper_ray.replay import draw_replay
 
-        run = RunDirectory.open(self.run_dir)
+        trained = Trained.open(self.trained, self.checkpoint, self.data_dir)
         _at_least("--seed", self.seed, 0)
-        config = run.config()
-        config.env.load_data()
-        policy = make_policy(self.policy, run, config, self.checkpoint)
-        title = f"{config.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"
-        figure = draw_replay(policy, config.env, held_out_seeds(self.seed, 1)[0], title)
-        path = self.output or run.path / f"replay-{self.policy}-{self.seed}.png"
+        trained.env.load_data()
+        policy = make_policy(self.policy, trained)
+        title = f"{trained.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"
+        figure = draw_replay(policy, trained.env, held_out_seeds(self.seed, 1)[0], title)
+        path = self.output or trained.path / f"replay-{self.policy}-{self.seed}.png"
         figure.savefig(path)
         console.print(f"written: {path}")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained policy, as safetensors with a JSON card, to hand on; evaluate and replay accept it."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Directory of the run."""
+    out: tyro.conf.Positional[Path]
+    """Directory to write, new or empty."""
+    checkpoint: Which = "best"
+    """Which of the run's checkpoints."""
+
+    def run(self, console: Console) -> None:
+        """Write it."""
+        from esper_ray.export import write_export
+
+        card = write_export(RunDirectory.open(self.run_dir), self.checkpoint, self.out)
+        console.print(f"written: {self.out} ({card.sizes.parameters:,} parameters, iteration {card.iteration})")
 
 
 @dataclass(frozen=True)
@@ -171,7 +194,7 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     return PRESETS["debug" if known.debug else known.preset]
 
 
-def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay | Inspect:
+def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay | Export | Inspect:
     """The command that the arguments ask for.
 
     Raises:
@@ -183,6 +206,7 @@ def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay | Inspect:
         Annotated[Train, tyro.conf.subcommand("train", default=Train(config=defaults))]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     )
     try:

@@ -1,45 +1,78 @@
-"""The policies that are compared: the learned one and the controls that it has to beat."""
+"""The policies that are compared: a trained one and the controls that it has to beat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from envs.slots import SlotConfig
-from esper_ray.config import EnvConfig, TrainConfig
+from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
-from esper_ray.run_directory import RunDirectory, Which
-from policies.bundle import Policy
-from policies.heuristic import PlateauHeuristic
-from policies.learned import LearnedPolicy
-from policies.scripted import FixedSchedule, NeverGrow, RandomValid
+from esper_ray.export import CARD_FILE, load_export, load_policy
+from esper_ray.run_directory import POLICY_FILE, RunDirectory, Which
+from policies.bundle import PolicyBundle, PolicySettings
+from policies.factory import build_policy
+from policies.learned import LEARNED
+from policies.network import NetworkConfig
 
-LEARNED = "learned"
-POLICY_FILE = "policy.pt"
-
-CONTROLS: dict[str, Callable[[SlotConfig, EnvConfig], Policy]] = {
-    "never_grow": lambda slots, env: NeverGrow(slots),
-    "random_valid": lambda slots, env: RandomValid(slots),
-    "heuristic": lambda slots, env: PlateauHeuristic(slots, env.max_epochs),
-    "fixed_schedule": lambda slots, env: FixedSchedule(slots, env.max_epochs),
-}
+CONTROLS = ("never_grow", "random_valid", "heuristic", "fixed_schedule")
 
 
-def make_policy(name: str, run: RunDirectory, config: TrainConfig, which: Which) -> Policy:
-    """Build the learned policy from a run's checkpoint, or a control.
+@dataclass(frozen=True)
+class Trained:
+    """A trained policy and the world it was trained in: a checkpoint of a run, or an export.
+
+    Attributes:
+        path: Directory of the run or the export; results about the policy go there.
+        which: What of it was taken.
+        iteration: Iterations that the policy was trained for.
+        env: The world.
+        network: Widths.
+        weights: The file.
+    """
+
+    path: Path
+    which: Which | Literal["export"]
+    iteration: int
+    env: EnvConfig
+    network: NetworkConfig
+    weights: Path
+
+    @classmethod
+    def open(cls, path: Path, which: Which, data_dir: Path | None = None) -> Trained:
+        """Find what was trained.
+
+        Args:
+            path: A run directory or an export.
+            which: Checkpoint of a run; an export has only one.
+            data_dir: Where the task's data are, if not where the run's config says. An export does not say it.
+
+        Raises:
+            UserError: there is neither, or it is damaged.
+        """
+        if (path / CARD_FILE).is_file():
+            card, _ = load_export(path)
+            trained = cls(path.resolve(), "export", card.iteration, card.env, card.network, path / POLICY_FILE)
+        else:
+            run = RunDirectory.open(path)
+            config = run.config()
+            checkpoint, directory = run.checkpoint(which)
+            trained = cls(run.path, which, checkpoint.iteration, config.env, config.network, directory / POLICY_FILE)
+        if data_dir is None:
+            return trained
+        return dataclasses.replace(trained, env=dataclasses.replace(trained.env, data_dir=data_dir))
+
+
+def make_policy(name: str, trained: Trained) -> PolicyBundle:
+    """Build the trained policy, or a control for the same world.
 
     Raises:
-        UserError: an unknown name, no checkpoint, or one of other sizes.
+        UserError: an unknown name, no weights, or weights of other sizes.
     """
-    slots = config.env.make_task().slots
-    if name in CONTROLS:
-        return CONTROLS[name](slots, config.env)
-    if name != LEARNED:
+    settings = PolicySettings(trained.env.make_task().slots, trained.env.max_epochs, trained.network)
+    if name == LEARNED:
+        return load_policy(settings, trained.weights)
+    if name not in CONTROLS:
         raise UserError(f"unknown policy {name!r}: choose one of {', '.join((LEARNED, *CONTROLS))}")
-    _, path = run.checkpoint(which)
-    weights = path / POLICY_FILE
-    if not weights.is_file():
-        raise UserError(f"{path} holds no {POLICY_FILE}: the checkpoint is incomplete, train on with --resume")
-    try:
-        return LearnedPolicy.load(weights, slots, config.network)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return build_policy(name, settings)

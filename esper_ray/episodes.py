@@ -11,7 +11,8 @@ import numpy.typing as npt
 from envs.lifecycle import Fate
 from envs.morphogenesis import MorphogenesisVectorEnv
 from esper_ray.config import EnvConfig
-from policies.bundle import Policy
+from policies.bundle import PolicyBundle
+from policies.player import Player
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -43,7 +44,10 @@ class EpisodeResults:
 
 
 def run_episodes(
-    policy: Policy, env: EnvConfig, seeds: list[int], on_epoch: Callable[[MorphogenesisVectorEnv], None] | None = None
+    policy: PolicyBundle,
+    env: EnvConfig,
+    seeds: list[int],
+    on_epoch: Callable[[MorphogenesisVectorEnv], None] | None = None,
 ) -> EpisodeResults:
     """Play one episode per seed, all at once as one population.
 
@@ -55,7 +59,7 @@ def run_episodes(
     """
     world = MorphogenesisVectorEnv(len(seeds), report_test=True, **env.keywords())
     observations, _ = world.reset(seed=seeds)
-    policy.reset(len(seeds), seeds[0])
+    player = Player(policy, len(seeds), seeds[0])
     names = {"score": "test_score", "accuracy": "test_accuracy", "parameters": "committed_parameters"}
     names |= {fate.name.lower(): f"seeds_{fate.name.lower()}" for fate in Fate}
     results = {name: np.full(len(seeds), np.nan) for name in names}
@@ -63,7 +67,7 @@ def run_episodes(
     if on_epoch:
         on_epoch(world)
     while running.any():
-        observations, _, terminated, _, info = world.step(policy.act(observations))
+        observations, _, terminated, _, info = world.step(player.act(observations))
         first_end = terminated & running  # a host that the governor stopped starts anew, which counts for nothing
         for name, key in names.items():
             if first_end.any():

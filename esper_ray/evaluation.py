@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from esper_ray.controls import CONTROLS, LEARNED, make_policy
+from esper_ray.controls import CONTROLS, Trained, make_policy
 from esper_ray.episodes import EpisodeResults, held_out_seeds, run_episodes
 from esper_ray.process import settle
-from esper_ray.run_directory import RunDirectory, Which, replace_text
+from esper_ray.revision import git_commit
+from esper_ray.run_directory import replace_text
+from policies.learned import LEARNED
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -61,58 +61,52 @@ def _interval(values: FloatArray, statistic: Callable[..., FloatArray]) -> list[
 
 
 def evaluate(
-    run: RunDirectory,
+    trained: Trained,
     episodes: int,
     seed: int,
-    which: Which,
     workers: int,
     on_done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """Play every policy on the same held-out hosts and write ``evaluation.json``.
 
     Args:
-        run: A trained run.
+        trained: The learned policy and its world.
         episodes: Hosts.
         seed: Of the held-out hosts.
-        which: Checkpoint of the learned policy.
         workers: Processes to share the policies among.
         on_done: Called with each policy's name when it is through.
 
     Raises:
-        UserError: no usable checkpoint.
+        UserError: no usable weights.
     """
-    config = run.config()
     names = (LEARNED, *CONTROLS)
     for name in names:
-        make_policy(name, run, config, which)  # a wrong checkpoint is found before any work is done
+        make_policy(name, trained)  # a wrong checkpoint is found before any work is done
     seeds = held_out_seeds(seed, episodes)
     results: dict[str, EpisodeResults] = {}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = {pool.submit(_play, name, run.path, which, seeds): name for name in names}
+        jobs = {pool.submit(_play, name, trained, seeds): name for name in names}
         for job in as_completed(jobs):
             results[jobs[job]] = job.result()
             on_done(jobs[job])
-    checkpoint, _ = run.checkpoint(which)
     report = {
-        "task": config.env.task,
+        "task": trained.env.task,
         "episodes": episodes,
         "seed": seed,
         "split": "test",
-        "max_epochs": config.env.max_epochs,
-        "checkpoint": {"which": which, "iteration": checkpoint.iteration},
+        "max_epochs": trained.env.max_epochs,
+        "checkpoint": {"which": trained.which, "iteration": trained.iteration},
         "git_commit": git_commit(),
         "policies": {name: _report(results[name]) for name in names},
     }
-    replace_text(run.path / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    replace_text(trained.path / "evaluation.json", json.dumps(report, indent=2) + "\n")
     return report
 
 
-def _play(name: str, path: Path, which: Which, seeds: list[int]) -> EpisodeResults:
+def _play(name: str, trained: Trained, seeds: list[int]) -> EpisodeResults:
     """One policy's episodes, in a process of its own."""
     settle()
-    run = RunDirectory.open(path)
-    config = run.config()
-    return run_episodes(make_policy(name, run, config, which), config.env, seeds)
+    return run_episodes(make_policy(name, trained), trained.env, seeds)
 
 
 def _report(results: EpisodeResults) -> dict[str, Any]:
@@ -122,13 +116,3 @@ def _report(results: EpisodeResults) -> dict[str, Any]:
         "parameters": summarise(results.parameters),
         "fates": {fate: float(counts.mean()) for fate, counts in results.fates.items()},
     }
-
-
-def git_commit() -> str | None:
-    """Commit of the code that runs, with ``-dirty`` if it was changed since; None outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -16,7 +16,7 @@ from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.vocabulary import Blueprint, SeedStage
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import run_episodes
-from policies.bundle import Policy
+from policies.bundle import PolicyBundle
 from policies.scripted import NeverGrow
 
 STAGE_COLOURS = {
@@ -59,7 +59,7 @@ class Trace:
     parameters: int
 
 
-def trace_episode(policy: Policy, env: EnvConfig, host_seed: int) -> Trace:
+def trace_episode(policy: PolicyBundle, env: EnvConfig, host_seed: int) -> Trace:
     """Play one host and record every epoch."""
     rows: list[tuple[float, float, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
     host_parameters = 0
@@ -93,7 +93,7 @@ def trace_episode(policy: Policy, env: EnvConfig, host_seed: int) -> Trace:
     )
 
 
-def draw_replay(policy: Policy, env: EnvConfig, host_seed: int, title: str) -> Figure:
+def draw_replay(policy: PolicyBundle, env: EnvConfig, host_seed: int, title: str) -> Figure:
     """Play the policy, and the same host left alone, and draw both.
 
     Args:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from esper_ray.controls import LEARNED
+from policies.learned import LEARNED
 
 LABELS = {
     LEARNED: "learned policy",

@@ -12,8 +12,12 @@ from typing import Literal
 
 from esper_ray.config import TrainConfig, load_config
 from esper_ray.errors import UserError
+from esper_ray.revision import git_commit
 
 Which = Literal["latest", "best"]
+
+POLICY_FILE = "policy.safetensors"
+"""Weights of the policy, in every checkpoint and export."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,13 @@ class Checkpoint:
         name: Its directory.
         iteration: Iterations done.
         score: Mean committed validation score of that iteration's episodes.
+        git_commit: Of the code that trained it; None outside a checkout.
     """
 
     name: str
     iteration: int
     score: float
+    git_commit: str | None = None
 
 
 class RunDirectory:
@@ -126,7 +132,7 @@ class RunDirectory:
             score: Of this iteration's episodes.
             write: Fills the directory it is given.
         """
-        new = Checkpoint(f"iteration-{iteration:06d}", iteration, score)
+        new = Checkpoint(f"iteration-{iteration:06d}", iteration, score, git_commit())
         target = self.checkpoints / new.name
         unfinished = self.checkpoints / f".{new.name}.unfinished"
         for leftover in (unfinished, target):

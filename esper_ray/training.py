@@ -22,13 +22,12 @@ from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.vocabulary import LifecycleOp
 from esper_ray.callbacks import EpisodeMetrics, TensorBoard, current_network, flatten
 from esper_ray.config import TrainConfig
-from esper_ray.controls import POLICY_FILE
 from esper_ray.errors import UserError
 from esper_ray.ppo import EsperPPO, EsperPPOConfig
 from esper_ray.process import settle
-from esper_ray.run_directory import RunDirectory
+from esper_ray.run_directory import POLICY_FILE, RunDirectory
 from policies.encoders import BlueprintEncoder
-from policies.learned import save_weights
+from policies.weights import save_weights
 
 RLLIB_STATE = "rllib"
 
@@ -130,7 +129,8 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> Es
 
 def _write_checkpoint(algorithm: EsperPPO, config: TrainConfig, path: Path) -> None:
     algorithm.save_to_path(str(path / RLLIB_STATE))
-    save_weights(current_network(algorithm, config.env.make_task().slots, config.network), path / POLICY_FILE)
+    network = current_network(algorithm, config.env.make_task().slots, config.network)
+    save_weights(network.state_dict(), path / POLICY_FILE)
 
 
 def _restore(algorithm: EsperPPO, run: RunDirectory) -> None:

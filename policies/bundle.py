@@ -1,11 +1,24 @@
-"""What decides: one protocol for learned and scripted policies."""
+"""What decides: one protocol for learned, scripted and later kinds of policy (LEARNER.md section 7).
+
+Shapes: ``B`` is the number of hosts, ``T`` of steps in a row, ``H`` of heads. Observations of :meth:`get_action` have
+the leading axis ``[B]``, those of all other methods ``[B, T]``, and no row spans two episodes. Values are in reward
+units everywhere.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from envs.slots import SlotConfig
+from policies.distribution import FactoredDistribution
+from policies.network import NetworkConfig
 
 Observations = dict[str, npt.NDArray[Any]]
 """Batched observations of the env: ``obs``, ``blueprint_indices``, ``action_mask``, each with leading axis N."""
@@ -13,26 +26,209 @@ Observations = dict[str, npt.NDArray[Any]]
 Actions = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+HiddenState = tuple[Tensor, ...]
+"""What a policy remembers of each host's episode, tensors ``[B, ...]``; empty if it remembers nothing."""
 
-class Policy(Protocol):
-    """Decides for N hosts at once and may remember each host's episode."""
 
-    def reset(self, num_hosts: int, seed: int) -> None:
-        """Begin with N fresh hosts.
+class UnsupportedByPolicyError(NotImplementedError):
+    """A policy was asked for something that its kind does not have; the message says what and why."""
 
-        Args:
-            num_hosts: N.
-            seed: Of the policy's own randomness, if it has any.
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Everything that a policy may be built from; each kind reads what it needs.
+
+    Attributes:
+        slots: Slots of the task's hosts.
+        max_epochs: Steps of an episode.
+        network: Widths of a policy that has a network.
+    """
+
+    slots: SlotConfig
+    max_epochs: int
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+
+
+@dataclass(frozen=True)
+class ActionResult:
+    """One decision per host.
+
+    Attributes:
+        actions: int64 ``[B, H]``; 0 in heads that the op does not need.
+        head_log_probs: float32 ``[B, H]``, 0 in heads that the op does not need; their sum is the joint one.
+        value: State value ``[B]``; None in a policy without a critic.
+        hidden: State to hand to the next call.
+        op_probs: Probabilities of the ops ``[B, num_ops]``.
+    """
+
+    actions: Tensor
+    head_log_probs: Tensor
+    value: Tensor | None
+    hidden: HiddenState
+    op_probs: Tensor
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What a policy thinks of stored actions.
+
+    Attributes:
+        head_log_probs: float32 ``[B, T, H]``, 0 in heads that the stored op does not need, −inf for a choice that
+            the policy would never make.
+        entropies: Per head ``[B, T, K_h]``, see :meth:`FactoredDistribution.normalised_entropies`.
+        value: State values ``[B, T]``; None in a policy without a critic.
+        hidden: State after the last step.
+    """
+
+    head_log_probs: Tensor
+    entropies: tuple[Tensor, ...]
+    value: Tensor | None
+    hidden: HiddenState
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """What one pass over sequences yields.
+
+    Attributes:
+        distribution: Joint distribution per step, leading axes ``[B, T]``.
+        value: State values ``[B, T]``; None in a policy without a critic.
+        hidden: State after the last step.
+    """
+
+    distribution: FactoredDistribution
+    value: Tensor | None
+    hidden: HiddenState
+
+
+class PolicyBundle(Protocol):
+    """Decides for B hosts at once. It keeps nothing between calls: what it remembers is handed in and out.
+
+    :func:`policies.registry.register` checks a class against this protocol; :class:`policies.player.Player` plays
+    any that conforms.
+    """
+
+    @classmethod
+    def build(cls, settings: PolicySettings) -> Self:
+        """A fresh policy on torch's default device."""
+        ...
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether decisions depend on the hidden state."""
+        ...
+
+    @property
+    def supports_off_policy(self) -> bool:
+        """Whether every admitted action has a positive probability.
+
+        Only then does an action that another policy took have an importance ratio, as V-trace needs it.
         """
         ...
 
-    def act(self, observations: Observations) -> Actions:
-        """Choose an action that the masks admit for every host.
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are; observations, hidden states and generators must be there too."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type in which it computes."""
+        ...
+
+    @property
+    def slot_config(self) -> SlotConfig:
+        """Slots of the hosts that it decides for."""
+        ...
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of the vector ``obs`` in the observations that it reads."""
+        ...
+
+    @property
+    def hidden_dim(self) -> int:
+        """Numbers per host in each tensor of the hidden state; 0 if it remembers nothing."""
+        ...
+
+    @property
+    def network(self) -> nn.Module | None:
+        """What has weights; None in a policy without any."""
+        ...
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether :meth:`compile` was called."""
+        ...
+
+    def get_action(
+        self,
+        obs: Mapping[str, Tensor],
+        hidden: HiddenState,
+        generator: torch.Generator | None = None,
+        deterministic: bool = False,
+    ) -> ActionResult:
+        """Decide one step, without gradients.
 
         Args:
-            observations: The hosts' current observations.
+            obs: Observation leaves ``[B, ...]``.
+            hidden: State after the previous step, or :meth:`initial_hidden`.
+            generator: Source of randomness; torch's global one if None.
+            deterministic: Take the most probable entry of every head.
+        """
+        ...
 
-        Returns:
-            ``[N, num_heads]`` head indices.
+    def forward(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> ForwardResult:
+        """Read whole sequences.
+
+        Args:
+            obs: Observation leaves ``[B, T, ...]``.
+            hidden: State before the first step.
+        """
+        ...
+
+    def evaluate_actions(self, obs: Mapping[str, Tensor], actions: Tensor, hidden: HiddenState) -> EvalResult:
+        """What the policy thinks of stored actions.
+
+        Args:
+            obs: Observation leaves ``[B, T, ...]``.
+            actions: int64 ``[B, T, H]``.
+            hidden: State before the first step.
+        """
+        ...
+
+    def get_value(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> Tensor:
+        """State values ``[B, T]``.
+
+        Raises:
+            UnsupportedByPolicyError: the policy has no critic.
+        """
+        ...
+
+    def initial_hidden(self, batch_size: int) -> HiddenState:
+        """The state at the start of an episode; never inference tensors, which no gradient could pass."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name; empty if that is nothing."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` of the same kind of policy gave.
+
+        Raises:
+            RuntimeError: names or shapes are others.
+        """
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move to a device; returns itself."""
+        ...
+
+    def compile(self) -> None:
+        """Let torch compile the network at its next call.
+
+        Raises:
+            UnsupportedByPolicyError: the policy has no network.
         """
         ...

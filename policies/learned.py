@@ -1,17 +1,22 @@
-"""The trained network as a policy outside RLlib: weights from a file, nothing unpickled but tensors."""
+"""The trained network as a policy bundle."""
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Self
 
 import torch
+from torch import Tensor
 
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
-from policies.bundle import Actions, Observations
+from policies.bundle import ActionResult, EvalResult, ForwardResult, HiddenState, PolicySettings
 from policies.encoders import BlueprintEncoder
-from policies.network import NetworkConfig, RecurrentPolicyNetwork
+from policies.network import Hidden, NetworkConfig, RecurrentPolicyNetwork
+from policies.registry import register
+
+LEARNED = "learned"
+"""Name of the trained policy in the registry."""
 
 
 def build_network(slots: SlotConfig, config: NetworkConfig) -> RecurrentPolicyNetwork:
@@ -22,50 +27,118 @@ def build_network(slots: SlotConfig, config: NetworkConfig) -> RecurrentPolicyNe
     return RecurrentPolicyNetwork(slots.heads, encoder, config)
 
 
+@register(LEARNED)
 class LearnedPolicy:
-    """Draws from the network's distribution, or takes its mode.
+    """The recurrent network (see :class:`policies.bundle.PolicyBundle` for the methods).
 
     Args:
-        network: With trained weights.
-        deterministic: Take the most probable op and arguments instead of drawing.
+        slots: Slots of the hosts.
+        network: Built for these slots.
     """
 
-    def __init__(self, network: RecurrentPolicyNetwork, deterministic: bool = False) -> None:
-        self.network, self.deterministic = network.eval(), deterministic
-        self.reset(0, 0)
+    def __init__(self, slots: SlotConfig, network: RecurrentPolicyNetwork) -> None:
+        self._slots, self._network = slots, network
+        self._compiled = False
 
     @classmethod
-    def load(
-        cls, weights: Path, slots: SlotConfig, config: NetworkConfig, deterministic: bool = False
-    ) -> LearnedPolicy:
-        """Read weights that :func:`save_weights` wrote.
+    def build(cls, settings: PolicySettings) -> Self:
+        """With fresh weights."""
+        return cls(settings.slots, build_network(settings.slots, settings.network))
 
-        Raises:
-            ValueError: the file does not hold a network of these sizes.
-        """
-        network = build_network(slots, config)
-        try:
-            network.load_state_dict(torch.load(weights, weights_only=True))
-        except (RuntimeError, KeyError, AttributeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{weights} does not hold a policy for {slots.num_slots} slots with {config}: use the config it was "
-                "trained with, or train anew"
-            ) from error
-        return cls(network, deterministic)
+    @property
+    def is_recurrent(self) -> bool:
+        """As the network's config says."""
+        return self._network.config.memory
 
-    def reset(self, num_hosts: int, seed: int) -> None:
-        """See :class:`policies.bundle.Policy`."""
-        self._hidden = self.network.initial_hidden(num_hosts)
-        self._generator = torch.Generator().manual_seed(seed)
+    @property
+    def supports_off_policy(self) -> bool:
+        """A softmax gives every admitted entry a positive probability."""
+        return True
 
-    def act(self, observations: Observations) -> Actions:
-        """See :class:`policies.bundle.Policy`."""
-        tensors = {name: torch.from_numpy(values) for name, values in observations.items()}
-        result = self.network.act(tensors, self._hidden, self._generator, self.deterministic)
-        self._hidden = result.hidden
-        return result.actions.numpy()
+    @property
+    def device(self) -> torch.device:
+        """That of the weights."""
+        return self._network.lstm_norm.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return self._network.lstm_norm.weight.dtype
 
-def save_weights(network: RecurrentPolicyNetwork, path: Path) -> None:
-    """Write the weights as a plain state dict."""
-    torch.save(network.state_dict(), path)
+    @property
+    def slot_config(self) -> SlotConfig:
+        """As given."""
+        return self._slots
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of ``obs``; the blueprints come beside it."""
+        return ObservationLayout(self._slots).size
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the LSTM."""
+        return self._network.config.hidden_dim if self.is_recurrent else 0
+
+    @property
+    def network(self) -> RecurrentPolicyNetwork:
+        """The plain torch network."""
+        return self._network
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether :meth:`compile` was called."""
+        return self._compiled
+
+    def get_action(
+        self,
+        obs: Mapping[str, Tensor],
+        hidden: HiddenState,
+        generator: torch.Generator | None = None,
+        deterministic: bool = False,
+    ) -> ActionResult:
+        """Draw from the network's distribution, or take its mode."""
+        result = self._network.act(obs, Hidden(*hidden), generator, deterministic)
+        return ActionResult(result.actions, result.head_log_probs, result.value, result.hidden, result.op_probs)
+
+    def forward(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> ForwardResult:
+        """One pass, with gradients."""
+        output = self._network(obs, Hidden(*hidden))
+        return ForwardResult(output.distribution, output.value * self._network.return_scale.value, output.hidden)
+
+    def evaluate_actions(self, obs: Mapping[str, Tensor], actions: Tensor, hidden: HiddenState) -> EvalResult:
+        """One pass, with gradients; reproduces the log-probabilities of :meth:`get_action`."""
+        result = self.forward(obs, hidden)
+        distribution = result.distribution
+        return EvalResult(
+            distribution.log_prob(actions), distribution.normalised_entropies(), result.value, result.hidden
+        )
+
+    def get_value(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> Tensor:
+        """The critic's V(s)."""
+        value = self.forward(obs, hidden).value
+        assert value is not None
+        return value
+
+    def initial_hidden(self, batch_size: int) -> HiddenState:
+        """Zeros; ordinary tensors even within inference mode."""
+        with torch.inference_mode(False):
+            return self._network.initial_hidden(batch_size)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights and return scale."""
+        return self._network.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing may be missing or unknown."""
+        self._network.load_state_dict(state)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move weights and tables."""
+        self._network.to(device)
+        return self
+
+    def compile(self) -> None:
+        """Compile the network's pass."""
+        self._network.compile()
+        self._compiled = True

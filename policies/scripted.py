@@ -3,55 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from envs.action_masks import split_mask
-from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from envs.vocabulary import AlphaTarget, Blueprint, GerminationStyle, LifecycleOp, Tempo
-from policies.bundle import Actions, BoolArray, Observations
+from policies.bundle import Observations, PolicySettings
+from policies.distribution import head_masks
+from policies.registry import register
+from policies.rule import Memory, RulePolicy
 
 
-class NeverGrow:
+@register("never_grow")
+class NeverGrow(RulePolicy):
     """Always WAIT: the host as it is, the baseline that growth has to beat."""
 
-    def __init__(self, slots: SlotConfig) -> None:
-        self._num_heads = len(slots.heads)
-
-    def reset(self, num_hosts: int, seed: int) -> None:
-        """See :class:`policies.bundle.Policy`."""
-
-    def act(self, observations: Observations) -> Actions:
-        """See :class:`policies.bundle.Policy`."""
-        return np.full((len(observations["obs"]), self._num_heads), LifecycleOp.WAIT, np.int64)
+    def choices(self, observations: Observations, memory: Memory) -> tuple[Tensor, ...]:
+        """WAIT."""
+        return self.certain(np.full((len(observations["obs"]), len(self._heads)), LifecycleOp.WAIT, np.int64))
 
 
-class RandomValid:
+@register("random_valid")
+class RandomValid(RulePolicy):
     """A uniform choice among the admitted ops, then among the admitted entries of every head that the op needs."""
 
-    def __init__(self, slots: SlotConfig) -> None:
-        self._heads = slots.heads
-        self._rng = np.random.default_rng(0)
+    @property
+    def supports_off_policy(self) -> bool:
+        """Everything admitted is possible."""
+        return True
 
-    def reset(self, num_hosts: int, seed: int) -> None:
-        """See :class:`policies.bundle.Policy`."""
-        self._rng = np.random.default_rng(seed)
-
-    def act(self, observations: Observations) -> Actions:
-        """See :class:`policies.bundle.Policy`."""
-        views = split_mask(observations["action_mask"], self._heads)
-        hosts = np.arange(len(observations["obs"]))
-        op = self._choose(views["op"] != 0)
-        columns = [op]
-        for head in self._heads[1:]:
-            view = views[head.name][hosts, op] if head.masked_by_op else views[head.name]
-            columns.append(np.where(np.isin(op, head.needed_by), self._choose(view != 0), 0))
-        return np.stack(columns, axis=1)
-
-    def _choose(self, admitted: BoolArray) -> Actions:
-        """One uniform choice per row; 0 where nothing is admitted."""
-        return np.where(admitted, self._rng.random(admitted.shape), -1.0).argmax(axis=1)
+    def choices(self, observations: Observations, memory: Memory) -> tuple[Tensor, ...]:
+        """Everything that the masks admit."""
+        return head_masks(torch.from_numpy(observations["action_mask"]), self._heads)
 
 
 @dataclass(frozen=True)
@@ -75,18 +62,21 @@ class GrowthPlan:
     alpha_target: AlphaTarget = AlphaTarget.FULL
 
 
-class FixedSchedule:
+@register("fixed_schedule")
+class FixedSchedule(RulePolicy):
     """The same growth in every host: germinate at a set epoch, advance at each gate, fossilise."""
 
     def __init__(self, slots: SlotConfig, max_epochs: int, plan: GrowthPlan | None = None) -> None:
-        self._heads, self._layout = slots.heads, ObservationLayout(slots)
+        super().__init__(slots)
         self._max_epochs, self.plan = max_epochs, plan or GrowthPlan()
 
-    def reset(self, num_hosts: int, seed: int) -> None:
-        """See :class:`policies.bundle.Policy`."""
+    @classmethod
+    def build(cls, settings: PolicySettings) -> Self:
+        """With the plan that was fixed by hand."""
+        return cls(settings.slots, settings.max_epochs)
 
-    def act(self, observations: Observations) -> Actions:
-        """See :class:`policies.bundle.Policy`."""
+    def choices(self, observations: Observations, memory: Memory) -> tuple[Tensor, ...]:
+        """The plan's next step."""
         plan = self.plan
         views = split_mask(observations["action_mask"], self._heads)
         slot_mask, fits = views["slot"][:, :, plan.slot] != 0, views["blueprint"][:, plan.blueprint] != 0
@@ -105,4 +95,4 @@ class FixedSchedule:
         columns = [op]
         for head in self._heads[1:]:
             columns.append(np.where(np.isin(op, head.needed_by), int(arguments.get(head.name, 0)), 0))
-        return np.stack(columns, axis=1)
+        return self.certain(np.stack(columns, axis=1))

@@ -11,6 +11,7 @@ from policies.heuristic import PlateauHeuristic
 from policies.learned import LearnedPolicy, build_network
 from policies.network import NetworkConfig
 from policies.scripted import FixedSchedule, NeverGrow, RandomValid
+from policies.weights import load_weights, save_weights
 
 ENV = EnvConfig(task="digits_impaired", max_epochs=16)
 SLOTS = make_task(ENV.task).slots
@@ -54,7 +55,7 @@ def test_held_out_seeds_are_reproducible_and_differ_from_each_other():
         RandomValid(SLOTS),
         PlateauHeuristic(SLOTS, ENV.max_epochs),
         FixedSchedule(SLOTS, ENV.max_epochs),
-        LearnedPolicy(build_network(SLOTS, NetworkConfig(32, 32, 16))),
+        LearnedPolicy(SLOTS, build_network(SLOTS, NetworkConfig(32, 32, 16))),
     ],
     ids=lambda policy: type(policy).__name__,
 )
@@ -84,11 +85,12 @@ def test_the_fixed_schedule_fossilises_one_depthwise_seed_in_every_host():
 
 
 def test_weights_of_other_sizes_are_refused_in_one_clear_line(tmp_path):
-    from policies.learned import save_weights
-
-    save_weights(build_network(SLOTS, NetworkConfig(32, 32, 16)), tmp_path / "policy.pt")
+    path = tmp_path / "policy.safetensors"
+    policy, wider = (LearnedPolicy(SLOTS, build_network(SLOTS, NetworkConfig(w, w, 16))) for w in (32, 64))
+    save_weights(policy.state_dict(), path)
+    load_weights(policy, path)
     with pytest.raises(ValueError, match="does not hold a policy for 3 slots"):
-        LearnedPolicy.load(tmp_path / "policy.pt", SLOTS, NetworkConfig(64, 64, 16))
-    (tmp_path / "policy.pt").write_bytes(b"not weights")
+        load_weights(wider, path)
+    path.write_bytes(b"not weights")
     with pytest.raises(ValueError, match="does not hold a policy"):
-        LearnedPolicy.load(tmp_path / "policy.pt", SLOTS, NetworkConfig(32, 32, 16))
+        load_weights(policy, path)

@@ -7,6 +7,7 @@ from envs.hosts.cnn import CnnVariant
 from policies.heuristic import PlateauHeuristic
 from policies.learned import LearnedPolicy, build_network
 from policies.network import NetworkConfig
+from policies.player import Player
 from policies.scripted import FixedSchedule, NeverGrow, RandomValid
 from tests.envs.helpers import tiny_env
 
@@ -16,7 +17,7 @@ POLICIES = {
     "random_valid": lambda slots: RandomValid(slots),
     "heuristic": lambda slots: PlateauHeuristic(slots, 12),
     "fixed_schedule": lambda slots: FixedSchedule(slots, 12),
-    "learned": lambda slots: LearnedPolicy(build_network(slots, SMALL)),
+    "learned": lambda slots: LearnedPolicy(slots, build_network(slots, SMALL)),
 }
 
 
@@ -29,11 +30,10 @@ def test_every_policy_plays_hosts_with_any_number_of_slots(slots, internal_level
     used = set()
     for make in POLICIES.values():
         env = tiny_env(2, (variant,), changes, **settings)
-        policy = make(env.task.slots)
         obs, _ = env.reset(seed=1)
-        policy.reset(2, 1)
+        player = Player(make(env.task.slots), 2, seed=1)
         for _ in range(12):
-            actions = policy.act(obs)
+            actions = player.act(obs)
             obs, *_, info = env.step(actions)
             assert "refused" not in info
             assert obs in env.observation_space
