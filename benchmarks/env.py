@@ -27,6 +27,7 @@ from envs.action_masks import build_mask
 from envs.limits import SeedCosts
 from envs.morphogenesis import MorphogenesisVectorEnv
 from esper_ray.process import settle
+from policies.player import Player
 from policies.scripted import RandomValid
 
 P = ParamSpec("P")
@@ -99,8 +100,7 @@ class _Player:
             for name in (*ENGINE, *PARTS):
                 if hasattr(owner, name):
                     setattr(owner, name, self._timed(name, getattr(owner, name)))
-        self.policy = RandomValid(self.env.task.slots)
-        self.policy.reset(num_hosts, 0)
+        self.player = Player(RandomValid(self.env.task.slots), num_hosts, seed=0)
         self.observations, _ = self.env.reset(seed=0)
         for _ in range(WARMUP_STEPS):
             self._step()
@@ -144,7 +144,7 @@ class _Player:
             self._step()
 
     def _step(self) -> None:
-        actions = self.policy.act(self.observations)
+        actions = self.player.act(self.observations)
         self.observations, *_ = self._timed("step", self.env.step)(actions)
 
     def _timed(self, name: str, work: Callable[P, T]) -> Callable[P, T]:
