@@ -68,8 +68,8 @@ class LearnerConfig:
     """What is subtracted from the return: "factored" takes V(s) for the op head and Q(s, op) for its arguments,
     "state" takes V(s) for all heads, "op" takes Q(s, op) for all (starves the op head; for the ablation)."""
     centre_advantages: bool = False
-    """Subtract the mean advantage over unforced steps, as most implementations do: it steadies a policy whose critic
-    is still off. Off by default: it is a second baseline, and with a good critic the sign of an advantage says more."""
+    """Subtract the mean advantage over unforced steps, as most implementations do: a baseline while the critic knows
+    little. Off by default: the heads share one scale, and what an op is worth against V is to keep its sign."""
     value_loss_coeff: float = 0.5
     """Weight of the critic's squared errors, of V and Q together."""
     return_scale_decay: float = 0.9
