@@ -244,8 +244,9 @@ def test_trains_saves_and_goes_on_with_equal_weights_everywhere(runners, ray_ses
     algorithm.restore_from_path(str(tmp_path / "state"))
     assert algorithm.iteration == 2
     held = algorithm.env_runner_group.foreach_env_runner(
-        lambda runner: runner.get_state()["rl_module"][MODULE], local_env_runner=runners == 0
+        lambda runner: runner.get_state()["rl_module"], local_env_runner=runners == 0
     )
+    assert len(held) == 1
     for state in [algorithm.learner_group.get_weights()[MODULE], *held]:
         assert state.keys() == saved.keys()
         for name, value in saved.items():
