@@ -25,6 +25,7 @@ from policies.network import NetworkConfig
 from policies.weights import load_weights
 
 CARD_FILE = "card.json"
+LONGEST_REASON = 200
 
 
 class _Strict(BaseModel):
@@ -68,6 +69,17 @@ class Sizes(_Strict):
         weights = policy.network.parameters() if policy.network is not None else ()
         heads = {head.name: head.choices for head in policy.slot_config.heads}
         return cls(features=policy.feature_dim, heads=heads, parameters=sum(weight.numel() for weight in weights))
+
+    def described(self) -> dict[str, object]:
+        """Every size by its name, for messages."""
+        heads = {f"head {name}": ", ".join(choices) for name, choices in self.heads.items()}
+        order = ", ".join(self.heads)
+        return {
+            "number of features": self.features,
+            "order of heads": order,
+            **heads,
+            "number of parameters": self.parameters,
+        }
 
 
 class Card(_Strict):
@@ -150,13 +162,19 @@ def load_export(path: Path) -> tuple[Card, PolicyBundle]:
     if slots != card.slots:
         raise UserError(f"{path} was trained for {card.slots}, but task {card.env.task!r} has {slots} here")
     settings = PolicySettings(slots, card.env.max_epochs, card.network)
-    # On the meta device widths cost no memory, however wrong they are.
-    sizes = Sizes.of(build_policy(LEARNED, settings, device="meta"))
-    if sizes != card.sizes:
-        name, here, there = next(
-            (name, here, there) for (name, here), (_, there) in zip(sizes, card.sizes, strict=True) if here != there
-        )
-        raise UserError(f"{path} does not fit this version: {name} are {there} in its card, {here} here")
+    try:
+        # On the meta device widths cost no memory, however wrong they are.
+        sizes = Sizes.of(build_policy(LEARNED, settings, device="meta"))
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"{path / CARD_FILE} is of no network that can be built: {_one_line(error)[:LONGEST_REASON]}"
+        ) from error
+    here, there = sizes.described(), card.sizes.described()
+    for name in (*here, *there):
+        if here.get(name) != there.get(name):
+            raise UserError(
+                f"{path} does not fit this version: {name} is {there.get(name)} in its card, {here.get(name)} here"
+            )
     weights = path / POLICY_FILE
     if weights.is_file() and _sha256(weights) != card.weights_sha256:
         raise UserError(f"{weights} is not the file that {CARD_FILE} describes: its SHA-256 differs, copy it again")
@@ -191,7 +209,11 @@ def _read_card(path: Path) -> Card:
             f"{'.'.join(str(part) for part in problem['loc']) or 'content'}: {problem['msg']}"
             for problem in error.errors()
         )
-        raise UserError(f"{path} is not a card of this version: {' '.join(problems.split())}") from error
+        raise UserError(f"{path} is not a card of this version: {_one_line(problems)}") from error
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def _sha256(path: Path) -> str:

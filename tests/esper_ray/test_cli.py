@@ -148,6 +148,34 @@ def test_replay_draws_a_picture(run_dir):
     assert len(picture) > 10_000
 
 
+def test_an_export_is_evaluated_and_replayed_without_its_run(run_dir, tmp_path):
+    out = tmp_path / "handed-on" / "policy"
+    result = esper_ray("export", run_dir, out, "--checkpoint", "latest")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "parameters, iteration " in result.stdout
+    assert {path.name for path in out.iterdir()} == {"policy.safetensors", "card.json"}
+    for command in (["evaluate", out, "--episodes", 2, "--workers", 1], ["replay", out]):
+        result = esper_ray(*command)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads((out / "evaluation.json").read_text())["checkpoint"]["which"] == "export"
+    assert (out / "replay-learned-0.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_corrupt_export_is_refused_in_one_clear_line(run_dir, tmp_path):
+    out = tmp_path / "policy"
+    assert esper_ray("export", run_dir, out).returncode == 0
+    result = esper_ray("export", run_dir, out)
+    assert result.returncode == 2
+    assert "is not empty" in result.stderr
+    (out / "policy.safetensors").write_bytes(b"\x80\x04corrupt")
+    for command in (["evaluate", out], ["replay", out]):
+        result = esper_ray(*command)
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert result.stderr.startswith("esper-ray: error: ")
+        assert result.stderr.count("\n") == 1
+        assert "SHA-256 differs" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -165,6 +193,7 @@ def test_replay_draws_a_picture(run_dir):
         (["train", "--resume", "--run-dir", "nowhere"], "not a run directory"),
         (["evaluate", "nowhere"], "not a run directory"),
         (["replay", "nowhere"], "not a run directory"),
+        (["export", "nowhere", "out"], "not a run directory"),
     ],
 )
 def test_bad_input_ends_with_one_clear_line_and_code_2(arguments, says, tmp_path):
