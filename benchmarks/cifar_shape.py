@@ -91,7 +91,7 @@ class CifarShape:
             ],
             notes=[
                 "A step trains and evaluates every host for one epoch and, where due, measures contributions. As in "
-                f"all rates here, an env step is one epoch of one host: a step of the vector env is {self.hosts} of them."
+                f"all rates here, an env step is one host's epoch: a step of the vector env is {self.hosts} of them."
             ],
         )
         report.publish(console, self.json)
