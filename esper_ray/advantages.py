@@ -1,4 +1,4 @@
-"""From rewards to learning signals: λ-returns, two advantage streams, one scale (LEARNER.md section 3).
+"""From rewards to learning signals: λ-returns and V-trace, two advantage streams, one scale (LEARNER.md section 3).
 
 The functions are plain torch. :class:`FactoredAdvantages` puts them at the end of RLlib's learner pipeline, in the
 place of its own generalised advantage estimation.
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from esper_ray.config import CriticBaseline, LearnerConfig
+from policies.network import PolicyOutput
+from policies.return_scale import ReturnScale
 
 MeanOverLearners = Callable[[Tensor], Tensor]
 """Averages a tensor over all learner processes; the identity when there is one. Every statistic is formed from
@@ -26,20 +28,27 @@ MINIMUM_SCALE = 1e-3
 """Smallest divisor of the advantages, in reward units: noise is not blown up when nothing differs."""
 
 
-def lambda_returns(
-    rewards: Tensor, values: Tensor, terminated: Tensor, real: Tensor, gamma: float, gae_lambda: float
+def vtrace_returns(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    real: Tensor,
+    ratios: Tensor,
+    gamma: float,
+    gae_lambda: float,
 ) -> Tensor:
-    """λ-returns of E sequences at once (Schulman et al., 2016: advantage of GAE plus value).
+    """V-trace targets of E sequences at once (Espeholt et al., 2018, equation 1 and remark 2).
 
-    ``G_t = V_t + A_t`` with ``A_t = r_t + γ V_{t+1} − V_t + γ λ A_{t+1}``. After a terminated step neither the
-    next value nor the next advantage counts; after a cut (the last real step of a sequence that did not
-    terminate) the next value does.
+    ``vs_t = V_t + A_t`` with ``A_t = ρ_t (r_t + γ V_{t+1} − V_t) + γ λ c_t A_{t+1}``, where ``ρ_t = c_t`` is the
+    ratio, at most 1. After a terminated step neither the next value nor the next advantage counts; after a cut
+    (the last real step of a sequence that did not terminate) the next value does.
 
     Args:
         rewards: ``[E, L]``.
         values: ``[E, L + 1]``: V of every step and of the state after the last one, at ``length``.
         terminated: bool ``[E, L]``.
         real: bool ``[E, L]``: False in padding at the right.
+        ratios: New over old probability of the action ``[E, L]``, not yet truncated.
         gamma: Discount.
         gae_lambda: λ.
 
@@ -47,15 +56,49 @@ def lambda_returns(
         ``[E, L]``, 0 in padding.
     """
     continues = (~terminated).to(values.dtype)
-    errors = rewards + gamma * continues * values[:, 1:] - values[:, :-1]
+    truncated = ratios.clamp(max=1.0)
+    errors = truncated * (rewards + gamma * continues * values[:, 1:] - values[:, :-1])
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for step in reversed(range(rewards.shape[1])):
-        following = errors[:, step] + gamma * gae_lambda * continues[:, step] * following
+        following = errors[:, step] + gamma * gae_lambda * continues[:, step] * truncated[:, step] * following
         # Padding lies to the right, so zeroing it here is what starts each sequence's recursion.
         following = torch.where(real[:, step], following, 0.0)
         advantages[:, step] = following
     return torch.where(real, advantages + values[:, :-1], 0.0)
+
+
+def lambda_returns(
+    rewards: Tensor, values: Tensor, terminated: Tensor, real: Tensor, gamma: float, gae_lambda: float
+) -> Tensor:
+    """λ-returns of E sequences at once (Schulman et al., 2016: advantage of GAE plus value).
+
+    ``G_t = V_t + A_t`` with ``A_t = r_t + γ V_{t+1} − V_t + γ λ A_{t+1}``: the V-trace targets of a policy that has
+    not changed since the rollout. Arguments and result are those of :func:`vtrace_returns`.
+    """
+    return vtrace_returns(rewards, values, terminated, real, torch.ones_like(rewards), gamma, gae_lambda)
+
+
+def action_returns(
+    rewards: Tensor, values: Tensor, terminated: Tensor, real: Tensor, targets: Tensor, gamma: float
+) -> Tensor:
+    """What an action was worth, given the V-trace targets of the states: ``y_t = r_t + γ vs_{t+1}``.
+
+    After a cut V stands for ``vs``. The arguments but the last two are those of :func:`vtrace_returns`.
+
+    Args:
+        rewards: ``[E, L]``.
+        values: ``[E, L + 1]``.
+        terminated: bool ``[E, L]``.
+        real: bool ``[E, L]``.
+        targets: V-trace targets ``[E, L]``.
+        gamma: Discount.
+
+    Returns:
+        ``[E, L]``, 0 in padding.
+    """
+    following = torch.cat([torch.where(real, targets, values[:, :-1])[:, 1:], values[:, -1:]], dim=1)
+    return torch.where(real, rewards + gamma * torch.where(terminated, 0.0, following), 0.0)
 
 
 def returns_of_rows(
@@ -143,6 +186,71 @@ def advantage_scale(op_advantages: Tensor, counted: Tensor, mean_over_learners: 
     return variance.clamp(min=MINIMUM_SCALE**2).sqrt().to(op_advantages.dtype)
 
 
+def advantage_means(streams: Tensor, counted: Tensor, mean_over_learners: MeanOverLearners) -> Tensor:
+    """Mean advantage of each stream.
+
+    Args:
+        streams: ``[..., 2]``, see :func:`advantage_streams`.
+        counted: bool ``[...]``: real steps at which there was something to decide.
+        mean_over_learners: Averages over learner processes.
+
+    Returns:
+        ``[2]``; 0 if no step counts.
+    """
+    chosen = streams[counted].double()
+    sums = mean_over_learners(torch.cat([chosen.new_tensor([len(chosen)]), chosen.sum(dim=0)]))
+    count, totals = sums[0], sums[1:]
+    return torch.where(count > 0, totals / count, 0.0).to(streams.dtype)
+
+
+def scaled_advantages(
+    streams: Tensor, output: PolicyOutput, real: Tensor, centre: bool, mean_over_learners: MeanOverLearners
+) -> Tensor:
+    """Both advantage streams over the scale of the first.
+
+    Args:
+        streams: ``[..., 2]``, see :func:`advantage_streams`.
+        output: Policy at these steps; forced steps take no part in the statistics.
+        real: bool ``[...]``.
+        centre: Subtract each stream's mean first.
+        mean_over_learners: Averages over learner processes.
+
+    Returns:
+        ``[..., 2]``, 0 where not real.
+    """
+    counted = real & ~output.distribution.forced
+    if centre:
+        streams = streams - advantage_means(streams, counted, mean_over_learners)
+    scaled = streams / advantage_scale(streams[..., 0], counted, mean_over_learners)
+    return torch.where(real.unsqueeze(-1), scaled, 0.0)
+
+
+def take_in_returns(
+    scale: ReturnScale, returns: Tensor, real: Tensor, decay: float, mean_over_learners: MeanOverLearners
+) -> None:
+    """Update the return scale with the returns of the real steps.
+
+    Args:
+        scale: Changed in place.
+        returns: In reward units, ``[...]``.
+        real: bool ``[...]``.
+        decay: What the scale keeps of its past.
+        mean_over_learners: Averages over learner processes.
+
+    Raises:
+        FloatingPointError: a return is not finite; the scale is unchanged.
+    """
+    if not returns.isfinite().all():
+        bad = int((~returns.isfinite()).sum())
+        raise FloatingPointError(
+            f"{bad} of {int(real.sum())} returns are not finite: the env paid a NaN or infinite reward, or the "
+            "critic's weights are broken; resume from an earlier checkpoint"
+        )
+    played = returns[real].double()
+    sums = torch.stack([played.new_tensor(len(played)), played.sum(), played.square().sum()])
+    scale.update(mean_over_learners(sums), decay)
+
+
 class FactoredAdvantages(ConnectorV2):
     """Last piece of the learner pipeline: values, λ-returns, advantages and the return scale.
 
@@ -154,7 +262,7 @@ class FactoredAdvantages(ConnectorV2):
     Args:
         input_observation_space: Passed on to RLlib.
         input_action_space: Passed on to RLlib.
-        settings: Discount, λ, baseline, decay of the return scale.
+        settings: Discount, λ, baseline, centring, decay of the return scale.
         mean_over_learners: Averages over learner processes.
     """
 
@@ -195,17 +303,9 @@ class FactoredAdvantages(ConnectorV2):
             settings.gamma,
             settings.gae_lambda,
         )
-        if not returns.isfinite().all():
-            bad = int((~returns.isfinite()).sum())
-            raise FloatingPointError(
-                f"{bad} of {int(real.sum())} returns are not finite: the env paid a NaN or infinite reward, or the "
-                "critic's weights are broken; resume from an earlier checkpoint"
-            )
         streams = advantage_streams(returns, value, q_value, settings.critic_baseline)
-        counted = real & ~output.distribution.forced
-        streams = streams / advantage_scale(streams[..., 0], counted, self.mean_over_learners)
-        played = returns[real].double()
-        sums = torch.stack([played.new_tensor(len(played)), played.sum(), played.square().sum()])
-        scale.update(self.mean_over_learners(sums), settings.return_scale_decay)
-        columns[Postprocessing.ADVANTAGES] = torch.where(real.unsqueeze(-1), streams, 0.0)
+        take_in_returns(scale, returns, real, settings.return_scale_decay, self.mean_over_learners)
+        columns[Postprocessing.ADVANTAGES] = scaled_advantages(
+            streams, output, real, settings.centre_advantages, self.mean_over_learners
+        )
         columns[Postprocessing.VALUE_TARGETS] = returns / scale.value

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +18,7 @@ from envs.tasks import Task, TaskError, make_task, resolve_arguments
 from esper_ray.errors import UserError
 from policies.network import NetworkConfig
 
+Algorithm = Literal["ppo", "impala"]
 CriticBaseline = Literal["factored", "state", "op"]
 
 
@@ -46,7 +47,7 @@ TaskArgs = Annotated[dict[str, str], _PAIRS]
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Proximal policy optimisation (Schulman et al., 2017) over a factored action (LEARNER.md sections 3, 4)."""
+    """PPO (Schulman et al., 2017) or IMPALA (Espeholt et al., 2018) over a factored action (LEARNER.md 3 and 4)."""
 
     lr: float = 3e-4
     """Step size of Adam."""
@@ -55,18 +56,22 @@ class LearnerConfig:
     gamma: float = 1.0
     """Discount per epoch of the host; 1 makes the objective the whole change in score."""
     gae_lambda: float = 0.95
-    """λ of generalised advantage estimation: 0 trusts the critic, 1 trusts the observed rewards."""
+    """λ of generalised advantage estimation or V-trace: 0 trusts the critic, 1 trusts the observed rewards."""
     num_epochs: int = 4
-    """Passes over every rollout."""
+    """Passes over every rollout; IMPALA makes one whatever is given."""
     minibatches: int = 4
-    """Gradient steps per pass; each takes whole sequences. Must divide the number of hosts per learner."""
+    """Gradient steps per pass; each takes whole sequences. Must divide the number of hosts per learner,
+    with IMPALA that of each runner."""
     clip: float = 0.2
-    """Ratio of new to old probability beyond which a head gets no further push, on either side of 1."""
+    """Ratio of new to old probability beyond which a head gets no further push, on either side of 1; PPO only."""
     kl_stop: float | None = 0.05
-    """Divergence from the rollout's policy at which the rest of an update is skipped; none: never."""
+    """Divergence from the rollout's policy at which the rest of an update is skipped; none: never. PPO only."""
     critic_baseline: CriticBaseline = "factored"
     """What is subtracted from the return: "factored" takes V(s) for the op head and Q(s, op) for its arguments,
     "state" takes V(s) for all heads, "op" takes Q(s, op) for all (starves the op head; for the ablation)."""
+    centre_advantages: bool = False
+    """Subtract the mean advantage over unforced steps, as most implementations do: a baseline while the critic knows
+    little. Off by default: the heads share one scale, and what an op is worth against V is to keep its sign."""
     value_loss_coeff: float = 0.5
     """Weight of the critic's squared errors, of V and Q together."""
     return_scale_decay: float = 0.9
@@ -181,6 +186,9 @@ class RunConfig:
 
     iterations: int = 200
     """Rollouts and updates in all; a resumed run counts those before it."""
+    algorithm: Algorithm = "ppo"
+    """ppo waits for every runner before an update; impala updates on each runner's rollout as it comes, for hosts
+    whose epochs take unequal time."""
     num_env_runners: int = 2
     """Processes that train hosts; 0 does it in this one."""
     hosts_per_runner: int = 32
@@ -195,6 +203,7 @@ class RunConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("num_env_runners", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.algorithm in get_args(Algorithm), "algorithm", self.algorithm, f"one of {get_args(Algorithm)}")
 
 
 RARE_PRUNING = {"PRUNE": -2.0}
@@ -212,11 +221,13 @@ class TrainConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
-        hosts, minibatches = self.run.hosts_per_runner * max(self.run.num_env_runners, 1), self.learner.minibatches
+        impala, minibatches = self.run.algorithm == "impala", self.learner.minibatches
+        hosts = self.run.hosts_per_runner * (1 if impala else max(self.run.num_env_runners, 1))
         if hosts % minibatches:
+            of = "a runner (hosts_per_runner)" if impala else "an iteration (hosts_per_runner × num_env_runners)"
             raise UserError(
-                f"the {hosts} hosts of an iteration (hosts_per_runner × num_env_runners) must be a multiple of "
-                f"minibatches, which is {minibatches}: change one of them"
+                f"the {hosts} hosts of {of} must be a multiple of minibatches, which is {minibatches}: "
+                "change one of them"
             )
 
     def to_json(self) -> str:

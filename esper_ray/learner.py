@@ -1,22 +1,25 @@
-"""RLlib's PPO learner with factored advantages, a per-head loss and a stop before the policy strays too far."""
+"""RLlib's learner with a per-head loss and what is watched; its PPO with a stop before the policy strays too far."""
 
 from __future__ import annotations
 
 import math
 import time
+from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
 from esper_ray.advantages import FactoredAdvantages
 from esper_ray.config import LearnerConfig
 from esper_ray.diagnostics import SATURATED_CLIPPING, alarms, minibatch_diagnostics
-from esper_ray.loss import Minibatch, entropy_weights, ppo_loss
+from esper_ray.loss import LossTerms, Minibatch, entropy_weights, ppo_loss
+from policies.network import PolicyOutput, RecurrentPolicyNetwork
 from policies.rl_module import HEAD_LOG_PROBS, POLICY_OUTPUT, STATE_NORMS
 
 Gradients = dict[Any, Tensor]
@@ -54,32 +57,39 @@ class _UpdateRecord:
     """What RLlib got for the latest minibatch with a gradient."""
 
 
-class EsperPPOLearner(PPOTorchLearner):
-    """PPO over a factored action (LEARNER.md sections 3 to 5).
+class FactoredLearner(TorchLearner):
+    """What all algorithms share (LEARNER.md sections 3 to 5); comes before RLlib's learner of the algorithm.
 
-    Per minibatch: forward, loss, and the divergence from the rollout's policy *before* the step. Once that exceeds
-    ``kl_stop``, this step and the rest of the update are left out. So is a step whose gradient is not finite.
+    A step whose gradient is not finite is left out.
 
     Metrics (``learners/default_policy/...``) are means over the minibatches of an update, ratio extremes are
     extremes, and ``alarm/...`` are counts. Their names are explained where they are computed
     (:mod:`esper_ray.diagnostics`), but for ``gradient_norm/...`` (before clipping: per head, of the rest, and
     ``all``), ``gradient_clipped_share``, ``applied_share`` (share of the minibatches that made a step),
-    ``replay_error`` (largest difference between stored and recomputed log-probabilities before the first step,
-    to be near 0), ``return_scale``, ``update_seconds`` and ``lstm_hidden_norm``, ``lstm_cell_norm``.
+    ``replay_error`` (PPO only: largest difference between stored and recomputed log-probabilities before the first
+    step, to be near 0), ``return_scale``, ``update_seconds`` and ``lstm_hidden_norm``, ``lstm_cell_norm``.
+
+    Attributes:
+        stays_with_rollout: Whether an update begins with the policy that played and must end close to it.
     """
 
+    stays_with_rollout: ClassVar[bool]
+
     def build(self) -> None:
-        """Set up as RLlib does, with these advantages instead of its own. A second call does nothing."""
+        """Set up as RLlib does. A second call does nothing."""
         if self._is_built:
             return
-        super().build()
         self.settings: LearnerConfig = self.config.settings
         self._record = _UpdateRecord()
-        if self._learner_connector is not None:
-            self._learner_connector.remove("GeneralAdvantageEstimation")
-            self._learner_connector.append(
-                FactoredAdvantages(settings=self.settings, mean_over_learners=mean_over_learners)
-            )
+        super().build()
+
+    @abstractmethod
+    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:
+        """The learning signals of RLlib's minibatch, given the network's pass over it."""
+
+    @abstractmethod
+    def loss(self, output: PolicyOutput, minibatch: Minibatch, weights: Tensor) -> LossTerms:
+        """The loss, given the weights of the heads' entropies ``[H]``."""
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Adam with this config's epsilon."""
@@ -91,15 +101,6 @@ class EsperPPOLearner(PPOTorchLearner):
             lr_or_lr_schedule=config.lr,
         )
 
-    def update(self, *args: Any, num_total_minibatches: int = 0, **kwargs: Any) -> Any:
-        """All epochs over one rollout: in every learner the same number of minibatches, epochs × minibatches.
-
-        RLlib's own count for several learners leaves out the artificial steps, which loses the last minibatch; with
-        one learner it goes on until every row has had its turn, which adds some if episodes differ in length.
-        """
-        steps = self.settings.num_epochs * self.settings.minibatches
-        return super().update(*args, num_total_minibatches=steps, **kwargs)
-
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Start a new update: nothing stopped, nothing counted."""
         super().before_gradient_based_update(timesteps=timesteps)
@@ -110,24 +111,19 @@ class EsperPPOLearner(PPOTorchLearner):
     ) -> Tensor:
         """Loss of one minibatch; logs what is watched and decides whether the update stops here."""
         output = fwd_out[POLICY_OUTPUT]
-        heads = self.module[module_id].unwrapped().network.head_specs
-        minibatch = Minibatch(
-            actions=batch[Columns.ACTIONS].long(),
-            old_log_probs=batch[HEAD_LOG_PROBS],
-            advantages=batch[Postprocessing.ADVANTAGES],
-            returns=batch[Postprocessing.VALUE_TARGETS],
-            real=batch[Columns.LOSS_MASK],
-        )
-        weights = output.value.new_tensor(entropy_weights(self.settings, heads))
-        terms = ppo_loss(output, minibatch, self.settings, weights, mean_over_learners)
+        network = self.module[module_id].unwrapped().network
+        heads = network.head_specs
+        minibatch = self.minibatch(network, batch, output)
+        terms = self.loss(output, minibatch, output.value.new_tensor(entropy_weights(self.settings, heads)))
         numbers = minibatch_diagnostics(heads, output, minibatch, terms, self.settings.clip)
         hidden_norm, cell_norm = batch[STATE_NORMS][minibatch.real].mean(dim=0).tolist()
         numbers |= {"lstm_hidden_norm": hidden_norm, "lstm_cell_norm": cell_norm}
-        if self._record.computed == 0:
-            numbers["replay_error"] = terms.log_ratios.abs().max().item()
-        # The divergence is the learners' average, so that all of them stop at the same minibatch.
-        limit = self.settings.kl_stop
-        self._record.stopped = limit is not None and numbers["kl"] > limit
+        if self.stays_with_rollout:
+            if self._record.computed == 0:
+                numbers["replay_error"] = terms.log_ratios.abs().max().item()
+            # The divergence is the learners' average, so that all of them stop at the same minibatch.
+            limit = self.settings.kl_stop
+            self._record.stopped = limit is not None and numbers["kl"] > limit
         self._log(module_id, numbers)
         self._count(module_id, alarms(numbers))
         return terms.total
@@ -198,3 +194,47 @@ class EsperPPOLearner(PPOTorchLearner):
     def _count(self, module_id: str, counts: dict[str, int]) -> None:
         for name, count in counts.items():
             self.metrics.log_value((module_id, name), count, reduce="sum", window=None)
+
+
+class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
+    """PPO over a factored action.
+
+    Per minibatch: forward, loss, and the divergence from the rollout's policy *before* the step. Once that exceeds
+    ``kl_stop``, this step and the rest of the update are left out.
+    """
+
+    stays_with_rollout = True
+
+    def build(self) -> None:
+        """Set up as RLlib does, with these advantages instead of its own. A second call does nothing."""
+        if self._is_built:
+            return
+        super().build()
+        if self._learner_connector is not None:
+            self._learner_connector.remove("GeneralAdvantageEstimation")
+            self._learner_connector.append(
+                FactoredAdvantages(settings=self.settings, mean_over_learners=mean_over_learners)
+            )
+
+    def update(self, *args: Any, num_total_minibatches: int = 0, **kwargs: Any) -> Any:
+        """All epochs over one rollout: in every learner the same number of minibatches, epochs × minibatches.
+
+        RLlib's own count for several learners leaves out the artificial steps, which loses the last minibatch; with
+        one learner it goes on until every row has had its turn, which adds some if episodes differ in length.
+        """
+        steps = self.settings.num_epochs * self.settings.minibatches
+        return super().update(*args, num_total_minibatches=steps, **kwargs)
+
+    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:
+        """As the connector computed it from the whole rollout."""
+        return Minibatch(
+            actions=batch[Columns.ACTIONS].long(),
+            old_log_probs=batch[HEAD_LOG_PROBS],
+            advantages=batch[Postprocessing.ADVANTAGES],
+            returns=batch[Postprocessing.VALUE_TARGETS],
+            real=batch[Columns.LOSS_MASK],
+        )
+
+    def loss(self, output: PolicyOutput, minibatch: Minibatch, weights: Tensor) -> LossTerms:
+        """The clipped loss."""
+        return ppo_loss(output, minibatch, self.settings, weights, mean_over_learners)

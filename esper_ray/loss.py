@@ -1,8 +1,8 @@
-"""Loss of proximal policy optimisation over a factored action (LEARNER.md section 4). Plain torch."""
+"""Losses of PPO and of IMPALA over a factored action (LEARNER.md section 4). Plain torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ class Minibatch:
         advantages: ``[B, T, 2]``: of the op, of its arguments.
         returns: Targets of the critic in units of the return scale, ``[B, T]``.
         real: bool ``[B, T]``: False in padding and at artificial steps.
+        q_returns: Targets of Q(s, op taken) ``[B, T]``, likewise; ``returns`` if None.
     """
 
     actions: Tensor
@@ -35,6 +36,7 @@ class Minibatch:
     advantages: Tensor
     returns: Tensor
     real: Tensor
+    q_returns: Tensor | None = None
 
     @property
     def ops(self) -> Tensor:
@@ -48,7 +50,7 @@ class LossTerms:
 
     Attributes:
         total: What is minimised.
-        policy: Clipped surrogate per head, ``[H]``.
+        policy: Policy loss per head (PPO: the clipped surrogate), ``[H]``.
         entropy: Entropy over its maximum, averaged over steps and ops where the head is available, ``[H]``; 0
             where it never is.
         available_share: Available (step, op) pairs per real step, ``[H]``.
@@ -90,17 +92,21 @@ def divisor(count: Tensor) -> Tensor:
     return torch.where(count > 0, count, 1.0)
 
 
-def clipped_surrogate(
-    log_ratios: Tensor, advantages: Tensor, needed: Tensor, real: Tensor, clip: float, average: MeanOverLearners
+PolicyGain = Callable[[Tensor, Tensor], Tensor]
+"""From log-ratios ``[B, T, H]`` and every head's advantages ``[B, T, H]`` to what is to be raised, ``[B, T, H]``."""
+
+
+def per_head_loss(
+    gain: PolicyGain, log_ratios: Tensor, advantages: Tensor, needed: Tensor, real: Tensor, average: MeanOverLearners
 ) -> Tensor:
-    """Surrogate loss of each head over the steps where it is needed.
+    """Policy loss of each head over the steps where it is needed.
 
     Args:
+        gain: The algorithm's.
         log_ratios: ``[B, T, H]``.
         advantages: ``[B, T, 2]``; the first column is for the first head, the second for all others.
         needed: bool ``[B, T, H]``, False at steps that are not real.
         real: bool ``[B, T]``.
-        clip: Half width of the trusted interval of the ratio.
         average: Averages over learner processes.
 
     Returns:
@@ -109,12 +115,34 @@ def clipped_surrogate(
     """
     num_heads = log_ratios.shape[-1]
     per_head = torch.cat([advantages[..., :1], advantages[..., 1:].expand(*real.shape, num_heads - 1)], dim=-1)
-    ratios = log_ratios.exp()
-    gain = torch.minimum(ratios * per_head, ratios.clamp(1 - clip, 1 + clip) * per_head)
     # where, not a product: a ratio that overflowed at a step that does not count must not become NaN.
-    total = torch.where(needed, gain, 0.0).sum(dim=(0, 1))
+    total = torch.where(needed, gain(log_ratios, per_head), 0.0).sum(dim=(0, 1))
     counts = average(torch.cat([needed.sum(dim=(0, 1)), real.sum().reshape(1)]).to(total.dtype))
     return -total / divisor(torch.maximum(counts[:-1], MINIMUM_NEED * counts[-1]))
+
+
+def clipped_surrogate(
+    log_ratios: Tensor, advantages: Tensor, needed: Tensor, real: Tensor, clip: float, average: MeanOverLearners
+) -> Tensor:
+    """PPO's surrogate loss of each head; arguments and result as for :func:`per_head_loss`.
+
+    Args:
+        log_ratios: ``[B, T, H]``.
+        advantages: ``[B, T, 2]``.
+        needed: bool ``[B, T, H]``.
+        real: bool ``[B, T]``.
+        clip: Half width of the trusted interval of the ratio.
+        average: Averages over learner processes.
+
+    Returns:
+        ``[H]``.
+    """
+
+    def gain(log_ratios: Tensor, per_head: Tensor) -> Tensor:
+        ratios = log_ratios.exp()
+        return torch.minimum(ratios * per_head, ratios.clamp(1 - clip, 1 + clip) * per_head)
+
+    return per_head_loss(gain, log_ratios, advantages, needed, real, average)
 
 
 def entropy_by_availability(output: PolicyOutput, real: Tensor, average: MeanOverLearners) -> tuple[Tensor, Tensor]:
@@ -163,6 +191,25 @@ def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> T
     return total / divisor(count)
 
 
+def needed_log_ratios(
+    output: PolicyOutput, actions: Tensor, old_log_probs: Tensor, real: Tensor
+) -> tuple[Tensor, Tensor]:
+    """New minus old log-probabilities, and which heads count.
+
+    Args:
+        output: The new policy.
+        actions: int64 ``[B, T, H]``.
+        old_log_probs: ``[B, T, H]``.
+        real: bool ``[B, T]``.
+
+    Returns:
+        ``[B, T, H]``, 0 where a head is not needed, and bool ``[B, T, H]``: heads needed at real steps. Summed over
+        the heads the first is the joint action's.
+    """
+    needed = output.distribution.needed(actions[..., 0]) & real.unsqueeze(-1)
+    return torch.where(needed, output.distribution.log_prob(actions) - old_log_probs, 0.0), needed
+
+
 def ppo_loss(
     output: PolicyOutput,
     minibatch: Minibatch,
@@ -170,7 +217,7 @@ def ppo_loss(
     weights: Tensor,
     average: MeanOverLearners,
 ) -> LossTerms:
-    """The whole loss of one minibatch.
+    """The whole loss of one minibatch of PPO: the policy's clipped surrogates, the critic, the entropy.
 
     Over several learners every denominator is the learners' average, so that the average of their gradients is
     the gradient of the undivided minibatch.
@@ -186,19 +233,53 @@ def ppo_loss(
         The loss and its parts.
     """
     real = minibatch.real
-    needed = output.distribution.needed(minibatch.ops) & real.unsqueeze(-1)
-    log_probs = output.distribution.log_prob(minibatch.actions)
-    log_ratios = torch.where(needed, log_probs - minibatch.old_log_probs, 0.0)
+    log_ratios, needed = needed_log_ratios(output, minibatch.actions, minibatch.old_log_probs, real)
     policy = clipped_surrogate(log_ratios, minibatch.advantages, needed, real, settings.clip, average)
+    return _whole_loss(output, minibatch, settings, weights, average, policy, log_ratios, needed)
+
+
+def impala_loss(
+    output: PolicyOutput,
+    minibatch: Minibatch,
+    settings: LearnerConfig,
+    weights: Tensor,
+    average: MeanOverLearners,
+) -> LossTerms:
+    """The whole loss of one batch of IMPALA: as :func:`ppo_loss`, with the plain policy gradient.
+
+    The advantages bring the truncated joint ratio along (V-trace), so a head's gradient is ``A ∇ log π``. The
+    policy loss is that of the log-ratio, whose gradient is the same and which is 0 for an unchanged policy.
+    """
+    real = minibatch.real
+    log_ratios, needed = needed_log_ratios(output, minibatch.actions, minibatch.old_log_probs, real)
+    policy = per_head_loss(torch.mul, log_ratios, minibatch.advantages, needed, real, average)
+    return _whole_loss(output, minibatch, settings, weights, average, policy, log_ratios, needed)
+
+
+def _whole_loss(
+    output: PolicyOutput,
+    minibatch: Minibatch,
+    settings: LearnerConfig,
+    weights: Tensor,
+    average: MeanOverLearners,
+    policy: Tensor,
+    log_ratios: Tensor,
+    needed: Tensor,
+) -> LossTerms:
+    """The policy's loss ``[H]`` joined by the critic's and the entropies'."""
+    real = minibatch.real
     entropy, available_share = entropy_by_availability(output, real, average)
     steps = divisor(average(real.sum().to(policy.dtype)))
 
-    def mean_squared_error(predicted: Tensor) -> Tensor:
-        return torch.where(real, (predicted - minibatch.returns).square(), 0.0).sum() / steps
+    def mean_squared_error(predicted: Tensor, returns: Tensor) -> Tensor:
+        return torch.where(real, (predicted - returns).square(), 0.0).sum() / steps
 
-    value = mean_squared_error(output.value)
-    # Without an op stream Q is V, whose error counts once.
-    q_value = torch.zeros_like(value) if output.q_values is None else mean_squared_error(output.q_value(minibatch.ops))
+    value = mean_squared_error(output.value, minibatch.returns)
+    if output.q_values is None:  # Q is V, whose error counts once
+        q_value = torch.zeros_like(value)
+    else:
+        q_returns = minibatch.returns if minibatch.q_returns is None else minibatch.q_returns
+        q_value = mean_squared_error(output.q_value(minibatch.ops), q_returns)
     total = policy.sum() + settings.value_loss_coeff * (value + q_value) - (weights * entropy).sum()
     return LossTerms(
         total=total,

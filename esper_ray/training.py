@@ -14,22 +14,26 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.registry import register_env
 from rich.console import Console
 
 from envs import ENV_ID
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.vocabulary import LifecycleOp
+from esper_ray.algorithm import FactoredConfig
 from esper_ray.callbacks import EpisodeMetrics, TensorBoard, current_network, flatten
 from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
-from esper_ray.ppo import EsperPPO, EsperPPOConfig
+from esper_ray.impala import EsperImpalaConfig
+from esper_ray.ppo import EsperPPOConfig
 from esper_ray.process import settle
 from esper_ray.run_directory import POLICY_FILE, RunDirectory
 from policies.encoders import BlueprintEncoder
 from policies.weights import save_weights
 
 RLLIB_STATE = "rllib"
+CONFIGS: dict[str, type[FactoredConfig]] = {"ppo": EsperPPOConfig, "impala": EsperImpalaConfig}
 
 
 def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
@@ -43,10 +47,13 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
         console: Where progress is printed.
 
     Raises:
-        UserError: a checkpoint that cannot be read, or one of other sizes.
+        UserError: a checkpoint that cannot be read, or one of other sizes or of the other algorithm.
     """
     settle()
     done = run.index()["latest"].iteration if run.index() else 0
+    begun_with = run.config().run.algorithm
+    if config.run.algorithm != begun_with:
+        raise UserError(f"{run.path} was begun with --algorithm {begun_with} and cannot go on with another one")
     if done >= config.run.iterations:
         console.print(f"{run.path} has its {done} iterations already; give more with --iterations N --resume")
         return
@@ -64,7 +71,7 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
         ray.shutdown()
 
 
-def _loop(algorithm: EsperPPO, run: RunDirectory, config: TrainConfig, console: Console, stop: list[bool]) -> None:
+def _loop(algorithm: Algorithm, run: RunDirectory, config: TrainConfig, console: Console, stop: list[bool]) -> None:
     began, first = time.perf_counter(), algorithm.iteration
     steps = 0
     while algorithm.iteration < config.run.iterations:
@@ -106,11 +113,11 @@ def _make_env(env_config: dict[str, Any]) -> MorphogenesisVectorEnv:
     return MorphogenesisVectorEnv(**env_config)
 
 
-def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> EsperPPOConfig:
+def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> FactoredConfig:
     """RLlib's config of a run whose randomness starts at ``stream``, the iterations done before."""
     register_env(ENV_ID, _make_env)
     slots = config.env.make_task().slots
-    algorithm_config = EsperPPOConfig.of(
+    algorithm_config = CONFIGS[config.run.algorithm].of(
         env_id=ENV_ID,
         env_config={**config.env.keywords(), "gamma": config.learner.gamma, "seed_stream": stream},
         heads=slots.heads,
@@ -127,13 +134,13 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> Es
     return algorithm_config
 
 
-def _write_checkpoint(algorithm: EsperPPO, config: TrainConfig, path: Path) -> None:
+def _write_checkpoint(algorithm: Algorithm, config: TrainConfig, path: Path) -> None:
     algorithm.save_to_path(str(path / RLLIB_STATE))
     network = current_network(algorithm, config.env.make_task().slots, config.network)
     save_weights(network.state_dict(), path / POLICY_FILE)
 
 
-def _restore(algorithm: EsperPPO, run: RunDirectory) -> None:
+def _restore(algorithm: Algorithm, run: RunDirectory) -> None:
     _, path = run.checkpoint("latest")
     try:
         algorithm.restore_from_path(str(path / RLLIB_STATE))

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from esper_ray.advantages import (
     MINIMUM_SCALE,
+    advantage_means,
     advantage_scale,
     advantage_streams,
     lambda_returns,
@@ -129,3 +130,19 @@ def test_cut_episodes_give_the_returns_of_whole_ones_from_the_cut_backwards(frag
         gae_lambda=0.95,
     )
     torch.testing.assert_close(parts.reshape(1, 150), whole)
+
+
+def test_means_leave_out_what_is_not_counted_and_are_0_where_nothing_is():
+    # Counted: op advantages 1, 3, 8 of mean 4; argument advantages 2, −2, 3 of mean 1.
+    streams = torch.tensor([[1.0, 2.0], [3.0, -2.0], [8.0, 3.0], [100.0, 100.0]])
+    counted = torch.tensor([True, True, True, False])
+    assert advantage_means(streams, counted, alone).tolist() == [4.0, 1.0]
+    assert advantage_means(streams, torch.zeros(4, dtype=torch.bool), alone).tolist() == [0.0, 0.0]
+
+
+def test_means_over_two_learners_weigh_every_step_alike():
+    # One learner has the op advantages 1, 3, 8, the other 20 alone: 32 / 4 = 8, not the mean of 4 and 20.
+    streams = torch.tensor([[1.0, 2.0], [3.0, -2.0], [8.0, 3.0]])
+    other = torch.tensor([1.0, 20.0, 5.0], dtype=torch.float64)
+    means = advantage_means(streams, torch.ones(3, dtype=torch.bool), lambda sums: (sums + other) / 2)
+    assert means.tolist() == [8.0, 2.0]

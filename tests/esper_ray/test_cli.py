@@ -80,6 +80,23 @@ def test_a_run_resumes_where_it_stopped_with_its_own_settings(run_dir):
     assert config["run"]["seed"] == 3
 
 
+def test_the_asynchronous_algorithm_trains_and_its_run_stays_with_it(tmp_path):
+    path = tmp_path / "run"
+    result = esper_ray("train", "--debug", "--algorithm", "impala", "--iterations", 1, "--run-dir", path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1/1" in result.stdout
+    scalars = tags(path).Tags()["scalars"]
+    assert {"World/score", "Critic/q_spread", "Policy/kl", "Optimiser/gradient_norm/all", "Alarm/non_finite"} <= {
+        *scalars
+    }
+    result = esper_ray("train", "--run-dir", path, "--resume", "--iterations", 2, "--algorithm", "ppo")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "begun with --algorithm impala" in result.stderr
+    result = esper_ray("train", "--run-dir", path, "--resume", "--iterations", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2/2" in result.stdout
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "esper_ray", "train", *SMALL, "--iterations", "500", "--run-dir", "run"]
     process = subprocess.Popen(
@@ -170,6 +187,7 @@ def test_a_corrupt_export_is_refused_in_one_clear_line(run_dir, tmp_path):
         (["train", "--hosts-per-runner", "0"], "hosts_per_runner"),
         (["train", "--debug", "--hosts-per-runner", "3"], "multiple of"),
         (["train", "--clip", "-1"], "clip"),
+        (["train", "--debug", "--algorithm", "impala", "--minibatches", "3"], "hosts_per_runner"),
         (["train", "--no-such-flag"], "no-such-flag"),
         (["train", "--resume"], "--run-dir"),
         (["train", "--resume", "--run-dir", "nowhere"], "not a run directory"),

@@ -191,6 +191,21 @@ def test_op_advantages_have_unit_deviation_over_steps_with_a_choice():
     assert (batch[Postprocessing.ADVANTAGES][~batch[Columns.LOSS_MASK]] == 0).all()
 
 
+def test_centred_advantages_have_mean_0_over_steps_with_a_choice_and_the_usual_scale():
+    usual, centred = (
+        Parts(config_of(LearnerConfig(minibatches=2, centre_advantages=centre), stop=0.15)) for centre in (False, True)
+    )
+    episodes = usual.runner.sample()
+    batch = usual.train_batch(copy.deepcopy(episodes))[MODULE]
+    after = centred.train_batch(episodes)[MODULE][Postprocessing.ADVANTAGES]
+    before, real = batch[Postprocessing.ADVANTAGES], batch[Columns.LOSS_MASK]
+    counted = real & ~usual.learner.module[MODULE].policy_output(batch).distribution.forced
+    torch.testing.assert_close(after[counted].mean(dim=0), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(after[real], (before - before[counted].mean(dim=0))[real], atol=1e-5, rtol=1e-5)
+    assert before[counted].mean(dim=0).abs().min() > 0.01
+    assert (after[~real] == 0).all()
+
+
 def test_the_first_minibatch_is_on_policy_and_the_numbers_are_there():
     parts = Parts(config_of())
     numbers = parts.update()

@@ -1,0 +1,200 @@
+"""What does a second runner add, and how much memory do runners take?
+
+Run it with::
+
+    python -m benchmarks.scaling --json scaling.json
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import torch
+import tyro
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks.harness import Report, Table, median_ratio, paired_seconds
+from benchmarks.quickstart import quickstart, start_ray
+from esper_ray.process import settle
+
+RUNNERS = 2
+SETTLED = 5
+"""Iterations after which memory should not grow any more."""
+
+MEMORY = (
+    "iterations",
+    "larger runner",
+    "its own pages",
+    "driver with learner",
+    "driver and runners",
+    "all, with Ray's",
+)
+
+NOTES = (
+    "Two processes take episodes with the quickstart preset's network through RLlib's group of runners; the rate of "
+    "one, beside the idle other, is taken in turns with that of both. A step is one epoch of one host, and every "
+    "runner has the same number of hosts.",
+    "Memory is what is resident (VmRSS) after so many iterations of rollout and update. Pages that processes share "
+    "count once in each, so the sum is an upper bound; it covers the driver and all that it started, Ray's own "
+    "processes included. A process's own pages (RssAnon) are those without shared libraries and Ray's object store.",
+)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Env steps per second with one and two runners, and their memory."""
+
+    json: Path | None = None
+    """Report to write; the tables are always printed."""
+    hosts: int = 32
+    """Hosts of each runner."""
+    epochs: int = 16
+    """Steps of an episode; the quickstart preset has 60."""
+    repeats: int = 3
+    """Timed rounds of one episode per host."""
+    task: str = "digits_impaired"
+    """Data and host for the rates."""
+    memory_task: str = "digits"
+    """Data and host for the memory."""
+    iterations: int = 20
+    """Rollouts and updates over which memory is watched."""
+    gpu_hosts: tuple[int, ...] = (32, 128, 512, 1024)
+    """Hosts of a runner on a GPU, if there is one."""
+
+    def run(self, console: Console) -> None:
+        """Measure, print, write."""
+        report = Report("scaling", notes=list(NOTES))
+        start_ray(RUNNERS)
+        try:
+            with console.status("one runner and two, in turns"):
+                self._rates(report)
+            self._memory(report, console)
+        finally:
+            ray.shutdown()
+        if torch.cuda.is_available():
+            with console.status("hosts on the GPU"):
+                self._on_gpu(report)
+        report.publish(console, self.json)
+
+    def _rates(self, report: Report) -> None:
+        config = quickstart(num_env_runners=RUNNERS, hosts_per_runner=self.hosts, epochs=self.epochs, task=self.task)
+        algorithm = config.build_algo()
+        group = algorithm.env_runner_group
+
+        def sample(runners: int) -> None:
+            # Episodes and metrics come to the driver, as in training.
+            group.foreach_env_runner(
+                lambda runner: (runner.sample(), runner.get_metrics()),
+                local_env_runner=False,
+                remote_worker_ids=list(range(1, runners + 1)),
+            )
+
+        counts = {"one": 1, "two": RUNNERS}
+        seconds = paired_seconds({k: functools.partial(sample, count) for k, count in counts.items()}, self.repeats)
+        algorithm.stop()
+        ratio = RUNNERS * median_ratio(seconds["one"], seconds["two"])
+        steps = self.hosts * self.epochs
+        rates = [f"{steps * count / statistics.median(seconds[name]):,.1f}" for name, count in counts.items()]
+        report.tables.append(
+            Table(
+                f"Env steps per second, {self.hosts} hosts per runner ({self.task}, episodes of {self.epochs} epochs)",
+                ("one runner", "two runners", "ratio"),
+                [(*rates, f"{ratio:.2f}")],
+            )
+        )
+        report.headline["two_runner_ratio"] = round(ratio, 2)
+
+    def _memory(self, report: Report, console: Console) -> None:
+        config = quickstart(
+            num_env_runners=RUNNERS, hosts_per_runner=self.hosts, epochs=self.epochs, task=self.memory_task
+        )
+        algorithm = config.build_algo()
+        watched = {0, 1, SETTLED, 10, self.iterations}
+        rows: list[tuple[str, ...]] = []
+        runner_megabytes: dict[int, float] = {}
+        for iteration in track(range(self.iterations + 1), description="memory", console=console, transient=True):
+            if iteration > 0:
+                algorithm.train()
+            if iteration not in watched:
+                continue
+            runners = algorithm.env_runner_group.foreach_env_runner(
+                lambda _: (resident_megabytes(os.getpid()), resident_megabytes(os.getpid(), "RssAnon")),
+                local_env_runner=False,
+            )
+            runner, private = max(runners)
+            runner_megabytes[iteration] = runner
+            driver = resident_megabytes(os.getpid())
+            everything = sum(resident_megabytes(process) for process in family(os.getpid()))
+            both = driver + sum(total for total, _ in runners)
+            rows.append((str(iteration), *(f"{m:,.0f}" for m in (runner, private, driver, both, everything))))
+        algorithm.stop()
+        report.tables.append(
+            Table(
+                f"Resident MB, {RUNNERS} runners of {self.hosts} hosts "
+                f"({self.memory_task}, episodes of {self.epochs} epochs)",
+                MEMORY,
+                rows,
+            )
+        )
+        report.headline["runner_rss_mb"] = round(runner_megabytes[self.iterations])
+        if self.iterations > SETTLED:
+            growth = runner_megabytes[self.iterations] - runner_megabytes[SETTLED]
+            report.headline[f"rss_growth_mb_{self.iterations}_iterations"] = round(growth)
+            report.notes.append(
+                f"The headline's growth is that of the larger runner from iteration {SETTLED} to {self.iterations}."
+            )
+
+    def _on_gpu(self, report: Report) -> None:
+        """Rates of one local runner whose hosts live on the GPU; the policy stays on the CPU."""
+        rows: list[tuple[str, ...]] = []
+        for num_hosts in self.gpu_hosts:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            config = quickstart(
+                num_env_runners=0, hosts_per_runner=num_hosts, epochs=self.epochs, task=self.task, device="cuda"
+            )
+            runner = SingleAgentEnvRunner(config=config, worker_index=0)
+            runner.sample()  # warm-up
+            started = time.perf_counter()
+            steps = sum(len(episode) for episode in runner.sample())
+            seconds = time.perf_counter() - started
+            megabytes = torch.cuda.max_memory_allocated() / 1e6
+            rows.append((str(num_hosts), f"{steps / seconds:,.0f}", f"{megabytes:,.0f}"))
+        title = f"One runner with its hosts on the GPU ({self.task}, episodes of {self.epochs} epochs)"
+        report.tables.append(Table(title, ("hosts", "env steps per second", "GPU memory, MB"), rows))
+
+
+def resident_megabytes(process: int, kind: str = "VmRSS") -> float:
+    """Resident memory of a process, by default all of it, shared pages included; 0 if the process is gone."""
+    return int(_status(process).get(kind, "0 kB").split()[0]) * 1024 / 1e6
+
+
+def family(process: int) -> Iterator[int]:
+    """A process and everything that it started."""
+    yield process
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and _status(int(entry.name)).get("PPid") == str(process):
+            yield from family(int(entry.name))
+
+
+def _status(process: int) -> dict[str, str]:
+    """What the kernel (Linux) tells about a process."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+if __name__ == "__main__":
+    settle()
+    tyro.cli(Scaling).run(Console())
