@@ -51,9 +51,11 @@ class Trained:
         Raises:
             UserError: there is neither, or it is damaged.
         """
-        if (path / CARD_FILE).is_file():
+        if any((path / name).is_file() for name in (CARD_FILE, POLICY_FILE)):
             card, _ = load_export(path)
-            trained = cls(path.resolve(), "export", card.iteration, card.env, card.network, path / POLICY_FILE)
+            trained = cls(
+                path.resolve(), "export", card.iteration, card.env, card.network, path.resolve() / POLICY_FILE
+            )
         else:
             run = RunDirectory.open(path)
             config = run.config()

@@ -256,6 +256,8 @@ def test_a_foreign_model_is_refused_in_a_short_line(copy):
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
     assert name in refusal(copy)
+    with pytest.raises(UserError, match=name):
+        Trained.open(copy, "best")
 
 
 @pytest.mark.parametrize(
