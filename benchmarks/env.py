@@ -7,7 +7,6 @@ Run it with::
 
 from __future__ import annotations
 
-import copy
 import functools
 import statistics
 import time
@@ -23,8 +22,8 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.harness import Report, Table, median_ratio, paired_seconds
+from benchmarks.plain_hosts import PlainHost
 from envs.action_masks import build_mask
-from envs.limits import SeedCosts
 from envs.morphogenesis import MorphogenesisVectorEnv
 from esper_ray.process import settle
 from policies.player import Player
@@ -85,7 +84,8 @@ NOTES = (
     "`population.train_epoch` and `population.evaluate`: sync draws and deals out the seeds' weights, reset draws "
     "hosts at an episode's start, encode makes the features, take saves the governor's snapshots, apply executes "
     "the actions, and rest is masks, rewards, measurements and reports.",
-    "The loop over hosts runs the same array code on arrays of one host each, as N envs of one host would.",
+    "The loop over hosts is plain Python on numbers and lists, one host and one slot after another; it makes the same "
+    "masks and features, which is checked.",
 )
 
 
@@ -126,13 +126,25 @@ class _Player:
         """Masks and features of all hosts in one call, and host by host, in the middle of an episode."""
         for _ in range(self.epochs // 2):
             self._step()
-        env, everything = self.env, _State(self.env, slice(None))
-        singles = [_State(env, slice(host, host + 1)) for host in range(self.num_hosts)]
+        env = self.env
+        plain = [PlainHost(env, host) for host in range(self.num_hosts)]
+        last_op, last_success = np.zeros_like(env.epoch), np.ones(self.num_hosts, bool)
+        encode = functools.partial(type(env.layout).encode, env.layout)
+        state = (env.progress, env.lifecycle, env.measurements, env.epoch, env.max_epochs, last_op, last_success)
+        # Both ways end in an array of the observation's type, which is what a policy takes.
+        ways: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+            "mask": (
+                functools.partial(build_mask, env.lifecycle),
+                lambda: np.array([host.mask() for host in plain], np.int8),
+            ),
+            "features": (
+                functools.partial(encode, *state),
+                lambda: np.array([host.features(0, True) for host in plain], np.float32),
+            ),
+        }
         rows = []
-        for name in ("mask", "features"):
-            loop = functools.partial(_each, [getattr(single, name) for single in singles])
-            arrays = getattr(everything, name)
-            np.testing.assert_array_equal(np.concatenate(loop()), arrays())
+        for name, (arrays, loop) in ways.items():
+            np.testing.assert_allclose(loop(), arrays(), rtol=1e-6, atol=1e-6)
             seconds = paired_seconds({"arrays": arrays, "loop": loop}, 30, warmup=3)
             medians = [f"{1e3 * statistics.median(seconds[key]):.3f}" for key in ("arrays", "loop")]
             ratio = median_ratio(seconds["loop"], seconds["arrays"])
@@ -155,43 +167,6 @@ class _Player:
             return result
 
         return timed
-
-
-class _State:
-    """What masks and features are made from, of some of an env's hosts."""
-
-    def __init__(self, env: MorphogenesisVectorEnv, hosts: slice) -> None:
-        self.lifecycle = _rows(env.lifecycle, env.num_envs, hosts)
-        costs = env.lifecycle.costs
-        self.lifecycle.costs = SeedCosts(**_arrays(costs, env.num_envs, hosts))
-        progress = _rows(env.progress, env.num_envs, hosts)
-        measurements = _rows(env.measurements, env.num_envs, hosts)
-        epoch = env.epoch[hosts]
-        last_op, last_success = np.zeros_like(epoch), np.ones(len(epoch), bool)
-        self.mask = functools.partial(build_mask, self.lifecycle)
-        self.features = functools.partial(
-            type(env.layout).encode,
-            *(env.layout, progress, self.lifecycle, measurements, epoch, env.max_epochs, last_op, last_success),
-        )
-
-
-def _arrays(owner: Any, num_hosts: int, hosts: slice) -> dict[str, Any]:
-    """Attributes of an object; arrays whose first axis is the hosts are cut to some of them."""
-    return {
-        name: value[hosts] if isinstance(value, np.ndarray) and len(value) == num_hosts else value
-        for name, value in vars(owner).items()
-    }
-
-
-def _rows(owner: T, num_hosts: int, hosts: slice) -> T:
-    """A copy of an object for some of its hosts."""
-    part = copy.copy(owner)
-    vars(part).update(_arrays(owner, num_hosts, hosts))
-    return part
-
-
-def _each(calls: list[Callable[[], Any]]) -> list[Any]:
-    return [call() for call in calls]
 
 
 if __name__ == "__main__":
