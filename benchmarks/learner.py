@@ -39,7 +39,8 @@ NOTES = (
     "kl_stop is off, so that every round does the same work. One thread.",
     "The loop over time steps has the same weights and calls torch's own LSTM cell once per step.",
     "An iteration is one of `make train`, with its processes, after a warm-up one; checkpoints, TensorBoard and "
-    "pictures are left out, which makes the learner's share look larger, not smaller.",
+    "pictures are left out, which makes the learner's share look larger, not smaller. RLlib's PPO samples, updates and "
+    "sends new weights (once, without waiting for the runners) one after the other: nothing overlaps.",
 )
 
 

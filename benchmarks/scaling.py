@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -27,6 +28,8 @@ from benchmarks.quickstart import quickstart, start_ray
 from esper_ray.process import settle
 
 RUNNERS = 2
+WARMUP = 2
+"""Rounds of all runners that do not count: the first of a runner has other seeds."""
 SETTLED = 5
 """Iterations after which memory should not grow any more."""
 
@@ -41,8 +44,9 @@ MEMORY = (
 
 NOTES = (
     "Two processes take episodes with the quickstart preset's network through RLlib's group of runners; the rate of "
-    "one, beside the idle other, is taken in turns with that of both. A step is one epoch of one host, and every "
-    "runner has the same number of hosts.",
+    "one, beside the idle other, is taken in turns with that of both. A step is one epoch of one host. In every round "
+    "every runner plays the same episodes, hosts and actions, and the returns are checked: two unequal ones would be "
+    "as slow as the slower.",
     "Memory is what is resident (VmRSS) after so many iterations of rollout and update. Pages that processes share "
     "count once in each, so the sum is an upper bound; it covers the driver and all that it started, Ray's own "
     "processes included. A process's own pages (RssAnon) are those without shared libraries and Ray's object store.",
@@ -90,16 +94,24 @@ class Scaling:
         algorithm = config.build_algo()
         group = algorithm.env_runner_group
 
+        returns: set[float] = set()
+
         def sample(runners: int) -> None:
-            # Episodes and metrics come to the driver, as in training.
-            group.foreach_env_runner(
-                lambda runner: (runner.sample(), runner.get_metrics()),
-                local_env_runner=False,
-                remote_worker_ids=list(range(1, runners + 1)),
+            results = group.foreach_env_runner(
+                _replay, local_env_runner=False, remote_worker_ids=list(range(1, runners + 1))
             )
+            returns.update(sum(episode.get_return() for episode in episodes) for episodes, _ in results)
 
         counts = {"one": 1, "two": RUNNERS}
-        seconds = paired_seconds({k: functools.partial(sample, count) for k, count in counts.items()}, self.repeats)
+        candidates = {name: functools.partial(sample, count) for name, count in counts.items()}
+        for _ in range(WARMUP):
+            sample(RUNNERS)
+        returns.clear()
+        seconds = paired_seconds(candidates, self.repeats, warmup=0)
+        if len(returns) > 1:
+            raise RuntimeError(
+                f"runners played different episodes (returns {sorted(returns)}): their times do not compare"
+            )
         algorithm.stop()
         ratio = RUNNERS * median_ratio(seconds["one"], seconds["two"])
         steps = self.hosts * self.epochs
@@ -171,6 +183,16 @@ class Scaling:
             rows.append((str(num_hosts), f"{steps / seconds:,.0f}", f"{megabytes:,.0f}"))
         title = f"One runner with its hosts on the GPU ({self.task}, episodes of {self.epochs} epochs)"
         report.tables.append(Table(title, ("hosts", "env steps per second", "GPU memory, MB"), rows))
+
+
+def _replay(runner: Any) -> tuple[list[Any], Any]:
+    """The same episodes at every call and in every runner that has played before; metrics come along, as in training.
+
+    RLlib seeds a runner at its first reset only, which is why that one differs.
+    """
+    runner.env.unwrapped.reset(seed=0)
+    torch.manual_seed(0)  # the policy's draws
+    return runner.sample(force_reset=True), runner.get_metrics()
 
 
 def resident_megabytes(process: int, kind: str = "VmRSS") -> float:
