@@ -47,9 +47,11 @@ class FactoredConfig(AlgorithmConfig):
 
     Attributes:
         settings: The learner's settings, the one place that the loss and the advantages read.
+        total_steps: Env steps over which what falls with time falls.
     """
 
     settings: LearnerConfig
+    total_steps: int | None = None
 
     @classmethod
     def of(
@@ -66,6 +68,7 @@ class FactoredConfig(AlgorithmConfig):
         num_learners: int = 0,
         network: NetworkConfig | None = None,
         learner: LearnerConfig | None = None,
+        total_steps: int | None = None,
         seed: int = 0,
     ) -> Self:
         """A config ready to build.
@@ -91,6 +94,7 @@ class FactoredConfig(AlgorithmConfig):
             num_learners: Processes that learn; 0 learns in this one.
             network: Widths; the defaults if None.
             learner: Settings; the defaults if None.
+            total_steps: Env steps of the whole run; needed where ``lr_final`` or ``entropy_final`` is below 1.
             seed: Of weights, actions and envs.
 
         Raises:
@@ -98,7 +102,7 @@ class FactoredConfig(AlgorithmConfig):
                 support these lengths or this number of learners.
         """
         config = cls()
-        config.settings = learner or LearnerConfig()
+        config.settings, config.total_steps = learner or LearnerConfig(), total_steps
         config._play_in(env_id, env_config, rollout_length, envs_per_runner, num_env_runners)
         model = {
             "heads": tuple(heads),
@@ -112,6 +116,18 @@ class FactoredConfig(AlgorithmConfig):
         config._train_on()
         config.debugging(seed=seed, log_level="ERROR")
         return config
+
+    def falling(self, value: float, final: float) -> float | list[list[float]]:
+        """A setting that falls linearly to the share ``final`` of itself, as RLlib writes a schedule.
+
+        Raises:
+            ValueError: it falls, but nobody said over how many steps.
+        """
+        if final == 1:
+            return value
+        if self.total_steps is None:
+            raise ValueError(f"a setting that falls to {final} of itself needs total_steps: give it, or leave it at 1")
+        return [[0, value], [self.total_steps, final * value]]
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """The module of this algorithm; its ``model_config`` must be given."""

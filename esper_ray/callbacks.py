@@ -39,10 +39,14 @@ GROUPS = {
     ),
     **dict.fromkeys(("return_scale",), CRITIC),
     **dict.fromkeys(
-        ("entropy", "entropy_available", "ratio_min", "ratio_mean", "ratio_max", "clip_share", "needed_share"), POLICY
+        ("entropy", "entropy_available", "ratio_min", "ratio_mean", "ratio_max", "clip_share", "decided_share"), POLICY
     ),
-    **dict.fromkeys(("policy_loss", "kl", "joint_ratio_mean", "joint_ratio_max", "forced_share"), POLICY),
-    **dict.fromkeys(("loss", "gradient_norm", "gradient_clipped_share", "applied_share", "replay_error"), OPTIMISER),
+    **dict.fromkeys(
+        ("policy_loss", "entropy_coeff", "kl", "joint_ratio_mean", "joint_ratio_max", "forced_share"), POLICY
+    ),
+    **dict.fromkeys(
+        ("loss", "lr", "gradient_norm", "gradient_clipped_share", "applied_share", "replay_error"), OPTIMISER
+    ),
     **dict.fromkeys(("lstm_hidden_norm", "lstm_cell_norm"), LSTM),
     "alarm": ALARM,
     "update_seconds": SPEED,

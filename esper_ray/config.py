@@ -51,6 +51,8 @@ class LearnerConfig:
 
     lr: float = 3e-4
     """Step size of Adam."""
+    lr_final: float = 1.0
+    """What is left of lr after the last iteration, as a share; it falls linearly."""
     adam_epsilon: float = 1e-5
     """Adam's term against division by small second moments."""
     gamma: float = 1.0
@@ -78,6 +80,8 @@ class LearnerConfig:
     """What the running scale of returns keeps of its past at every rollout, between 0 and 1."""
     entropy_coeff: float = 0.01
     """Weight of the entropy bonus, where 1 is the entropy of a uniform choice among the admitted entries."""
+    entropy_final: float = 1.0
+    """What is left of entropy_coeff after the last iteration, as a share; it falls linearly."""
     entropy_multipliers: Mapping[str, float] = field(default_factory=dict)
     """Factors on the entropy bonus of single heads, by name, in place of the heads' own."""
     grad_clip: float = 10.0
@@ -87,6 +91,7 @@ class LearnerConfig:
         positive = {name: getattr(self, name) for name in ("lr", "adam_epsilon", "clip", "grad_clip")}
         counts = {name: getattr(self, name) for name in ("num_epochs", "minibatches")}
         shares = {name: getattr(self, name) for name in ("gamma", "gae_lambda", "return_scale_decay")}
+        shares |= {name: getattr(self, name) for name in ("lr_final", "entropy_final")}
         weights = {f"entropy_multipliers[{name}]": value for name, value in self.entropy_multipliers.items()}
         weights |= {name: getattr(self, name) for name in ("value_loss_coeff", "entropy_coeff")}
         if self.kl_stop is not None:
@@ -229,6 +234,11 @@ class TrainConfig:
                 f"the {hosts} hosts of {of} must be a multiple of minibatches, which is {minibatches}: "
                 "change one of them"
             )
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Epochs that all runners' hosts train for one update, or as many with IMPALA."""
+        return self.run.hosts_per_runner * max(self.run.num_env_runners, 1) * self.env.max_epochs
 
     def to_json(self) -> str:
         """The config as it is stored in a run directory."""

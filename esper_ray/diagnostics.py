@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envs.vocabulary import HeadSpec
 from esper_ray.loss import LossTerms, Minibatch
-from policies.distribution import take_entry, take_row
+from policies.distribution import take_entry
 from policies.network import PolicyOutput
 
 LOW_ENTROPY = 0.1
@@ -43,9 +43,9 @@ def head_diagnostics(
 
     * ``entropy``: over its maximum, at steps whose op needed the head and left it a choice.
     * ``entropy_available``: the same wherever the head is available, as in the loss.
-    * ``ratio_min``, ``ratio_mean``, ``ratio_max``: new over old probability, where needed.
-    * ``clip_share``: where needed, share of ratios outside the clip.
-    * ``needed_share``: share of real steps whose op needed the head.
+    * ``ratio_min``, ``ratio_mean``, ``ratio_max``: new over old probability, where it had a choice.
+    * ``clip_share``: share, where it had a choice, of ratios outside the clip.
+    * ``decided_share``: share of real steps whose op needed the head and left it a choice.
     * ``policy_loss``: clipped surrogate.
     """
     numbers: dict[str, Tensor] = {}
@@ -53,20 +53,18 @@ def head_diagnostics(
     rows = output.distribution.rows[ops]
     tables = output.distribution.normalised_entropies()
     for column, head in enumerate(heads):
-        needed, ratio = terms.needed[..., column], ratios[..., column]
-        row = rows[..., column]
-        choice = take_row(output.distribution.masks[column], row).sum(dim=-1) >= 2
-        entropy = take_entry(tables[column], row)
-        none = ~needed.any()
+        decided, ratio = terms.decided[..., column], ratios[..., column]
+        entropy = take_entry(tables[column], rows[..., column])
+        none = ~decided.any()
         never = terms.available_share[column] == 0
         measures = {
-            "entropy": masked_mean(entropy, needed & choice),
+            "entropy": masked_mean(entropy, decided),
             "entropy_available": terms.entropy[column].masked_fill(never, torch.nan),
-            "ratio_min": ratio.masked_fill(~needed, torch.inf).min().masked_fill(none, torch.nan),
-            "ratio_mean": masked_mean(ratio, needed),
-            "ratio_max": ratio.masked_fill(~needed, -torch.inf).max().masked_fill(none, torch.nan),
-            "clip_share": masked_mean(((ratio - 1).abs() > clip).float(), needed),
-            "needed_share": masked_mean(needed.float(), minibatch.real),
+            "ratio_min": ratio.masked_fill(~decided, torch.inf).min().masked_fill(none, torch.nan),
+            "ratio_mean": masked_mean(ratio, decided),
+            "ratio_max": ratio.masked_fill(~decided, -torch.inf).max().masked_fill(none, torch.nan),
+            "clip_share": masked_mean(((ratio - 1).abs() > clip).float(), decided),
+            "decided_share": masked_mean(decided.float(), minibatch.real),
             "policy_loss": terms.policy[column].masked_fill(none, torch.nan),
         }
         numbers |= {f"{measure}/{head.name}": value for measure, value in measures.items()}

@@ -54,7 +54,7 @@ class EsperImpalaConfig(FactoredConfig, IMPALAConfig):
         # that they fill on average, rounded down; it wants a multiple of the rollout's length. None is the whole.
         lengths = -(-rows * (rollout_length + 1) // rollout_length)
         self.training(
-            lr=settings.lr,
+            lr=self.falling(settings.lr, settings.lr_final),
             gamma=settings.gamma,
             entropy_coeff=settings.entropy_coeff,
             vf_loss_coeff=settings.value_loss_coeff,

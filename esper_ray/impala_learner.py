@@ -17,7 +17,7 @@ from esper_ray.advantages import (
     vtrace_returns,
 )
 from esper_ray.learner import FactoredLearner, mean_over_learners
-from esper_ray.loss import LossTerms, Minibatch, impala_loss, needed_log_ratios
+from esper_ray.loss import LossTerms, Minibatch, decided_log_ratios, impala_loss
 from policies.network import PolicyOutput, RecurrentPolicyNetwork
 from policies.rl_module import HEAD_LOG_PROBS
 
@@ -67,7 +67,7 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
         """V-trace of whole rollouts: a row is one, with its last observation at its end as an artificial step."""
         settings, scale = self.settings, network.return_scale
         actions, real = batch[Columns.ACTIONS].long(), batch[Columns.LOSS_MASK]
-        log_ratios, _ = needed_log_ratios(output, actions, batch[HEAD_LOG_PROBS], real)
+        log_ratios, _ = decided_log_ratios(output, actions, batch[HEAD_LOG_PROBS], real)
         ratios = log_ratios.sum(dim=-1).exp()
         value = output.value * scale.value
         q_value = output.q_value(actions[..., 0]) * scale.value

@@ -13,6 +13,8 @@ from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.evaluation.postprocessing import Postprocessing
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from esper_ray.advantages import FactoredAdvantages
@@ -67,7 +69,8 @@ class FactoredLearner(TorchLearner):
     (:mod:`esper_ray.diagnostics`), but for ``gradient_norm/...`` (before clipping: per head, of the rest, and
     ``all``), ``gradient_clipped_share``, ``applied_share`` (share of the minibatches that made a step),
     ``replay_error`` (PPO only: largest difference between stored and recomputed log-probabilities before the first
-    step, to be near 0), ``return_scale``, ``update_seconds`` and ``lstm_hidden_norm``, ``lstm_cell_norm``.
+    step, to be near 0), ``lr`` (after the update), ``entropy_coeff``, ``return_scale``, ``update_seconds`` and
+    ``lstm_hidden_norm``, ``lstm_cell_norm``.
 
     Attributes:
         stays_with_rollout: Whether an update begins with the policy that played and must end close to it.
@@ -81,6 +84,8 @@ class FactoredLearner(TorchLearner):
             return
         self.settings: LearnerConfig = self.config.settings
         self._record = _UpdateRecord()
+        self._entropy_share = 1.0
+        self._entropy_schedule = Scheduler(self.config.falling(1.0, self.settings.entropy_final))
         super().build()
 
     @abstractmethod
@@ -105,6 +110,7 @@ class FactoredLearner(TorchLearner):
         """Start a new update: nothing stopped, nothing counted."""
         super().before_gradient_based_update(timesteps=timesteps)
         self._record = _UpdateRecord()
+        self._entropy_share = self._entropy_schedule.update(timesteps[NUM_ENV_STEPS_SAMPLED_LIFETIME])
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
@@ -114,7 +120,8 @@ class FactoredLearner(TorchLearner):
         network = self.module[module_id].unwrapped().network
         heads = network.head_specs
         minibatch = self.minibatch(network, batch, output)
-        terms = self.loss(output, minibatch, output.value.new_tensor(entropy_weights(self.settings, heads)))
+        weights = output.value.new_tensor(entropy_weights(self.settings, heads)) * self._entropy_share
+        terms = self.loss(output, minibatch, weights)
         numbers = minibatch_diagnostics(heads, output, minibatch, terms, self.settings.clip)
         hidden_norm, cell_norm = batch[STATE_NORMS][minibatch.real].mean(dim=0).tolist()
         numbers |= {"lstm_hidden_norm": hidden_norm, "lstm_cell_norm": cell_norm}
@@ -181,6 +188,8 @@ class FactoredLearner(TorchLearner):
         for module_id, module in self.module.items():
             scale = module.unwrapped().network.return_scale.value.item()
             numbers = {"applied_share": record.applied / record.offered, "return_scale": scale}
+            numbers |= {"lr": self.get_optimizer(module_id).param_groups[0]["lr"]}
+            numbers |= {"entropy_coeff": self._entropy_share * self.settings.entropy_coeff}
             self._log(module_id, numbers | {"update_seconds": time.perf_counter() - record.began})
             self._count(module_id, {"alarm/clip_saturated": saturated})
 

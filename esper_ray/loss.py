@@ -13,10 +13,6 @@ from esper_ray.advantages import MeanOverLearners
 from esper_ray.config import LearnerConfig
 from policies.network import PolicyOutput
 
-MINIMUM_NEED = 0.05
-"""Smallest share of the real steps over which a head's loss is averaged: one rare op does not carry the whole
-gradient of the heads that only it needs."""
-
 
 @dataclass(frozen=True)
 class Minibatch:
@@ -57,8 +53,8 @@ class LossTerms:
         value: Mean squared error of V, in units of the return scale.
         q_value: Mean squared error of Q(s, op taken), likewise; 0 if the critic does not look at the op.
         kl: Divergence of the policy from that of the rollout, see :func:`divergence`.
-        log_ratios: New minus old log-probabilities, ``[B, T, H]``, 0 where a head is not needed.
-        needed: bool ``[B, T, H]``: heads that the op taken needs, at real steps.
+        log_ratios: New minus old log-probabilities, ``[B, T, H]``, 0 where a head had no choice.
+        decided: bool ``[B, T, H]``: heads that the op taken needs and leaves a choice, at real steps.
     """
 
     total: Tensor
@@ -69,7 +65,7 @@ class LossTerms:
     q_value: Tensor
     kl: Tensor
     log_ratios: Tensor
-    needed: Tensor
+    decided: Tensor
 
 
 def entropy_weights(settings: LearnerConfig, heads: Sequence[HeadSpec]) -> list[float]:
@@ -97,40 +93,38 @@ PolicyGain = Callable[[Tensor, Tensor], Tensor]
 
 
 def per_head_loss(
-    gain: PolicyGain, log_ratios: Tensor, advantages: Tensor, needed: Tensor, real: Tensor, average: MeanOverLearners
+    gain: PolicyGain, log_ratios: Tensor, advantages: Tensor, decided: Tensor, average: MeanOverLearners
 ) -> Tensor:
-    """Policy loss of each head over the steps where it is needed.
+    """Policy loss of each head, averaged over the steps at which anything was decided.
+
+    All heads share that denominator, so that their losses add up to the joint action's. An average over the steps
+    that need a head would push a head that one step in twenty needs twenty times as hard as the op that calls it.
 
     Args:
         gain: The algorithm's.
         log_ratios: ``[B, T, H]``.
         advantages: ``[B, T, 2]``; the first column is for the first head, the second for all others.
-        needed: bool ``[B, T, H]``, False at steps that are not real.
-        real: bool ``[B, T]``.
+        decided: bool ``[B, T, H]``: heads that had a choice, False at steps that are not real.
         average: Averages over learner processes.
 
     Returns:
-        ``[H]``, each divided by the number of steps that need the head, or by :data:`MINIMUM_NEED` of the real
-        steps if that is more.
+        ``[H]``.
     """
-    num_heads = log_ratios.shape[-1]
-    per_head = torch.cat([advantages[..., :1], advantages[..., 1:].expand(*real.shape, num_heads - 1)], dim=-1)
+    per_head = torch.cat([advantages[..., :1], advantages[..., 1:].expand_as(log_ratios[..., 1:])], dim=-1)
     # where, not a product: a ratio that overflowed at a step that does not count must not become NaN.
-    total = torch.where(needed, gain(log_ratios, per_head), 0.0).sum(dim=(0, 1))
-    counts = average(torch.cat([needed.sum(dim=(0, 1)), real.sum().reshape(1)]).to(total.dtype))
-    return -total / divisor(torch.maximum(counts[:-1], MINIMUM_NEED * counts[-1]))
+    total = torch.where(decided, gain(log_ratios, per_head), 0.0).sum(dim=(0, 1))
+    return -total / divisor(average(decided.any(dim=-1).sum().to(total.dtype)))
 
 
 def clipped_surrogate(
-    log_ratios: Tensor, advantages: Tensor, needed: Tensor, real: Tensor, clip: float, average: MeanOverLearners
+    log_ratios: Tensor, advantages: Tensor, decided: Tensor, clip: float, average: MeanOverLearners
 ) -> Tensor:
     """PPO's surrogate loss of each head; arguments and result as for :func:`per_head_loss`.
 
     Args:
         log_ratios: ``[B, T, H]``.
         advantages: ``[B, T, 2]``.
-        needed: bool ``[B, T, H]``.
-        real: bool ``[B, T]``.
+        decided: bool ``[B, T, H]``.
         clip: Half width of the trusted interval of the ratio.
         average: Averages over learner processes.
 
@@ -142,7 +136,7 @@ def clipped_surrogate(
         ratios = log_ratios.exp()
         return torch.minimum(ratios * per_head, ratios.clamp(1 - clip, 1 + clip) * per_head)
 
-    return per_head_loss(gain, log_ratios, advantages, needed, real, average)
+    return per_head_loss(gain, log_ratios, advantages, decided, average)
 
 
 def entropy_by_availability(output: PolicyOutput, real: Tensor, average: MeanOverLearners) -> tuple[Tensor, Tensor]:
@@ -171,13 +165,13 @@ def entropy_by_availability(output: PolicyOutput, real: Tensor, average: MeanOve
 
 
 def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> Tensor:
-    """Estimate of KL(old ‖ new) per step: ``r − 1 − log r`` (Schulman's k3), summed over the needed heads.
+    """Estimate of KL(old ‖ new) per step: ``r − 1 − log r`` (Schulman's k3), summed over the heads.
 
     By the chain rule the divergence of the joint action is the sum over the heads; estimating each alone has less
     variance than estimating it from the joint ratio.
 
     Args:
-        log_ratios: ``[B, T, H]``, 0 where a head is not needed.
+        log_ratios: ``[B, T, H]``, 0 where a head had no choice.
         real: bool ``[B, T]``.
         average: Averages over learner processes.
 
@@ -191,7 +185,7 @@ def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> T
     return total / divisor(count)
 
 
-def needed_log_ratios(
+def decided_log_ratios(
     output: PolicyOutput, actions: Tensor, old_log_probs: Tensor, real: Tensor
 ) -> tuple[Tensor, Tensor]:
     """New minus old log-probabilities, and which heads count.
@@ -203,11 +197,11 @@ def needed_log_ratios(
         real: bool ``[B, T]``.
 
     Returns:
-        ``[B, T, H]``, 0 where a head is not needed, and bool ``[B, T, H]``: heads needed at real steps. Summed over
-        the heads the first is the joint action's.
+        ``[B, T, H]``, 0 where a head had no choice, and bool ``[B, T, H]``: heads that had one, at real steps. Summed
+        over the heads the first is the joint action's.
     """
-    needed = output.distribution.needed(actions[..., 0]) & real.unsqueeze(-1)
-    return torch.where(needed, output.distribution.log_prob(actions) - old_log_probs, 0.0), needed
+    decided = output.distribution.decided(actions[..., 0]) & real.unsqueeze(-1)
+    return torch.where(decided, output.distribution.log_prob(actions) - old_log_probs, 0.0), decided
 
 
 def ppo_loss(
@@ -233,9 +227,9 @@ def ppo_loss(
         The loss and its parts.
     """
     real = minibatch.real
-    log_ratios, needed = needed_log_ratios(output, minibatch.actions, minibatch.old_log_probs, real)
-    policy = clipped_surrogate(log_ratios, minibatch.advantages, needed, real, settings.clip, average)
-    return _whole_loss(output, minibatch, settings, weights, average, policy, log_ratios, needed)
+    log_ratios, decided = decided_log_ratios(output, minibatch.actions, minibatch.old_log_probs, real)
+    policy = clipped_surrogate(log_ratios, minibatch.advantages, decided, settings.clip, average)
+    return _whole_loss(output, minibatch, settings, weights, average, policy, log_ratios, decided)
 
 
 def impala_loss(
@@ -251,9 +245,9 @@ def impala_loss(
     policy loss is that of the log-ratio, whose gradient is the same and which is 0 for an unchanged policy.
     """
     real = minibatch.real
-    log_ratios, needed = needed_log_ratios(output, minibatch.actions, minibatch.old_log_probs, real)
-    policy = per_head_loss(torch.mul, log_ratios, minibatch.advantages, needed, real, average)
-    return _whole_loss(output, minibatch, settings, weights, average, policy, log_ratios, needed)
+    log_ratios, decided = decided_log_ratios(output, minibatch.actions, minibatch.old_log_probs, real)
+    policy = per_head_loss(torch.mul, log_ratios, minibatch.advantages, decided, average)
+    return _whole_loss(output, minibatch, settings, weights, average, policy, log_ratios, decided)
 
 
 def _whole_loss(
@@ -264,7 +258,7 @@ def _whole_loss(
     average: MeanOverLearners,
     policy: Tensor,
     log_ratios: Tensor,
-    needed: Tensor,
+    decided: Tensor,
 ) -> LossTerms:
     """The policy's loss ``[H]`` joined by the critic's and the entropies'."""
     real = minibatch.real
@@ -290,5 +284,5 @@ def _whole_loss(
         q_value=q_value.detach(),
         kl=divergence(log_ratios, real, average),
         log_ratios=log_ratios.detach(),
-        needed=needed,
+        decided=decided,
     )

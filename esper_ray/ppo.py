@@ -51,7 +51,7 @@ class EsperPPOConfig(FactoredConfig, PPOConfig):
         # losing a row, and a minibatch of one row from being empty. None is the whole batch.
         minibatch_size = min(envs // shares * (rollout_length + 1) + 1, batch_size)
         self.training(
-            lr=settings.lr,
+            lr=self.falling(settings.lr, settings.lr_final),
             gamma=settings.gamma,
             lambda_=settings.gae_lambda,
             clip_param=settings.clip,

@@ -127,6 +127,7 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> Fa
         num_env_runners=config.run.num_env_runners,
         network=config.network,
         learner=config.learner,
+        total_steps=config.run.iterations * config.steps_per_iteration,
         seed=config.run.seed,
     )
     metrics = functools.partial(EpisodeMetrics, slots.ops)

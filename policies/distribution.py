@@ -138,6 +138,12 @@ class FactoredDistribution:
         """Which heads matter for the ops ``[...]``: bool ``[..., H]``."""
         return self.needs[op]
 
+    def decided(self, op: Tensor) -> Tensor:
+        """Which heads had a choice given the ops ``[...]``: needed, with at least 2 admitted entries; ``[..., H]``."""
+        rows = self.rows[op]
+        several = [take_entry(mask.sum(dim=-1), rows[..., head]) >= 2 for head, mask in enumerate(self.masks)]
+        return torch.stack(several, dim=-1) & self.needed(op)
+
     def sample(self, generator: torch.Generator | None = None, deterministic: bool = False) -> Tensor:
         """Draw an action: the op, then every head that it needs from the row of that op.
 

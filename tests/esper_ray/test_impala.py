@@ -143,17 +143,17 @@ def test_before_the_first_step_signals_and_gradients_are_those_of_ppo(case, base
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-3)
 
 
-def test_an_aged_rollout_is_weighted_by_the_joint_ratio_of_the_needed_heads(impala_parts):
+def test_an_aged_rollout_is_weighted_by_the_joint_ratio_of_the_heads_that_had_a_choice(impala_parts):
     parts = impala_parts(config_of(settings=LearnerConfig(minibatches=1)))
     parts.perturb()
     batch = parts.train_batch(parts.runner.sample())[MODULE]
-    # Every head was twice as likely, also those that the op does not need, which must not count.
+    # Every head was twice as likely, also those without a choice, which must not count.
     batch[HEAD_LOG_PROBS] = batch[HEAD_LOG_PROBS] + np.log(2.0)
     with torch.no_grad():
         output = output_of(parts, batch)
     real, scale = batch["loss_mask"], parts.network.return_scale
-    needed = output.distribution.needed(batch["actions"][..., 0].long())
-    ratios = 0.5 ** needed.sum(-1)
+    decided = output.distribution.decided(batch["actions"][..., 0].long())
+    ratios = 0.5 ** decided.sum(-1)
     assert ratios[real].unique().numel() > 1
     values = output.value * scale.value
     rewards, terminated = batch["rewards"].float()[:, :-1], batch["terminateds"].bool()[:, :-1]
@@ -182,13 +182,12 @@ def test_the_gradient_of_an_aged_minibatch_is_advantage_times_score(impala_parts
     ours = {name: value.grad.clone() for name, value in parts.network.named_parameters() if value.grad is not None}
     parts.network.zero_grad()
     output = output_of(parts, batch)
-    needed = output.distribution.needed(actions[..., 0]) & real.unsqueeze(-1)
+    decided = output.distribution.decided(actions[..., 0]) & real.unsqueeze(-1)
     scores = output.distribution.log_prob(actions)
     loss = 0.0
     for column in range(len(HEADS)):
         stream = advantages[..., min(column, 1)]
-        count = torch.maximum(needed[..., column].sum(), 0.05 * real.sum())
-        loss = loss - (scores[..., column] * stream)[needed[..., column]].sum() / count
+        loss = loss - (scores[..., column] * stream)[decided[..., column]].sum() / decided[..., 0].sum()
     loss.backward()
     for name, value in parts.network.named_parameters():
         if name in ours and value.grad is not None:

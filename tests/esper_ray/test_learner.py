@@ -28,7 +28,9 @@ MODULE = "default_policy"
 EPISODE = 12
 
 
-def config_of(settings=None, fragment=EPISODE, max_seq_len=None, stop=0.0, hosts=4, seed=0, learners=0, **env):
+def config_of(
+    settings=None, fragment=EPISODE, max_seq_len=None, stop=0.0, hosts=4, seed=0, learners=0, total_steps=None, **env
+):
     register()
     return EsperPPOConfig.of(
         env_id=ENV_ID,
@@ -41,6 +43,7 @@ def config_of(settings=None, fragment=EPISODE, max_seq_len=None, stop=0.0, hosts
         num_learners=learners,
         network=NetworkConfig(feature_dim=16, hidden_dim=16, head_dim=8),
         learner=settings or LearnerConfig(minibatches=2),
+        total_steps=total_steps,
         seed=seed,
     )
 
@@ -77,10 +80,10 @@ class Parts:
             rl_module=self.learner.module, batch={}, episodes=episodes, shared_data={}, metrics=self.learner.metrics
         )
 
-    def update(self, episodes=None):
+    def update(self, episodes=None, steps=0):
         results = self.learner.update(
             episodes=episodes or self.runner.sample(),
-            timesteps={"num_env_steps_sampled_lifetime": 0},
+            timesteps={"num_env_steps_sampled_lifetime": steps},
             num_epochs=self.config.num_epochs,
             minibatch_size=self.config.minibatch_size,
             shuffle_batch_per_epoch=True,
@@ -213,7 +216,7 @@ def test_the_first_minibatch_is_on_policy_and_the_numbers_are_there():
     assert numbers["applied_share"] == 1
     assert numbers["return_scale"] > 0
     for head in ("op", "slot", "blueprint", "alpha_curve"):
-        for measure in ("entropy", "ratio_max", "clip_share", "gradient_norm", "needed_share"):
+        for measure in ("entropy", "ratio_max", "clip_share", "gradient_norm", "decided_share"):
             assert math.isfinite(numbers[f"{measure}/{head}"])
     assert numbers["ratio_min/op"] <= 1 <= numbers["ratio_max/op"]
     assert numbers["lstm_hidden_norm"] > 0
@@ -268,6 +271,16 @@ def test_two_learners_make_the_update_of_one():
     scale = ReturnScale()
     scale.moments.copy_(torch.tensor(together["network.return_scale.moments"]))
     assert scale.value.item() == pytest.approx(parts.network.return_scale.value.item(), rel=1e-5)
+
+
+def test_step_size_and_entropy_bonus_fall_over_the_run_and_no_further():
+    settings = LearnerConfig(minibatches=2, lr=1e-3, lr_final=0.1, entropy_coeff=0.02, entropy_final=0.5)
+    parts = Parts(config_of(settings, total_steps=400))
+    found = [parts.update(steps=steps) for steps in (0, 200, 400, 800)]
+    assert [numbers["lr"] for numbers in found] == pytest.approx([1e-3, 5.5e-4, 1e-4, 1e-4])
+    assert [numbers["entropy_coeff"] for numbers in found] == pytest.approx([0.02, 0.015, 0.01, 0.01])
+    with pytest.raises(ValueError, match=r"falls to 0\.1 of itself needs total_steps"):
+        config_of(settings)
 
 
 def test_divergence_stops_the_update_before_the_step():

@@ -10,7 +10,7 @@ from esper_ray.advantages import advantage_scale, advantage_streams, lambda_retu
 from esper_ray.config import LearnerConfig
 from esper_ray.diagnostics import alarms, minibatch_diagnostics
 from esper_ray.errors import UserError
-from esper_ray.loss import MINIMUM_NEED, Minibatch, clipped_surrogate, divergence, entropy_weights, ppo_loss
+from esper_ray.loss import Minibatch, clipped_surrogate, divergence, entropy_weights, ppo_loss
 from policies.distribution import FactoredDistribution, head_masks, masked_log_softmax, needs_table, row_table
 from policies.encoders import BlueprintEncoder
 from policies.network import Hidden, NetworkConfig, PolicyOutput, RecurrentPolicyNetwork
@@ -112,20 +112,21 @@ def test_factored_baseline_gives_the_true_gradient_and_the_op_baseline_starves_t
 def test_ratio_is_clipped_where_that_lowers_the_objective(ratio, advantage, expected, pushes):
     log_ratio = torch.full((1, 1, 1), math.log(ratio), requires_grad=True)
     true = torch.ones(1, 1, dtype=torch.bool)
-    loss = clipped_surrogate(log_ratio, torch.full((1, 1, 2), advantage), true[..., None], true, 0.2, alone)
+    loss = clipped_surrogate(log_ratio, torch.full((1, 1, 2), advantage), true[..., None], 0.2, alone)
     loss.sum().backward()
     assert -loss.item() == pytest.approx(expected)
     assert (log_ratio.grad.abs().item() > 0) == pushes
 
 
-def test_a_rare_head_is_averaged_over_at_least_five_percent_of_the_real_steps():
-    real = torch.ones(2, 200, dtype=torch.bool)
-    real[1, 100:] = False
-    needed = torch.zeros(2, 200, 2, dtype=torch.bool)
-    needed[..., 0] = real
-    needed[0, 0, 1] = True
-    loss = clipped_surrogate(torch.zeros(2, 200, 2), torch.ones(2, 200, 2), needed, real, 0.2, alone)
-    assert loss.tolist() == pytest.approx([-1.0, -1.0 / (MINIMUM_NEED * 300)])
+def test_the_heads_losses_add_up_to_that_of_the_joint_action():
+    torch.manual_seed(0)
+    decided = torch.rand(2, 50, 3) < torch.tensor([0.6, 0.3, 0.05])
+    decided[..., 1:] &= decided[..., :1]
+    log_ratios = torch.zeros(2, 50, 3, requires_grad=True)
+    advantages = torch.randn(2, 50, 1).expand(2, 50, 2)
+    clipped_surrogate(log_ratios, advantages, decided, 0.2, alone).sum().backward()
+    steps = decided[..., 0].sum()  # a forced step moves nothing and dilutes nothing
+    torch.testing.assert_close(log_ratios.grad, -advantages[..., :1] * decided / steps)
 
 
 def test_divergence_is_that_of_the_two_policies():
@@ -164,7 +165,7 @@ def test_a_head_whose_ops_never_occur_still_gets_an_entropy_gradient():
     network, output, minibatch = network_and_batch(op=0)
     terms = ppo_loss(output, minibatch, LearnerConfig(), torch.ones(len(HEADS)), alone)
     terms.total.backward()
-    assert terms.needed.sum(dim=(0, 1)).tolist() == [9] + [0] * 7
+    assert terms.decided.sum(dim=(0, 1)).tolist() == [9] + [0] * 7
     for head in HEADS[1:]:
         gradient = network.heads[head.name].output.weight.grad
         assert gradient.norm() > 0, head.name
@@ -347,8 +348,8 @@ def test_diagnostics_of_an_unchanged_policy():
     assert numbers["kl"] == 0
     assert numbers["joint_ratio_max"] == 1
     assert numbers["forced_share"] == 0
-    assert numbers["needed_share/blueprint"] == 1
-    assert numbers["needed_share/alpha_speed"] == 0
+    assert numbers["decided_share/blueprint"] == 1
+    assert numbers["decided_share/alpha_speed"] == 0
     assert math.isnan(numbers["ratio_mean/alpha_speed"])
     assert math.isnan(numbers["advantage_mean/WAIT"])
     assert not math.isnan(numbers["entropy_available/alpha_speed"])
@@ -388,6 +389,8 @@ def test_entropy_weights_are_the_heads_own_unless_the_settings_say_otherwise():
     ("field", "value"),
     [
         ("lr", 0.0),
+        ("lr_final", 1.1),
+        ("entropy_final", -0.1),
         ("clip", -0.1),
         ("kl_stop", 0.0),
         ("gamma", 1.1),

@@ -72,6 +72,19 @@ def test_draws_are_admitted_and_their_log_probability_is_the_literal_one(seed, d
             assert log_probs[step, column] == pytest.approx(expected, abs=1e-5)
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31), st.sampled_from([0.05, 0.3, 0.95]))
+def test_a_head_had_a_choice_if_the_op_needs_it_and_two_entries_were_admitted(seed, density):
+    flat = random_flat_mask(seed, 6, density)
+    joint, _ = distribution(flat, seed)
+    op = joint.sample(torch.Generator().manual_seed(seed))[:, 0]
+    decided = joint.decided(op)
+    for step, column in itertools.product(range(6), range(len(HEADS))):
+        head, taken = HEADS[column], int(op[step])
+        expected = taken in head.needed_by and int(row_of(joint.masks, step, head, taken).sum()) >= 2
+        assert bool(decided[step, column]) == expected
+
+
 def test_probabilities_of_all_actions_sum_to_one():
     joint, _ = distribution(random_flat_mask(3, 1, 0.5))
     total = 0.0
