@@ -103,10 +103,12 @@ def refusals(
         )
     views = split_mask(mask, heads)
     rows, op = np.arange(len(actions)), actions[:, 0]
+    needed = np.zeros((heads[0].size, len(heads)), bool)
+    for column, head in enumerate(heads):
+        needed[list(head.needed_by), column] = True
     refused = {}
     for column, head in enumerate(heads):
         view = views[head.name]
         admitted = view[rows, op, actions[:, column]] if head.masked_by_op else view[rows, actions[:, column]]
-        needed = np.isin(op, head.needed_by)
-        refused[head.name] = needed & (admitted == 0)
+        refused[head.name] = needed[op, column] & (admitted == 0)
     return refused

@@ -92,6 +92,7 @@ class Lifecycle:
         self.measured_in_holding = np.zeros(shape, bool)
         self.fates = np.zeros((num_hosts, len(Fate)), np.int64)
         self._costs: SeedCosts | None = None
+        self._places = np.indices(shape, sparse=True)
 
     # ------------------------------------------------------------------ what holds now
     @property
@@ -146,7 +147,7 @@ class Lifecycle:
 
         Of an internal structure only the levels that are switched on count.
         """
-        hosts, slots = np.indices(self.stage.shape)
+        hosts, slots = self._places
         blueprint, kind = np.maximum(self.blueprint, Blueprint.NOOP), self.internal_kind
         grown = (self.internal_level - _START_LEVEL[kind]) * self.costs.level[hosts, blueprint, slots]
         gates = np.where(self.algorithm == AlphaAlgorithm.GATE, self.costs.gate, 0)
@@ -225,7 +226,7 @@ class Lifecycle:
 
     def _level_gates(self) -> tuple[BoolArray, BoolArray]:
         """``[N, S]`` each: where one more internal level exists and fits the budget, and where one can go."""
-        hosts, slots = np.indices(self.stage.shape)
+        hosts, slots = self._places
         price = self.costs.level[hosts, np.maximum(self.blueprint, Blueprint.NOOP), slots]
         left = self.parameter_budget - self.extra_parameters
         develops = (self.stage >= SeedStage.TRAINING) & (self.stage <= SeedStage.HOLDING)

@@ -7,6 +7,7 @@ comes beside it, as an index.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +33,12 @@ FRESHNESS_DECAY = 0.995
 
 @dataclass(frozen=True)
 class Field:
-    """One number of the observation and its range."""
+    """One number of the observation, its range, and, of a slot's, whether it is 0 where no seed lives."""
 
     name: str
     low: float = 0.0
     high: float = 1.0
+    of_seed: bool = True
 
 
 _BASE_FIELDS = (
@@ -61,7 +63,7 @@ _BASE_FIELDS = (
 
 _SLOT_FIELDS = (
     Field("active"),
-    *(Field(f"stage_{stage.name}") for stage in SeedStage),
+    *(Field(f"stage_{stage.name}", of_seed=False) for stage in SeedStage),
     Field("alpha"),
     Field("alpha_target"),
     Field("alpha_mode"),
@@ -70,7 +72,7 @@ _SLOT_FIELDS = (
     Field("algorithm"),
     Field("contribution", -1.0),
     Field("contribution_velocity", -1.0),
-    Field("epochs_in_stage"),
+    Field("epochs_in_stage", of_seed=False),
     Field("gradient_norm"),
     Field("gradient_health"),
     Field("previous_gradient_health"),
@@ -102,13 +104,14 @@ class ObservationLayout:
         self.slots = slots
         self._base_fields, self._slot_fields = base_fields(slots), slot_fields(slots)
         self.fields = self._base_fields + tuple(
-            Field(f"{slot}.{field.name}", field.low, field.high)
+            Field(f"{slot}.{field.name}", field.low, field.high, field.of_seed)
             for slot in slots.slot_ids
             for field in self._slot_fields
         )
         self._index = {field.name: i for i, field in enumerate(self.fields)}
         self._low = np.array([field.low for field in self.fields])
         self._high = np.array([field.high for field in self.fields])
+        self._without_seed = np.array([not field.of_seed for field in self._slot_fields])
 
     @property
     def size(self) -> int:
@@ -158,10 +161,11 @@ class ObservationLayout:
             slot["internal_level"] = _internal_level(lifecycle)
         _check_names(base, self._base_fields)
         _check_names(slot, self._slot_fields)
-        vector = np.concatenate(
-            [np.stack(list(base.values()), axis=1), np.stack(list(slot.values()), axis=2).reshape(len(epoch), -1)],
-            axis=1,
-        )
+        # A slot shows its seed's numbers while one lives there, and what it waits for until it is DORMANT again.
+        waits = (lifecycle.stage != SeedStage.DORMANT)[:, :, None] & self._without_seed
+        shown = np.where(waits | lifecycle.living[:, :, None], np.stack(list(slot.values()), axis=2), 0.0)
+        numbers = np.nan_to_num(shown).reshape(len(epoch), -1)
+        vector = np.concatenate([np.stack(list(base.values()), axis=1), numbers], axis=1)
         return np.clip(vector, self._low, self._high).astype(np.float32)
 
     def _base(
@@ -198,38 +202,37 @@ class ObservationLayout:
             **{f"last_op_{op.name}": (last_op == op).astype(float) for op in self.slots.ops},
         }
 
-    def _slots(self, lifecycle: Lifecycle, measurements: SlotMeasurements, max_epochs: int) -> dict[str, FloatArray]:
+    def _slots(
+        self, lifecycle: Lifecycle, measurements: SlotMeasurements, max_epochs: int
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Numbers of every slot, ``[N, S]`` each, whether or not something lives there; NaN where not measured."""
         living, stage, m = lifecycle.living, lifecycle.stage, measurements
-        not_dormant = stage != SeedStage.DORMANT
         alpha = np.where(living, lifecycle.alpha, 0.0)
         upstream = np.cumsum(alpha, axis=1) - alpha
         downstream = alpha.sum(axis=1, keepdims=True) - alpha - upstream
 
-        def of_living(values: npt.NDArray[np.generic]) -> FloatArray:
-            return np.where(living, np.nan_to_num(values.astype(float)), 0.0)
-
         return {
-            "active": living.astype(float),
-            **{f"stage_{kind.name}": ((stage == kind) & not_dormant).astype(float) for kind in SeedStage},
+            "active": living,
+            **{f"stage_{kind.name}": stage == kind for kind in SeedStage},
             "alpha": alpha,
-            "alpha_target": of_living(lifecycle.alpha_target),
-            "alpha_mode": of_living(lifecycle.mode) / max(AlphaMode),
-            "alpha_velocity": of_living(lifecycle.alpha_velocity),
-            "time_to_target": of_living(lifecycle.epochs_to_target) / max_epochs,
-            "algorithm": of_living(lifecycle.algorithm) / max(AlphaAlgorithm),
-            "contribution": of_living(m.contribution) / CONTRIBUTION_SCALE,
-            "contribution_velocity": of_living(m.contribution_change) / CONTRIBUTION_SCALE,
-            "epochs_in_stage": np.where(not_dormant, lifecycle.epochs_in_stage, 0) / max_epochs,
-            "gradient_norm": of_living(m.gradient_norm) / GRADIENT_SCALE,
-            "gradient_health": of_living(m.health),
-            "previous_gradient_health": of_living(m.previous_health),
-            "vanishing": of_living(m.vanishing),
-            "exploding": of_living(m.exploding),
-            "interaction_sum": of_living(m.interaction_sum) / INTERACTION_SUM_SCALE,
-            "interaction_best": of_living(m.interaction_best) / INTERACTION_BEST_SCALE,
-            "upstream_alpha": of_living(upstream) / NEIGHBOUR_SCALE,
-            "downstream_alpha": of_living(downstream) / NEIGHBOUR_SCALE,
-            "freshness": of_living(FRESHNESS_DECAY**m.epochs_since),
+            "alpha_target": lifecycle.alpha_target,
+            "alpha_mode": lifecycle.mode / max(AlphaMode),
+            "alpha_velocity": lifecycle.alpha_velocity,
+            "time_to_target": lifecycle.epochs_to_target / max_epochs,
+            "algorithm": lifecycle.algorithm / max(AlphaAlgorithm),
+            "contribution": m.contribution / CONTRIBUTION_SCALE,
+            "contribution_velocity": m.contribution_change / CONTRIBUTION_SCALE,
+            "epochs_in_stage": lifecycle.epochs_in_stage / max_epochs,
+            "gradient_norm": m.gradient_norm / GRADIENT_SCALE,
+            "gradient_health": m.health,
+            "previous_gradient_health": m.previous_health,
+            "vanishing": m.vanishing,
+            "exploding": m.exploding,
+            "interaction_sum": m.interaction_sum / INTERACTION_SUM_SCALE,
+            "interaction_best": m.interaction_best / INTERACTION_BEST_SCALE,
+            "upstream_alpha": upstream / NEIGHBOUR_SCALE,
+            "downstream_alpha": downstream / NEIGHBOUR_SCALE,
+            "freshness": FRESHNESS_DECAY**m.epochs_since,
         }
 
 
@@ -246,7 +249,7 @@ def _log_loss(loss: FloatArray) -> FloatArray:
     return np.where(np.isinf(loss), LOSS_CEILING, np.minimum(scaled, LOSS_CEILING))
 
 
-def _check_names(values: dict[str, FloatArray], fields: tuple[Field, ...]) -> None:
+def _check_names(values: dict[str, npt.NDArray[Any]], fields: tuple[Field, ...]) -> None:
     names = tuple(field.name for field in fields)
     if tuple(values) != names:
         raise RuntimeError(f"the observation's values {tuple(values)} are not in the order of its fields {names}")

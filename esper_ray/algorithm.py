@@ -15,6 +15,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
 from esper_ray.process import settle
+from esper_ray.runner import HostRunner
 from policies.encoders import EncoderFactory
 from policies.network import NetworkConfig
 from policies.rl_module import FactoredRLModule
@@ -146,6 +147,7 @@ class FactoredConfig(AlgorithmConfig):
             clip_actions=False,
         )
         self.env_runners(
+            env_runner_cls=HostRunner,
             num_env_runners=num_runners,
             num_envs_per_env_runner=envs_per_runner,
             gym_env_vectorize_mode="vector_entry_point",

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import train_test_split
 
 from envs.hosts.cnn import CnnHost, CnnVariant
 from envs.population.augmentation import CropAndFlip
 from envs.slots import SlotConfig
 from envs.tasks.base import LazySplits, Split, SplitName, Task, TaskError
+from envs.tasks.splits import stratified_split
 
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
@@ -106,9 +106,7 @@ def read_cifar(data_dir: Path, md5: Mapping[str, str]) -> dict[SplitName, Split]
     }
     images = np.concatenate([batches[name][0] for name in md5 if name != TEST_FILE])
     labels = np.concatenate([batches[name][1] for name in md5 if name != TEST_FILE])
-    train, validation = train_test_split(
-        np.arange(len(labels)), test_size=VALIDATION_SHARE, stratify=labels, random_state=0
-    )
+    train, validation = stratified_split(labels, VALIDATION_SHARE)
     channels = [images[train, ..., channel] for channel in range(CHANNELS)]
     mean = np.array([channel.mean() for channel in channels], np.float32)
     std = np.array([channel.std() for channel in channels], np.float32)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.metadata import distribution
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from envs.hosts.cnn import CnnHost, CnnVariant
 from envs.slots import SlotConfig
 from envs.tasks.base import Split, SplitName, Task
+from envs.tasks.splits import stratified_split
 
 NUM_CLASSES = 10
 
@@ -31,16 +31,23 @@ IMPAIRED_DEEP = CnnVariant(widths=(8, 16, 16, 32, 32), kernels=(1, 1, 1, 1, 1))
 @cache
 def digits_splits() -> dict[SplitName, Split]:
     """Stratified 60/20/20 split, the same for everybody; pixels standardised with the training images' moments."""
-    images, labels = load_digits(return_X_y=True)
-    train, rest = train_test_split(np.arange(len(labels)), test_size=0.4, stratify=labels, random_state=0)
-    validation, test = train_test_split(rest, test_size=0.5, stratify=labels[rest], random_state=0)
+    images, labels = _load()
+    train, rest = stratified_split(labels, held_out=0.4)
+    validation, test = (rest[part] for part in stratified_split(labels[rest], held_out=0.5))
     pixels = images.reshape(-1, 8, 8, 1).astype(np.float32)
     pixels = (pixels - pixels[train].mean()) / pixels[train].std()
 
     def split(index: npt.NDArray[np.int64]) -> Split:
-        return Split(torch.from_numpy(pixels[index]), torch.from_numpy(labels[index].astype(np.int64)))
+        return Split(torch.from_numpy(pixels[index]), torch.from_numpy(labels[index]))
 
     return {"train": split(train), "validation": split(validation), "test": split(test)}
+
+
+def _load() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Pixels ``[1797, 64]`` and labels, from scikit-learn's file: importing the package would take 70 MB."""
+    path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(path), delimiter=",")
+    return table[:, :-1], table[:, -1].astype(np.int64)
 
 
 def _digits(name: str, variants: tuple[CnnVariant, ...], path_rent: float = 0.0, internal_levels: bool = False) -> Task:
