@@ -3,44 +3,113 @@
 from __future__ import annotations
 
 import functools
+import random
+import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
+from esper_ray.errors import UserError
 from esper_ray.process import settle
 from esper_ray.runner import HostRunner
 from policies.encoders import EncoderFactory
 from policies.network import NetworkConfig
 from policies.rl_module import FactoredRLModule
 
+RESTART_SECONDS = 120.0
+"""How long a run whose runners are all dead waits for Ray to restart one."""
 
-def begin_stream(env_runner: Any, stream: int) -> None:
-    """Give a runner's hosts and actions randomness that no earlier life of the run has used.
 
-    RLlib seeds a runner's env only, and a restarted runner like the one before; the module draws from torch's
-    generator.
+def seed_generators(seed: int, *key: int) -> None:
+    """Seed Python's, numpy's and torch's generators of this process from a seed and what sets it apart."""
+    state = int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)  # noqa: NPY002 (RLlib shuffles with this one)
+    torch.manual_seed(state)
+
+
+def begin_stream(env_runner: Any, stream: int, fresh_episodes: bool) -> None:
+    """Give a runner's hosts and actions randomness that depends on seed, runner and ``stream`` alone.
+
+    Args:
+        env_runner: RLlib's runner.
+        stream: Iterations done: no two lives of a run share one.
+        fresh_episodes: Leave the episodes under way and start new ones.
     """
-    env_runner.env.unwrapped.seed_stream = stream
+    if env_runner.env is not None:  # the driver's has none while others play
+        env_runner.env.unwrapped.seed_stream = stream
+    # Only at an initial reset RLlib hands its seed to the env; the module draws from torch's generator.
+    env_runner._needs_initial_reset |= fresh_episodes
     # A runner outside of a group has no index.
-    runner_seed = (env_runner.config.seed or 0) + (env_runner.worker_index or 0)
-    torch.manual_seed(int(np.random.SeedSequence(runner_seed, spawn_key=(stream,)).generate_state(1)[0]))
+    seed_generators(env_runner.config.seed or 0, env_runner.worker_index or 0, stream)
 
 
-def _seed_runner(*, env_runner: Any, **kwargs: Any) -> None:
+def _settle(**kwargs: Any) -> None:
     settle()
-    begin_stream(env_runner, env_runner.config.env_config.get("seed_stream", 0))
 
 
 def _reseed_restarted(*, algorithm: Any, env_runner_group: Any, env_runner_indices: list[int], **kwargs: Any) -> None:
-    begin = functools.partial(begin_stream, stream=algorithm.iteration + 1)
+    """RLlib seeds a restarted runner like the one before."""
+    begin = functools.partial(begin_stream, stream=algorithm.iteration + 1, fresh_episodes=True)
     env_runner_group.foreach_env_runner(begin, remote_worker_ids=env_runner_indices, local_env_runner=False)
+
+
+class FactoredAlgorithm(Algorithm):
+    """What all algorithms do beyond RLlib; comes before RLlib's own class of the algorithm."""
+
+    _alone_since: float | None = None
+
+    def training_step(self) -> None:
+        """One step of RLlib's loop, which has just tried to bring back the runners that were lost.
+
+        Without any runner it does nothing; RLlib then repeats it, as an iteration has a least number of steps.
+
+        Raises:
+            UserError: no runner has come back for :data:`RESTART_SECONDS`.
+        """
+        group = self.env_runner_group
+        if not group.num_remote_env_runners() or group.num_healthy_remote_env_runners():
+            self._alone_since = None
+            super().training_step()
+            return
+        now = time.monotonic()
+        self._alone_since = self._alone_since or now
+        if now - self._alone_since > RESTART_SECONDS:
+            raise UserError(
+                f"all {group.num_remote_env_runners()} env runners are dead and none has come back for "
+                f"{RESTART_SECONDS:.0f} s: mend what their errors above say, then go on from the latest checkpoint "
+                "(esper-ray train --resume)"
+            )
+        time.sleep(0.5)
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Take over a checkpoint's state, in a new algorithm or in one that runs.
+
+        Going back to an older checkpoint of a running algorithm is a full rollback: before this returns, every runner
+        has the restored weights, has left its episodes, and draws anew. RLlib alone would leave runners with newer
+        weights until the learner has made up for the updates taken back.
+        """
+        super().restore_from_path(path, *args, **kwargs)
+        component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        learner = self.learner_group.get_state(components=component, inference_only=True)[COMPONENT_LEARNER]
+        weights = {name: learner[name] for name in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
+        stream = self.iteration
+
+        def take_over(env_runner: Any) -> None:
+            env_runner.set_state(weights)
+            begin_stream(env_runner, stream, fresh_episodes=True)
+
+        self.env_runner_group.foreach_env_runner(take_over)
 
 
 class FactoredConfig(AlgorithmConfig):
@@ -49,10 +118,14 @@ class FactoredConfig(AlgorithmConfig):
     Attributes:
         settings: The learner's settings, the one place that the loss and the advantages read.
         total_steps: Env steps over which what falls with time falls.
+        fresh_rollouts: Whether PPO starts new episodes in every rollout.
     """
 
-    settings: LearnerConfig
-    total_steps: int | None = None
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class)
+        self.settings = LearnerConfig()
+        self.total_steps: int | None = None
+        self.fresh_rollouts = False
 
     @classmethod
     def of(
@@ -65,6 +138,7 @@ class FactoredConfig(AlgorithmConfig):
         rollout_length: int,
         envs_per_runner: int,
         sequence_length: int | None = None,
+        fresh_rollouts: bool = False,
         num_env_runners: int = 0,
         num_learners: int = 0,
         network: NetworkConfig | None = None,
@@ -91,6 +165,9 @@ class FactoredConfig(AlgorithmConfig):
             sequence_length: Most steps that a gradient flows back through; an episode that is longer fills several
                 rows of a minibatch, and a shorter one is padded to it. By default a whole rollout; give some steps
                 more where episodes end at any time, because RLlib lets the other envs play on while one resets.
+            fresh_rollouts: Start every env anew at the beginning of each of PPO's iterations, for episodes that are as
+                long as a rollout. An iteration then depends on the seed, its number, the weights and the optimiser's
+                state alone, and a run that is resumed repeats one that was not stopped, bit for bit.
             num_env_runners: Processes that play; 0 plays in this one.
             num_learners: Processes that learn; 0 learns in this one.
             network: Widths; the defaults if None.
@@ -104,6 +181,7 @@ class FactoredConfig(AlgorithmConfig):
         """
         config = cls()
         config.settings, config.total_steps = learner or LearnerConfig(), total_steps
+        config.fresh_rollouts = fresh_rollouts
         config._play_in(env_id, env_config, rollout_length, envs_per_runner, num_env_runners)
         model = {
             "heads": tuple(heads),
@@ -156,7 +234,7 @@ class FactoredConfig(AlgorithmConfig):
             # RLlib's default of 60 s drops slower rollouts without an error.
             sample_timeout_s=None,
         )
-        self.callbacks(on_environment_created=_seed_runner, on_env_runners_recreated=_reseed_restarted)
+        self.callbacks(on_environment_created=_settle, on_env_runners_recreated=_reseed_restarted)
         self.fault_tolerance(
             restart_failed_env_runners=True,
             # True would rebuild and retry a runner's envs without end.

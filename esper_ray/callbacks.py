@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,8 +93,8 @@ class EpisodeMetrics(RLlibCallback):
 class TensorBoard(RLlibCallback):
     """In the driver: writes every iteration's metrics, and now and then a held-out episode as a picture.
 
-    The horizontal axis is the number of host epochs trained. Also stops a run whose runners are all dead, which
-    RLlib would let go on without data.
+    The horizontal axis is the number of host epochs trained. Where a run goes on from a checkpoint, TensorBoard hides
+    what was written after it before.
 
     RLlib makes one in every runner too, where it does nothing. What it draws and writes with is therefore imported
     where it is used: 32 MB that runners do without.
@@ -109,23 +108,16 @@ class TensorBoard(RLlibCallback):
         super().__init__()
         self._run_dir, self._config = run_dir, config
         self._writer: SummaryWriter | None = None
-        self._clock, self._steps = time.perf_counter(), 0
+        self._written = 0
 
     def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
-        """Write one iteration.
-
-        Raises:
-            RuntimeError: no runner is left.
-        """
+        """Write one iteration."""
         config = self._config.run
-        if config.num_env_runners and result["fault_tolerance"]["num_healthy_workers"] == 0:
-            raise RuntimeError("all env runners are dead: see their errors above, then go on with --resume")
-        writer = self._open()
         step = int(result["num_env_steps_sampled_lifetime"])
-        now = time.perf_counter()
-        if self._steps:
-            writer.add_scalar(f"{SPEED}/iteration_seconds", now - self._clock, step)
-            writer.add_scalar(f"{SPEED}/epochs_per_second", (step - self._steps) / (now - self._clock), step)
+        sampled, seconds = int(result["env_runners"]["num_env_steps_sampled"]), result["time_this_iter_s"]
+        writer = self._writer_after(step - sampled)
+        writer.add_scalar(f"{SPEED}/iteration_seconds", seconds, step)
+        writer.add_scalar(f"{SPEED}/epochs_per_second", sampled / seconds, step)
         for name, value in readable_metrics(result):
             writer.add_scalar(name, value, step)
         iteration = result["training_iteration"]
@@ -138,15 +130,15 @@ class TensorBoard(RLlibCallback):
             figure = draw_replay(policy, self._config.env, host_seed, f"held-out host, iteration {iteration}")
             writer.add_figure("Replay/held_out_episode", figure, step)
         writer.flush()
-        # The clock starts after the picture, so that it does not count as training time.
-        self._clock, self._steps = time.perf_counter(), step
+        self._written = step
 
-    def _open(self) -> SummaryWriter:
-        if self._writer is None:
+    def _writer_after(self, step: int) -> SummaryWriter:
+        """The writer of what follows ``step``: a new one unless it wrote that step last."""
+        if self._writer is None or step != self._written:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._run_dir))
-            self._writer.add_text("config", f"```json\n{self._config.to_json()}```")
+            self._writer = SummaryWriter(str(self._run_dir), purge_step=step + 1)
+            self._writer.add_text("config", f"```json\n{self._config.to_json()}```", step + 1)
         return self._writer
 
 

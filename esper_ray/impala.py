@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from ray.rllib.algorithms.impala.impala import IMPALA, IMPALAConfig
 
-from esper_ray.algorithm import FactoredConfig
-from esper_ray.config import LearnerConfig
+from esper_ray.algorithm import FactoredAlgorithm, FactoredConfig
 from esper_ray.impala_learner import EsperImpalaLearner
 
 POLL_SECONDS = 0.05
 """How long the driver waits for rollouts before it looks after everything else; 0 would keep a core busy."""
 
 
-class EsperImpala(IMPALA):
+class EsperImpala(FactoredAlgorithm, IMPALA):
     """IMPALA over a factored action: no runner waits for another, nor for the learner to have used its rollout."""
 
     @classmethod
@@ -26,7 +25,6 @@ class EsperImpalaConfig(FactoredConfig, IMPALAConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class or EsperImpala)
-        self.settings = LearnerConfig()
 
     def get_default_learner_class(self) -> type[EsperImpalaLearner]:
         """The learner of this algorithm."""
@@ -43,7 +41,10 @@ class EsperImpalaConfig(FactoredConfig, IMPALAConfig):
                 f"got {sequence_length}: shorten rollout_length instead"
             )
         if self.num_learners > 1:
-            raise ValueError(f"IMPALA learns in one process here, got num_learners = {self.num_learners}")
+            raise ValueError(
+                f"IMPALA learns in one process here, got num_learners = {self.num_learners}: give 0 (this process) or "
+                "1, or use PPO"
+            )
         if envs % settings.minibatches:
             raise ValueError(
                 f"the {envs} envs of a runner cannot be dealt evenly to {settings.minibatches} minibatches: make "

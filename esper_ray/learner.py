@@ -77,6 +77,7 @@ class FactoredLearner(TorchLearner):
     """
 
     stays_with_rollout: ClassVar[bool]
+    _weights_seq_no: int
 
     def build(self) -> None:
         """Set up as RLlib does. A second call does nothing."""
@@ -87,6 +88,15 @@ class FactoredLearner(TorchLearner):
         self._entropy_share = 1.0
         self._entropy_schedule = Scheduler(self.config.falling(1.0, self.settings.entropy_final))
         super().build()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over a state, also an older one: its weights count as newer than any before.
+
+        Runners refuse weights whose number is below that of their own, and so would RLlib's learner.
+        """
+        newest, self._weights_seq_no = self._weights_seq_no, 0
+        super().set_state(state)
+        self._weights_seq_no = max(newest, self._weights_seq_no) + 1
 
     @abstractmethod
     def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+
 from ray.rllib.algorithms.ppo.ppo import PPO, PPOConfig
 
-from esper_ray.algorithm import FactoredConfig
-from esper_ray.config import LearnerConfig
+from esper_ray.algorithm import FactoredAlgorithm, FactoredConfig, begin_stream, seed_generators
 from esper_ray.learner import EsperPPOLearner
 
 
-class EsperPPO(PPO):
-    """PPO over a factored action. The class exists because Tune rebuilds a config from its algorithm's default."""
+class EsperPPO(FactoredAlgorithm, PPO):
+    """PPO over a factored action."""
 
     @classmethod
     def get_default_config(cls) -> EsperPPOConfig:
         """A config that still lacks an env (see :meth:`FactoredConfig.of`)."""
         return EsperPPOConfig()
+
+    def training_step(self) -> None:
+        """One iteration: rollouts, then an update. All randomness in it depends on the seed and its number alone."""
+        seed, stream = self.config.seed or 0, self.iteration
+        self.learner_group.foreach_learner(lambda learner: seed_generators(seed, stream))  # they shuffle
+        begin = functools.partial(begin_stream, stream=stream, fresh_episodes=self.config.fresh_rollouts)
+        self.env_runner_group.foreach_env_runner(begin)
+        super().training_step()
 
 
 class EsperPPOConfig(FactoredConfig, PPOConfig):
@@ -23,7 +32,6 @@ class EsperPPOConfig(FactoredConfig, PPOConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class or EsperPPO)
-        self.settings = LearnerConfig()
         self.use_kl_loss = False
 
     def get_default_learner_class(self) -> type[EsperPPOLearner]:
@@ -63,3 +71,5 @@ class EsperPPOConfig(FactoredConfig, PPOConfig):
             shuffle_batch_per_epoch=True,
             train_batch_size_per_learner=batch_size,
         )
+        # A step whose runners all died is done again once one is back.
+        self.reporting(min_sample_timesteps_per_iteration=1)

@@ -59,7 +59,7 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
         return
     _start_ray(max(config.run.num_env_runners, 1))
     try:
-        algorithm = _algorithm_config(run, config, stream=done).build_algo()
+        algorithm = _algorithm_config(run, config).build_algo()
         if done:
             _restore(algorithm, run)
             run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
@@ -73,19 +73,15 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
 
 def _loop(algorithm: Algorithm, run: RunDirectory, config: TrainConfig, console: Console, stop: list[bool]) -> None:
     began, first = time.perf_counter(), algorithm.iteration
-    steps = 0
     while algorithm.iteration < config.run.iterations:
-        started = time.perf_counter()
         with console.status(f"iteration {algorithm.iteration + 1}: hosts train, then the policy"):
             result = algorithm.train()
         world = dict(flatten(result["env_runners"].get("world", {})))
         score = world.get("score", float("nan"))
         run.save(algorithm.iteration, score, lambda path: _write_checkpoint(algorithm, config, path))
-        now = time.perf_counter()
-        left = (now - began) / (algorithm.iteration - first) * (config.run.iterations - algorithm.iteration)
-        lifetime = int(result["num_env_steps_sampled_lifetime"])
-        rate = (lifetime - steps if steps else config.run.hosts_per_runner * config.env.max_epochs) / (now - started)
-        steps = lifetime
+        elapsed = time.perf_counter() - began
+        left = elapsed / (algorithm.iteration - first) * (config.run.iterations - algorithm.iteration)
+        rate = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
         console.print(_progress_line(algorithm.iteration, config, world, rate, left), highlight=False)
         if stop[0]:
             console.print(f"stopped and saved; go on with: esper-ray train --run-dir {run.path} --resume")
@@ -113,16 +109,16 @@ def _make_env(env_config: dict[str, Any]) -> MorphogenesisVectorEnv:
     return MorphogenesisVectorEnv(**env_config)
 
 
-def _algorithm_config(run: RunDirectory, config: TrainConfig, stream: int) -> FactoredConfig:
-    """RLlib's config of a run whose randomness starts at ``stream``, the iterations done before."""
+def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
     register_env(ENV_ID, _make_env)
     slots = config.env.make_task().slots
     algorithm_config = CONFIGS[config.run.algorithm].of(
         env_id=ENV_ID,
-        env_config={**config.env.keywords(), "gamma": config.learner.gamma, "seed_stream": stream},
+        env_config={**config.env.keywords(), "gamma": config.learner.gamma},
         heads=slots.heads,
         encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=config.network.embedding_dim),
         rollout_length=config.env.max_epochs,
+        fresh_rollouts=True,
         envs_per_runner=config.run.hosts_per_runner,
         num_env_runners=config.run.num_env_runners,
         network=config.network,

@@ -1,6 +1,10 @@
 """A run's files: nothing is lost, and what is not a run is refused."""
 
+import itertools
 import json
+import os
+import signal
+import sys
 
 import pytest
 
@@ -75,3 +79,39 @@ def test_what_is_no_run_is_refused(tmp_path):
     run = RunDirectory.create(tmp_path / "run", TrainConfig())
     with pytest.raises(UserError, match="no checkpoint yet"):
         run.checkpoint("best")
+
+
+def _save_until_killed(run, operations):
+    """Save iteration 2 in a child that is killed at its n-th file operation in the run; whether it got that far."""
+    child = os.fork()
+    if child == 0:
+        done = itertools.count(1)
+
+        def watch(event, arguments):
+            touched = event in {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir"}
+            if touched and str(run.path) in str(arguments[0]) and next(done) == operations:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+        run.save(2, 0.9, _touch)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_save_killed_at_any_file_operation_leaves_a_whole_checkpoint_and_can_be_done_again(tmp_path):
+    for operations in itertools.count(1):
+        run = RunDirectory.create(tmp_path / str(operations), TrainConfig())
+        run.save(1, 0.2, _touch)
+        killed = _save_until_killed(run, operations)
+        found, path = run.checkpoint("latest")
+        assert found.iteration in ((1, 2) if killed else (2,))
+        assert (path / "weights").read_text() == "w"
+        run.save(found.iteration + 1, 0.95, _touch)
+        assert {entry.name for entry in run.checkpoints.iterdir()} == {
+            "index.json",
+            *(checkpoint.name for checkpoint in run.index().values()),
+        }
+        if not killed:
+            break
+    assert operations > 8
