@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 
 from envs.action_masks import build_mask, marginal_mask, mask_size, refusals
 from envs.governor import Governor, Panic
+from envs.grown import GrownSeeds
 from envs.lifecycle import Fate, Lifecycle
 from envs.limits import LifecycleRules
 from envs.measurements import SlotMeasurements
@@ -146,13 +147,21 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         Args:
             seed: An int is spread over the hosts; a sequence seeds them singly; None goes on with the next episode
                 of the seeds at hand (or with fresh ones at the first call).
-            options: Unused.
+            options: ``grown``, a :class:`envs.grown.GrownSeeds` of N hosts, lets these episodes start with the seeds
+                in place: committed, and trained with the host from the first epoch on. Hosts that start anew in
+                :meth:`step` start without.
+
+        Raises:
+            ValueError: seeds that do not fit the hosts.
         """
         if seed is not None or self._seeds is None:
             self._seeds = spread_seeds(seed, self.num_envs, self.seed_stream)
             self._episode[:] = 0
         everybody = np.arange(self.num_envs)
         self._begin(everybody)
+        grown: GrownSeeds | None = (options or {}).get("grown")
+        if grown is not None:
+            grown.plant(self.lifecycle)
         self.population.sync(self.lifecycle)
         loss, accuracy = self._evaluate(everybody)
         self._open_books(everybody, loss, accuracy)
@@ -321,6 +330,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         _add_info(info, "committed_accuracy", accuracy, done)
         _add_info(info, "committed_parameters", life.costs.host + life.extra_parameters, done)
         _add_info(info, "host_parameters", life.costs.host, done)
+        _add_info(info, "training_flops", self.population.training_flops.copy(), done)
         _add_info(info, "panic", panic, done)
         for fate in Fate:
             _add_info(info, f"seeds_{fate.name.lower()}", life.fates[:, fate], done)
