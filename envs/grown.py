@@ -21,6 +21,7 @@ from envs.vocabulary import (
     SeedStage,
 )
 
+BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
@@ -99,6 +100,7 @@ class GrownSeeds:
             target[present] = source[present]
         lifecycle.fates[:, Fate.FOSSILIZED] += present.sum(axis=1)
 
-    def rows(self, hosts: IntArray) -> GrownSeeds:
-        """The seeds of some hosts."""
-        return GrownSeeds(*(array[hosts] for array in vars(self).values()))
+    def replaced(self, hosts: BoolArray, other: GrownSeeds) -> GrownSeeds:
+        """These, but those of ``other`` in the marked hosts (``[N]``)."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return GrownSeeds(*(np.where(hosts[:, None], theirs, ours) for ours, theirs in pairs))

@@ -21,7 +21,7 @@ from envs.limits import LifecycleRules
 from envs.measurements import SlotMeasurements
 from envs.observation import HIGH, LOW, ObservationLayout
 from envs.population.counterfactuals import Counterfactuals, measure_counterfactuals
-from envs.population.population import Population
+from envs.population.population import Population, draw_variant
 from envs.population.snapshots import Snapshots
 from envs.progress import HostProgress
 from envs.reward import COMPONENTS, RewardAccount, RewardConfig, RewardMode, score_components
@@ -227,10 +227,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         if not len(hosts):
             return
         assert self._seeds is not None
-        generators = [
-            np.random.default_rng(np.random.SeedSequence([int(self._seeds[host]), int(self._episode[host])]))
-            for host in hosts
-        ]
+        generators = [_generator(self._seeds[host], self._episode[host]) for host in hosts]
         self._episode[hosts] += 1
         self.population.reset(hosts, generators)
         self.lifecycle.clear(hosts)
@@ -372,6 +369,16 @@ def spread_seeds(seed: int | Sequence[int] | None, num_hosts: int, stream: int =
     if len(seed) != num_hosts:
         raise ValueError(f"a sequence of seeds needs one per host: got {len(seed)} for {num_hosts} hosts")
     return np.array([int(value) for value in seed], np.int64)
+
+
+def host_variant(task: Task, seed: int) -> int:
+    """Index of the variant that a host seed's first episode draws."""
+    return draw_variant(task, _generator(seed, 0))
+
+
+def _generator(seed: int, episode: int) -> np.random.Generator:
+    """All chance of one host's episode."""
+    return np.random.default_rng(np.random.SeedSequence([int(seed), int(episode)]))
 
 
 def _add_info(

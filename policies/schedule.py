@@ -46,12 +46,14 @@ class GrowthPlan:
         return {name: value.name if isinstance(value, IntEnum) else value for name, value in values.items()}
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Self:
+    def from_json(cls, entry: Any) -> Self:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ValueError: a field that is unknown, or not of its kind.
+            ValueError: no mapping, a field that is unknown, or one that is not of its kind.
         """
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"a plan must name its fields, got {entry!r}")
         enums: dict[str, type[IntEnum]] = {
             "blueprint": Blueprint,
             "style": GerminationStyle,
@@ -93,7 +95,7 @@ class GrowthSchedule:
         return [plan.to_json() for plan in self.plans]
 
     @classmethod
-    def from_json(cls, entries: Sequence[Mapping[str, Any]]) -> Self:
+    def from_json(cls, entries: Sequence[Any]) -> Self:
         """The inverse of :meth:`to_json`.
 
         Raises:

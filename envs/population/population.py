@@ -40,6 +40,11 @@ Enough to fill the vector units, few enough to stay in cache.
 """
 
 
+def draw_variant(task: Task, generator: np.random.Generator) -> int:
+    """Index of an episode's host variant: the first thing that is drawn."""
+    return int(generator.integers(len(task.variants)))
+
+
 @dataclass(frozen=True)
 class SeedGradients:
     """Gradient statistics of an epoch, ``[N, S]``, NaN where a slot has no seed that trains (see GradientHealth)."""
@@ -103,7 +108,7 @@ class Population:
         """
         host, task = self.task.host, self.task
         for member, generator in zip(members, generators, strict=True):
-            variant = int(generator.integers(len(task.variants)))
+            variant = draw_variant(task, generator)
             self.variant[member] = variant
             row = self.layout.draw(host.parameters(task.variants[variant]), generator)
             self.flat[member] = torch.from_numpy(row).to(self.device)
