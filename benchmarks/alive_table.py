@@ -24,7 +24,8 @@ from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import EpisodeResults, held_out_seeds, run_episodes
 from esper_ray.process import settle
-from policies.scripted import FixedSchedule, GrowthPlan, NeverGrow
+from policies.schedule import GrowthPlan, GrowthSchedule
+from policies.scripted import FixedSchedule, NeverGrow
 
 HEADER = ("task", "slot", "blueprint", "added parameters", "accuracy, points", "score", "hosts that kept it")
 
@@ -65,8 +66,8 @@ class AliveTable:
         rows: list[Sequence[str]] = []
         kinds = blueprints_for(host.host.topology, host.slots.blueprints)
         for blueprint in track(list(kinds), description=task, console=console, transient=True):
-            plan = GrowthPlan(slot=self.slot, blueprint=Blueprint(blueprint))
-            grown = run_episodes(FixedSchedule(host.slots, self.max_epochs, plan), env, seeds)
+            schedule = GrowthSchedule((GrowthPlan(slot=self.slot, blueprint=Blueprint(blueprint)),))
+            grown = run_episodes(FixedSchedule(host.slots, self.max_epochs, schedule), env, seeds)
             rows.append((task, host.slots.slot_ids[self.slot], blueprint.name.lower(), *_gains(grown, alone)))
         return rows
 

@@ -7,12 +7,11 @@ Both train the same hosts in turns, whole epochs at a time; the loop is ``benchm
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,11 +19,11 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Report, Table, median_ratio, paired_seconds
 from benchmarks.living_seeds import fresh_population
 from benchmarks.reference import HostLoop
+from envs.population.flops import FORWARDS_PER_TRAINING_STEP
 from envs.tasks import make_task
 from esper_ray.process import settle
 
@@ -83,8 +82,9 @@ NOTES = (
     "also collects its gradient statistics. One CPU thread.",
     "Mixed seeds: 2.5 seeds with weights per host of three slots, all blueprints, TRAINING to FOSSILIZED, and ADD, "
     "MULTIPLY and GATE equally often.",
-    "FLOP are those of the loop's convolutions and matrix products, forward and backward, counted by torch; "
-    "normalisation, pooling and the optimiser count nothing. The roof is a float32 product of two square matrices.",
+    "FLOP are those of convolutions and matrix products as the hosts' shapes give them (envs/population/flops.py), a "
+    "training step as three forwards; normalisation, pooling and the optimiser count nothing. The roof is a float32 "
+    "product of two square matrices.",
     "Headline figures are of batch size 32 and of the host that does worse: the lower ratio, and for "
     "single_cost_ratio (population's time over the loop's at N = 1) the higher.",
 )
@@ -115,10 +115,9 @@ class _Device:
         self.ratios[kernels, seeds, num_hosts, batch_size] = ratio
         batches = num_hosts * task.batches_per_epoch
         rates = {name: batches / statistics.median(values) for name, values in seconds.items()}
-        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward_flops})
-        with counter:
-            loop.train_epoch(order[:, :1], task.lr)
-        flops = {name: rate * counter.get_total_flops() / num_hosts for name, rate in rates.items()}
+        forward = population.forward_flops(np.arange(num_hosts), lifecycle.computing, lifecycle).mean()
+        step = FORWARDS_PER_TRAINING_STEP * batch_size * forward
+        flops = {name: rate * step for name, rate in rates.items()}
         self.rows.append(
             (
                 *(kernels, seeds, str(num_hosts), str(batch_size)),
@@ -189,12 +188,6 @@ class _Device:
         left, right = torch.randn(2, size, size, device=self.device)
         multiply = self._waiting(lambda: torch.mm(left, right))
         return 2.0 * size**3 / min(paired_seconds({"product": multiply}, 10, warmup=3)["product"])
-
-
-def _backward_flops(grad_shape: torch.Size, x_shape: torch.Size, w_shape: torch.Size, *rest: Any, **kwargs: Any) -> int:
-    """FLOP of a convolution's gradients; torch's own count forgets the groups in the weight's."""
-    needs_x, needs_w, _ = rest[-1]
-    return (needs_x + needs_w) * 2 * math.prod(grad_shape) * math.prod(w_shape[1:])
 
 
 if __name__ == "__main__":

@@ -147,12 +147,18 @@ class Lifecycle:
 
         Of an internal structure only the levels that are switched on count.
         """
+        return np.where(self.living, self.seed_costs(self.costs), 0).sum(axis=1)
+
+    def seed_costs(self, costs: SeedCosts) -> IntArray:
+        """``[N, S]`` what each slot's seed costs as it is now, its gate and internal levels included.
+
+        Meaningless where there is no seed.
+        """
         hosts, slots = self._places
         blueprint, kind = np.maximum(self.blueprint, Blueprint.NOOP), self.internal_kind
-        grown = (self.internal_level - _START_LEVEL[kind]) * self.costs.level[hosts, blueprint, slots]
-        gates = np.where(self.algorithm == AlphaAlgorithm.GATE, self.costs.gate, 0)
-        seeds = self.costs.blueprint[hosts, blueprint, slots] + grown + gates
-        return np.where(self.living, seeds, 0).sum(axis=1)
+        grown = (self.internal_level - _START_LEVEL[kind]) * costs.level[hosts, blueprint, slots]
+        gates = np.where(self.algorithm == AlphaAlgorithm.GATE, costs.gate, 0)
+        return costs.blueprint[hosts, blueprint, slots] + grown + gates
 
     @property
     def parameter_budget(self) -> IntArray:

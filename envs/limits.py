@@ -16,14 +16,15 @@ DEFAULT_BUDGET_FACTOR = 16
 
 @dataclass(frozen=True)
 class SeedCosts:
-    """Parameter counts that budgets, rent and observations are computed from (N hosts, S slots).
+    """What hosts and seeds cost (N hosts, S slots).
+
+    In parameters, from which budgets, rent and observations are computed, or in FLOPs of one sample's forward.
 
     Attributes:
-        host: ``[N]`` parameters of each host alone.
-        blueprint: ``[N, num_blueprints, S]`` parameters of each blueprint at each slot as it germinates, without a
-            gate.
-        level: ``[N, num_blueprints, S]`` parameters of one internal level; 0 for a blueprint that has none.
-        gate: ``[N, S]`` parameters that the GATE algorithm adds at each slot.
+        host: ``[N]`` cost of each host alone.
+        blueprint: ``[N, num_blueprints, S]`` cost of each blueprint at each slot as it germinates, without a gate.
+        level: ``[N, num_blueprints, S]`` cost of one internal level; 0 for a blueprint that has none.
+        gate: ``[N, S]`` what the GATE algorithm adds at each slot.
         offered: ``[num_blueprints]`` whether the host's topology has this blueprint.
     """
 
@@ -32,6 +33,10 @@ class SeedCosts:
     level: IntArray
     gate: IntArray
     offered: BoolArray
+
+    def rows(self, index: IntArray) -> SeedCosts:
+        """Costs of the hosts ``index``, which may repeat."""
+        return SeedCosts(self.host[index], self.blueprint[index], self.level[index], self.gate[index], self.offered)
 
 
 @dataclass(frozen=True)

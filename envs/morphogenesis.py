@@ -15,12 +15,13 @@ from gymnasium.vector.utils import batch_space
 
 from envs.action_masks import build_mask, marginal_mask, mask_size, refusals
 from envs.governor import Governor, Panic
+from envs.grown import GrownSeeds
 from envs.lifecycle import Fate, Lifecycle
 from envs.limits import LifecycleRules
 from envs.measurements import SlotMeasurements
 from envs.observation import HIGH, LOW, ObservationLayout
 from envs.population.counterfactuals import Counterfactuals, measure_counterfactuals
-from envs.population.population import Population
+from envs.population.population import Population, draw_variant
 from envs.population.snapshots import Snapshots
 from envs.progress import HostProgress
 from envs.reward import COMPONENTS, RewardAccount, RewardConfig, RewardMode, score_components
@@ -146,13 +147,21 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         Args:
             seed: An int is spread over the hosts; a sequence seeds them singly; None goes on with the next episode
                 of the seeds at hand (or with fresh ones at the first call).
-            options: Unused.
+            options: ``grown``, a :class:`envs.grown.GrownSeeds` of N hosts, lets these episodes start with the seeds
+                in place: committed, and trained with the host from the first epoch on. Hosts that start anew in
+                :meth:`step` start without.
+
+        Raises:
+            ValueError: seeds that do not fit the hosts.
         """
         if seed is not None or self._seeds is None:
             self._seeds = spread_seeds(seed, self.num_envs, self.seed_stream)
             self._episode[:] = 0
         everybody = np.arange(self.num_envs)
         self._begin(everybody)
+        grown: GrownSeeds | None = (options or {}).get("grown")
+        if grown is not None:
+            grown.plant(self.lifecycle)
         self.population.sync(self.lifecycle)
         loss, accuracy = self._evaluate(everybody)
         self._open_books(everybody, loss, accuracy)
@@ -218,10 +227,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         if not len(hosts):
             return
         assert self._seeds is not None
-        generators = [
-            np.random.default_rng(np.random.SeedSequence([int(self._seeds[host]), int(self._episode[host])]))
-            for host in hosts
-        ]
+        generators = [_generator(self._seeds[host], self._episode[host]) for host in hosts]
         self._episode[hosts] += 1
         self.population.reset(hosts, generators)
         self.lifecycle.clear(hosts)
@@ -321,6 +327,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         _add_info(info, "committed_accuracy", accuracy, done)
         _add_info(info, "committed_parameters", life.costs.host + life.extra_parameters, done)
         _add_info(info, "host_parameters", life.costs.host, done)
+        _add_info(info, "training_flops", self.population.training_flops.copy(), done)
         _add_info(info, "panic", panic, done)
         for fate in Fate:
             _add_info(info, f"seeds_{fate.name.lower()}", life.fates[:, fate], done)
@@ -362,6 +369,16 @@ def spread_seeds(seed: int | Sequence[int] | None, num_hosts: int, stream: int =
     if len(seed) != num_hosts:
         raise ValueError(f"a sequence of seeds needs one per host: got {len(seed)} for {num_hosts} hosts")
     return np.array([int(value) for value in seed], np.int64)
+
+
+def host_variant(task: Task, seed: int) -> int:
+    """Index of the variant that a host seed's first episode draws."""
+    return draw_variant(task, _generator(seed, 0))
+
+
+def _generator(seed: int, episode: int) -> np.random.Generator:
+    """All chance of one host's episode."""
+    return np.random.default_rng(np.random.SeedSequence([int(seed), int(episode)]))
 
 
 def _add_info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import warnings
@@ -69,22 +70,40 @@ class Evaluate:
     """Of the held-out hosts."""
     checkpoint: Which = "best"
     """Which of the run's checkpoints; an export holds only one."""
+    policies: tuple[str, ...] = ()
+    """Who plays; by default learned, never_grow, random_valid, heuristic, fixed_schedule, static_final, static_big."""
+    schedule: Path | None = None
+    """A schedule that `esper-ray search` found, to play as best_schedule too."""
+    greedy: bool = False
+    """Play the learned policy a second time, taking its most probable choices instead of drawing."""
+    task: str | None = None
+    """Another task than that of training, with as many slots: does what was learnt carry over?"""
+    task_args: TaskArgs = field(default_factory=dict)
+    """Arguments of the task, on top of those of training unless --task names another one."""
     data_dir: Path | None = None
     """Where the task's data are, if not where they were in training; an export does not say it."""
+    output: Path | None = None
+    """Report to write, with a picture beside it; by default evaluation.json in the directory given, or with --task
+    or --task-args evaluation-TASK-ARGUMENTS.json."""
     workers: int = min(2, os.cpu_count() or 1)
     """Processes that share the policies."""
 
     def run(self, console: Console) -> None:
-        """Evaluate, print the table, write evaluation.json and evaluation.png."""
-        from esper_ray.controls import Trained
-        from esper_ray.evaluation import evaluate
+        """Evaluate, print the table, write the report and its picture."""
+        from esper_ray.controls import BEST_SCHEDULE, LEARNED_GREEDY, Trained, World
+        from esper_ray.evaluation import POLICIES, evaluate
         from esper_ray.report import evaluation_figure, evaluation_table
+        from esper_ray.search import read_schedule
 
-        trained = Trained.open(self.trained, self.checkpoint, self.data_dir)
+        trained = Trained.open(self.trained, self.checkpoint, World(self.task, self.task_args, self.data_dir))
         _at_least("--episodes", self.episodes, 1)
         _at_least("--workers", self.workers, 1)
         _at_least("--seed", self.seed, 0)
         trained.env.load_data()
+        schedule = None if self.schedule is None else read_schedule(self.schedule)
+        extra = [LEARNED_GREEDY] * self.greedy + [BEST_SCHEDULE] * (schedule is not None)
+        names = tuple(dict.fromkeys((*(self.policies or POLICIES), *extra)))
+        output = self.output or trained.path / f"{self._name()}.json"
         with console.status("playing held-out episodes") as status:
             done: list[str] = []
 
@@ -92,10 +111,91 @@ class Evaluate:
                 done.append(name)
                 status.update(f"played {', '.join(done)}")
 
-            report = evaluate(trained, self.episodes, self.seed, self.workers, on_done)
+            report = evaluate(
+                trained,
+                self.episodes,
+                self.seed,
+                self.workers,
+                on_done,
+                names=names,
+                schedule=schedule,
+                output=output,
+            )
         console.print(evaluation_table(report))
-        evaluation_figure(report).savefig(trained.path / "evaluation.png")
-        console.print(f"written: {trained.path / 'evaluation.json'} and evaluation.png beside it")
+        picture = output.with_suffix(".png")
+        evaluation_figure(report).savefig(picture)
+        console.print(f"written: {output} and {picture.name} beside it")
+
+    def _name(self) -> str:
+        """The default report's name, different for another world than that of training."""
+        arguments = (f"{key}={Path(value).name}" for key, value in sorted(self.task_args.items()))
+        return "-".join(("evaluation", *([self.task] if self.task else []), *arguments))
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search for the best fixed schedule of growth: a control for evaluate --schedule."""
+
+    world: tyro.conf.Positional[str]
+    """A run directory, for its task and as many host epochs as its training had; or a task's name."""
+    host_epochs: int | None = None
+    """Training epochs of hosts that the search may spend in all."""
+    max_epochs: int | None = None
+    """Training epochs of one host; by default as in the run, or as train's default."""
+    task_args: TaskArgs = field(default_factory=dict)
+    """Arguments of the task, on top of the run's."""
+    data_dir: Path | None = None
+    """As for train."""
+    seed: int = 0
+    """Of the schedules that are tried and of the hosts."""
+    output: Path | None = None
+    """Schedule to write, with its trace beside it; by default best_schedule.json in the run directory, or
+    best_schedule-TASK.json here. A search that was interrupted goes on from the trace."""
+    workers: int = min(2, os.cpu_count() or 1)
+    """Processes that train hosts."""
+
+    def run(self, console: Console) -> None:
+        """Search, print the finalists, write the schedule and the trace."""
+        from esper_ray.report import search_progress, search_table
+        from esper_ray.search import SearchSettings, read_trace, search_schedule, write_schedule, write_trace
+
+        _at_least("--workers", self.workers, 1)
+        _at_least("--seed", self.seed, 0)
+        env, host_epochs, path = self._resolved()
+        env.load_data()
+        settings = SearchSettings(host_epochs, self.seed, self.workers)
+        known = read_trace(path, env, settings)
+        if known:
+            console.print(f"goes on after {known[-1].name} of {path.name}")
+        with search_progress(console) as on_progress:
+            result = search_schedule(
+                env, settings, on_progress, lambda rungs: write_trace(path, env, settings, rungs), known
+            )
+        write_schedule(path, env, settings, result)
+        console.print(search_table(env, result))
+        console.print(f"written: {path}    play it: esper-ray evaluate RUN --schedule {path}")
+
+    def _resolved(self) -> tuple[EnvConfig, int, Path]:
+        """World, budget and output."""
+        from esper_ray.controls import World
+        from esper_ray.search import trained_host_epochs
+
+        directory = Path(self.world)
+        changes = World(None, self.task_args, self.data_dir)
+        if directory.is_dir():
+            run = RunDirectory.open(directory)
+            env, path = changes.of(run.config().env), run.path / "best_schedule.json"
+            budget = trained_host_epochs(run) if self.host_epochs is None else self.host_epochs
+        elif self.host_epochs is None:
+            raise UserError(
+                f"{self.world} is no run directory whose training could say how long to search: give --host-epochs"
+            )
+        else:
+            env = EnvConfig(task=self.world, data_dir=self.data_dir, task_args=self.task_args)
+            path, budget = Path(f"best_schedule-{self.world}.json"), self.host_epochs
+        if self.max_epochs is not None:
+            env = dataclasses.replace(env, max_epochs=self.max_epochs)
+        return env, budget, self.output or path
 
 
 @dataclass(frozen=True)
@@ -117,11 +217,11 @@ class Replay:
 
     def run(self, console: Console) -> None:
         """Play and draw."""
-        from esper_ray.controls import Trained, make_policy
+        from esper_ray.controls import Trained, World, make_policy
         from esper_ray.episodes import held_out_seeds
         from esper_ray.replay import draw_replay
 
-        trained = Trained.open(self.trained, self.checkpoint, self.data_dir)
+        trained = Trained.open(self.trained, self.checkpoint, World(data_dir=self.data_dir))
         _at_least("--seed", self.seed, 0)
         trained.env.load_data()
         policy = make_policy(self.policy, trained)
@@ -194,7 +294,7 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     return PRESETS["debug" if known.debug else known.preset]
 
 
-def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay | Export | Inspect:
+def parse(arguments: Sequence[str]) -> Train | Evaluate | Search | Replay | Export | Inspect:
     """The command that the arguments ask for.
 
     Raises:
@@ -205,6 +305,7 @@ def parse(arguments: Sequence[str]) -> Train | Evaluate | Replay | Export | Insp
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", default=Train(config=defaults))]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Search, tyro.conf.subcommand("search")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]

@@ -41,7 +41,7 @@ _PAIRS = tyro.constructors.PrimitiveConstructorSpec(
     is_instance=lambda instance: isinstance(instance, dict),
     str_from_instance=lambda instance: [f"{key}={value}" for key, value in instance.items()],
 )
-TaskArgs = Annotated[dict[str, str], _PAIRS]
+TaskArgs = Annotated[dict[str, str], _PAIRS, tyro.conf.arg(aliases=["--task-arg"])]
 """A dict of texts, written as ``--task-args NAME=VALUE ...`` on the command line."""
 
 

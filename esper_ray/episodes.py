@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from envs.grown import GrownSeeds
 from envs.lifecycle import Fate
 from envs.morphogenesis import MorphogenesisVectorEnv
 from esper_ray.config import EnvConfig
@@ -17,13 +19,24 @@ from policies.player import Player
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_HELD_OUT = 0x6E1D
-"""Spawn key of the held-out stream: no training seed, spread without it, ever leads to these hosts."""
+_HELD_OUT, _SEARCHED = 0x6E1D, 0x5EA4
+"""Spawn keys of two streams of host seeds: no training run's seed, spread without them, ever leads to these hosts."""
+
+Measured = Literal["validation", "test"]
 
 
 def held_out_seeds(seed: int, episodes: int) -> list[int]:
     """Seeds of hosts that no training run sees, one per episode."""
-    return np.random.SeedSequence(seed, spawn_key=(_HELD_OUT,)).generate_state(episodes).tolist()
+    return _seeds(seed, (_HELD_OUT,), episodes)
+
+
+def search_seeds(seed: int, episodes: int, stream: int = 0) -> list[int]:
+    """Seeds of hosts to choose a schedule on; none of them is held out for evaluation."""
+    return _seeds(seed, (_SEARCHED, stream), episodes)
+
+
+def _seeds(seed: int, key: tuple[int, ...], episodes: int) -> list[int]:
+    return np.random.SeedSequence(seed, spawn_key=key).generate_state(episodes).tolist()
 
 
 @dataclass(frozen=True)
@@ -31,16 +44,23 @@ class EpisodeResults:
     """Committed networks of E episodes, each array ``[E]``.
 
     Attributes:
-        score: On the test split.
-        accuracy: Percent, on the test split.
+        score: On the split that was asked for.
+        accuracy: Percent, on that split.
         parameters: Host and seeds.
+        training_flops: What the host's training cost: its epochs, the seeds in incubation, the evaluations on the
+            validation split, counterfactual ones included.
         fates: Seeds per fate.
+        variant: Index of the host's variant in the task.
+        grown: The committed seeds.
     """
 
     score: FloatArray
     accuracy: FloatArray
     parameters: FloatArray
+    training_flops: FloatArray
     fates: dict[str, FloatArray]
+    variant: IntArray
+    grown: GrownSeeds
 
 
 def run_episodes(
@@ -48,6 +68,10 @@ def run_episodes(
     env: EnvConfig,
     seeds: list[int],
     on_epoch: Callable[[MorphogenesisVectorEnv], None] | None = None,
+    *,
+    deterministic: bool = False,
+    grown: GrownSeeds | None = None,
+    split: Measured = "test",
 ) -> EpisodeResults:
     """Play one episode per seed, all at once as one population.
 
@@ -56,24 +80,32 @@ def run_episodes(
         env: The world.
         seeds: One per host.
         on_epoch: Called with the environment at the start and after every epoch.
+        deterministic: Take the policy's most probable choices instead of drawing.
+        grown: Seeds that the hosts start with; by default none.
+        split: What the committed networks are measured on. Nothing is computed on test unless that is asked for.
     """
-    world = MorphogenesisVectorEnv(len(seeds), report_test=True, **env.keywords())
-    observations, _ = world.reset(seed=seeds)
-    player = Player(policy, len(seeds), seeds[0])
-    names = {"score": "test_score", "accuracy": "test_accuracy", "parameters": "committed_parameters"}
+    world = MorphogenesisVectorEnv(len(seeds), report_test=split == "test", **env.keywords())
+    observations, _ = world.reset(seed=seeds, options={"grown": grown})
+    variant = world.population.variant.copy()
+    player = Player(policy, len(seeds), seeds[0], deterministic)
+    prefix = "test" if split == "test" else "committed"
+    names = {"score": f"{prefix}_score", "accuracy": f"{prefix}_accuracy", "parameters": "committed_parameters"}
+    names |= {"training_flops": "training_flops"}
     names |= {fate.name.lower(): f"seeds_{fate.name.lower()}" for fate in Fate}
     results = {name: np.full(len(seeds), np.nan) for name in names}
+    committed = GrownSeeds.of(world.lifecycle)
     running = np.ones(len(seeds), bool)
     if on_epoch:
         on_epoch(world)
     while running.any():
         observations, _, terminated, _, info = world.step(player.act(observations))
         first_end = terminated & running  # a host that the governor stopped starts anew, which counts for nothing
-        for name, key in names.items():
-            if first_end.any():
+        if first_end.any():
+            for name, key in names.items():
                 results[name][first_end] = info[key][first_end]
+            committed = committed.replaced(first_end, GrownSeeds.of(world.lifecycle))
         running &= ~terminated
         if on_epoch:
             on_epoch(world)
-    fates = {fate.name.lower(): results[fate.name.lower()] for fate in Fate}
-    return EpisodeResults(results["score"], results["accuracy"], results["parameters"], fates)
+    fates = {fate.name.lower(): results.pop(fate.name.lower()) for fate in Fate}
+    return EpisodeResults(**results, fates=fates, variant=variant, grown=committed)

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from esper_ray.controls import CONTROLS, Trained, make_policy
+from envs.grown import GrownSeeds
+from esper_ray.controls import (
+    CONTROLS,
+    LEARNED_GREEDY,
+    STATIC,
+    STATIC_BIG,
+    STATIC_FINAL,
+    Trained,
+    make_policy,
+    static_big,
+)
 from esper_ray.episodes import EpisodeResults, held_out_seeds, run_episodes
+from esper_ray.errors import UserError
 from esper_ray.process import settle
 from esper_ray.revision import git_commit
 from esper_ray.run_directory import replace_text
 from policies.learned import LEARNED
+from policies.schedule import GrowthSchedule
 
 FloatArray = npt.NDArray[np.float64]
+
+POLICIES = (LEARNED, *CONTROLS, *STATIC)
+"""Who plays unless somebody else is asked for."""
+
+MEASURES = ("score", "accuracy", "parameters", "training_flops")
+"""What is reported of every episode, and summarised."""
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -66,53 +85,93 @@ def evaluate(
     seed: int,
     workers: int,
     on_done: Callable[[str], None] = lambda name: None,
+    *,
+    names: Sequence[str] = POLICIES,
+    schedule: GrowthSchedule | None = None,
+    output: Path | None = None,
 ) -> dict[str, Any]:
-    """Play every policy on the same held-out hosts and write ``evaluation.json``.
+    """Play every policy on the same held-out hosts and write a report.
 
     Args:
-        trained: The learned policy and its world.
+        trained: The learned policy and the world to play in.
         episodes: Hosts.
         seed: Of the held-out hosts.
         workers: Processes to share the policies among.
         on_done: Called with each policy's name when it is through.
+        names: Who plays; ``STATIC_FINAL`` needs ``LEARNED`` to do so.
+        schedule: Of ``BEST_SCHEDULE``, if that plays.
+        output: File to write; by default ``evaluation.json`` beside the policy.
 
     Raises:
-        UserError: no usable weights.
+        UserError: no usable weights, a policy that is unknown or lacks what it needs.
     """
-    names = (LEARNED, *CONTROLS)
-    for name in names:
-        make_policy(name, trained)  # a wrong checkpoint is found before any work is done
+    for name in names:  # what is wrong is found before any work is done
+        if name not in STATIC:
+            make_policy(name, trained, schedule)
+    if STATIC_FINAL in names and LEARNED not in names:
+        raise UserError(f"{STATIC_FINAL} trains what the learned policy grew: add {LEARNED} to --policies")
     seeds = held_out_seeds(seed, episodes)
-    results: dict[str, EpisodeResults] = {}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = {pool.submit(_play, name, trained, seeds): name for name in names}
-        for job in as_completed(jobs):
-            results[jobs[job]] = job.result()
-            on_done(jobs[job])
+    results = _play_all(trained, seeds, names, schedule, workers, on_done)
     report = {
         "task": trained.env.task,
+        "task_args": dict(trained.env.task_args),
         "episodes": episodes,
         "seed": seed,
+        "host_seeds": seeds,
+        "variants": next(iter(results.values())).variant.tolist(),
         "split": "test",
         "max_epochs": trained.env.max_epochs,
         "checkpoint": {"which": trained.which, "iteration": trained.iteration},
+        "schedule": None if schedule is None else schedule.to_json(),
         "git_commit": git_commit(),
         "policies": {name: _report(results[name]) for name in names},
     }
-    replace_text(trained.path / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    replace_text(output or trained.path / "evaluation.json", json.dumps(report, indent=2) + "\n")
     return report
 
 
-def _play(name: str, trained: Trained, seeds: list[int]) -> EpisodeResults:
+def _play_all(
+    trained: Trained,
+    seeds: list[int],
+    names: Sequence[str],
+    schedule: GrowthSchedule | None,
+    workers: int,
+    on_done: Callable[[str], None],
+) -> dict[str, EpisodeResults]:
+    """Everybody's episodes, each policy in one of the processes; ``STATIC_FINAL`` after the learned policy."""
+    results: dict[str, EpisodeResults] = {}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs: dict[Future[EpisodeResults], str] = {}
+
+        def start(name: str, grown: GrownSeeds | None = None) -> None:
+            jobs[pool.submit(_play, name, trained, seeds, schedule, grown)] = name
+
+        for name in names:
+            if name != STATIC_FINAL:
+                start(name, static_big(trained, len(seeds)) if name == STATIC_BIG else None)
+        while jobs:
+            for job in wait(jobs, return_when=FIRST_COMPLETED).done:
+                name = jobs.pop(job)
+                results[name] = job.result()
+                on_done(name)
+                if name == LEARNED and STATIC_FINAL in names:
+                    start(STATIC_FINAL, results[name].grown)
+    return results
+
+
+def _play(
+    name: str, trained: Trained, seeds: list[int], schedule: GrowthSchedule | None, grown: GrownSeeds | None
+) -> EpisodeResults:
     """One policy's episodes, in a process of its own."""
     settle()
-    return run_episodes(make_policy(name, trained), trained.env, seeds)
+    policy = make_policy("never_grow" if name in STATIC else name, trained, schedule)
+    return run_episodes(policy, trained.env, seeds, deterministic=name == LEARNED_GREEDY, grown=grown)
 
 
 def _report(results: EpisodeResults) -> dict[str, Any]:
+    measures = {name: getattr(results, name) for name in MEASURES}
     return {
-        "score": summarise(results.score),
-        "accuracy": summarise(results.accuracy),
-        "parameters": summarise(results.parameters),
+        **{name: summarise(values) for name, values in measures.items()},
         "fates": {fate: float(counts.mean()) for fate, counts in results.fates.items()},
+        "episodes": {name: values.tolist() for name, values in (measures | results.fates).items()},
     }

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from matplotlib.figure import Figure
 from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from esper_ray.config import EnvConfig
+from esper_ray.controls import BEST_SCHEDULE, LEARNED_GREEDY, STATIC_BIG, STATIC_FINAL
+from esper_ray.search import SearchResult
 from policies.learned import LEARNED
 
 LABELS = {
@@ -16,6 +23,10 @@ LABELS = {
     "random_valid": "random valid",
     "heuristic": "heuristic",
     "fixed_schedule": "fixed schedule",
+    BEST_SCHEDULE: "best schedule",
+    LEARNED_GREEDY: "learned, greedy",
+    STATIC_FINAL: "static final",
+    STATIC_BIG: "static big",
 }
 
 
@@ -24,12 +35,13 @@ def evaluation_table(report: dict[str, Any]) -> Table:
     table = Table(
         title=f"{report['task']}: {report['episodes']} held-out hosts, {report['max_epochs']} epochs, test split",
         caption="score = accuracy/100 − rent; interquartile means, [ ] = 95 % bootstrap interval; "
+        "GFLOP: training of one host, all evaluations on validation included; "
         "fossil, pruned, cut: seeds per episode kept for good, pruned, removed unfinished at the end",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("policy", no_wrap=True)
-    for name in ("score", "acc %", "params", "fossil", "pruned", "cut"):
+    for name in ("score", "acc %", "params", "GFLOP", "fossil", "pruned", "cut"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, result in report["policies"].items():
         score, fates = result["score"], result["fates"]
@@ -39,6 +51,7 @@ def evaluation_table(report: dict[str, Any]) -> Table:
             f"{score['iqm']:.3f} \\[{low:.3f}, {high:.3f}]",
             f"{result['accuracy']['iqm']:.1f}",
             f"{result['parameters']['iqm']:,.0f}",
+            f"{result['training_flops']['iqm'] / 1e9:,.2f}",
             *(f"{fates[fate]:.2f}" for fate in ("fossilized", "pruned", "unfinished")),
             style="bold" if name == LEARNED else None,
         )
@@ -67,3 +80,34 @@ def evaluation_figure(report: dict[str, Any]) -> Figure:
         axes.spines[side].set_visible(False)
     axes.tick_params(left=False)
     return figure
+
+
+def search_table(env: EnvConfig, result: SearchResult) -> Table:
+    """The finalists, the best first."""
+    tried = len({schedule for rung in result.rungs for schedule in rung.schedules})
+    table = Table(
+        title=f"{env.task}: {tried} schedules tried in {result.host_epochs:,} host epochs",
+        caption=f"mean score on the validation split of {len(result.rungs[-1].seeds)} fresh hosts of {env.max_epochs} "
+        "epochs and its standard error; @: epoch of germination",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("schedule")
+    for schedule, scores in result.finalists:
+        error = scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
+        table.add_row(f"{scores.mean():.3f} ± {error:.3f}", schedule.described(env.make_task().slots.slot_ids))
+    return table
+
+
+@contextmanager
+def search_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with the time left, moved by calls with what is under way, the host epochs done and those planned."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("the first hosts train", total=None)
+
+        def move(name: str, done: int, planned: int) -> None:
+            progress.update(bar, description=name, completed=done, total=planned)
+
+        yield move

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from envs.action_masks import split_mask
 from envs.slots import SlotConfig
-from envs.vocabulary import AlphaTarget, Blueprint, GerminationStyle, LifecycleOp, Tempo
-from policies.bundle import Observations, PolicySettings
+from envs.vocabulary import NO_BLUEPRINT, LifecycleOp, SeedStage
+from policies.bundle import Actions, Observations, PolicySettings
 from policies.distribution import head_masks
 from policies.registry import register
 from policies.rule import Memory, RulePolicy
+from policies.schedule import BY_HAND, GrowthPlan, GrowthSchedule
 
 
 @register("never_grow")
@@ -41,58 +44,86 @@ class RandomValid(RulePolicy):
         return head_masks(torch.from_numpy(observations["action_mask"]), self._heads)
 
 
-@dataclass(frozen=True)
-class GrowthPlan:
-    """What a fixed schedule grows.
-
-    Attributes:
-        slot: Index of the slot.
-        blueprint: Kind of seed.
-        epoch: Epoch in which it germinates.
-        style: How it blends.
-        tempo: How fast.
-        alpha_target: How far.
-    """
-
-    slot: int = 0
-    blueprint: Blueprint = Blueprint.DEPTHWISE
-    epoch: int = 5
-    style: GerminationStyle = GerminationStyle.LINEAR_ADD
-    tempo: Tempo = Tempo.STANDARD
-    alpha_target: AlphaTarget = AlphaTarget.FULL
-
-
 @register("fixed_schedule")
 class FixedSchedule(RulePolicy):
-    """The same growth in every host: germinate at a set epoch, advance at each gate, fossilise."""
+    """Growth that does not depend on how the training goes.
 
-    def __init__(self, slots: SlotConfig, max_epochs: int, plan: GrowthPlan | None = None) -> None:
+    Each planned seed germinates at its epoch, or in the first one after it that admits it, advances at each gate and
+    is fossilised. Where several could act, fossilising comes before advancing, advancing before germinating, and
+    within these the first slot.
+
+    Args:
+        slots: Slots of the hosts.
+        max_epochs: Of an episode.
+        schedule: For every host, or a sequence with one per host; then the policy takes just as many hosts.
+
+    Raises:
+        ValueError: a schedule for a slot or of a blueprint that does not exist here.
+    """
+
+    def __init__(
+        self, slots: SlotConfig, max_epochs: int, schedule: GrowthSchedule | Sequence[GrowthSchedule] = BY_HAND
+    ) -> None:
         super().__init__(slots)
-        self._max_epochs, self.plan = max_epochs, plan or GrowthPlan()
+        self._max_epochs = max_epochs
+        schedules = (schedule,) if isinstance(schedule, GrowthSchedule) else tuple(schedule)
+        self._plans = _table(schedules, slots)
 
     @classmethod
     def build(cls, settings: PolicySettings) -> Self:
-        """With the plan that was fixed by hand."""
+        """With the schedule that was fixed by hand."""
         return cls(settings.slots, settings.max_epochs)
 
     def choices(self, observations: Observations, memory: Memory) -> tuple[Tensor, ...]:
-        """The plan's next step."""
-        plan = self.plan
+        """The schedule's next step."""
+        obs, plans = observations["obs"], self._plans
+        if len(plans["slot"]) not in (1, len(obs)):
+            raise ValueError(f"{len(plans['slot'])} schedules do not fit {len(obs)} hosts: give one per host, or one")
         views = split_mask(observations["action_mask"], self._heads)
-        slot_mask, fits = views["slot"][:, :, plan.slot] != 0, views["blueprint"][:, plan.blueprint] != 0
-        epoch = np.rint(self._layout.base(observations["obs"], "epoch") * self._max_epochs)
-        germinate = slot_mask[:, LifecycleOp.GERMINATE] & fits & (epoch == plan.epoch)
-        op = np.where(germinate, LifecycleOp.GERMINATE, LifecycleOp.WAIT)
-        for later in (LifecycleOp.ADVANCE, LifecycleOp.FOSSILIZE):
-            op = np.where(slot_mask[:, later], later, op)
-        arguments = {
-            "slot": plan.slot,
-            "blueprint": plan.blueprint,
-            "style": plan.style,
-            "tempo": plan.tempo,
-            "alpha_target": plan.alpha_target,
+        admitted = views["slot"] != 0
+        epoch, age = (
+            np.rint(values * self._max_epochs)
+            for values in (self._layout.base(obs, "epoch"), self._layout.slot(obs, "epochs_in_stage"))
+        )
+        planned = plans["blueprint"] >= 0
+        kinds = np.broadcast_to(np.maximum(plans["blueprint"], 0), age.shape)
+        fits = np.take_along_axis(views["blueprint"] != 0, kinds, axis=1)
+        too_young = (self._layout.stages(obs) == SeedStage.TRAINING) & (age < plans["training_epochs"])
+        wants = {
+            LifecycleOp.GERMINATE: fits & (epoch[:, None] >= plans["epoch"]),
+            LifecycleOp.ADVANCE: ~too_young,
+            LifecycleOp.FOSSILIZE: np.ones_like(fits),
         }
+        op, slot = np.full(len(obs), int(LifecycleOp.WAIT)), np.zeros(len(obs), np.int64)
+        for kind, where in wants.items():
+            possible = where & planned & admitted[:, kind]
+            chosen = possible.any(axis=1)
+            op, slot = np.where(chosen, kind, op), np.where(chosen, possible.argmax(axis=1), slot)
+        return self.certain(self._assemble(op, slot))
+
+    def _assemble(self, op: Actions, slot: Actions) -> Actions:
+        """Actions with the arguments that the chosen slot's plan names, 0 where the op needs none."""
         columns = [op]
         for head in self._heads[1:]:
-            columns.append(np.where(np.isin(op, head.needed_by), int(arguments.get(head.name, 0)), 0))
-        return self.certain(np.stack(columns, axis=1))
+            table = self._plans.get(head.name)
+            argument = 0 if table is None else table[np.arange(len(op)) if len(table) > 1 else 0, slot]
+            columns.append(np.where(np.isin(op, head.needed_by), argument, 0))
+        return np.stack(columns, axis=1)
+
+
+def _table(schedules: Sequence[GrowthSchedule], slots: SlotConfig) -> dict[str, npt.NDArray[np.int64]]:
+    """Each field of the plans as ``[N, S]`` by slot; the blueprint is -1 where nothing is planned."""
+    shape = (len(schedules), slots.num_slots)
+    table = {name.name: np.zeros(shape, np.int64) for name in fields(GrowthPlan)}
+    table["slot"][:] = np.arange(slots.num_slots)
+    table["blueprint"][:] = NO_BLUEPRINT
+    for host, schedule in enumerate(schedules):
+        for plan in schedule.plans:
+            if plan.slot >= slots.num_slots or plan.blueprint not in slots.blueprints:
+                raise ValueError(
+                    f"{plan.blueprint.name} in slot {plan.slot} is planned, but there are {slots.num_slots} slots "
+                    f"and the blueprints {', '.join(kind.name for kind in slots.blueprints)}"
+                )
+            for name, values in table.items():
+                values[host, plan.slot] = getattr(plan, name)
+    return table

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from envs.population.parameters import ParameterSpecs
+from envs.population.parameters import ParameterSpecs, matrix_flops
 
 
 class SeedModule(Protocol):
@@ -23,6 +23,16 @@ class SeedModule(Protocol):
         """Parameters of one member whose slot has ``width`` channels.
 
         Every size must not shrink as the width grows, so that a narrow member's values fit in a wide layout.
+        """
+        ...
+
+    def flops(self, width: int, places: int, level: int | None = None) -> int:
+        """FLOPs of one member's delta for one sample: two per weight of a convolution or matrix and application.
+
+        Args:
+            width: Channels of the slot.
+            places: Pixels of a map or tokens of a sequence there; 1 for a vector.
+            level: Internal level of the seed; None for the highest.
         """
         ...
 
@@ -86,6 +96,14 @@ class Chain(ABC):
     @abstractmethod
     def layers(self) -> tuple[Layer, ...]:
         """From the seed's input to its delta."""
+
+    @abstractmethod
+    def parameters(self, width: int) -> ParameterSpecs:
+        """See :class:`SeedModule`."""
+
+    def flops(self, width: int, places: int, level: int | None = None) -> int:
+        """See :class:`SeedModule`."""
+        return matrix_flops(self.parameters(width), places, level)
 
     def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
         """See :class:`SeedModule`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from envs.population.layers import global_average_pool, group_norm, linear
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
+from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
 class NormBlend:
@@ -18,6 +18,10 @@ class NormBlend:
             "norm_bias": ParameterSpec((width,), Init.ZEROS),
             "scale": ParameterSpec((1,), Init.ZEROS),
         }
+
+    def flops(self, width: int, places: int, level: int | None = None) -> int:
+        """See :class:`SeedModule`."""
+        return matrix_flops(self.parameters(width), places, level)
 
     def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
         """See :class:`SeedModule`."""
@@ -38,6 +42,10 @@ class SqueezeExcite:
             "excite_weight": ParameterSpec((width, hidden), Init.ZEROS),
             "excite_bias": ParameterSpec((width,), Init.ZEROS),
         }
+
+    def flops(self, width: int, places: int, level: int | None = None) -> int:
+        """See :class:`SeedModule`."""
+        return matrix_flops(self.parameters(width), 1, level)  # its matrices see the pooled map
 
     def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
         """See :class:`SeedModule`."""

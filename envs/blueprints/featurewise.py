@@ -7,7 +7,7 @@ from torch import Tensor
 
 from envs.blueprints.channelwise import NormBlend
 from envs.population.dense_layers import dense, layer_norm
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
+from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
 class LayerNormBlend(NormBlend):
@@ -36,6 +36,10 @@ class LowRank:
             "up": ParameterSpec((width, self.rank), Init.ZEROS),
         }
 
+    def flops(self, width: int, places: int, level: int | None = None) -> int:
+        """See :class:`SeedModule`."""
+        return matrix_flops(self.parameters(width), places, level)
+
     def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
         """See :class:`SeedModule`."""
         return dense(dense(u, parameters["down"]), parameters["up"])
@@ -59,6 +63,10 @@ class Mlp:
             "fc2_weight": ParameterSpec((width, hidden), Init.ZEROS),
             "fc2_bias": ParameterSpec((width,), Init.ZEROS),
         }
+
+    def flops(self, width: int, places: int, level: int | None = None) -> int:
+        """See :class:`SeedModule`."""
+        return matrix_flops(self.parameters(width), places, level)
 
     def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
         """See :class:`SeedModule`."""

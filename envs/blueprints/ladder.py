@@ -8,7 +8,7 @@ from torch import Tensor
 
 from envs.blueprints.base import LadderModule
 from envs.population.layers import conv, group_norm
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
+from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
 class ConvLadder(LadderModule):
@@ -34,6 +34,10 @@ class ConvLadder(LadderModule):
             "out_bias": ParameterSpec((width,), Init.ZEROS),
         }
         return {f"{name}{i}": replace(spec, level=i) for i in self._steps for name, spec in level.items()}
+
+    def flops(self, width: int, places: int, level: int | None = None) -> int:
+        """See :class:`envs.blueprints.base.SeedModule`."""
+        return matrix_flops(self.parameters(width), places, level)
 
     def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
         """See :class:`envs.blueprints.base.SeedModule`."""

@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
-from envs.population.dense_layers import dense, normalised, self_attention
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
+from envs.population.dense_layers import attention_flops, dense, normalised, self_attention
+from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 MAX_HEADS = 4
 WINDOW = 8
@@ -34,6 +34,10 @@ class CausalAttention:
             "out_weight": ParameterSpec((width, width), Init.ZEROS),
             "out_bias": ParameterSpec((width,), Init.ZEROS),
         }
+
+    def flops(self, width: int, places: int, level: int | None = None) -> int:
+        """See :class:`SeedModule`."""
+        return matrix_flops(self.parameters(width), places, level) + attention_flops(places, width)
 
     def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
         """See :class:`SeedModule`."""

@@ -40,6 +40,19 @@ class Host(Protocol, Generic[VariantT]):
         """Channels of a member at a slot."""
         ...
 
+    def places(self, sample_shape: tuple[int, ...], slot: int) -> int:
+        """Pixels or tokens of one sample at a slot; 1 for vectors.
+
+        Args:
+            sample_shape: Axes of one input.
+            slot: Index of the slot.
+        """
+        ...
+
+    def flops(self, variant: VariantT, sample_shape: tuple[int, ...]) -> int:
+        """FLOPs of one sample's forward through one member without seeds (see ``SeedModule.flops``)."""
+        ...
+
     def forward(
         self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
     ) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from envs.population.layers import (
     linear,
     num_groups,
 )
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
+from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,24 @@ class CnnHost:
     def slot_width(self, variant: CnnVariant, slot: int) -> int:
         """See :class:`envs.hosts.base.Host`."""
         return variant.widths[slot]
+
+    def places(self, sample_shape: tuple[int, ...], slot: int) -> int:
+        """See :class:`envs.hosts.base.Host`; images are ``[H, W, C]``."""
+        return math.prod(self._map_sizes(sample_shape)[slot + 1])
+
+    def flops(self, variant: CnnVariant, sample_shape: tuple[int, ...]) -> int:
+        """See :class:`envs.hosts.base.Host`."""
+        specs, sizes = self.parameters(variant), self._map_sizes(sample_shape)
+        blocks = (matrix_flops({"": specs[f"conv{i}"]}, math.prod(sizes[i])) for i in range(self.num_slots))
+        return sum(blocks) + matrix_flops({"": specs["head_weight"]}, 1)
+
+    def _map_sizes(self, sample_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Height and width of the map that each block sees, and behind them of the last one's output."""
+        sizes = [(sample_shape[0], sample_shape[1])]
+        for _ in range(self.num_slots):
+            height, width = sizes[-1]
+            sizes.append((height // 2, width // 2) if min(height, width) >= 2 else (height, width))
+        return sizes
 
     def forward(
         self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool

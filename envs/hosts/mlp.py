@@ -10,7 +10,7 @@ from envs.hosts.base import Grow
 from envs.hosts.residual import block_parameters, feed_forward, norm_parameters
 from envs.population.activations import VECTORS
 from envs.population.dense_layers import dense, layer_norm
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
+from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,14 @@ class MlpHost:
     def slot_width(self, variant: MlpVariant, slot: int) -> int:
         """See :class:`envs.hosts.base.Host`."""
         return variant.width
+
+    def places(self, sample_shape: tuple[int, ...], slot: int) -> int:
+        """One: a sample is a vector."""
+        return 1
+
+    def flops(self, variant: MlpVariant, sample_shape: tuple[int, ...]) -> int:
+        """See :class:`envs.hosts.base.Host`."""
+        return matrix_flops(self.parameters(variant), 1)
 
     def forward(
         self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool

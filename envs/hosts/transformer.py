@@ -9,8 +9,8 @@ from torch import Tensor
 from envs.hosts.base import Grow
 from envs.hosts.residual import block_parameters, feed_forward, norm_parameters
 from envs.population.activations import SEQUENCES
-from envs.population.dense_layers import dense, embed, layer_norm, self_attention
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
+from envs.population.dense_layers import attention_flops, dense, embed, layer_norm, self_attention
+from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,17 @@ class TransformerHost:
     def slot_width(self, variant: TransformerVariant, slot: int) -> int:
         """See :class:`envs.hosts.base.Host`."""
         return variant.width
+
+    def places(self, sample_shape: tuple[int, ...], slot: int) -> int:
+        """See :class:`envs.hosts.base.Host`; sequences are ``[L]``."""
+        return sample_shape[0]
+
+    def flops(self, variant: TransformerVariant, sample_shape: tuple[int, ...]) -> int:
+        """See :class:`envs.hosts.base.Host`; embeddings are looked up, so that the tied table counts once, as head."""
+        (length,) = sample_shape
+        specs = {name: spec for name, spec in self.parameters(variant).items() if name != "positions"}
+        attending = sum(layers for layers, attends in zip(variant.layers, variant.attends, strict=True) if attends)
+        return matrix_flops(specs, length) + attending * attention_flops(length, variant.width)
 
     def forward(
         self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool

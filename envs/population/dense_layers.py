@@ -77,6 +77,11 @@ def self_attention(x: Tensor, qkv: Tensor, heads: int, window: int | None = None
     return out.transpose(1, 2).reshape(x.shape)
 
 
+def attention_flops(length: int, width: int) -> int:
+    """FLOPs of one sample's attention between its projections, over all pairs of tokens, masked ones included."""
+    return 4 * length * length * width
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Every token attends to itself and all before it; all shapes ``[N, heads, L, d]``."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)

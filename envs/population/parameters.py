@@ -60,6 +60,18 @@ def count_parameters(specs: ParameterSpecs, level: int | None = None) -> int:
     return sum(spec.size for spec in specs.values() if level is None or spec.level <= level)
 
 
+def matrix_flops(specs: ParameterSpecs, places: int, level: int | None = None) -> int:
+    """FLOPs of applying every matrix and every kernel once at each of ``places`` pixels, tokens or vectors.
+
+    Args:
+        specs: Parameters of one member; those of one axis (biases, norms) count nothing.
+        places: Where each is applied.
+        level: As in :func:`count_parameters`.
+    """
+    matrices = {name: spec for name, spec in specs.items() if len(spec.shape) > 1}
+    return 2 * places * count_parameters(matrices, level)
+
+
 class ParameterLayout:
     """Where each named parameter lies in a flat row.
 

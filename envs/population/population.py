@@ -22,6 +22,7 @@ from envs.lifecycle import Lifecycle
 from envs.limits import SeedCosts
 from envs.population.bank import SeedBank
 from envs.population.blending import SeedRun, SlotSeeds, gate_parameters, grow
+from envs.population.flops import FORWARDS_PER_TRAINING_STEP, variant_flops
 from envs.population.optimizer import SeedOptimizer, sgd_step
 from envs.population.parameters import ParameterLayout
 from envs.population.variants import VariantTables
@@ -37,6 +38,11 @@ EVALUATION_CELLS = 1 << 13
 
 Enough to fill the vector units, few enough to stay in cache.
 """
+
+
+def draw_variant(task: Task, generator: np.random.Generator) -> int:
+    """Index of an episode's host variant: the first thing that is drawn."""
+    return int(generator.integers(len(task.variants)))
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,10 @@ class Population:
         num_members: N.
         max_epochs: Epochs of an episode; the learning rate's schedule and the batch order span them.
         device: Where hosts live.
+
+    Attributes:
+        training_flops: ``[N]`` FLOPs spent on each host since it was drawn: training, and evaluations that are part
+            of it (see ``envs.population.flops``). What is computed for padding alone does not count.
     """
 
     def __init__(self, task: Task, num_members: int, max_epochs: int, device: torch.device) -> None:
@@ -79,6 +89,9 @@ class Population:
         self._generators: list[np.random.Generator | None] = [None] * num_members
         self._rates = np.array([task.learning_rate(epoch / max_epochs) for epoch in range(max_epochs)], np.float32)
         self._tables = VariantTables(task, self.modules, self.layout, device)
+        self._flops_of_variants = variant_flops(task, self.modules)
+        self._flops = self._flops_of_variants.rows(self.variant)
+        self.training_flops = np.zeros(num_members, np.int64)
 
     # ------------------------------------------------------------------ membership
     @property
@@ -95,7 +108,7 @@ class Population:
         """
         host, task = self.task.host, self.task
         for member, generator in zip(members, generators, strict=True):
-            variant = int(generator.integers(len(task.variants)))
+            variant = draw_variant(task, generator)
             self.variant[member] = variant
             row = self.layout.draw(host.parameters(task.variants[variant]), generator)
             self.flat[member] = torch.from_numpy(row).to(self.device)
@@ -105,6 +118,8 @@ class Population:
             self._generators[member] = generator
         index = torch.from_numpy(members).to(self.device)
         self.momentum[index] = 0.0
+        self._flops = self._flops_of_variants.rows(self.variant)
+        self.training_flops[members] = 0
         for name, spec in host.buffers(host.widest).items():
             start = spec.draw(np.random.default_rng(0))  # running statistics start at constants
             self.buffers[name][index] = torch.from_numpy(start).to(self.device)
@@ -146,6 +161,17 @@ class Population:
         width = self.task.host.slot_width(self.task.variants[self.variant[member]], bank.slot)
         return bank.layout.draw(bank.module.parameters(width) | gate_parameters(width), generator)
 
+    def forward_flops(self, members: IntArray, running: BoolArray, lifecycle: Lifecycle) -> IntArray:
+        """FLOPs of one sample's forward through some members, ``[J]``.
+
+        Args:
+            members: ``[J]`` which hosts; one may occur several times.
+            running: ``[J, S]`` slots whose seed takes part; what has no weights yet does not.
+            lifecycle: What the seeds are.
+        """
+        seeds = np.where(lifecycle.computing, lifecycle.seed_costs(self._flops), 0)
+        return self._flops.host[members] + np.where(running, seeds[members], 0).sum(axis=1)
+
     # ------------------------------------------------------------------ training
     def train_epoch(self, epoch: IntArray, lifecycle: Lifecycle) -> SeedGradients:
         """Train every host and every seed in TRAINING to FOSSILIZED for one epoch.
@@ -178,6 +204,9 @@ class Population:
             sgd_step(self.flat, host_gradient if present is None else host_gradient * present, self.momentum, rates)
             if optimizer:
                 optimizer.step(gradients[len(host) :])
+        samples = self.task.batches_per_epoch * self.task.batch_size
+        forward = self.forward_flops(np.arange(self.num_members), lifecycle.computing, lifecycle)
+        self.training_flops += FORWARDS_PER_TRAINING_STEP * samples * forward
         return self._finish(optimizer)
 
     def _banks_by_slot(self) -> dict[int, list[SeedBank]]:
@@ -278,12 +307,14 @@ class Population:
             members: ``[J]`` which hosts; one may occur several times.
             alpha: ``[J, S]`` blend amplitudes to evaluate with; a slot at 0 is not run.
             lifecycle: For the seeds' algorithms.
-            split: Data to evaluate on, in batch-norm's inference mode.
+            split: Data to evaluate on, in batch-norm's inference mode; only the test split costs no training FLOPs.
 
         Returns:
             Mean cross-entropy ``[J]`` and accuracy in percent ``[J]``.
         """
         x, y = self._data[split]
+        if split != "test":
+            np.add.at(self.training_flops, members, len(y) * self.forward_flops(members, alpha > 0.0, lifecycle))
         whole = len(members) == self.num_members and bool((members == np.arange(self.num_members)).all())
         index = self._to_device(members)
         flat = self.flat if whole else self.flat[index]

@@ -40,10 +40,13 @@ class VariantTables:
             seeds[:, blueprint] = [[count_parameters(spec, start) for spec in row] for row in specs]
             # Every level costs what the first one costs.
             levels[:, blueprint] = [[count_parameters(s, 1) - count_parameters(s, 0) for s in row] for row in specs]
-        self._host = np.array([count_parameters(host.parameters(variant)) for variant in variants])
-        self._seeds, self._levels = seeds, levels
-        self._gates = np.array([[count_parameters(gate_parameters(int(w))) for w in row] for row in widths])
-        self._offered = np.array([blueprint in modules for blueprint in task.slots.blueprints])
+        self._costs = SeedCosts(
+            host=np.array([count_parameters(host.parameters(variant)) for variant in variants]),
+            blueprint=seeds,
+            level=levels,
+            gate=np.array([[count_parameters(gate_parameters(int(w))) for w in row] for row in widths]),
+            offered=np.array([blueprint in modules for blueprint in task.slots.blueprints]),
+        )
         masks = np.stack([layout.present(host.parameters(variant)) for variant in variants])
         self.mixed = not masks.all()
         self._parameters = torch.from_numpy(masks).to(device)
@@ -55,9 +58,7 @@ class VariantTables:
 
     def costs(self, variant: IntArray) -> SeedCosts:
         """Parameter counts of members of these variants (``[N]``)."""
-        return SeedCosts(
-            self._host[variant], self._seeds[variant], self._levels[variant], self._gates[variant], self._offered
-        )
+        return self._costs.rows(variant)
 
     def parameters_present(self, variant: IntArray) -> Tensor | None:
         """``[m, P]`` host parameters that exist in members of these variants, or None if all do."""

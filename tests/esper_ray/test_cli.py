@@ -7,7 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from esper_ray.cli import parse
+from esper_ray.errors import UserError
 
 SMALL = ["--debug", "--max-epochs", "8", "--hosts-per-runner", "2", "--minibatches", "2"]
 
@@ -115,19 +119,65 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert "stopped and saved; go on with: esper-ray train --run-dir" in "".join(lines)
 
 
+CONTROLS = {"never_grow", "random_valid", "heuristic", "fixed_schedule", "static_final", "static_big"}
+
+
 def test_evaluate_writes_every_policy_with_intervals(run_dir):
-    result = esper_ray("evaluate", run_dir, "--episodes", 3, "--workers", 1)
+    schedule = run_dir / "schedule.json"
+    schedule.write_text('{"schedule": [{"slot": 1, "blueprint": "NORM", "epoch": 0}]}')
+    result = esper_ray("evaluate", run_dir, "--episodes", 3, "--workers", 1, "--greedy", "--schedule", schedule)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "never grow" in result.stdout
     report = json.loads((run_dir / "evaluation.json").read_text())
-    assert (report["task"], report["episodes"]) == ("digits_impaired", 3)
-    assert set(report["policies"]) == {"learned", "never_grow", "random_valid", "heuristic", "fixed_schedule"}
+    assert (report["task"], report["episodes"], len(report["host_seeds"])) == ("digits_impaired", 3, 3)
+    assert set(report["policies"]) == CONTROLS | {"learned", "learned_greedy", "best_schedule"}
     for policy in report["policies"].values():
-        for measure in ("score", "accuracy", "parameters"):
+        for measure in ("score", "accuracy", "parameters", "training_flops"):
             low, high = policy[measure]["ci95"]
             assert low <= policy[measure]["iqm"] <= high
+            assert policy[measure]["mean"] == pytest.approx(sum(policy["episodes"][measure]) / 3)
         assert set(policy["fates"]) == {"fossilized", "pruned", "unfinished", "rolled_back"}
+    learned, final, big = (report["policies"][name]["episodes"] for name in ("learned", "static_final", "static_big"))
+    assert final["parameters"] == learned["parameters"]
+    assert big["parameters"] == [1090 + 664 + 2608 + 10336] * 3
+    assert big["fossilized"] == [3.0] * 3
+    alone = report["policies"]["never_grow"]["episodes"]["training_flops"]
+    assert max(alone) < min(big["training_flops"])
     assert (run_dir / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_plays_other_worlds_where_the_heads_fit_and_says_where_they_do_not(run_dir):
+    few = ("--episodes", 2, "--workers", 1, "--policies", "learned", "never_grow")
+    result = esper_ray("evaluate", run_dir, *few, "--task", "tabular", "--seed", 4)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((run_dir / "evaluation-tabular.json").read_text())
+    assert (report["task"], report["seed"], list(report["policies"])) == ("tabular", 4, ["learned", "never_grow"])
+    result = esper_ray("evaluate", run_dir, "--task", "digits_scale")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "cannot play task 'digits_scale': its heads are for the slots r0c0, r0c1, r0c2" in result.stderr
+    for wrong, reason in (
+        (("--task-arg", "a=b"), "takes no argument a"),
+        (("--policies", "static_final"), "add learned to --policies"),
+        (("--policies", "magic"), "unknown policy 'magic'"),
+        (("--schedule", "nowhere.json"), "cannot read nowhere.json"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            parse(["evaluate", str(run_dir), *wrong]).run(Console(quiet=True))
+
+
+def test_search_spends_what_a_run_has_trained_for_and_writes_a_schedule_that_evaluate_plays(run_dir):
+    for wrong, reason in ((run_dir, "[468] episodes are too few"), ("digits_impaired", "give --host-epochs")):
+        with pytest.raises(UserError, match=reason):
+            parse(["search", str(wrong)]).run(Console(quiet=True))
+    result = esper_ray("search", run_dir, "--workers", 1, "--host-epochs", 320, "--max-epochs", 4)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads((run_dir / "best_schedule.json").read_text())
+    assert found["host_epochs"] <= 320
+    assert found["host_epochs"] == 4 * found["episodes"]
+    assert found["described"] in result.stdout
+    trace = json.loads((run_dir / "best_schedule-trace.json").read_text())
+    assert sum(len(rung["scores"]) * len(rung["host_seeds"]) for rung in trace["rungs"]) == found["episodes"]
 
 
 def test_five_slots_with_internal_levels_train_and_their_replay_is_drawn(tmp_path):

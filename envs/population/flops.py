@@ -1,0 +1,51 @@
+"""What computing a host and its seeds costs, in FLOPs, as their shapes say.
+
+Counted are convolutions and matrix products, two FLOPs per multiplication, as ``torch.utils.flop_counter`` does:
+a kernel counts fully at a map's edges, attention over all pairs of tokens. Normalisation, pooling, blending and the
+optimiser count nothing. Each member counts at its own size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from envs.blueprints.base import SeedModule
+from envs.limits import SeedCosts
+from envs.tasks.base import Task
+from envs.vocabulary import INTERNAL_KINDS, INTERNAL_START_LEVEL, Blueprint, SeedInternalKind
+
+FORWARDS_PER_TRAINING_STEP = 3
+"""A backward computes two products, for inputs and for weights, where the forward computes one."""
+
+
+def variant_flops(task: Task, modules: dict[Blueprint, SeedModule]) -> SeedCosts:
+    """FLOPs of one sample's forward, one row per host variant.
+
+    Args:
+        task: Its host, variants and samples.
+        modules: The topology's blueprints.
+    """
+    host, variants, slots = task.host, task.variants, range(task.slots.num_slots)
+    sample_shape = tuple(task.splits["train"].x.shape[1:])
+    widths = np.array([[host.slot_width(variant, slot) for slot in slots] for variant in variants])
+    places = [host.places(sample_shape, slot) for slot in slots]
+    gate_places = np.ones(len(slots), np.int64) if host.activations.pooled_axes else np.array(places)
+    seeds = np.zeros((len(variants), len(task.slots.blueprints), len(slots)), np.int64)
+    levels = np.zeros_like(seeds)
+    for blueprint, module in modules.items():
+        start = INTERNAL_START_LEVEL[INTERNAL_KINDS.get(blueprint, SeedInternalKind.NONE)]
+        at_level = {
+            level: np.array(
+                [[module.flops(int(w), at, level) for w, at in zip(row, places, strict=True)] for row in widths]
+            )
+            for level in {0, 1, start}
+        }
+        seeds[:, blueprint] = at_level[start]
+        levels[:, blueprint] = at_level[1] - at_level[0]  # every level costs what the first one costs
+    return SeedCosts(
+        host=np.array([host.flops(variant, sample_shape) for variant in variants]),
+        blueprint=seeds,
+        level=levels,
+        gate=2 * widths * gate_places,
+        offered=np.array([blueprint in modules for blueprint in task.slots.blueprints]),
+    )
