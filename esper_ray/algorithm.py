@@ -14,7 +14,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
-from esper_ray.process import settle
+from esper_ray.process import release_memory, settle
 from esper_ray.runner import HostRunner
 from policies.encoders import EncoderFactory
 from policies.network import NetworkConfig
@@ -36,6 +36,10 @@ def begin_stream(env_runner: Any, stream: int) -> None:
 def _seed_runner(*, env_runner: Any, **kwargs: Any) -> None:
     settle()
     begin_stream(env_runner, env_runner.config.env_config.get("seed_stream", 0))
+
+
+def _release_memory(**kwargs: Any) -> None:
+    release_memory()
 
 
 def _reseed_restarted(*, algorithm: Any, env_runner_group: Any, env_runner_indices: list[int], **kwargs: Any) -> None:
@@ -140,7 +144,11 @@ class FactoredConfig(AlgorithmConfig):
             # RLlib's default of 60 s drops slower rollouts without an error.
             sample_timeout_s=None,
         )
-        self.callbacks(on_environment_created=_seed_runner, on_env_runners_recreated=_reseed_restarted)
+        self.callbacks(
+            on_environment_created=_seed_runner,
+            on_sample_end=_release_memory,
+            on_env_runners_recreated=_reseed_restarted,
+        )
         self.fault_tolerance(
             restart_failed_env_runners=True,
             # True would rebuild and retry a runner's envs without end.
