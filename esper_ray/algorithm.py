@@ -20,7 +20,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
 from esper_ray.errors import UserError
-from esper_ray.process import settle
+from esper_ray.process import release_memory, settle
 from esper_ray.runner import HostRunner
 from policies.encoders import EncoderFactory
 from policies.network import NetworkConfig
@@ -56,6 +56,10 @@ def begin_stream(env_runner: Any, stream: int, fresh_episodes: bool) -> None:
 
 def _settle(**kwargs: Any) -> None:
     settle()
+
+
+def _release_memory(**kwargs: Any) -> None:
+    release_memory()
 
 
 def _reseed_restarted(*, algorithm: Any, env_runner_group: Any, env_runner_indices: list[int], **kwargs: Any) -> None:
@@ -234,7 +238,11 @@ class FactoredConfig(AlgorithmConfig):
             # RLlib's default of 60 s drops slower rollouts without an error.
             sample_timeout_s=None,
         )
-        self.callbacks(on_environment_created=_settle, on_env_runners_recreated=_reseed_restarted)
+        self.callbacks(
+            on_environment_created=_settle,
+            on_sample_end=_release_memory,
+            on_env_runners_recreated=_reseed_restarted,
+        )
         self.fault_tolerance(
             restart_failed_env_runners=True,
             # True would rebuild and retry a runner's envs without end.

@@ -11,11 +11,20 @@ import torch
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 KEPT_BYTES = 1 << 28
 """Freed memory that stays with the process. By default glibc hands every large activation back to the kernel, which
-zeroes its pages anew at the next one: up to half of a training step."""
+zeroes its pages anew at the next one: up to half of a training step. See also :func:`release_memory`."""
 
 PRIMITIVES = 128
 """oneDNN keeps a compiled primitive for each shape it has seen, 1,024 of them by default, which grow to a gigabyte:
 a blueprint is computed over as many members as have it, and that changes with every germination."""
+
+
+def release_memory() -> None:
+    """Hand freed memory back to the kernel after all, between rollouts.
+
+    Once per rollout that costs milliseconds, and gaps between what is in use do not add up.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def settle(threads: int = 1) -> None:

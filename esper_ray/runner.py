@@ -27,7 +27,7 @@ class _Seeded(EnvRunner):
         if config.seed is not None:
             self._seed = int(config.seed) + (self.worker_index or 0)  # of the env's first reset, too
             random.seed(self._seed)
-            np.random.seed(self._seed)  # noqa: NPY002: the generator that RLlib's own code draws from
+            np.random.seed(self._seed)  # noqa: NPY002 (RLlib's own code draws from it)
             torch.manual_seed(self._seed)
 
 

@@ -24,14 +24,15 @@ def stratified_split(labels: npt.NDArray[np.integer], held_out: float, seed: int
     Returns:
         Indices of the first and of the second part, each in random order.
     """
-    rng = np.random.RandomState(seed)  # noqa: NPY002: scikit-learn's generator
+    rng = np.random.RandomState(seed)
     _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)
     num_held_out = math.ceil(held_out * len(labels))
     kept = _proportional(counts, len(labels) - num_held_out, rng)
     left = _proportional(counts - kept, num_held_out, rng)
+    of_label = np.split(np.argsort(label, kind="stable"), np.cumsum(counts)[:-1])
     first: list[IntArray] = []
     second: list[IntArray] = []
-    for samples, k, m in zip(np.split(np.argsort(label, kind="stable"), np.cumsum(counts)[:-1]), kept, left, strict=True):
+    for samples, k, m in zip(of_label, kept, left, strict=True):
         shuffled = samples[rng.permutation(len(samples))]
         first.append(shuffled[:k])
         second.append(shuffled[k : k + m])
