@@ -72,6 +72,8 @@ class World:
         arguments = (env.task_args if kept else {}) | dict(self.task_args)
         data_dir = self.data_dir or (env.data_dir if kept else None)
         other = dataclasses.replace(env, task=self.task or env.task, task_args=arguments, data_dir=data_dir)
+        if (other.task, other.task_args) == (env.task, env.task_args):
+            return other
         trained_for, here = env.make_task().slots, other.make_task().slots
         if [head.size for head in here.heads] != [head.size for head in trained_for.heads]:
             raise UserError(

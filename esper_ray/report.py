@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -102,12 +103,19 @@ def search_table(env: EnvConfig, result: SearchResult) -> Table:
 
 @contextmanager
 def search_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with the time left, moved by calls with what is under way, the host epochs done and those planned."""
+    """A bar with the time left, moved by calls with what is under way, the host epochs done and those planned.
+
+    Into a file or a pipe a line for every call.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    began = time.perf_counter()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("the first hosts train", total=None)
 
         def move(name: str, done: int, planned: int) -> None:
             progress.update(bar, description=name, completed=done, total=planned)
+            if not console.is_terminal:
+                left = (time.perf_counter() - began) * (planned / done - 1.0)
+                console.print(f"{name}: {done / planned:.0%} done, {int(left // 60)}:{int(left % 60):02d} left")
 
         yield move

@@ -40,7 +40,9 @@ BRACKETS = 4
 KEPT_SHARE = 3
 """One of this many schedules goes on to the next rung, on twice as many hosts."""
 
-RUNGS = 4
+LARGEST_RUNG = 8
+"""Hosts in a bracket's last rung, but for tasks of many kinds of host: those have two rungs at least."""
+
 FINAL_SHARE = 0.25
 """Of the budget, for the finalists' fresh hosts."""
 
@@ -146,8 +148,9 @@ class Brackets:
         Raises:
             UserError: too few episodes to compare anything.
         """
-        hosts = tuple(variants * 2**rung for rung in range(RUNGS))
-        shrinking = [KEPT_SHARE**rung for rung in range(RUNGS)]
+        rungs = max(2, (LARGEST_RUNG // variants).bit_length())
+        hosts = tuple(variants * 2**rung for rung in range(rungs))
+        shrinking = [KEPT_SHARE**rung for rung in range(rungs)]
         in_bracket = episodes * (1.0 - FINAL_SHARE) / BRACKETS
         per_candidate = sum(count / share for count, share in zip(hosts, shrinking, strict=True))
         first = int(in_bracket / per_candidate)

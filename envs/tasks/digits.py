@@ -11,20 +11,22 @@ import torch
 
 from envs.hosts.cnn import CnnHost, CnnVariant
 from envs.slots import SlotConfig
-from envs.tasks.base import Split, SplitName, Task
+from envs.tasks.base import Split, SplitName, Task, TaskError
 from envs.tasks.splits import stratified_split
 
 NUM_CLASSES = 10
 
 HEALTHY = CnnVariant(widths=(8, 16, 32), kernels=(3, 3, 3))
 IMPAIRED = CnnVariant(widths=(8, 16, 32), kernels=(1, 1, 1))
-MIXED = (
-    HEALTHY,
-    CnnVariant(widths=(16, 4, 16), kernels=(1, 1, 1)),  # wide first
-    CnnVariant(widths=(2, 16, 16), kernels=(1, 1, 1)),  # narrow first
-    CnnVariant(widths=(2, 4, 32), kernels=(1, 1, 1)),  # late
-    IMPAIRED,  # even
-)
+MIXED = {
+    "healthy": HEALTHY,
+    "wide_first": CnnVariant(widths=(16, 4, 16), kernels=(1, 1, 1)),
+    "narrow_first": CnnVariant(widths=(2, 16, 16), kernels=(1, 1, 1)),
+    "late": CnnVariant(widths=(2, 4, 32), kernels=(1, 1, 1)),
+    "even": IMPAIRED,
+}
+"""Hosts that need different seeds in different slots (docs/looking-pays.md)."""
+
 IMPAIRED_DEEP = CnnVariant(widths=(8, 16, 16, 32, 32), kernels=(1, 1, 1, 1, 1))
 
 
@@ -73,9 +75,21 @@ def digits_impaired() -> Task:
     return _digits("digits_impaired", (IMPAIRED,))
 
 
-def digits_mixed() -> Task:
-    """Each episode draws one of five hosts, so that no fixed schedule is good everywhere."""
-    return _digits("digits_mixed", MIXED, path_rent=0.03)
+def digits_mixed(variants: str | None = None) -> Task:
+    """Each episode draws one of several hosts, so that no fixed schedule is good everywhere.
+
+    Args:
+        variants: Names of hosts in :data:`MIXED`, separated by commas; one that is named twice is drawn twice as
+            often. By default each of them once.
+
+    Raises:
+        TaskError: an unknown name.
+    """
+    names = list(MIXED) if variants is None else variants.split(",")
+    unknown = [name for name in names if name not in MIXED]
+    if unknown:
+        raise TaskError(f"variants names {', '.join(unknown)}: choose among {', '.join(MIXED)}, separated by commas")
+    return _digits("digits_mixed", tuple(MIXED[name] for name in names), path_rent=0.03)
 
 
 def digits_scale() -> Task:
