@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from rich import box
 from rich.table import Table
 
@@ -52,18 +52,18 @@ def compare(paths: Sequence[Path]) -> list[ComparedRun]:
     """Read the runs.
 
     Args:
-        paths: Run directories.
+        paths: Run directories; one that is given twice counts once.
 
     Raises:
         UserError: one of them is none, or is damaged.
     """
-    runs = [RunDirectory.open(path) for path in paths]
+    runs = {run.path: run for run in map(RunDirectory.open, paths)}
     compared = []
-    for name, run in zip(_short_names([run.path for run in runs]), runs, strict=True):
+    for path, run in runs.items():
         index, evaluation = run.index(), run.path / "evaluation.json"
         compared.append(
             ComparedRun(
-                name,
+                _short_name(path, list(runs)),
                 hyperparameters(run.config()),
                 index["latest"].iteration if index else 0,
                 read_curves(run.path, list(CURVES)),
@@ -73,14 +73,12 @@ def compare(paths: Sequence[Path]) -> list[ComparedRun]:
     return compared
 
 
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    """Ends of the paths, of as many parts as it takes to tell all of them apart."""
-    longest = max(len(path.parts) for path in paths)
-    for count in range(1, longest + 1):
-        names = [str(Path(*path.parts[-count:])) for path in paths]
-        if len(set(names)) == len(set(paths)):
-            return names
-    raise AssertionError("different paths have the same parts")
+def _short_name(path: Path, paths: Sequence[Path]) -> str:
+    """The end of a path, of as many parts as it takes to tell it from the others."""
+    others = [other.parts for other in paths if other != path]
+    parts = path.parts
+    count = next(n for n in range(1, len(parts) + 1) if not any(other[-n:] == parts[-n:] for other in others))
+    return str(Path(*parts[-count:]))
 
 
 # ---------------------------------------------------------------------- tables
@@ -167,11 +165,14 @@ def comparison_figure(runs: Sequence[ComparedRun]) -> Figure:
     for axes, (tag, title) in zip(panels.flat, CURVES.items(), strict=True):
         for index, run in enumerate(runs):
             curve = run.curves[tag]
-            axes.plot(curve.epochs, curve.values, color=COLOURS[index % len(COLOURS)], lw=1.6, label=run.name)
+            marker = "." if len(curve.epochs) < 3 else ""  # so that one point is seen
+            colour = COLOURS[index % len(COLOURS)]
+            axes.plot(curve.epochs, curve.values, color=colour, marker=marker, lw=1.6, label=run.name)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for axes in panels[-1]:
         axes.set_xlabel("host epochs trained")

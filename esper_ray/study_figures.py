@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from esper_ray.report import COLOURS, LABELS
 
@@ -40,6 +40,7 @@ def learning_figure(report: dict[str, Any]) -> Figure:
     axes.set_xlabel("host epochs trained")
     axes.set_ylabel("committed validation score")
     axes.set_title("score over training: mean and range over training seeds", fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.legend(frameon=False, loc="lower right")
     _plain(axes, grid="both")
