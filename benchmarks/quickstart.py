@@ -54,7 +54,7 @@ def quickstart(
         network=QUICKSTART.network,
         learner=learner,
     )
-    config.callbacks([functools.partial(EpisodeMetrics, slots.ops)])
+    config.callbacks([functools.partial(EpisodeMetrics, slots)])
     return config
 
 

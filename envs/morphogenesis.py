@@ -63,6 +63,9 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         seed_stream: Mixed into an int seed, so that a resumed run or a restarted worker does not repeat itself.
         device: Where hosts live.
 
+    Attributes:
+        last_actions: ``[N, 8]`` what was executed last, WAIT (all 0) after a refusal and at a reset.
+
     Raises:
         envs.tasks.TaskError: an unknown task, arguments that it does not take, or data that are not there.
         ValueError: a number out of range.
@@ -134,7 +137,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         self._episode = np.zeros(num_envs, np.int64)
         self._seeds: IntArray | None = None
         self._done = np.zeros(num_envs, bool)
-        self._last_op = np.zeros(num_envs, np.int64)
+        self.last_actions = np.zeros((num_envs, len(slots.heads)), np.int64)
         self._last_success = np.ones(num_envs, bool)
         self._mask = np.zeros((num_envs, mask_size(slots.heads)), np.int8)
 
@@ -204,7 +207,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         measured = self._measure(~(ending | resetting | stopped), accuracy)
         self._guard(stopped, resetting | ending, loss, accuracy)
         self.progress.observe(loss, accuracy)
-        self._last_op = executed[:, 0].copy()
+        self.last_actions = executed
         self._last_success = ~wrong
         terminated = ending | stopped
         scores = score_components(accuracy, self.lifecycle, self.account.config)
@@ -235,7 +238,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         self.progress.start(hosts)
         self.governor.start(hosts)
         self.epoch[hosts] = 0
-        self._last_op[hosts] = LifecycleOp.WAIT
+        self.last_actions[hosts] = LifecycleOp.WAIT
         self._last_success[hosts] = True
 
     def _open_books(self, hosts: IntArray, loss: FloatArray, accuracy: FloatArray) -> None:
@@ -295,7 +298,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
             self.measurements,
             self.epoch,
             self.max_epochs,
-            self._last_op,
+            self.last_actions[:, 0],
             self._last_success,
         )
         blueprints = np.where(self.lifecycle.living, self.lifecycle.blueprint, NO_BLUEPRINT)

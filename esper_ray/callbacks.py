@@ -14,7 +14,7 @@ from envs.governor import Panic
 from envs.lifecycle import Fate
 from envs.reward import COMPONENTS
 from envs.slots import SlotConfig
-from envs.vocabulary import LifecycleOp
+from envs.vocabulary import HEAD_NAMES, LifecycleOp
 from esper_ray.config import TrainConfig
 from esper_ray.episodes import held_out_seeds
 from policies.learned import LearnedPolicy, build_network
@@ -55,17 +55,17 @@ GROUPS = {
 
 
 class EpisodeMetrics(RLlibCallback):
-    """In the runners: logs every finished episode under ``env_runners/world``.
+    """In the runners: logs every finished episode under ``env_runners/world``, and its choices under ``choices``.
 
-    Each number is the mean over the iteration's episodes.
+    Each number of the world is the mean over the iteration's episodes; choices are counted over all of them.
 
     Args:
-        ops: The ops that exist in the task.
+        slots: Of the task: say which ops and blueprints exist.
     """
 
-    def __init__(self, ops: tuple[LifecycleOp, ...]) -> None:
+    def __init__(self, slots: SlotConfig) -> None:
         super().__init__()
-        self._ops = ops
+        self._slots = slots
 
     def on_episode_end(
         self, *, episode: Any, prev_episode_chunks: list[Any], metrics_logger: Any, **kwargs: Any
@@ -83,11 +83,18 @@ class EpisodeMetrics(RLlibCallback):
             **{f"seeds/{fate.name.lower()}": last[f"seeds_{fate.name.lower()}"] for fate in Fate},
             **{f"reward/{name}": sum(info[f"reward_{name}"] for info in steps) for name in COMPONENTS},
         }
-        ops = np.concatenate([np.stack(chunk.get_actions())[:, 0] for chunk in chunks])
-        numbers |= {f"op_share/{op.name}": float((ops == op).mean()) for op in self._ops}
+        actions = np.concatenate([np.stack(chunk.get_actions()) for chunk in chunks])
+        ops = actions[:, HEAD_NAMES.index("op")]
+        blueprints = actions[ops == LifecycleOp.GERMINATE, HEAD_NAMES.index("blueprint")]
+        numbers |= {f"op_share/{op.name}": float((ops == op).mean()) for op in self._slots.ops}
         metrics_logger.log_value(("world", "episodes"), 1, reduce="sum", window=None)
         for name, value in numbers.items():
             metrics_logger.log_value(("world", name), float(value), reduce="mean", window=None)
+        for op in self._slots.ops:
+            metrics_logger.log_value(("choices", "op", op.name), int((ops == op).sum()), reduce="sum", window=None)
+        for kind in self._slots.blueprints:
+            count = int((blueprints == kind).sum())
+            metrics_logger.log_value(("choices", "blueprint", kind.name), count, reduce="sum", window=None)
 
 
 class TensorBoard(RLlibCallback):
@@ -120,6 +127,7 @@ class TensorBoard(RLlibCallback):
         writer.add_scalar(f"{SPEED}/epochs_per_second", sampled / seconds, step)
         for name, value in readable_metrics(result):
             writer.add_scalar(name, value, step)
+        self._write_choices(writer, result, step)
         iteration = result["training_iteration"]
         if iteration % config.replay_interval == 0 or iteration == config.iterations:
             slots = self._config.env.make_task().slots
@@ -137,9 +145,28 @@ class TensorBoard(RLlibCallback):
         if self._writer is None or step != self._written:
             from torch.utils.tensorboard import SummaryWriter
 
+            from esper_ray.dashboard import write_hyperparameters, write_layout
+
             self._writer = SummaryWriter(str(self._run_dir), purge_step=step + 1)
             self._writer.add_text("config", f"```json\n{self._config.to_json()}```", step + 1)
+            write_layout(self._writer)
+            write_hyperparameters(self._writer, self._config)
         return self._writer
+
+    def _write_choices(self, writer: SummaryWriter, result: Mapping[str, Any], step: int) -> None:
+        from esper_ray.dashboard import write_choices
+
+        slots = self._config.env.make_task().slots
+        counts = result["env_runners"].get("choices", {})
+        for head, choices in (("op", slots.ops), ("blueprint", slots.blueprints)):
+            made = {choice.name: float(counts.get(head, {}).get(choice.name, 0)) for choice in choices}
+            total = sum(made.values())
+            if not total:
+                continue
+            write_choices(writer, f"{POLICY}/{head}", made, step)
+            if head == "blueprint":  # ops have their shares from the runners, per episode
+                for name, count in made.items():
+                    writer.add_scalar(f"{POLICY}/blueprint_share/{name}", count / total, step)
 
 
 def readable_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

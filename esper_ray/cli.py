@@ -252,6 +252,64 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Study:
+    """Train every arm of a study with several seeds, evaluate all on held-out hosts, report. Resumes by itself."""
+
+    study: tyro.conf.Positional[Path]
+    """YAML file, see docs/studies.md."""
+    output: Path | None = None
+    """Directory for runs, results and report; by default runs/studies/NAME, after the file."""
+    workers: int = min(2, os.cpu_count() or 1)
+    """Processes that share the evaluations; 0 plays them in this one."""
+
+    def run(self, console: Console) -> None:
+        """Do what is not done yet, then report."""
+        from esper_ray import study
+        from esper_ray.report import evaluation_table
+        from esper_ray.study_report import write_report
+
+        spec = study.Study.read(self.study)
+        _at_least("--workers", self.workers, 0)
+        for env in (*(config.env for config in spec.configs.values()), *spec.worlds.values()):
+            env.load_data()
+        directory = study.StudyDirectory(self.output or Path("runs") / "studies" / self.study.stem, spec)
+        try:
+            study.run_study(directory, self.workers, console)
+        except (study.StudyInterruptedError, KeyboardInterrupt):
+            again = f"esper-ray study {self.study}" + (f" --output {self.output}" if self.output else "")
+            raise KeyboardInterrupt(f"what is done is kept; go on with: {again}") from None
+        report = write_report(directory)
+        for evaluation in report["evaluations"].values():
+            console.print(evaluation_table(evaluation))
+        console.print(f"written: {directory.path}/study.md, study.json and pictures beside them")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Put runs side by side: settings that differ, learning curves, evaluations."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, two or more."""
+    output: Path | None = None
+    """Directory for comparison.png and comparison.md; by default the current one."""
+
+    def run(self, console: Console) -> None:
+        """Print the tables and write both."""
+        from esper_ray.compare import compare, comparison_figure, comparison_markdown, comparison_tables
+
+        if len(self.runs) < 2:
+            raise UserError("give two or more run directories to compare")
+        comparison = compare(self.runs)
+        for table in comparison_tables(comparison):
+            console.print(table)
+        output = self.output or Path()
+        output.mkdir(parents=True, exist_ok=True)
+        comparison_figure(comparison).savefig(output / "comparison.png")
+        (output / "comparison.md").write_text(comparison_markdown(comparison))
+        console.print(f"written: {output / 'comparison.png'} and comparison.md")
+
+
+@dataclass(frozen=True)
 class Inspect:
     """Show what a task is made of: hosts, slots, blueprints, observation, action heads. Needs no data."""
 
@@ -294,7 +352,9 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     return PRESETS["debug" if known.debug else known.preset]
 
 
-def parse(arguments: Sequence[str]) -> Train | Evaluate | Search | Replay | Export | Inspect:
+def parse(
+    arguments: Sequence[str],
+) -> Train | Evaluate | Search | Replay | Export | Study | Compare | Inspect:
     """The command that the arguments ask for.
 
     Raises:
@@ -308,6 +368,8 @@ def parse(arguments: Sequence[str]) -> Train | Evaluate | Search | Replay | Expo
         | Annotated[Search, tyro.conf.subcommand("search")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Study, tyro.conf.subcommand("study")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     )
     try:
@@ -326,6 +388,7 @@ def main() -> None:
     except UserError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"esper-ray: error: {error}", markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("esper-ray: interrupted; checkpoints written before are intact (train --resume)")
+    except KeyboardInterrupt as interrupt:
+        kept = str(interrupt) or "checkpoints written before are intact (train --resume)"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"esper-ray: interrupted; {kept}", markup=False)
         sys.exit(130)

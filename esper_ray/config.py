@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -259,7 +260,7 @@ def load_config(path: Path) -> TrainConfig:
         UserError: unreadable, not JSON, an unknown field, or a value of the wrong kind.
     """
     try:
-        return _StoredConfig.model_validate({"config": json.loads(path.read_text())}).config
+        return _checked(json.loads(path.read_text()))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
@@ -267,10 +268,43 @@ def load_config(path: Path) -> TrainConfig:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc'][1:])}: {problem['msg']}" for problem in error.errors()
-        )
-        raise UserError(f"{path} is not a config of this version: {problems}") from error
+        raise UserError(f"{path} is not a config of this version: {describe_problems(error)}") from error
+
+
+def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """A config with some fields replaced, which are named as on the command line (``max_epochs``, ``lr``).
+
+    Another task starts without the arguments and data of the one before.
+
+    Raises:
+        UserError: an unknown field, or a value that it cannot have.
+    """
+    parts = dataclasses.asdict(config)
+    if settings.get("task", config.env.task) != config.env.task:
+        parts["env"] |= {"task_args": {}, "data_dir": None}
+    owners = {name: part for part, fields in parts.items() for name in fields}
+    for name, value in settings.items():
+        if name not in owners:
+            close = difflib.get_close_matches(name, owners, n=1)
+            raise UserError(f"unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+        parts[owners[name]][name] = value
+    parts["env"]["task_args"] = {name: str(value) for name, value in parts["env"]["task_args"].items()}
+    try:
+        return _checked(parts)
+    except ValidationError as error:
+        raise UserError(describe_problems(error)) from error
+
+
+def _checked(parts: Mapping[str, Any]) -> TrainConfig:
+    return _StoredConfig.model_validate({"config": parts}).config
+
+
+def describe_problems(error: ValidationError) -> str:
+    """What pydantic found, in one line."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc'] if part != 'config')}: {problem['msg']}"
+        for problem in error.errors()
+    )
 
 
 QUICKSTART = TrainConfig(

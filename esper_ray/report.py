@@ -30,6 +30,9 @@ LABELS = {
     STATIC_BIG: "static big",
 }
 
+COLOURS = ("#1d3557", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7", "#4c78a8", "#9c6644", "#5f6f52")
+"""Of lines that are told apart by colour."""
+
 
 def evaluation_table(report: dict[str, Any]) -> Table:
     """One row per policy; fits into 80 columns."""

@@ -126,7 +126,7 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
         total_steps=config.run.iterations * config.steps_per_iteration,
         seed=config.run.seed,
     )
-    metrics = functools.partial(EpisodeMetrics, slots.ops)
+    metrics = functools.partial(EpisodeMetrics, slots)
     algorithm_config.callbacks([metrics, functools.partial(TensorBoard, run.path, config)])
     return algorithm_config
 

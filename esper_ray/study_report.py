@@ -1,0 +1,195 @@
+"""What a study found: study.json, a table in Markdown, and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from esper_ray.curves import Curve, read_curves
+from esper_ray.report import LABELS
+from esper_ray.revision import git_commit
+from esper_ray.run_directory import replace_text
+from esper_ray.statistics import interquartile_means
+from esper_ray.study import MEASURES, Playing, StudyDirectory, Training, clock
+from esper_ray.study_figures import behaviour_figure, cost_figure, learning_figure
+
+FloatArray = npt.NDArray[np.float64]
+
+SCORE_TAG, SECONDS_TAG = "World/score", "Speed/iteration_seconds"
+FATES = {"fossilized": "fossilised", "pruned": "pruned", "unfinished": "cut"}
+
+
+def write_report(directory: StudyDirectory) -> dict[str, Any]:
+    """Write study.json, study.md and the pictures of a study that is done.
+
+    Returns:
+        What study.json holds.
+    """
+    report = summarise_study(directory)
+    replace_text(directory.path / "study.json", json.dumps(report, indent=2, default=str) + "\n")
+    pictures = {"learning_curves": learning_figure(report)}
+    for name, evaluation in report["evaluations"].items():
+        pictures[f"{name}-costs"] = cost_figure(evaluation)
+        pictures[f"{name}-behaviour"] = behaviour_figure(evaluation)
+    for name, figure in pictures.items():
+        figure.savefig(directory.path / f"{name}.png")
+    replace_text(directory.path / "study.md", markdown(report, [f"{name}.png" for name in pictures]))
+    return report
+
+
+# ---------------------------------------------------------------------- numbers
+def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
+    """All results as plain values; intervals as :func:`esper_ray.statistics.interquartile_means` says."""
+    study, trainings = directory.study, directory.trainings
+    playings = directory.controls() + [p for training in trainings for p in directory.evaluations(training)]
+    return {
+        "title": study.title,
+        "git_commit": git_commit(),
+        "study": study.model_dump(),
+        "arms": {arm: _arm([t for t in trainings if t.arm == arm]) for arm in study.arms},
+        "evaluations": {
+            name: _evaluation(name, directory, [p for p in playings if p.evaluation == name]) for name in study.worlds
+        },
+    }
+
+
+def _arm(trainings: Sequence[Training]) -> dict[str, Any]:
+    curves = [read_curves(training.path, [SCORE_TAG, SECONDS_TAG]) for training in trainings]
+    scores: list[Curve] = [curve[SCORE_TAG] for curve in curves]
+    epochs = max((score.epochs for score in scores), key=len)
+    seconds = [curve[SECONDS_TAG].values for curve in curves]
+    return {
+        "config": dataclasses.asdict(trainings[0].config),
+        "seeds": [training.seed for training in trainings],
+        "epochs": epochs.tolist(),
+        "scores": [_without_nan(score.at(epochs)) for score in scores],
+        "training_seconds": [
+            float(values.mean() * training.config.run.iterations) if len(values) else None
+            for values, training in zip(seconds, trainings, strict=True)
+        ],
+    }
+
+
+def _without_nan(values: FloatArray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing]) -> dict[str, Any]:
+    study, world = directory.study, directory.study.worlds[name]
+    slots = world.make_task().slots
+    played = {
+        policy: [p.results() for p in playings if p.policy == policy] for policy in (*study.arms, *study.controls)
+    }
+    estimates = {
+        measure: interquartile_means(
+            {policy: np.array([run["measures"][measure] for run in runs]) for policy, runs in played.items()}
+        )
+        for measure in MEASURES
+    }
+    score = estimates["score"]
+    return {
+        "name": name,
+        "task": world.task,
+        "task_args": world.task_args,
+        "max_epochs": world.max_epochs,
+        "episodes": study.episodes,
+        "seed": study.evaluation_seed,
+        "split": "test",
+        "arms": list(study.arms),
+        "ops": [op.name for op in slots.ops],
+        "slots": list(slots.slot_ids),
+        "blueprints": [blueprint.name for blueprint in slots.blueprints],
+        "policies": {
+            policy: {
+                **{measure: estimates[measure][policy].to_json() for measure in MEASURES},
+                "fates": {fate: float(np.mean([run["fates"][fate] for run in runs])) for fate in runs[0]["fates"]},
+                "behaviour": _behaviour(runs, study.episodes),
+            }
+            for policy, runs in played.items()
+        },
+        "differences": {
+            arm: {other: (score[arm] - score[other]).to_json() for other in played if other != arm}
+            for arm in study.arms
+        },
+    }
+
+
+def _behaviour(runs: Sequence[dict[str, Any]], episodes: int) -> dict[str, Any]:
+    """Ops as shares of the hosts that were still in their episode, seeds per episode."""
+    total = {
+        name: np.sum([run["behaviour"][name] for run in runs], axis=0) for name in ("ops", "germinated", "fossilized")
+    }
+    hosts = total["ops"].sum(axis=1, keepdims=True)
+    return {
+        "ops": (total["ops"] / np.maximum(hosts, 1)).round(6).tolist(),
+        "germinated": (total["germinated"] / (len(runs) * episodes)).tolist(),
+        "fossilized": (total["fossilized"] / (len(runs) * episodes)).tolist(),
+    }
+
+
+# ---------------------------------------------------------------------- words
+def markdown(report: dict[str, Any], pictures: Sequence[str]) -> str:
+    """The report as a page.
+
+    Args:
+        report: As :func:`summarise_study` makes it.
+        pictures: Files beside the page.
+    """
+    lines = [f"# {report['title'] or 'Study'}", ""]
+    lines += ["| arm | training seeds | host epochs each | time each | differs in |", "|---|---|---|---|---|"]
+    for arm, result in report["arms"].items():
+        seconds = [value for value in result["training_seconds"] if value is not None]
+        differs = ", ".join(f"`{name}: {value}`" for name, value in (report["study"]["arms"][arm] or {}).items())
+        seeds = ", ".join(map(str, result["seeds"]))
+        time = clock(float(np.mean(seconds))) if seconds else ""
+        lines.append(f"| {arm} | {seeds} | {result['epochs'][-1]:,.0f} | {time} | {differs} |")
+    for evaluation in report["evaluations"].values():
+        lines += ["", *_evaluation_lines(evaluation)]
+    lines += [
+        "",
+        "Interquartile means with 95 % bootstrap intervals over training seeds and held-out hosts; "
+        "score = accuracy/100 − rent, on the test split. fossilised, pruned, cut: seeds per episode kept for good, "
+        f"pruned, removed unfinished at the end. Code: {report['git_commit'] or 'no checkout'}.",
+        "",
+        *(f"![{Path(picture).stem.replace('_', ' ')}]({picture})\n" for picture in pictures),
+    ]
+    return "\n".join(lines)
+
+
+def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
+    arguments = ", ".join(f"{name}={value}" for name, value in evaluation["task_args"].items())
+    task = f"{evaluation['task']}({arguments})" if arguments else evaluation["task"]
+    lines = [
+        f"## {evaluation['name']}: {evaluation['episodes']} hosts of {task}, {evaluation['max_epochs']} epochs",
+        "",
+    ]
+    lines.append("| policy | score | accuracy, % | parameters | " + " | ".join(FATES.values()) + " |")
+    lines.append("|---|---|---|---|" + "---|" * len(FATES))
+    for policy, result in evaluation["policies"].items():
+        cells = [
+            LABELS.get(policy, policy),
+            _interval(result["score"], ".3f"),
+            _interval(result["accuracy"], ".1f"),
+            _interval(result["parameters"], ",.0f"),
+            *(f"{result['fates'][fate]:.2f}" for fate in FATES),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    others = list(evaluation["policies"])
+    lines += ["", "Differences in score, row minus column, on the same hosts:", ""]
+    lines.append("| | " + " | ".join(LABELS.get(other, other) for other in others) + " |")
+    lines.append("|---|" + "---|" * len(others))
+    for arm, differences in evaluation["differences"].items():
+        cells = [_interval(differences[other], "+.3f") if other in differences else "" for other in others]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return lines
+
+
+def _interval(estimate: dict[str, Any], form: str) -> str:
+    low, high = estimate["ci95"]
+    return f"{estimate['iqm']:{form}} [{low:{form}}, {high:{form}}]"

@@ -1,0 +1,55 @@
+"""Intervals over training seeds and hosts."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from esper_ray.evaluation import interquartile_mean
+from esper_ray.statistics import interquartile_means
+
+
+def _estimate(values, **other):
+    return interquartile_means({"policy": values, **other}, resamples=999)
+
+
+@given(arrays(float, st.tuples(st.integers(1, 4), st.integers(2, 12)), elements=st.floats(-1, 1, width=32)))
+def test_the_value_is_that_of_all_pairs_and_draws_stay_within_the_data(values):
+    estimate = interquartile_means({"policy": values}, resamples=99)["policy"]
+    assert estimate.value == interquartile_mean(values.ravel())
+    low, high = estimate.interval
+    assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9
+
+
+def test_training_seeds_that_differ_widen_the_interval_although_every_host_agrees():
+    hosts = np.zeros(64)
+    alike = _estimate(np.stack([hosts, hosts, hosts]))["policy"].interval
+    unlike = _estimate(np.stack([hosts, hosts + 0.1, hosts + 0.2]))["policy"].interval
+    assert alike == (0.0, 0.0)
+    assert unlike[1] - unlike[0] > 0.1
+
+
+def test_a_constant_lead_on_the_same_hosts_has_a_difference_without_width():
+    hosts = np.random.default_rng(0).normal(0.5, 0.2, (1, 64))
+    estimates = _estimate(hosts + 0.05, control=hosts)
+    difference = estimates["policy"] - estimates["control"]
+    np.testing.assert_allclose([difference.value, *difference.interval], 0.05)
+    low, high = estimates["control"].interval
+    assert high - low > 0.05  # without pairing the lead would be lost in this
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(100):
+        seeds, hosts = rng.normal(0.0, 1.0, (10, 1)), rng.normal(0.0, 1.0, (1, 64))
+        values = seeds + hosts + rng.normal(0.0, 1.0, (10, 64))
+        low, high = interquartile_means({"policy": values}, resamples=299)["policy"].interval
+        hits += low <= 0.0 <= high
+    assert 80 <= hits <= 99
+
+
+def test_policies_that_played_other_hosts_are_refused():
+    with pytest.raises(ValueError, match="same hosts"):
+        _estimate(np.zeros((1, 4)), control=np.zeros((1, 5)))
