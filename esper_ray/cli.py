@@ -34,6 +34,9 @@ class Train:
     """Where everything goes; by default runs/TASK-DATE-TIME."""
     resume: bool = False
     """Go on with the run in --run-dir, with its own settings but for those given here."""
+    address: str | None = None
+    """Ray cluster to train on: HOST:PORT, or auto for that of this machine. By default the cluster of RAY_ADDRESS,
+    which `ray job submit` sets, and else a Ray of its own on this machine."""
     preset: Preset = "default"
     """Settings to start from: default, quickstart (ten minutes on two cores) or debug."""
     debug: bool = False
@@ -54,7 +57,7 @@ class Train:
             path = self.run_dir or Path("runs") / f"{config.env.task}-{now:%Y%m%d-%H%M%S}"
             run = RunDirectory.create(path, config)
         console.print(f"{config.env.task}: {config.run.iterations} iterations, run directory {run.path}")
-        train(run, config, console)
+        train(run, config, console, self.address)
         console.print(f"watch: tensorboard --logdir {run.path}    compare: esper-ray evaluate {run.path}")
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-import logging
 import signal
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.registry import register_env
 from rich.console import Console
@@ -23,6 +20,7 @@ from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.vocabulary import LifecycleOp
 from esper_ray.algorithm import FactoredConfig
 from esper_ray.callbacks import EpisodeMetrics, TensorBoard, current_network, flatten
+from esper_ray.cluster import connected, runner_device
 from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.impala import EsperImpalaConfig
@@ -36,7 +34,7 @@ RLLIB_STATE = "rllib"
 CONFIGS: dict[str, type[FactoredConfig]] = {"ppo": EsperPPOConfig, "impala": EsperImpalaConfig}
 
 
-def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
+def train(run: RunDirectory, config: TrainConfig, console: Console, address: str | None = None) -> None:
     """Train until the config's iterations are done, from the latest checkpoint if the run has one.
 
     The first Ctrl-C ends training after the iteration under way, which is saved; a second one at once.
@@ -45,9 +43,11 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
         run: Where checkpoints and TensorBoard files go.
         config: All settings.
         console: Where progress is printed.
+        address: Ray cluster to train on (see :func:`esper_ray.cluster.connected`).
 
     Raises:
-        UserError: a checkpoint that cannot be read, or one of other sizes or of the other algorithm.
+        UserError: a checkpoint that cannot be read, or one of other sizes or of the other algorithm; a cluster that is
+            not there or too small.
     """
     settle()
     done = run.index()["latest"].iteration if run.index() else 0
@@ -57,8 +57,7 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
     if done >= config.run.iterations:
         console.print(f"{run.path} has its {done} iterations already; give more with --iterations N --resume")
         return
-    _start_ray(max(config.run.num_env_runners, 1))
-    try:
+    with connected(config.run, address, console):
         algorithm = _algorithm_config(run, config).build_algo()
         if done:
             _restore(algorithm, run)
@@ -67,8 +66,6 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
         with _stop_requests(console) as stop:
             _loop(algorithm, run, config, console, stop)
         algorithm.stop()
-    finally:
-        ray.shutdown()
 
 
 def _loop(algorithm: Algorithm, run: RunDirectory, config: TrainConfig, console: Console, stop: list[bool]) -> None:
@@ -99,14 +96,8 @@ def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float],
 
 
 # ---------------------------------------------------------------------- RLlib
-def _start_ray(num_cpus: int) -> None:
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-    ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-
-
 def _make_env(env_config: dict[str, Any]) -> MorphogenesisVectorEnv:
-    return MorphogenesisVectorEnv(**env_config)
+    return MorphogenesisVectorEnv(**env_config, device=runner_device())
 
 
 def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
@@ -121,6 +112,7 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
         fresh_rollouts=True,
         envs_per_runner=config.run.hosts_per_runner,
         num_env_runners=config.run.num_env_runners,
+        num_learners=config.run.num_learners,
         network=config.network,
         learner=config.learner,
         total_steps=config.run.iterations * config.steps_per_iteration,
@@ -128,6 +120,10 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
     )
     metrics = functools.partial(EpisodeMetrics, slots.ops)
     algorithm_config.callbacks([metrics, functools.partial(TensorBoard, run.path, config)])
+    algorithm_config.env_runners(
+        num_cpus_per_env_runner=config.run.cpus_per_env_runner, num_gpus_per_env_runner=config.run.gpus_per_env_runner
+    )
+    algorithm_config.learners(num_gpus_per_learner=config.run.gpus_per_learner)
     return algorithm_config
 
 
