@@ -210,9 +210,14 @@ class RunConfig:
     """Of weights, actions, hosts and data order."""
     replay_interval: int = 10
     """Iterations between pictures of a held-out episode in TensorBoard."""
+    keep_checkpoints: int = 1
+    """Latest checkpoints that are kept, beside the best."""
+    storage: str | None = None
+    """Directory or URI (s3://, gs://, hdfs://, file://) that gets a copy of the run directory after every checkpoint;
+    --resume fetches it from there where --run-dir does not exist."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "hosts_per_runner", "replay_interval"):
+        for name in ("iterations", "hosts_per_runner", "replay_interval", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("num_env_runners", "num_learners", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -27,6 +27,7 @@ from esper_ray.impala import EsperImpalaConfig
 from esper_ray.ppo import EsperPPOConfig
 from esper_ray.process import settle
 from esper_ray.run_directory import POLICY_FILE, RunDirectory
+from esper_ray.storage import Mirror
 from policies.encoders import BlueprintEncoder
 from policies.weights import save_weights
 
@@ -57,6 +58,7 @@ def train(run: RunDirectory, config: TrainConfig, console: Console, address: str
     if done >= config.run.iterations:
         console.print(f"{run.path} has its {done} iterations already; give more with --iterations N --resume")
         return
+    mirror = None if config.run.storage is None else Mirror(config.run.storage)
     with connected(config.run, address, console):
         algorithm = _algorithm_config(run, config).build_algo()
         if done:
@@ -64,18 +66,33 @@ def train(run: RunDirectory, config: TrainConfig, console: Console, address: str
             run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
             console.print(f"resumed after iteration {done}")
         with _stop_requests(console) as stop:
-            _loop(algorithm, run, config, console, stop)
+            _loop(algorithm, run, config, mirror, console, stop)
         algorithm.stop()
 
 
-def _loop(algorithm: Algorithm, run: RunDirectory, config: TrainConfig, console: Console, stop: list[bool]) -> None:
+def _loop(
+    algorithm: Algorithm,
+    run: RunDirectory,
+    config: TrainConfig,
+    mirror: Mirror | None,
+    console: Console,
+    stop: list[bool],
+) -> None:
     began, first = time.perf_counter(), algorithm.iteration
     while algorithm.iteration < config.run.iterations:
         with console.status(f"iteration {algorithm.iteration + 1}: hosts train, then the policy"):
             result = algorithm.train()
         world = dict(flatten(result["env_runners"].get("world", {})))
         score = world.get("score", float("nan"))
-        run.save(algorithm.iteration, score, lambda path: _write_checkpoint(algorithm, config, path))
+        run.save(
+            algorithm.iteration,
+            score,
+            lambda path: _write_checkpoint(algorithm, config, path),
+            config.run.keep_checkpoints,
+        )
+        last = stop[0] or algorithm.iteration == config.run.iterations
+        if mirror is not None:
+            _send(mirror, run, console, last)
         elapsed = time.perf_counter() - began
         left = elapsed / (algorithm.iteration - first) * (config.run.iterations - algorithm.iteration)
         rate = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
@@ -83,6 +100,19 @@ def _loop(algorithm: Algorithm, run: RunDirectory, config: TrainConfig, console:
         if stop[0]:
             console.print(f"stopped and saved; go on with: esper-ray train --run-dir {run.path} --resume")
             return
+
+
+def _send(mirror: Mirror, run: RunDirectory, console: Console, last: bool) -> None:
+    """Send the run's copy; a storage that cannot be reached for a while stops no training."""
+    try:
+        mirror.send(run)
+    except OSError as error:
+        if last:
+            raise UserError(
+                f"the run is complete in {run.path}, but its copy in {mirror.uri} is not: {error}. Mend that and send "
+                "it with --resume and one more of --iterations, or copy it by hand"
+            ) from error
+        console.print(f"not copied to {mirror.uri}, will be after the next iteration: {error}", highlight=False)
 
 
 def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float], rate: float, left: float) -> str:
