@@ -54,8 +54,9 @@ def begin_stream(env_runner: Any, stream: int, fresh_episodes: bool) -> None:
     seed_generators(env_runner.config.seed or 0, env_runner.worker_index or 0, stream)
 
 
-def _settle(**kwargs: Any) -> None:
-    settle()
+def _settle(*, env_runner: Any, **kwargs: Any) -> None:
+    # A runner in the driver shares its threads.
+    settle(max(1, int(env_runner.config.num_cpus_per_env_runner)) if env_runner.worker_index else 1)
 
 
 def _release_memory(**kwargs: Any) -> None:

@@ -34,6 +34,9 @@ class Train:
     """Where everything goes; by default runs/TASK-DATE-TIME."""
     resume: bool = False
     """Go on with the run in --run-dir, with its own settings but for those given here."""
+    address: str | None = None
+    """Ray cluster to train on: HOST:PORT, or auto for that of this machine. By default the cluster of RAY_ADDRESS,
+    which `ray job submit` sets, and else a Ray of its own on this machine."""
     preset: Preset = "default"
     """Settings to start from: default, quickstart (ten minutes on two cores) or debug."""
     debug: bool = False
@@ -41,6 +44,7 @@ class Train:
 
     def run(self, console: Console) -> None:
         """Train, and say where the results are."""
+        from esper_ray.cluster import in_a_job
         from esper_ray.training import train
 
         config = self.config
@@ -49,12 +53,19 @@ class Train:
             if self.run_dir is None:
                 raise UserError("--resume needs --run-dir: which run shall go on?")
             run = RunDirectory.open(self.run_dir)
+            _check_not_behind(run, config.run.storage)
         else:
+            _check_unused(config.run.storage)
             now = datetime.now(UTC).astimezone()
             path = self.run_dir or Path("runs") / f"{config.env.task}-{now:%Y%m%d-%H%M%S}"
+            if in_a_job() and not path.is_absolute() and config.run.storage is None:
+                raise UserError(
+                    f"a job's working directory is thrown away after it, and {path} with it: give an absolute "
+                    "--run-dir, or --storage"
+                )
             run = RunDirectory.create(path, config)
         console.print(f"{config.env.task}: {config.run.iterations} iterations, run directory {run.path}")
-        train(run, config, console)
+        train(run, config, console, self.address)
         console.print(f"watch: tensorboard --logdir {run.path}    compare: esper-ray evaluate {run.path}")
 
 
@@ -339,6 +350,25 @@ def _at_least(flag: str, value: int, least: int) -> None:
         raise UserError(f"{flag} must be at least {least}, got {value}")
 
 
+def _check_unused(storage: str | None) -> None:
+    from esper_ray.storage import Mirror
+
+    if storage is not None and Mirror(storage).iteration() is not None:
+        raise UserError(f"{storage} holds a run already: choose another --storage, or go on with --resume")
+
+
+def _check_not_behind(run: RunDirectory, storage: str | None) -> None:
+    """A run that went on elsewhere must not be overwritten by its older self."""
+    from esper_ray.storage import Mirror
+
+    done = run.index()["latest"].iteration if run.index() else 0
+    sent = 0 if storage is None else Mirror(storage).iteration() or 0
+    if sent > done:
+        raise UserError(
+            f"{storage} has {sent} iterations of this run, {run.path} only {done}: give another --run-dir to fetch it"
+        )
+
+
 def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     """Where the other flags of ``train`` start from: a preset, or with --resume the run's own settings."""
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -346,8 +376,13 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     flags.add_argument("--debug", action="store_true")
     flags.add_argument("--resume", action="store_true")
     flags.add_argument("--run-dir", "--run_dir", type=Path)
+    flags.add_argument("--storage")
     known, _ = flags.parse_known_args(list(arguments))
     if known.resume and known.run_dir is not None:
+        if known.storage is not None and not known.run_dir.exists():
+            from esper_ray.storage import Mirror
+
+            Mirror(known.storage).fetch(known.run_dir)
         return RunDirectory.open(known.run_dir).config()
     return PRESETS["debug" if known.debug else known.preset]
 

@@ -198,17 +198,36 @@ class RunConfig:
     num_env_runners: int = 2
     """Processes that train hosts; 0 does it in this one."""
     hosts_per_runner: int = 32
-    """Hosts that each of them trains at once."""
+    """Hosts that each of them trains at once, on its GPU if it has one."""
+    cpus_per_env_runner: float = 1
+    """CPUs that Ray sets aside for each of them; it computes with as many threads."""
+    gpus_per_env_runner: float = 0
+    """GPUs for each of them; 0.25 lets four share one."""
+    num_learners: int = 0
+    """Processes that learn, each on its share of the hosts; 0 does it in this one."""
+    gpus_per_learner: float = 0
+    """GPUs for each of them, or for this process if it learns itself."""
     seed: int = 0
     """Of weights, actions, hosts and data order."""
     replay_interval: int = 10
     """Iterations between pictures of a held-out episode in TensorBoard."""
+    keep_checkpoints: int = 1
+    """Latest checkpoints that are kept, beside the best."""
+    storage: str | None = None
+    """Directory or URI (s3://, gs://, hdfs://, file://) that gets a copy of the run directory after every checkpoint;
+    --resume fetches it from there where --run-dir does not exist."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "hosts_per_runner", "replay_interval"):
+        for name in ("iterations", "hosts_per_runner", "replay_interval", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("num_env_runners", "seed"):
+        for name in ("num_env_runners", "num_learners", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.cpus_per_env_runner > 0, "cpus_per_env_runner", self.cpus_per_env_runner, "above 0")
+        for name in ("cpus_per_env_runner", "gpus_per_env_runner", "gpus_per_learner"):
+            amount = getattr(self, name)
+            _require(0 <= amount <= 1 or (amount >= 1 and amount == int(amount)), name, amount, "in [0, 1] or whole")
+        if self.gpus_per_env_runner and not self.num_env_runners:
+            raise UserError("gpus_per_env_runner is for runners of their own: give --num-env-runners of at least 1")
         _require(self.algorithm in get_args(Algorithm), "algorithm", self.algorithm, f"one of {get_args(Algorithm)}")
 
 
@@ -228,13 +247,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         impala, minibatches = self.run.algorithm == "impala", self.learner.minibatches
+        learners = max(self.run.num_learners, 1)
         hosts = self.run.hosts_per_runner * (1 if impala else max(self.run.num_env_runners, 1))
-        if hosts % minibatches:
+        if impala and learners > 1:
+            raise UserError(f"impala learns in one process, got num_learners = {learners}: use ppo, or one learner")
+        if learners > 1 and minibatches == 1:
+            raise UserError(f"{learners} learners need at least 2 minibatches, got 1: change --minibatches")
+        if hosts % (learners * minibatches):
             of = "a runner (hosts_per_runner)" if impala else "an iteration (hosts_per_runner × num_env_runners)"
-            raise UserError(
-                f"the {hosts} hosts of {of} must be a multiple of minibatches, which is {minibatches}: "
-                "change one of them"
-            )
+            shares = f"minibatches, which is {minibatches}"
+            shares = shares if learners == 1 else f"num_learners × minibatches, which is {learners} × {minibatches}"
+            raise UserError(f"the {hosts} hosts of {of} must be a multiple of {shares}: change one of them")
 
     @property
     def steps_per_iteration(self) -> int:

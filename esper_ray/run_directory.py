@@ -16,6 +16,7 @@ from esper_ray.revision import git_commit
 
 Which = Literal["latest", "best"]
 
+INDEX_FILE = "checkpoints/index.json"
 POLICY_FILE = "policy.safetensors"
 """Weights of the policy, in every checkpoint and export."""
 
@@ -101,7 +102,7 @@ class RunDirectory:
         Raises:
             UserError: the index is damaged.
         """
-        path = self.checkpoints / "index.json"
+        path = self.path / INDEX_FILE
         if not path.is_file():
             return {}
         try:
@@ -124,13 +125,14 @@ class RunDirectory:
             raise UserError(f"the {which} checkpoint {path} is missing: restore it or train anew")
         return found, path
 
-    def save(self, iteration: int, score: float, write: Callable[[Path], None]) -> None:
+    def save(self, iteration: int, score: float, write: Callable[[Path], None], keep: int = 1) -> None:
         """Keep a new latest checkpoint, and it as the best if its score is the highest yet.
 
         Args:
             iteration: Iterations done.
             score: Of this iteration's episodes.
             write: Fills the directory it is given.
+            keep: Latest checkpoints that stay, beside the best.
         """
         new = Checkpoint(f"iteration-{iteration:06d}", iteration, score, git_commit())
         target = self.checkpoints / new.name
@@ -145,8 +147,10 @@ class RunDirectory:
         index["latest"] = new
         index["best"] = new if best is None or not score <= best.score else best
         entries = {which: asdict(checkpoint) for which, checkpoint in index.items()}
-        replace_text(self.checkpoints / "index.json", json.dumps(entries, indent=2) + "\n")
-        kept = {checkpoint.name for checkpoint in index.values()}
+        replace_text(self.path / INDEX_FILE, json.dumps(entries, indent=2) + "\n")
+        # One beyond the latest is left from before a restart from it.
+        present = sorted(path.name for path in self.checkpoints.glob("iteration-*") if path.name <= new.name)
+        kept = {*present[-keep:], index["best"].name}
         for path in self.checkpoints.glob("iteration-*"):
             if path.name not in kept:
                 shutil.rmtree(path)

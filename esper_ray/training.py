@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-import logging
 import signal
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.registry import register_env
 from rich.console import Console
@@ -23,12 +20,14 @@ from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.vocabulary import LifecycleOp
 from esper_ray.algorithm import FactoredConfig
 from esper_ray.callbacks import EpisodeMetrics, TensorBoard, current_network, flatten
+from esper_ray.cluster import connected, runner_device
 from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.impala import EsperImpalaConfig
 from esper_ray.ppo import EsperPPOConfig
 from esper_ray.process import settle
 from esper_ray.run_directory import POLICY_FILE, RunDirectory
+from esper_ray.storage import Mirror
 from policies.encoders import BlueprintEncoder
 from policies.weights import save_weights
 
@@ -36,7 +35,7 @@ RLLIB_STATE = "rllib"
 CONFIGS: dict[str, type[FactoredConfig]] = {"ppo": EsperPPOConfig, "impala": EsperImpalaConfig}
 
 
-def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
+def train(run: RunDirectory, config: TrainConfig, console: Console, address: str | None = None) -> None:
     """Train until the config's iterations are done, from the latest checkpoint if the run has one.
 
     The first Ctrl-C ends training after the iteration under way, which is saved; a second one at once.
@@ -45,9 +44,11 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
         run: Where checkpoints and TensorBoard files go.
         config: All settings.
         console: Where progress is printed.
+        address: Ray cluster to train on (see :func:`esper_ray.cluster.connected`).
 
     Raises:
-        UserError: a checkpoint that cannot be read, or one of other sizes or of the other algorithm.
+        UserError: a checkpoint that cannot be read, or one of other sizes or of the other algorithm; a cluster that is
+            not there or too small.
     """
     settle()
     done = run.index()["latest"].iteration if run.index() else 0
@@ -57,28 +58,41 @@ def train(run: RunDirectory, config: TrainConfig, console: Console) -> None:
     if done >= config.run.iterations:
         console.print(f"{run.path} has its {done} iterations already; give more with --iterations N --resume")
         return
-    _start_ray(max(config.run.num_env_runners, 1))
-    try:
+    mirror = None if config.run.storage is None else Mirror(config.run.storage)
+    with connected(config.run, address, console):
         algorithm = _algorithm_config(run, config).build_algo()
         if done:
             _restore(algorithm, run)
             run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
             console.print(f"resumed after iteration {done}")
         with _stop_requests(console) as stop:
-            _loop(algorithm, run, config, console, stop)
+            _loop(algorithm, run, config, mirror, console, stop)
         algorithm.stop()
-    finally:
-        ray.shutdown()
 
 
-def _loop(algorithm: Algorithm, run: RunDirectory, config: TrainConfig, console: Console, stop: list[bool]) -> None:
+def _loop(
+    algorithm: Algorithm,
+    run: RunDirectory,
+    config: TrainConfig,
+    mirror: Mirror | None,
+    console: Console,
+    stop: list[bool],
+) -> None:
     began, first = time.perf_counter(), algorithm.iteration
     while algorithm.iteration < config.run.iterations:
         with console.status(f"iteration {algorithm.iteration + 1}: hosts train, then the policy"):
             result = algorithm.train()
         world = dict(flatten(result["env_runners"].get("world", {})))
         score = world.get("score", float("nan"))
-        run.save(algorithm.iteration, score, lambda path: _write_checkpoint(algorithm, config, path))
+        run.save(
+            algorithm.iteration,
+            score,
+            lambda path: _write_checkpoint(algorithm, config, path),
+            config.run.keep_checkpoints,
+        )
+        last = stop[0] or algorithm.iteration == config.run.iterations
+        if mirror is not None:
+            _send(mirror, run, console, last)
         elapsed = time.perf_counter() - began
         left = elapsed / (algorithm.iteration - first) * (config.run.iterations - algorithm.iteration)
         rate = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
@@ -86,6 +100,19 @@ def _loop(algorithm: Algorithm, run: RunDirectory, config: TrainConfig, console:
         if stop[0]:
             console.print(f"stopped and saved; go on with: esper-ray train --run-dir {run.path} --resume")
             return
+
+
+def _send(mirror: Mirror, run: RunDirectory, console: Console, last: bool) -> None:
+    """Send the run's copy; a storage that cannot be reached for a while stops no training."""
+    try:
+        mirror.send(run)
+    except OSError as error:
+        if last:
+            raise UserError(
+                f"the run is complete in {run.path}, but its copy in {mirror.uri} is not: {error}. Mend that and send "
+                "it with --resume and one more of --iterations, or copy it by hand"
+            ) from error
+        console.print(f"not copied to {mirror.uri}, will be after the next iteration: {error}", highlight=False)
 
 
 def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float], rate: float, left: float) -> str:
@@ -99,14 +126,8 @@ def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float],
 
 
 # ---------------------------------------------------------------------- RLlib
-def _start_ray(num_cpus: int) -> None:
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-    ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-
-
 def _make_env(env_config: dict[str, Any]) -> MorphogenesisVectorEnv:
-    return MorphogenesisVectorEnv(**env_config)
+    return MorphogenesisVectorEnv(**env_config, device=runner_device())
 
 
 def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
@@ -121,6 +142,7 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
         fresh_rollouts=True,
         envs_per_runner=config.run.hosts_per_runner,
         num_env_runners=config.run.num_env_runners,
+        num_learners=config.run.num_learners,
         network=config.network,
         learner=config.learner,
         total_steps=config.run.iterations * config.steps_per_iteration,
@@ -128,6 +150,10 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
     )
     metrics = functools.partial(EpisodeMetrics, slots)
     algorithm_config.callbacks([metrics, functools.partial(TensorBoard, run.path, config)])
+    algorithm_config.env_runners(
+        num_cpus_per_env_runner=config.run.cpus_per_env_runner, num_gpus_per_env_runner=config.run.gpus_per_env_runner
+    )
+    algorithm_config.learners(num_gpus_per_learner=config.run.gpus_per_learner)
     return algorithm_config
 
 

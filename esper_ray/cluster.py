@@ -1,0 +1,225 @@
+"""Where a run's processes live: a Ray of its own on this machine, or a cluster that others use too."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+import torch
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # the stubs lack it
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from rich.console import Console
+
+import envs
+import esper_ray
+import policies
+from esper_ray.config import RunConfig
+from esper_ray.errors import UserError
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in what ``ray job submit`` starts."""
+
+REACH_SECONDS = 5.0
+GRACE_SECONDS = 3.0
+"""How long Ray may take to find room before it is asked why there is none; nodes report what is free every second."""
+REMINDER_SECONDS = 60.0
+
+Bundle = dict[str, float]
+"""What one process needs on one node: amounts by resource."""
+
+
+def in_a_job() -> bool:
+    """Whether ``ray job submit`` started this process."""
+    return JOB_VARIABLE in os.environ
+
+
+@contextmanager
+def connected(run: RunConfig, address: str | None, console: Console) -> Iterator[None]:
+    """A Ray with room for a run's processes.
+
+    Args:
+        run: Which processes.
+        address: ``auto`` or HOST:PORT of a cluster, which is left as it was; by default that of ``RAY_ADDRESS``. With
+            neither, a Ray that lives as long as the context. Without effect where this process is connected already.
+        console: Told when the run has to wait for its turn or for new nodes.
+
+    Raises:
+        UserError: no cluster there, or one that will never have that room.
+    """
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    _check_own_gpu(run)
+    address = address or os.environ.get(ADDRESS_VARIABLE)
+    bundles = demand(run)
+    if ray.is_initialized():  # by the caller, whose it stays
+        find_room(bundles, "the cluster", console)
+        yield
+        return
+    if address is None:
+        # The CPUs are as many as are asked for: processes on one machine may share its cores.
+        cpus = math.ceil(sum(bundle["CPU"] for bundle in bundles)) or 1
+        ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    else:
+        _connect(address)
+    try:
+        find_room(bundles, "this machine" if address is None else "the cluster", console)
+        yield
+    finally:
+        ray.shutdown()  # of a cluster: this process's connection only
+
+
+def demand(run: RunConfig) -> list[Bundle]:
+    """What each process beside the driver needs, runners first."""
+    runner = {"CPU": float(run.cpus_per_env_runner), "GPU": float(run.gpus_per_env_runner)}
+    # As RLlib does by default: a learner with a GPU leaves the CPUs to the runners.
+    learner = {"CPU": 0.0 if run.gpus_per_learner else 1.0, "GPU": float(run.gpus_per_learner)}
+    return [runner] * run.num_env_runners + [learner] * run.num_learners
+
+
+def runner_device() -> str:
+    """Device of the hosts in this process: its GPU if Ray gave it one.
+
+    Raises:
+        RuntimeError: Ray gave it one that torch cannot use.
+    """
+    if not ray.is_initialized() or not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"Ray gave this runner a GPU, but torch {torch.__version__} cannot use it: install a build of torch "
+            "with CUDA on the nodes, or train with --gpus-per-env-runner 0"
+        )
+    return "cuda"
+
+
+# ---------------------------------------------------------------------- room
+def find_room(bundles: Sequence[Bundle], place: str, console: Console) -> None:
+    """Return once all processes could start; wait while the cluster is busy or growing.
+
+    Raises:
+        UserError: they never could; says what is short.
+    """
+    bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
+    if not bundles:
+        return
+    group = placement_group(bundles, strategy="PACK")
+    try:
+        patience, reminded = GRACE_SECONDS, -math.inf
+        while not group.wait(patience):
+            missing = shortage(bundles, _living_nodes())
+            if missing and _cannot_grow(group):
+                raise UserError(f"{place} will never have room for this run: {missing}. Ask for less, or add nodes")
+            if time.monotonic() - reminded > REMINDER_SECONDS:
+                reminded = time.monotonic()
+                why = f"new nodes, since {missing}" if missing else "other work to end, which has its resources now"
+                console.print(f"waiting for {why} (Ctrl-C gives up)", highlight=False)
+            patience = 1.0
+    finally:
+        # RLlib makes its own processes and cannot be given these places. They are free again for it at once; should
+        # someone else be quicker, it waits.
+        remove_placement_group(group)
+
+
+def shortage(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> str | None:
+    """What is short when every bundle must lie on one of these nodes; None if they all find a place.
+
+    Args:
+        bundles: Amounts above 0 by resource.
+        nodes: What each node has in all.
+    """
+    # The rare resource first, then the large bundles, each where it leaves the least: not always the best packing,
+    # but with two kinds of bundles close to it; Ray's own decides, this only finds the words.
+    left = [dict(node) for node in nodes]
+    for bundle in sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0))):
+        fitting = [node for node in left if all(node.get(name, 0.0) >= need for name, need in bundle.items())]
+        if not fitting:
+            break
+        tightest = min(fitting, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)))
+        for name, need in bundle.items():
+            tightest[name] = round(tightest[name] - need, 4)  # Ray counts in ten-thousandths
+    else:
+        return None
+    asked, there = _sum(bundles), _sum(nodes)
+    short = {name: need for name, need in asked.items() if need > there.get(name, 0.0)}
+    if short:
+        return " and ".join(
+            f"it needs {need:g} {name}, and there {'is' if there.get(name, 0.0) == 1 else 'are'} "
+            f"{there.get(name, 0.0):g}"
+            for name, need in short.items()
+        )
+    parts = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+    return f"one of its processes needs {parts} on one node, and no node has that beside the others"
+
+
+def _sum(bundles: Sequence[Bundle]) -> Bundle:
+    total: Counter[str] = Counter()
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            total[name] += amount  # type: ignore[assignment]  # typeshed's Counter holds int
+    return dict(total)
+
+
+def _living_nodes() -> list[Bundle]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _cannot_grow(group: PlacementGroup) -> bool:
+    """Whether no autoscaler will ever make room for this group.
+
+    Ray's autoscaler (the second, which ``ray up`` starts) names the requests that exceed what it may start; without
+    one no state is reported.
+    """
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
+    state = reply.autoscaling_state
+    if not state.autoscaler_state_version:
+        return True
+    return any(group.id.hex() in request.details for request in state.infeasible_gang_resource_requests)
+
+
+# ---------------------------------------------------------------------- connection
+def _connect(address: str) -> None:
+    _check_listening(address)
+    # In a job the packages came along with the working directory; else every node gets this process's own.
+    packages = [str(Path(str(package.__file__)).parent) for package in (envs, policies, esper_ray)]
+    runtime_env = None if in_a_job() else {"py_modules": packages, "excludes": ["__pycache__"]}
+    try:
+        ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"no Ray cluster can be used at {address}: {reason[:300]}") from error
+
+
+def _check_listening(address: str) -> None:
+    """Find out soon what Ray would try for half a minute."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address:
+        raise UserError(
+            f"{address} is not the address of a cluster but of a service on it: give HOST:PORT as `ray start` printed "
+            f"it, or auto (from --address, or {ADDRESS_VARIABLE})"
+        )
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+        except OSError as error:
+            raise UserError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+
+
+def _check_own_gpu(run: RunConfig) -> None:
+    if run.gpus_per_learner and not run.num_learners and not torch.cuda.is_available():
+        raise UserError(
+            f"gpus_per_learner is {run.gpus_per_learner:g}, but torch sees no GPU here, where this process learns: "
+            "give --num-learners 1 to learn on a GPU of the cluster"
+        )

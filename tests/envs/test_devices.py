@@ -1,0 +1,43 @@
+"""Hosts live where they are told to: no operation of an episode needs a tensor of another device.
+
+A GPU may still round differently, or lack an operation; what is shown here is that nothing is left behind on the CPU.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from envs.morphogenesis import MorphogenesisVectorEnv
+from tests.envs.accelerator import NAME, Accelerator
+from tests.envs.helpers import random_valid_actions
+
+
+def play(task, device):
+    """Rewards of some hosts under random valid actions, over the end of an episode."""
+    env = MorphogenesisVectorEnv(3, task=task, max_epochs=7, min_training_epochs=1, device=device)
+    obs, _ = env.reset(seed=0)
+    generator, rewards = np.random.default_rng(0), []
+    for step in range(9):
+        if step == 6:
+            env.snapshots.restore(np.arange(2), env.lifecycle)
+        obs, reward, *_ = env.step(random_valid_actions(env, obs, generator))
+        rewards.append(reward)
+    return env, np.array(rewards)
+
+
+@pytest.mark.parametrize("task", ["digits_mixed", "digits_scale", "text"])
+def test_an_episode_on_another_device_mixes_no_tensors_and_is_the_same(task):
+    _, here = play(task, "cpu")
+    with Accelerator():
+        env, there = play(task, NAME)
+    assert env.population.flat.device.type == NAME
+    np.testing.assert_array_equal(here, there)
+
+
+def test_the_stand_in_refuses_to_mix():
+    with Accelerator():
+        remote, local = torch.ones(3, device=NAME), torch.ones(3)
+        assert (remote + 1).cpu().tolist() == [2, 2, 2]
+        for mix in (lambda: remote + local, lambda: torch.cat([remote, local]), lambda: local.mul_(remote)):
+            with pytest.raises(RuntimeError, match="both devices"):
+                mix()
