@@ -227,9 +227,9 @@ def test_tune_can_rebuild_the_config():
     assert type(EsperImpala.get_default_config()) is EsperImpalaConfig
 
 
-@pytest.mark.parametrize("runners", [0, 1])
-def test_trains_saves_and_goes_on_with_equal_weights_everywhere(runners, ray_session, tmp_path):
-    algorithm = config_of(num_env_runners=runners).build_algo()
+@pytest.mark.parametrize(("runners", "learners"), [(0, 0), (1, 0), (1, 1)])
+def test_trains_saves_and_goes_on_with_equal_weights_everywhere(runners, learners, ray_session, tmp_path):
+    algorithm = config_of(num_env_runners=runners, num_learners=learners).build_algo()
     results = [algorithm.train() for _ in range(2)]
     numbers = results[-1]["learners"][MODULE]
     assert numbers["applied_share"] == 1.0
@@ -239,7 +239,7 @@ def test_trains_saves_and_goes_on_with_equal_weights_everywhere(runners, ray_ses
     algorithm.save_to_path(str(tmp_path / "state"))
     saved = algorithm.learner_group.get_weights()[MODULE]
     algorithm.stop()
-    algorithm = config_of(num_env_runners=runners).build_algo()
+    algorithm = config_of(num_env_runners=runners, num_learners=learners).build_algo()
     algorithm.restore_from_path(str(tmp_path / "state"))
     assert algorithm.iteration == 2
     held = algorithm.env_runner_group.foreach_env_runner(
