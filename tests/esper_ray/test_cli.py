@@ -149,7 +149,7 @@ def test_the_asynchronous_algorithm_trains_and_its_run_stays_with_it(impala_dir,
 
 
 def test_the_asynchronous_algorithms_run_is_evaluated_and_replayed_like_any_other(impala_dir):
-    result = esper_ray("evaluate", impala_dir, "--episodes", 2, "--workers", 1)
+    result = esper_ray("evaluate", impala_dir, "--episodes", 2, "--workers", 1, "--policies", "learned", "never_grow")
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((impala_dir / "evaluation.json").read_text())
     assert report["checkpoint"]["iteration"] == 1
