@@ -26,6 +26,7 @@ def quickstart(
     epochs: int = QUICKSTART.env.max_epochs,
     task: str = QUICKSTART.env.task,
     learner: LearnerConfig = QUICKSTART.learner,
+    seed: int = QUICKSTART.run.seed,
     device: str = "cpu",
 ) -> EsperPPOConfig:
     """The quickstart preset as RLlib's config: same network, same metrics, no TensorBoard and no checkpoints.
@@ -36,6 +37,7 @@ def quickstart(
         epochs: Steps of an episode.
         task: Name of a task that brings its data along.
         learner: Settings of the update.
+        seed: Of weights, actions, hosts and data order.
         device: Where hosts live.
     """
     for name in ("ray", "ray.rllib"):
@@ -49,10 +51,12 @@ def quickstart(
         heads=slots.heads,
         encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=QUICKSTART.network.embedding_dim),
         rollout_length=epochs,
+        fresh_rollouts=True,
         envs_per_runner=hosts_per_runner,
         num_env_runners=num_env_runners,
         network=QUICKSTART.network,
         learner=learner,
+        seed=seed,
     )
     config.callbacks([functools.partial(EpisodeMetrics, slots)])
     return config

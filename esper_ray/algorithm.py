@@ -171,8 +171,9 @@ class FactoredConfig(AlgorithmConfig):
                 rows of a minibatch, and a shorter one is padded to it. By default a whole rollout; give some steps
                 more where episodes end at any time, because RLlib lets the other envs play on while one resets.
             fresh_rollouts: Start every env anew at the beginning of each of PPO's iterations, for episodes that are as
-                long as a rollout. An iteration then depends on the seed, its number, the weights and the optimiser's
-                state alone, and a run that is resumed repeats one that was not stopped, bit for bit.
+                long as a rollout (one that began later, after another had ended early, is not finished). An iteration
+                then depends on the seed, its number, the weights and the optimiser's state alone, and a run that is
+                resumed repeats one that was not stopped, bit for bit.
             num_env_runners: Processes that play; 0 plays in this one.
             num_learners: Processes that learn; 0 learns in this one.
             network: Widths; the defaults if None.

@@ -98,6 +98,16 @@ class FactoredLearner(TorchLearner):
         super().set_state(state)
         self._weights_seq_no = max(newest, self._weights_seq_no) + 1
 
+    def _set_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Take over Adam's moments, but not the settings of the run that saved them: this config may have others."""
+        super()._set_optimizer_state(state)
+        settings = {"eps": self.settings.adam_epsilon}
+        if isinstance(self.config.lr, float):  # a schedule's value at that time is part of the state
+            settings["lr"] = self.config.lr
+        for optimizer in self._named_optimizers.values():
+            for group in optimizer.param_groups:
+                group.update(settings)
+
     @abstractmethod
     def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:
         """The learning signals of RLlib's minibatch, given the network's pass over it."""

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from benchmarks.critic_baseline import MEMORY
+from benchmarks.critic_baseline import BASELINES, MEMORY, CriticBaselineAblation, World
 from benchmarks.yardstick_envs import CartPole, InvalidActions, Recall
 from benchmarks.yardstick_runs import local_ray, mean_return, train_and_play
 from benchmarks.yardsticks import CART_POLE, INVALID_ACTIONS
@@ -78,3 +79,15 @@ def test_every_yardstick_trains():
             value, rate = train_and_play(small, seed=0, episodes=2, deterministic=True)
             assert value >= 0
             assert rate > 0
+
+
+def test_the_ablation_in_the_world_compares_all_baselines_from_the_same_start(tmp_path):
+    path = tmp_path / "table.md"
+    world = World(iterations=2, runners=0, hosts=4, epochs=4)
+    CriticBaselineAblation(world, seeds=0, world_seeds=2, markdown=path).run(Console(quiet=True))
+    title, _, *rows = path.read_text().splitlines()
+    assert "digits_impaired, 2 iterations of 4 hosts × 4 epochs" in title
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[0] for row in cells[2:]] == [*BASELINES]
+    assert len({row[1] for row in cells[2:]}) == 1  # before the first update there is no baseline
+    assert all(len(row[-1].split(", ")) == 2 for row in cells[2:])

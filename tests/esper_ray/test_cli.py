@@ -2,17 +2,25 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from envs.lifecycle import Fate
+from envs.reward import COMPONENTS
+from envs.vocabulary import Blueprint, LifecycleOp
 from esper_ray.cli import parse
 from esper_ray.errors import UserError
+from tests.esper_ray.masked_toy_env import HEADS
 
+REPOSITORY = Path(__file__).parents[2]
 SMALL = ["--debug", "--max-epochs", "8", "--hosts-per-runner", "2", "--minibatches", "2"]
 
 
@@ -36,6 +44,15 @@ def run_dir(tmp_path_factory):
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1/2" in result.stdout
     assert "2/2" in result.stdout
+    return path
+
+
+@pytest.fixture(scope="module")
+def impala_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "impala"
+    result = esper_ray("train", *SMALL, "--algorithm", "impala", "--iterations", 1, "--run-dir", path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1/1" in result.stdout
     return path
 
 
@@ -84,11 +101,40 @@ def test_a_run_resumes_where_it_stopped_with_its_own_settings(run_dir):
     assert config["run"]["seed"] == 3
 
 
-def test_the_asynchronous_algorithm_trains_and_its_run_stays_with_it(tmp_path):
+def explained():
+    """Every metric of the page: its name as a pattern → the cells that explain it."""
+    placeholders = {
+        "HEAD": [head.name for head in HEADS],
+        "OP": [op.name for op in LifecycleOp],
+        "KIND": [blueprint.name for blueprint in Blueprint],
+        "COMPONENT": COMPONENTS,
+        "FATE": [fate.name.lower() for fate in Fate],
+        "PART": ["[a-z_]+"],
+    }
+    rows = {}
+    for line in (REPOSITORY / "docs" / "metrics.md").read_text().splitlines():
+        if line.startswith("| `"):
+            names, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            for name in re.findall("`([^`]+)`", names):
+                for placeholder, values in placeholders.items():
+                    name = re.sub(rf"/{placeholder}$", f"/({'|'.join(values)})", name)
+                rows[name] = cells
+    return rows
+
+
+def test_every_metric_that_is_written_is_explained_and_the_other_way_round(run_dir, impala_dir):
+    page = explained()
+    written = {tag for path in (run_dir, impala_dir) for tag in tags(path).Tags()["scalars"]}
+    assert {tag for tag in written if not any(re.fullmatch(name, tag) for name in page)} == set()
+    assert {name for name in page if not any(re.fullmatch(name, tag) for tag in written)} == set()
+    for name, cells in page.items():
+        assert len(cells) == 3, name
+        assert all(cells), name
+
+
+def test_the_asynchronous_algorithm_trains_and_its_run_stays_with_it(impala_dir, tmp_path):
     path = tmp_path / "run"
-    result = esper_ray("train", "--debug", "--algorithm", "impala", "--iterations", 1, "--run-dir", path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "1/1" in result.stdout
+    shutil.copytree(impala_dir, path)
     scalars = tags(path).Tags()["scalars"]
     assert {"World/score", "Critic/q_spread", "Policy/kl", "Optimiser/gradient_norm/all", "Alarm/non_finite"} <= {
         *scalars
@@ -99,6 +145,18 @@ def test_the_asynchronous_algorithm_trains_and_its_run_stays_with_it(tmp_path):
     result = esper_ray("train", "--run-dir", path, "--resume", "--iterations", 2)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "2/2" in result.stdout
+    assert [event.step for event in tags(path).Scalars("World/score")] == [16, 32]
+
+
+def test_the_asynchronous_algorithms_run_is_evaluated_and_replayed_like_any_other(impala_dir):
+    result = esper_ray("evaluate", impala_dir, "--episodes", 2, "--workers", 1, "--policies", "learned", "never_grow")
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((impala_dir / "evaluation.json").read_text())
+    assert report["checkpoint"]["iteration"] == 1
+    assert report["policies"]["learned"]["accuracy"]["mean"] > 0
+    result = esper_ray("replay", impala_dir)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (impala_dir / "replay-learned-0.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
@@ -238,6 +296,7 @@ def test_a_corrupt_export_is_refused_in_one_clear_line(run_dir, tmp_path):
         (["train", "--debug", "--hosts-per-runner", "3"], "multiple of"),
         (["train", "--clip", "-1"], "clip"),
         (["train", "--debug", "--algorithm", "impala", "--minibatches", "3"], "hosts_per_runner"),
+        (["train", "--debug", "--algorithm", "impala", "--num-learners", "2"], "num_learners = 2"),
         (["train", "--no-such-flag"], "no-such-flag"),
         (["train", "--resume"], "--run-dir"),
         (["train", "--resume", "--run-dir", "nowhere"], "not a run directory"),
@@ -264,8 +323,6 @@ def test_resuming_with_other_sizes_is_refused_and_changes_nothing(run_dir):
 
 
 def test_a_damaged_run_is_refused_and_left_as_it_is(run_dir, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy)
     config = json.loads((copy / "config.json").read_text())

@@ -227,6 +227,16 @@ def test_tune_can_rebuild_the_config():
     assert type(EsperImpala.get_default_config()) is EsperImpalaConfig
 
 
+def test_one_learner_may_have_a_process_of_its_own(ray_session):
+    algorithm = config_of(num_env_runners=1, num_learners=1).build_algo()
+    for _ in range(200):  # nobody waits for it: its numbers come some iterations later
+        numbers = algorithm.train().get("learners", {}).get(MODULE, {})
+        if numbers.get("applied_share") == 1.0:
+            break
+    assert np.isfinite(numbers["loss"])
+    algorithm.stop()
+
+
 @pytest.mark.parametrize("runners", [0, 1])
 def test_trains_saves_and_goes_on_with_equal_weights_everywhere(runners, ray_session, tmp_path):
     algorithm = config_of(num_env_runners=runners).build_algo()

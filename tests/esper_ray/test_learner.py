@@ -381,6 +381,31 @@ def test_a_checkpoint_brings_back_actions_values_and_optimiser(tmp_path):
     assert set(steps) == {8.0}
 
 
+def test_a_restored_learner_has_the_moments_of_the_checkpoint_and_the_settings_of_its_own_config():
+    parts = Parts(config_of(LearnerConfig(lr=1e-2, minibatches=2)))
+    parts.update()
+    other = Parts(config_of(LearnerConfig(lr=1e-4, adam_epsilon=1e-3, minibatches=2)))
+    other.learner.set_state(parts.learner.get_state())
+    saved, restored = (learner.get_optimizer() for learner in (parts.learner, other.learner))
+    assert [(group["lr"], group["eps"]) for group in restored.param_groups] == [(1e-4, 1e-3)]
+    for left, right in zip(saved.state.values(), restored.state.values(), strict=True):
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_restored_step_size_is_where_its_schedule_was():
+    learners = []
+    for _ in range(2):
+        config = config_of()
+        config.training(lr=[[0, 1e-2], [100, 0.0]])
+        learners.append(Parts(config))
+    first, second = learners
+    first.update()
+    first.learner.after_gradient_based_update(timesteps={"num_env_steps_sampled_lifetime": 25})
+    second.learner.set_state(first.learner.get_state())
+    assert second.learner.get_optimizer().param_groups[0]["lr"] == pytest.approx(7.5e-3)
+
+
 def test_weights_of_another_network_are_refused():
     module = Parts(config_of()).learner.module[MODULE]
     state = module.get_state()

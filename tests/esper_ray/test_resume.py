@@ -79,7 +79,7 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(runs):
 def test_steps_go_on_without_gap_or_overlap_and_no_iteration_plays_what_another_played(runs):
     curves = scalars(runs / "resumed")
     assert [step for step, _ in curves["World/score"]] == [(1 + done) * HOSTS * EPOCHS for done in range(4)]
-    played = [curves[tag] for tag in sorted(curves) if tag.startswith(("Policy/op_share", "Policy/needed_share"))]
+    played = [curves[tag] for tag in sorted(curves) if tag.startswith(("Policy/op_share", "Policy/decided_share"))]
     assert len({tuple(value for _, value in shares) for shares in zip(*played, strict=True)}) == 4
     assert len({value for _, value in curves["World/score"]}) == 4
 
