@@ -1,17 +1,20 @@
 """Does it pay to look at the host? The best schedule for each host of a mixture against the best one for all of them.
 
-Each host of ``digits_mixed`` alone gets a search, and the mixture gets one, all with the same budget. What they end
-with is compared on every host: the best single schedule is the one with the highest mean over the hosts, whichever
-search found it, and the best of each host the one with the highest mean there. Both are chosen on the same hosts, and
-what is reported was measured on others. Everything is committed score on the validation split. Run it with::
+A search tries every schedule on one host of each kind, the same for all schedules, and goes on from those that lead:
+on average over the kinds, or on any of them. The leaders meet more hosts. Then the best single schedule is the one
+with the highest mean over the kinds, and the own best of a kind the one with the highest mean there: both choices are
+made among the same schedules, on the same hosts. What is reported was measured on other hosts. Everything is
+committed score on the validation split. Run it with::
 
     python -m benchmarks.looking_pays --output docs/looking-pays.md
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +24,26 @@ import numpy.typing as npt
 import tyro
 from rich.console import Console
 
-from envs.tasks.digits import MIXED
+from envs.tasks.digits import DRAWN
+from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import search_seeds
 from esper_ray.process import settle
 from esper_ray.report import search_progress
-from esper_ray.search import SearchResult, SearchSettings, play, search_schedule
-from policies.schedule import BY_HAND, GrowthSchedule
+from esper_ray.search import VARIED_SHARE, ScheduleSpace, play
+from policies.schedule import BY_HAND, GrowthPlan, GrowthSchedule
 
 FloatArray = npt.NDArray[np.float64]
 
 TASK = "digits_mixed"
-CHOICE, REPORT = 1 << 20, 1 << 21
-"""Streams of host seeds that no search comes to."""
+LEADERS = 2
+"""Schedules that lead on average, and on each kind of host."""
 
-FINALISTS = 3
-"""Of each host's search that are tried on the other hosts too."""
+HANDICAP = 0.03
+"""Standard deviation of a score over hosts of a kind, about: what a schedule may owe to chance on a single host."""
+
+FIRST_STREAM = 1 << 20
+"""Of host seeds; no search of a schedule comes to it."""
 
 NOTHING = GrowthSchedule()
 
@@ -45,18 +52,20 @@ NOTHING = GrowthSchedule()
 class LookingPays:
     """The best schedule for each host against the best one for all."""
 
-    variants: tuple[str, ...] = tuple(MIXED)
-    """Hosts of the mixture, by name."""
-    host_epochs: int = 15_000
-    """Budget of each search."""
+    variants: tuple[str, ...] = DRAWN
+    """Kinds of host in the mixture, by name."""
+    rounds: int = 3
+    """Of schedules tried: the first is random, the others mostly vary the leaders."""
+    schedules: int = 32
+    """New ones in each round."""
+    choice_hosts: int = 6
+    """Of each kind, on which the leaders are compared in the end."""
+    report_hosts: int = 16
+    """Of each kind, on which the chosen ones are measured."""
     max_epochs: int = 60
     """Length of an episode."""
-    choice_hosts: int = 8
-    """Hosts of each variant on which the schedules are compared."""
-    report_hosts: int = 24
-    """Fresh hosts of each variant on which the chosen ones are measured."""
     seed: int = 0
-    """Of all searches and hosts."""
+    """Of all schedules and hosts."""
     workers: int = 1
     """Processes that train hosts."""
     output: Path | None = None
@@ -65,63 +74,66 @@ class LookingPays:
     def run(self, console: Console) -> None:
         """Search, compare, print, write."""
         began = time.perf_counter()
-        alone = [self._search(name, (NOTHING, BY_HAND), console) for name in self.variants]
-        winners = tuple(dict.fromkeys((NOTHING, BY_HAND, *(result.best for result in alone))))
-        mixed = self._search(",".join(self.variants), winners, console)
-        found = [result.finalists[:FINALISTS] for result in alone]
-        candidates = list(dict.fromkeys([s for row in (*found, mixed.finalists) for s, _ in row] + [NOTHING]))
-        with ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            choice = np.stack(
-                [self._scores(pool, name, candidates, self.choice_hosts, CHOICE).mean(axis=1) for name in self.variants]
-            )
-            single = candidates[int(choice.mean(axis=0).argmax())]
-            own = [candidates[int(row.argmax())] for row in choice]
-            measured = np.stack(
-                [
-                    self._scores(pool, name, [NOTHING, single, best], self.report_hosts, REPORT)
-                    for name, best in zip(self.variants, own, strict=True)
-                ]
-            )
-        spent = sum(result.host_epochs for result in (*alone, mixed))
-        spent += self.max_epochs * (choice.size * self.choice_hosts + measured.size)
-        page = self._page(measured, single, own, spent, (time.perf_counter() - began) / 60)
+        with (
+            ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn")) as pool,
+            search_progress(console) as on_progress,
+        ):
+            hosts = _Hosts(self, pool, on_progress)
+            leaders = self._search(hosts)
+            kinds = len(self.variants)
+            choice = hosts.scores("choice", [leaders] * kinds, self.choice_hosts).mean(axis=2)
+            single = leaders[int(choice.mean(axis=0).argmax())]
+            own = [leaders[int(row.argmax())] for row in choice]
+            measured = hosts.scores("report", [[NOTHING, single, best] for best in own], self.report_hosts)
+        page = self._page(measured, single, own, hosts, (time.perf_counter() - began) / 60)
         console.print(page, markup=False, soft_wrap=True)
         if self.output is not None:
             self.output.write_text(page)
             console.print(f"written: {self.output}")
 
-    def _env(self, variants: str) -> EnvConfig:
-        return EnvConfig(task=TASK, task_args={"variants": variants}, max_epochs=self.max_epochs)
+    def _search(self, hosts: _Hosts) -> list[GrowthSchedule]:
+        """The schedules that lead after all rounds."""
+        rng = np.random.default_rng(self.seed)
+        space = ScheduleSpace.of(hosts.env(",".join(self.variants)).make_task(), self.max_epochs)
+        scores: dict[GrowthSchedule, list[FloatArray]] = {}
+        leaders: list[GrowthSchedule] = []
+        for number in range(1, self.rounds + 1):
+            new = list(_usual(space)) if number == 1 else []
+            while len(new) < self.schedules:
+                vary = bool(leaders) and rng.random() < VARIED_SHARE
+                schedule = space.varied(leaders, rng) if vary else space.drawn(rng)
+                new += [schedule] if schedule not in scores and schedule not in new else []
+            self._try(new, f"round {number}", hosts, scores)
+            self._try(_leaders(scores), f"leaders of round {number}", hosts, scores)
+            leaders = _leaders(scores)
+        return leaders
 
-    def _search(self, variants: str, start: tuple[GrowthSchedule, ...], console: Console) -> SearchResult:
-        settings = SearchSettings(self.host_epochs, self.seed, self.workers, start)
-        with search_progress(console) as on_progress:
-            result = search_schedule(self._env(variants), settings, on_progress)
-        scores = result.finalists[0][1]
-        console.print(f"{variants}: {scores.mean():.3f} with {self._described(result.best)}", highlight=False)
-        return result
-
-    def _scores(
-        self, pool: Executor, variant: str, schedules: list[GrowthSchedule], num_hosts: int, stream: int
-    ) -> FloatArray:
-        """``[schedules, num_hosts]``; all schedules meet the same hosts."""
-        seeds = search_seeds(self.seed, num_hosts, stream)
-        episodes = [(schedule, seed) for schedule in schedules for seed in seeds]
-        parts = list(play(pool, self._env(variant), episodes))
-        return np.concatenate(parts).reshape(len(schedules), num_hosts)
-
-    def _described(self, schedule: GrowthSchedule) -> str:
-        return schedule.described(self._env(self.variants[0]).make_task().slots.slot_ids)
+    def _try(
+        self,
+        schedules: Sequence[GrowthSchedule],
+        name: str,
+        hosts: _Hosts,
+        scores: dict[GrowthSchedule, list[FloatArray]],
+    ) -> None:
+        """Add to ``scores`` what the schedules reach on one more host of every kind."""
+        reached = hosts.scores(name, [schedules] * len(self.variants), 1)[:, :, 0]
+        for schedule, column in zip(schedules, reached.T, strict=True):
+            scores.setdefault(schedule, []).append(column)
 
     def _page(
-        self, measured: FloatArray, single: GrowthSchedule, own: list[GrowthSchedule], spent: int, minutes: float
+        self,
+        measured: FloatArray,
+        single: GrowthSchedule,
+        own: Sequence[GrowthSchedule],
+        hosts: _Hosts,
+        minutes: float,
     ) -> str:
         """The table of ``[variants, (nothing, single, own), hosts]`` scores, and how it came about."""
         gain = measured[:, 2] - measured[:, 1]
         errors = gain.std(axis=1, ddof=1) / gain.shape[1] ** 0.5
         rows = [
             f"| {name} | {scores[0].mean():.3f} | {scores[1].mean():.3f} | {scores[2].mean():.3f} | "
-            f"{row.mean():+.3f} ± {error:.3f} | {self._described(best)} |"
+            f"{row.mean():+.3f} ± {error:.3f} | {best.described(hosts.slot_ids)} |"
             for name, scores, row, error, best in zip(self.variants, measured, gain, errors, own, strict=True)
         ]
         means = measured.mean(axis=(0, 2))
@@ -141,17 +153,81 @@ class LookingPays:
             "|---|---|---|---|---|---|",
             *rows,
             "",
-            f"The best single schedule grows {self._described(single)}.",
+            f"The best single schedule grows {single.described(hosts.slot_ids)}.",
             "",
-            f"One search for each host and one for the mixture, with {self.host_epochs:,} host epochs each; the last",
-            "one starts with the winners of the others. The single schedule and each host's own are then chosen among",
-            f"the finalists of all searches on {self.choice_hosts} hosts of each kind: so the single one is at no",
-            f"disadvantage. In all {spent:,} host epochs, {minutes:.0f} minutes on one core shared with other work.",
+            f"{self.rounds} rounds of {self.schedules} new schedules, each tried on one host of every kind, the later",
+            "rounds mostly variations of those that led on average or on any kind. The single schedule and the own",
+            f"best ones are chosen among the same leaders, on the same {self.choice_hosts} hosts of each kind. In all",
+            f"{hosts.spent:,} host epochs; {minutes:.0f} minutes.",
             "",
-            f"Made by `python -m benchmarks.looking_pays --host-epochs {self.host_epochs} --max-epochs "
-            f"{self.max_epochs} --seed {self.seed} --output {self.output}`.",
+            f"Made by `python -m benchmarks.looking_pays --variants {' '.join(self.variants)}",
+            f"--rounds {self.rounds} --schedules {self.schedules} --choice-hosts {self.choice_hosts} "
+            f"--report-hosts {self.report_hosts} --max-epochs {self.max_epochs}",
+            f"--seed {self.seed} --output {self.output}`.",
         ]
         return "\n".join(lines) + "\n"
+
+
+class _Hosts:
+    """Fresh hosts of every kind, and how many epochs they have been trained for."""
+
+    def __init__(self, options: LookingPays, pool: Executor, on_progress: Callable[[str, int, int], None]) -> None:
+        self.options, self._pool, self._on_progress = options, pool, on_progress
+        self.spent, self._stream = 0, itertools.count(FIRST_STREAM)
+        self.slot_ids = self.env(options.variants[0]).make_task().slots.slot_ids
+
+    def env(self, variants: str) -> EnvConfig:
+        """The task with some of its kinds of host."""
+        return EnvConfig(task=TASK, task_args={"variants": variants}, max_epochs=self.options.max_epochs)
+
+    def scores(self, name: str, schedules: Sequence[Sequence[GrowthSchedule]], num_hosts: int) -> FloatArray:
+        """Scores of equally many schedules on each kind of host.
+
+        Args:
+            name: What for, in words.
+            schedules: For each kind.
+            num_hosts: Of each kind. All schedules meet the same ones, whom none has met before.
+
+        Returns:
+            ``[variants, schedules, num_hosts]``.
+        """
+        seeds = search_seeds(self.options.seed, num_hosts, next(self._stream))
+        rows = []
+        for variant, tried in zip(self.options.variants, schedules, strict=True):
+            episodes = [(schedule, seed) for schedule in tried for seed in seeds]
+            rows.append(np.concatenate(list(play(self._pool, self.env(variant), episodes))).reshape(-1, num_hosts))
+            self.spent += len(episodes) * self.options.max_epochs
+            self._on_progress(f"{name}, {variant}", self.spent, max(self.spent, self._planned()))
+        return np.stack(rows)
+
+    def _planned(self) -> int:
+        """Host epochs in all, if the leaders are as many as they can be."""
+        options, kinds = self.options, len(self.options.variants)
+        most = LEADERS * (kinds + 1)
+        episodes = options.rounds * (options.schedules + most) + most * options.choice_hosts
+        return options.max_epochs * kinds * (episodes + 3 * options.report_hosts)
+
+
+def _leaders(scores: dict[GrowthSchedule, list[FloatArray]]) -> list[GrowthSchedule]:
+    """The best on average over the kinds of host, and the best on each.
+
+    Args:
+        scores: ``[variants]`` for each host that a schedule has met of every kind.
+    """
+    schedules, counts = list(scores), np.array([len(rows) for rows in scores.values()])
+    means = np.stack([np.mean(rows, axis=0) for rows in scores.values()])
+    likely = means - HANDICAP / np.sqrt(counts)[:, None]
+    views = (likely.mean(axis=1), *likely.T)
+    best = [index for view in views for index in np.argsort(-view, kind="stable")[:LEADERS]]
+    return [schedules[index] for index in dict.fromkeys(best)]
+
+
+def _usual(space: ScheduleSpace) -> Iterator[GrowthSchedule]:
+    """What anybody would try: nothing, the schedule made by hand, one early kind of seed in any set of slots."""
+    yield from (NOTHING, BY_HAND)
+    for count in range(1, len(space.slots) + 1):
+        for slots in itertools.combinations(space.slots, count):
+            yield GrowthSchedule(tuple(GrowthPlan(slot, Blueprint.DEPTHWISE, 0) for slot in slots))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def evaluation_table(report: dict[str, Any]) -> Table:
         "GFLOP: training of one host, all evaluations on validation included; "
         "fossil, pruned, cut: seeds per episode kept for good, pruned, removed unfinished at the end",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
+        show_edge=False,
     )
     table.add_column("policy", no_wrap=True)
     for name in ("score", "acc %", "params", "GFLOP", "fossil", "pruned", "cut"):

@@ -11,7 +11,6 @@ from benchmarks import looking_pays
 from benchmarks.looking_pays import LookingPays
 from envs.morphogenesis import host_variant
 from envs.vocabulary import Blueprint
-from esper_ray import search
 
 NAMES = ("late", "even")
 TASTES = {"late": Blueprint.DEPTHWISE, "even": Blueprint.NORM}
@@ -36,14 +35,14 @@ def landscape(taste):
     ("taste", "gained"), [(TASTES, 0.1), (dict.fromkeys(NAMES, Blueprint.NORM), 0.0)], ids=["different", "alike"]
 )
 def test_what_looking_gains_is_the_own_best_less_the_best_for_all(monkeypatch, tmp_path, taste, gained):
-    for module in (search, looking_pays):
+    for module in (looking_pays,):
         monkeypatch.setattr(module, "play", landscape(taste))
     page = tmp_path / "page.md"
-    asked = LookingPays(variants=NAMES, host_epochs=60 * 400, choice_hosts=2, report_hosts=3, output=page)
+    asked = LookingPays(NAMES, 3, 40, 2, 3, output=page)
     asked.run(Console(file=io.StringIO()))
     text = page.read_text()
     nothing, single, own, gain = (float(value) for value in re.findall(r"[+-]?\d\.\d{3}", text.split("**all**")[1])[:4])
     assert nothing == pytest.approx(0.5)
     assert (own, single) == (pytest.approx(0.6), pytest.approx(0.6 - gained))
     assert gain == pytest.approx(gained)
-    assert f"--output {page}" in text
+    assert f"--output {page}`" in text

@@ -1,12 +1,16 @@
 """Statistics and held-out episodes."""
 
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from envs.tasks import make_task
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import held_out_seeds, run_episodes
 from esper_ray.evaluation import interquartile_mean, summarise
+from esper_ray.report import LABELS, evaluation_table
 from policies.heuristic import PlateauHeuristic
 from policies.learned import LearnedPolicy, build_network
 from policies.network import NetworkConfig
@@ -94,3 +98,16 @@ def test_weights_of_other_sizes_are_refused_in_one_clear_line(tmp_path):
     path.write_bytes(b"not weights")
     with pytest.raises(ValueError, match="does not hold a policy"):
         load_weights(policy, path)
+
+
+def test_the_table_of_everybody_fits_into_80_columns_uncut():
+    wide = {"mean": -0.123, "iqm": -0.123, "ci95": [-0.234, -0.123], "mean_ci95": [-0.234, -0.123]}
+    fates = {"fossilized": 2.5, "pruned": 11.25, "unfinished": 10.75, "rolled_back": 0.0}
+    result = {"score": wide, "accuracy": {"iqm": 98.7}, "parameters": {"iqm": 15698.0}, "fates": fates}
+    report = {"task": "digits_impaired", "episodes": 64, "max_epochs": 60}
+    report["policies"] = dict.fromkeys(LABELS, result | {"training_flops": {"iqm": 123.4e9}})
+    console = Console(width=80, file=io.StringIO())
+    console.print(evaluation_table(report))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert text.count("-0.123 [-0.234, -0.123]  98.7 15,698 123.40   2.50  11.25 10.75") == len(LABELS)
