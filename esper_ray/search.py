@@ -57,6 +57,9 @@ SHORTEST_GROWTH = 12
 
 SEEDS_AT_A_TIME = 256
 
+FINAL = "final"
+"""Name of the last rung."""
+
 MAX_POPULATION = 128
 """Hosts trained at once: more are hardly faster."""
 
@@ -219,7 +222,7 @@ def search_schedule(
             field = _candidates(space, plan.candidates[0], start, _elites(rungs), rungs, rng)
             for rung, (count, num_hosts) in enumerate(zip(plan.candidates, plan.hosts, strict=True)):
                 field = measure(f"bracket {bracket + 1}, rung {rung + 1}", field[:count], num_hosts).ranked()
-        measure("final", _elites(rungs)[: plan.finalists], plan.final_hosts)
+        measure(FINAL, _elites(rungs)[: plan.finalists], plan.final_hosts)
     return SearchResult(tuple(rungs), spent)
 
 
