@@ -160,7 +160,8 @@ class Brackets:
         final_hosts = (episodes - spent) // finalists // variants * variants
         if first < 2 or final_hosts < 1:
             raise UserError(
-                f"{episodes} episodes are too few to search with ({variants} kinds of host): give more --host-epochs"
+                f"{episodes} episodes are too few to search with ({variants} kinds of host): give more host epochs "
+                "(--host-epochs, or search_epochs in a study)"
             )
         return cls(hosts[: len(candidates)], candidates, finalists, final_hosts)
 

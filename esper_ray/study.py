@@ -45,6 +45,7 @@ from esper_ray.process import settle
 from esper_ray.run_directory import RunDirectory, Which, replace_text
 from esper_ray.search import (
     FINAL,
+    Brackets,
     SearchSettings,
     read_schedule,
     read_trace,
@@ -137,6 +138,10 @@ class Study(BaseModel):
             )
         if clash := set(self.arms) & set(self.controls):
             raise UserError(f"an arm must not be called like a control: rename {', '.join(sorted(clash))}")
+        if BEST_SCHEDULE in self.controls:
+            for world in self.worlds.values():
+                episodes = self.search_settings.host_epochs // world.max_epochs
+                Brackets.of(episodes, len(world.make_task().variants))  # refuses what is too little
         for arm, config in self.configs.items():
             for name, world in self.worlds.items():
                 trained_for, here = config.env.make_task().slots.heads, world.make_task().slots.heads
@@ -164,6 +169,19 @@ class Study(BaseModel):
             name: self._config(self.base, given or {}, f"evaluation {name!r}").env
             for name, given in evaluations.items()
         }
+
+    @cached_property
+    def search_settings(self) -> SearchSettings:
+        """Of the searches for the best schedule."""
+        if self.search_epochs is not None:
+            return SearchSettings(self.search_epochs)
+        runs = [(config.run, config.env) for config in self.configs.values()]
+        return SearchSettings(
+            max(
+                run.iterations * max(1, run.num_env_runners) * run.hosts_per_runner * env.max_epochs
+                for run, env in runs
+            )
+        )
 
     @staticmethod
     def _config(config: TrainConfig, settings: dict[str, Any], where: str) -> TrainConfig:
@@ -335,18 +353,6 @@ class StudyDirectory:
             for arm, config in self.study.configs.items()
         ]
 
-    @property
-    def search_settings(self) -> SearchSettings:
-        """Of the searches for the best schedule."""
-        if self.study.search_epochs is not None:
-            return SearchSettings(self.study.search_epochs)
-        spent = [
-            config.run.iterations * max(1, config.run.num_env_runners) * config.run.hosts_per_runner
-            * config.env.max_epochs
-            for config in self.study.configs.values()
-        ]  # fmt: skip
-        return SearchSettings(max(spent))
-
     def schedule_path(self, evaluation: str) -> Path:
         """File of the best schedule for a world."""
         return self.path / "schedules" / f"{evaluation}.json"
@@ -419,7 +425,7 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
     console.print(progress.line(), highlight=False)
     for evaluation, path in directory.searches().items():
         with progress.measured("searches"):
-            _search(directory.study.worlds[evaluation], directory.search_settings, path, max(workers, 1), console)
+            _search(directory.study.worlds[evaluation], directory.study.search_settings, path, max(workers, 1), console)
     _play(directory.controls(), workers, progress, console)
     for seed in directory.study.seeds:  # round by round, so that every arm has a first result early
         trainings = [training for training in directory.trainings if training.seed == seed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,7 +21,6 @@ OP_COLOURS = ("#e3e6ea", "#f4b860", "#b8a1e3", "#d1495b", "#74b77a", "#8ecae6", 
 """By number of the op; WAIT, the most frequent one, stays in the background."""
 
 CONTROL_COLOUR = "#8d99ae"
-CONTROL_MARKERS = "sD^vPX<>p*"
 FATE_COLOURS = {"fossilized": "#74b77a", "pruned": "#d1495b", "unfinished": "#f4b860", "rolled_back": "#8d99ae"}
 FATE_LABELS = {"fossilized": "fossilised", "unfinished": "cut at the end", "rolled_back": "rolled back"}
 COSTS = {
@@ -59,12 +59,14 @@ def cost_figure(evaluation: dict[str, Any]) -> Figure:
             result = evaluation["policies"][policy]
             x, across = _point(result[cost], scale)
             y, along = _point(result["score"])
-            axes.errorbar(x, y, xerr=across, yerr=along, capsize=2, lw=1.2, **style)
+            axes.errorbar(x, y, xerr=across, yerr=along, fmt="none", capsize=2, lw=1.2, color=style["color"])
+            axes.plot(x, y, ls="none", ms=8, **style)
         costs = [result[cost]["iqm"] for result in evaluation["policies"].values()]
         if max(costs) > 20 * min(costs):
             axes.set_xscale("log")
         else:
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axes.set_xlabel(label)
         axes.margins(0.08)
         _plain(axes, grid="both")
@@ -144,16 +146,18 @@ def _draw_fates(axes: Axes, policies: dict[str, Any]) -> None:
 
 
 def _styles(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and label of every policy."""
-    arms = evaluation["arms"]
-    styles = {
-        arm: {"color": colour, "fmt": "o", "ms": 8, "label": arm}
-        for arm, colour in zip(arms, _colours(arms), strict=True)
-    }
-    controls = [policy for policy in evaluation["policies"] if policy not in arms]
-    for index, control in enumerate(controls):
-        marker = CONTROL_MARKERS[index % len(CONTROL_MARKERS)]
-        styles[control] = {"color": CONTROL_COLOUR, "fmt": marker, "ms": 7, "label": LABELS.get(control, control)}
+    """Colour, marker and label of every policy; what follows from an arm's trainings is hollow in its colour."""
+    arms = dict(zip(evaluation["arms"], _colours(evaluation["arms"]), strict=True))
+    markers = itertools.cycle("sD^vPX<>p*")
+    styles: dict[str, dict[str, Any]] = {}
+    for policy in evaluation["policies"]:
+        arm, _, following = policy.partition(", ")
+        colour = arms.get(arm, CONTROL_COLOUR)
+        styles[policy] = {"color": colour, "marker": next(markers), "label": LABELS.get(policy, policy)}
+        if policy in arms:
+            styles[policy] |= {"marker": "o", "label": policy}
+        elif following:
+            styles[policy]["markerfacecolor"] = "white"
     return styles
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -139,6 +140,16 @@ def test_the_repositorys_studies_can_be_read(path):
     assert study.episodes >= 64
 
 
+def test_the_example_of_the_page_can_be_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "example.yaml").write_text(example)
+    study = Study.read(tmp_path / "example.yaml")
+    assert study.configs["larger"].learner.lr == 0.003
+    for key in Study.model_fields:
+        assert f"`{key}`" in page
+
+
 def test_the_repository_has_studies():
     assert len(SHIPPED) >= 5
 
@@ -162,6 +173,7 @@ def test_the_repository_has_studies():
         ({"evaluations": {"there": {"task": "digits_scale"}}}, "cannot play evaluation 'there'"),
         ({"episodes": 1}, "episodes"),
         ({"controls": ["none"]}, "controls must be among"),
+        ({"controls": ["best_schedule"], "search_epochs": 10}, "search_epochs"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_starts(changes, says, tmp_path):
