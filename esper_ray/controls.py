@@ -160,7 +160,7 @@ def make_policy(name: str, trained: Trained, schedule: GrowthSchedule | None = N
     return build_policy(name, settings)
 
 
-def static_big(trained: Trained, num_hosts: int) -> GrownSeeds:
+def static_big(env: EnvConfig, num_hosts: int) -> GrownSeeds:
     """What the hosts of ``STATIC_BIG`` start with."""
-    task = trained.env.make_task()
+    task = env.make_task()
     return GrownSeeds.everywhere(BIG_BLUEPRINT[task.host.topology], num_hosts, task.slots)

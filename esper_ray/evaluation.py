@@ -148,7 +148,7 @@ def _play_all(
 
         for name in names:
             if name != STATIC_FINAL:
-                start(name, static_big(trained, len(seeds)) if name == STATIC_BIG else None)
+                start(name, static_big(trained.env, len(seeds)) if name == STATIC_BIG else None)
         while jobs:
             for job in wait(jobs, return_when=FIRST_COMPLETED).done:
                 name = jobs.pop(job)

@@ -59,6 +59,9 @@ SHORTEST_GROWTH = 12
 
 SEEDS_AT_A_TIME = 256
 
+FINAL = "final"
+"""Name of the last rung."""
+
 MAX_POPULATION = 128
 """Hosts trained at once: more are hardly faster."""
 
@@ -160,7 +163,8 @@ class Brackets:
         final_hosts = (episodes - spent) // finalists // variants * variants
         if first < 2 or final_hosts < 1:
             raise UserError(
-                f"{episodes} episodes are too few to search with ({variants} kinds of host): give more --host-epochs"
+                f"{episodes} episodes are too few to search with ({variants} kinds of host): give more host epochs "
+                "(--host-epochs, or search_epochs in a study)"
             )
         return cls(hosts[: len(candidates)], candidates, finalists, final_hosts)
 
@@ -222,7 +226,7 @@ def search_schedule(
             field = _candidates(space, plan.candidates[0], start, _elites(rungs), rungs, rng)
             for rung, (count, num_hosts) in enumerate(zip(plan.candidates, plan.hosts, strict=True)):
                 field = measure(f"bracket {bracket + 1}, rung {rung + 1}", field[:count], num_hosts).ranked()
-        measure("final", _elites(rungs)[: plan.finalists], plan.final_hosts)
+        measure(FINAL, _elites(rungs)[: plan.finalists], plan.final_hosts)
     return SearchResult(tuple(rungs), spent)
 
 

@@ -24,19 +24,46 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.console import Console
 
+from envs.grown import GrownSeeds
 from esper_ray.behaviour import BehaviourRecorder
 from esper_ray.config import PRESETS, EnvConfig, TrainConfig, describe_problems, with_settings
-from esper_ray.controls import CONTROLS, Trained
+from esper_ray.controls import (
+    BEST_SCHEDULE,
+    CONTROLS,
+    LEARNED_GREEDY,
+    STATIC,
+    STATIC_BIG,
+    STATIC_FINAL,
+    Trained,
+    static_big,
+)
 from esper_ray.episodes import held_out_seeds, run_episodes
 from esper_ray.errors import UserError
+from esper_ray.evaluation import MEASURES
 from esper_ray.export import load_policy
 from esper_ray.process import settle
 from esper_ray.run_directory import RunDirectory, Which, replace_text
+from esper_ray.search import (
+    FINAL,
+    Brackets,
+    SearchSettings,
+    read_schedule,
+    read_trace,
+    search_schedule,
+    write_schedule,
+    write_trace,
+)
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
+from policies.learned import LEARNED
+from policies.schedule import GrowthSchedule
+from policies.scripted import FixedSchedule, NeverGrow
 
-MEASURES = ("score", "accuracy", "parameters")
-"""What is kept of every episode, fields of :class:`esper_ray.episodes.EpisodeResults`."""
+INDEPENDENT = (*CONTROLS, STATIC_BIG, BEST_SCHEDULE)
+"""Controls that play once per world."""
+
+FOLLOWING = (LEARNED_GREEDY, STATIC_FINAL)
+"""Controls that play once per training, for they come from its policy."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 """Of an arm or an evaluation: it becomes a file name."""
@@ -56,7 +83,8 @@ class Study(BaseModel):
         episodes: Held-out hosts per evaluation, the same for everybody.
         evaluation_seed: Of the held-out hosts.
         checkpoint: Which checkpoint of every run plays.
-        controls: What the arms are compared with.
+        controls: What the arms are compared with. ``best_schedule`` is searched for in every world.
+        search_epochs: Host epochs that each search may spend; by default as many as the longest training.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +98,8 @@ class Study(BaseModel):
     episodes: int = Field(64, ge=2)
     evaluation_seed: int = Field(0, ge=0)
     checkpoint: Which = "best"
-    controls: list[str] = list(CONTROLS)
+    controls: list[str] = [*CONTROLS, *STATIC]
+    search_epochs: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -103,10 +132,16 @@ class Study(BaseModel):
             raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds must differ from each other, got {self.seeds}")
-        if unknown := set(self.controls) - set(CONTROLS):
-            raise UserError(f"controls must be among {', '.join(CONTROLS)}, got {', '.join(sorted(unknown))}")
+        if unknown := set(self.controls) - {*INDEPENDENT, *FOLLOWING}:
+            raise UserError(
+                f"controls must be among {', '.join((*INDEPENDENT, *FOLLOWING))}, got {', '.join(sorted(unknown))}"
+            )
         if clash := set(self.arms) & set(self.controls):
             raise UserError(f"an arm must not be called like a control: rename {', '.join(sorted(clash))}")
+        if BEST_SCHEDULE in self.controls:
+            for world in self.worlds.values():
+                episodes = self.search_settings.host_epochs // world.max_epochs
+                Brackets.of(episodes, len(world.make_task().variants))  # refuses what is too little
         for arm, config in self.configs.items():
             for name, world in self.worlds.items():
                 trained_for, here = config.env.make_task().slots.heads, world.make_task().slots.heads
@@ -134,6 +169,19 @@ class Study(BaseModel):
             name: self._config(self.base, given or {}, f"evaluation {name!r}").env
             for name, given in evaluations.items()
         }
+
+    @cached_property
+    def search_settings(self) -> SearchSettings:
+        """Of the searches for the best schedule."""
+        if self.search_epochs is not None:
+            return SearchSettings(self.search_epochs)
+        runs = [(config.run, config.env) for config in self.configs.values()]
+        return SearchSettings(
+            max(
+                run.iterations * max(1, run.num_env_runners) * run.hosts_per_runner * env.max_epochs
+                for run, env in runs
+            )
+        )
 
     @staticmethod
     def _config(config: TrainConfig, settings: dict[str, Any], where: str) -> TrainConfig:
@@ -174,17 +222,14 @@ class Training:
         if not run.config_path.is_file():
             shutil.rmtree(self.path, ignore_errors=True)  # killed while the directory was made
             return RunDirectory.create(self.path, self.config)
-        begun_with = dataclasses.replace(
-            run.config(), run=dataclasses.replace(run.config().run, iterations=self.config.run.iterations)
-        )
-        if begun_with != self.config:
+        if run.config() != self.config:
             raise UserError(f"{self.path} was trained with other settings: give another --output, or remove it")
         return run
 
 
 @dataclass(frozen=True)
 class Playing:
-    """One policy's held-out episodes in one world.
+    """Held-out episodes in one world, of a control, or of a trained policy and what follows from it.
 
     Attributes:
         policy: A control's name, or the arm's.
@@ -192,6 +237,8 @@ class Playing:
         evaluation: Name of the world.
         env: The world.
         trained: What plays; None for a control.
+        following: Which of ``FOLLOWING`` play after the trained policy.
+        schedule: What ``BEST_SCHEDULE`` plays.
         episodes: Hosts.
         evaluation_seed: Of the hosts.
         path: File of the results.
@@ -202,15 +249,24 @@ class Playing:
     evaluation: str
     env: EnvConfig
     trained: Trained | None
+    following: tuple[str, ...]
+    schedule: GrowthSchedule | None
     episodes: int
     evaluation_seed: int
     path: Path
 
     def settings(self) -> dict[str, Any]:
-        """What the results depend on; results for anything else are not reused."""
-        training = None if self.trained is None else {"seed": self.seed, "iteration": self.trained.iteration}
-        world = self.env.keywords() | {"policy": self.policy, "training": training}
-        return world | {"episodes": self.episodes, "evaluation_seed": self.evaluation_seed}
+        """What the results depend on, as JSON reads it back; results for anything else are not reused."""
+        settings = {
+            "policy": self.policy,
+            "world": self.env.keywords(),
+            "training": None if self.trained is None else {"seed": self.seed, "iteration": self.trained.iteration},
+            "following": self.following,
+            "schedule": None if self.schedule is None else self.schedule.to_json(),
+            "episodes": self.episodes,
+            "evaluation_seed": self.evaluation_seed,
+        }
+        return json.loads(json.dumps(settings))
 
     def results(self) -> dict[str, Any]:
         """What :meth:`play` returned, from the file."""
@@ -224,16 +280,43 @@ class Playing:
         """Play all episodes.
 
         Returns:
-            What the file holds: settings, seconds, the measures and fates per episode, what the policy did.
+            What the file holds: settings, seconds, and per policy the measures and fates of every episode, and what
+            the policy did in all of them. A trained policy is called ``LEARNED``.
         """
         settle()
         began = time.perf_counter()
-        recorder = BehaviourRecorder(self.env.make_task().slots, self.env.max_epochs)
+        slots, max_epochs = self.env.make_task().slots, self.env.max_epochs
+        if self.trained is None:
+            grown = static_big(self.env, self.episodes) if self.policy == STATIC_BIG else None
+            policies = {self.policy: self._played(self._control(), grown=grown)[0]}
+        else:
+            settings = PolicySettings(slots, max_epochs, self.trained.network)
+            learned = load_policy(settings, self.trained.weights)
+            policies = {}
+            policies[LEARNED], final = self._played(learned)
+            if LEARNED_GREEDY in self.following:
+                policies[LEARNED_GREEDY], _ = self._played(learned, deterministic=True)
+            if STATIC_FINAL in self.following:
+                policies[STATIC_FINAL], _ = self._played(NeverGrow(slots), grown=final)
+        return {"settings": self.settings(), "seconds": time.perf_counter() - began, "policies": policies}
+
+    def _control(self) -> PolicyBundle:
+        slots, max_epochs = self.env.make_task().slots, self.env.max_epochs
+        if self.policy == STATIC_BIG:
+            return NeverGrow(slots)
+        if self.policy == BEST_SCHEDULE:
+            assert self.schedule is not None
+            return FixedSchedule(slots, max_epochs, self.schedule)
+        return build_policy(self.policy, PolicySettings(slots, max_epochs))
+
+    def _played(
+        self, policy: PolicyBundle, deterministic: bool = False, grown: GrownSeeds | None = None
+    ) -> tuple[dict[str, Any], GrownSeeds]:
+        """A policy's results, and the seeds that its hosts end with."""
+        recorder = BehaviourRecorder(policy.slot_config, self.env.max_epochs)
         seeds = held_out_seeds(self.evaluation_seed, self.episodes)
-        results = run_episodes(self._make_policy(), self.env, seeds, recorder.observe)
-        return {
-            "settings": self.settings(),
-            "seconds": time.perf_counter() - began,
+        results = run_episodes(policy, self.env, seeds, recorder.observe, deterministic=deterministic, grown=grown)
+        played = {
             "measures": {name: getattr(results, name).tolist() for name in MEASURES},
             "fates": {fate: counts.tolist() for fate, counts in results.fates.items()},
             "behaviour": {
@@ -242,12 +325,7 @@ class Playing:
                 "fossilized": recorder.fossilized.tolist(),
             },
         }
-
-    def _make_policy(self) -> PolicyBundle:
-        settings = PolicySettings(self.env.make_task().slots, self.env.max_epochs)
-        if self.trained is None:
-            return build_policy(self.policy, settings)
-        return load_policy(dataclasses.replace(settings, network=self.trained.network), self.trained.weights)
+        return played, results.grown
 
 
 class StudyDirectory:
@@ -275,12 +353,22 @@ class StudyDirectory:
             for arm, config in self.study.configs.items()
         ]
 
+    def schedule_path(self, evaluation: str) -> Path:
+        """File of the best schedule for a world."""
+        return self.path / "schedules" / f"{evaluation}.json"
+
+    def searches(self) -> dict[str, Path]:
+        """By world the file of its best schedule, if the study asks for it."""
+        wanted = self.study.worlds if BEST_SCHEDULE in self.study.controls else {}
+        return {evaluation: self.schedule_path(evaluation) for evaluation in wanted}
+
     def controls(self) -> list[Playing]:
-        """The controls' episodes in all worlds."""
+        """The independent controls' episodes in all worlds, but for schedules that are yet to be found."""
         return [
             self._playing(control, None, evaluation, None)
             for evaluation in self.study.worlds
             for control in self.study.controls
+            if control in INDEPENDENT and (control != BEST_SCHEDULE or self.schedule_path(evaluation).is_file())
         ]
 
     def evaluations(self, training: Training) -> list[Playing]:
@@ -293,15 +381,18 @@ class StudyDirectory:
         return [self._playing(training.arm, training.seed, evaluation, trained) for evaluation in self.study.worlds]
 
     def _playing(self, policy: str, seed: int | None, evaluation: str, trained: Trained | None) -> Playing:
+        study = self.study
         name = policy if seed is None else f"{policy}.seed-{seed}"
         return Playing(
             policy,
             seed,
             evaluation,
-            self.study.worlds[evaluation],
+            study.worlds[evaluation],
             trained,
-            self.study.episodes,
-            self.study.evaluation_seed,
+            () if trained is None else tuple(control for control in FOLLOWING if control in study.controls),
+            read_schedule(self.schedule_path(evaluation)) if policy == BEST_SCHEDULE else None,
+            study.episodes,
+            study.evaluation_seed,
             self.path / "episodes" / evaluation / f"{name}.json",
         )
 
@@ -332,13 +423,16 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
             training.open()  # what does not fit is found before any work is done
     progress = _Progress(directory)
     console.print(progress.line(), highlight=False)
+    for evaluation, path in directory.searches().items():
+        with progress.measured("searches"):
+            _search(directory.study.worlds[evaluation], directory.study.search_settings, path, max(workers, 1), console)
     _play(directory.controls(), workers, progress, console)
     for seed in directory.study.seeds:  # round by round, so that every arm has a first result early
         trainings = [training for training in directory.trainings if training.seed == seed]
         for training in trainings:
             if not training.is_finished():
                 console.print(f"[bold]training {training.arm}, seed {seed}[/]", highlight=False)
-                with progress.training(training):
+                with progress.measured("iterations"):
                     train(training.open(), training.config, console)
                 if not training.is_finished():
                     raise StudyInterruptedError
@@ -346,11 +440,28 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
         _play([p for training in trainings for p in directory.evaluations(training)], workers, progress, console)
 
 
+def _search(env: EnvConfig, settings: SearchSettings, path: Path, workers: int, console: Console) -> None:
+    """Find the best schedule of a world; nothing that the trace knows is played again."""
+    from esper_ray.report import search_progress, search_table
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = dataclasses.replace(settings, workers=workers)
+    known = read_trace(path, env, settings)
+    if known and known[-1].name == FINAL and path.is_file():
+        return
+    with search_progress(console) as on_progress:
+        result = search_schedule(
+            env, settings, on_progress, lambda rungs: write_trace(path, env, settings, rungs), known
+        )
+    write_schedule(path, env, settings, result)
+    console.print(search_table(env, result))
+
+
 def _play(playings: Iterable[Playing], workers: int, progress: _Progress, console: Console) -> None:
     waiting = [playing for playing in playings if not playing.is_finished()]
     if not waiting:
         return
-    with progress.playing(len(waiting)):
+    with progress.measured("evaluations"):
         for playing, results in _played(waiting, workers):
             playing.path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(playing.path, json.dumps(results) + "\n")
@@ -381,45 +492,45 @@ class _Progress:
     def __init__(self, directory: StudyDirectory) -> None:
         self._directory = directory
         self._began = time.perf_counter()
-        self._train_seconds, self._iterations = 0.0, 0
-        self._play_seconds, self._played = 0.0, 0
+        self._seconds: dict[str, float] = {}
+        self._units: dict[str, int] = {}
 
     @contextmanager
-    def training(self, training: Training) -> Iterator[None]:
-        """Measure a training."""
-        began, before = time.perf_counter(), training.iterations_done
+    def measured(self, kind: str) -> Iterator[None]:
+        """Measure work of one kind: searches, iterations or evaluations."""
+        began, before = time.perf_counter(), self._counts()[kind][0]
         yield
-        self._train_seconds += time.perf_counter() - began
-        self._iterations += training.iterations_done - before
-
-    @contextmanager
-    def playing(self, count: int) -> Iterator[None]:
-        """Measure ``count`` policies' episodes."""
-        began = time.perf_counter()
-        yield
-        self._play_seconds += time.perf_counter() - began
-        self._played += count
+        self._seconds[kind] = self._seconds.get(kind, 0.0) + time.perf_counter() - began
+        self._units[kind] = self._units.get(kind, 0) + self._counts()[kind][0] - before
 
     def line(self) -> str:
         """One line for people."""
-        trainings = self._directory.trainings
-        done = [training for training in trainings if training.is_finished()]
-        playings = self._directory.controls() + [p for training in done for p in self._directory.evaluations(training)]
-        played = sum(playing.is_finished() for playing in playings)
-        study = self._directory.study
-        to_play = len(study.worlds) * (len(study.controls) + len(trainings)) - played
-        to_train = sum(max(t.config.run.iterations - t.iterations_done, 0) for t in trainings)
-        return (
-            f"{len(done)}/{len(trainings)} trainings, {played}/{played + to_play} evaluations, "
-            f"{clock(time.perf_counter() - self._began)} spent, {self._left(to_train, to_play)}"
-        )
+        counts = self._counts()
+        parts = [f"{done:,}/{total:,} {kind}" for kind, (done, total) in counts.items() if total]
+        left = {kind: total - done for kind, (done, total) in counts.items() if total > done}
+        if all(self._units.get(kind) for kind in left):
+            seconds = sum(self._seconds[kind] / self._units[kind] * units for kind, units in left.items())
+            parts.append(f"about {clock(seconds)} left")
+        else:
+            parts.append("time left known once each kind of work has begun")
+        return f"{', '.join(parts)}, {clock(time.perf_counter() - self._began)} spent"
 
-    def _left(self, to_train: int, to_play: int) -> str:
-        if (to_train and not self._iterations) or (to_play and not self._played):
-            return "time left known after the first training and evaluation"
-        seconds = to_train * self._train_seconds / max(self._iterations, 1)
-        seconds += to_play * self._play_seconds / max(self._played, 1)
-        return f"about {clock(seconds)} left"
+    def _counts(self) -> dict[str, tuple[int, int]]:
+        """Done and to be done in all."""
+        directory, study = self._directory, self._directory.study
+        searches, trainings = directory.searches(), directory.trainings
+        iterations = [(training.iterations_done, training.config.run.iterations) for training in trainings]
+        finished = [training for training in trainings if training.is_finished()]
+        playings = directory.controls() + [p for training in finished for p in directory.evaluations(training)]
+        independent = sum(control in INDEPENDENT for control in study.controls)
+        return {
+            "searches": (sum(path.is_file() for path in searches.values()), len(searches)),
+            "iterations": (sum(min(pair) for pair in iterations), sum(total for _, total in iterations)),
+            "evaluations": (
+                sum(playing.is_finished() for playing in playings),
+                len(study.worlds) * (independent + len(trainings)),
+            ),
+        }
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,11 +21,13 @@ OP_COLOURS = ("#e3e6ea", "#f4b860", "#b8a1e3", "#d1495b", "#74b77a", "#8ecae6", 
 """By number of the op; WAIT, the most frequent one, stays in the background."""
 
 CONTROL_COLOUR = "#8d99ae"
-CONTROL_MARKERS = "sD^vPX<>p*"
 FATE_COLOURS = {"fossilized": "#74b77a", "pruned": "#d1495b", "unfinished": "#f4b860", "rolled_back": "#8d99ae"}
 FATE_LABELS = {"fossilized": "fossilised", "unfinished": "cut at the end", "rolled_back": "rolled back"}
-COSTS = {"parameters": "parameters of the committed network"}
-"""Measures that the score is drawn against."""
+COSTS = {
+    "parameters": (1.0, "parameters of the committed network"),
+    "training_flops": (1e-9, "training of one host, GFLOP"),
+}
+"""Measures that the score is drawn against, with the scale and the name of their axis."""
 
 
 def learning_figure(report: dict[str, Any]) -> Figure:
@@ -51,16 +54,19 @@ def cost_figure(evaluation: dict[str, Any]) -> Figure:
     """Score against each cost, a point with 95 % intervals per policy."""
     figure = Figure(figsize=(1.5 + 5.5 * len(COSTS), 4.8), layout="constrained", dpi=110)
     panels = np.atleast_1d(figure.subplots(1, len(COSTS), sharey=True))
-    for axes, (cost, label) in zip(panels, COSTS.items(), strict=True):
+    for axes, (cost, (scale, label)) in zip(panels, COSTS.items(), strict=True):
         for policy, style in _styles(evaluation).items():
-            x, y = evaluation["policies"][policy][cost], evaluation["policies"][policy]["score"]
-            errors = [[[e["iqm"] - e["ci95"][0]], [e["ci95"][1] - e["iqm"]]] for e in (x, y)]
-            axes.errorbar(x["iqm"], y["iqm"], xerr=errors[0], yerr=errors[1], capsize=2, lw=1.2, **style)
+            result = evaluation["policies"][policy]
+            x, across = _point(result[cost], scale)
+            y, along = _point(result["score"])
+            axes.errorbar(x, y, xerr=across, yerr=along, fmt="none", capsize=2, lw=1.2, color=style["color"])
+            axes.plot(x, y, ls="none", ms=8, **style)
         costs = [result[cost]["iqm"] for result in evaluation["policies"].values()]
         if max(costs) > 20 * min(costs):
             axes.set_xscale("log")
         else:
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axes.set_xlabel(label)
         axes.margins(0.08)
         _plain(axes, grid="both")
@@ -140,17 +146,25 @@ def _draw_fates(axes: Axes, policies: dict[str, Any]) -> None:
 
 
 def _styles(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and label of every policy."""
-    arms = evaluation["arms"]
-    styles = {
-        arm: {"color": colour, "fmt": "o", "ms": 8, "label": arm}
-        for arm, colour in zip(arms, _colours(arms), strict=True)
-    }
-    controls = [policy for policy in evaluation["policies"] if policy not in arms]
-    for index, control in enumerate(controls):
-        marker = CONTROL_MARKERS[index % len(CONTROL_MARKERS)]
-        styles[control] = {"color": CONTROL_COLOUR, "fmt": marker, "ms": 7, "label": LABELS.get(control, control)}
+    """Colour, marker and label of every policy; what follows from an arm's trainings is hollow in its colour."""
+    arms = dict(zip(evaluation["arms"], _colours(evaluation["arms"]), strict=True))
+    markers = itertools.cycle("sD^vPX<>p*")
+    styles: dict[str, dict[str, Any]] = {}
+    for policy in evaluation["policies"]:
+        arm, _, following = policy.partition(", ")
+        colour = arms.get(arm, CONTROL_COLOUR)
+        styles[policy] = {"color": colour, "marker": next(markers), "label": LABELS.get(policy, policy)}
+        if policy in arms:
+            styles[policy] |= {"marker": "o", "label": policy}
+        elif following:
+            styles[policy]["markerfacecolor"] = "white"
     return styles
+
+
+def _point(estimate: dict[str, Any], scale: float = 1.0) -> tuple[float, list[list[float]]]:
+    """A value and its error bar, as matplotlib wants them; a value may lie outside a percentile interval."""
+    value, low, high = (scale * number for number in (estimate["iqm"], *estimate["ci95"]))
+    return value, [[max(value - low, 0.0)], [max(high - value, 0.0)]]
 
 
 def _colours(arms: Sequence[str] | dict[str, Any]) -> list[str]:

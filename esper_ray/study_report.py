@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from esper_ray.controls import LEARNED_GREEDY, STATIC_FINAL
 from esper_ray.curves import Curve, read_curves
+from esper_ray.evaluation import MEASURES
 from esper_ray.report import LABELS
 from esper_ray.revision import git_commit
 from esper_ray.run_directory import replace_text
 from esper_ray.statistics import interquartile_means
-from esper_ray.study import MEASURES, Playing, StudyDirectory, Training, clock
+from esper_ray.study import FOLLOWING, Playing, StudyDirectory, Training, clock
 from esper_ray.study_figures import behaviour_figure, cost_figure, learning_figure
 
 FloatArray = npt.NDArray[np.float64]
 
 SCORE_TAG, SECONDS_TAG = "World/score", "Speed/iteration_seconds"
+SHORT_LABELS = {LEARNED_GREEDY: "greedy", STATIC_FINAL: "static final"}
 FATES = {"fossilized": "fossilised", "pruned": "pruned", "unfinished": "cut"}
 
 
@@ -83,9 +86,10 @@ def _without_nan(values: FloatArray) -> list[float | None]:
 def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing]) -> dict[str, Any]:
     study, world = directory.study, directory.study.worlds[name]
     slots = world.make_task().slots
-    played = {
-        policy: [p.results() for p in playings if p.policy == policy] for policy in (*study.arms, *study.controls)
-    }
+    played: dict[str, list[dict[str, Any]]] = {policy: [] for policy in study.arms}
+    for playing in sorted(playings, key=lambda playing: playing.trained is None):  # controls come last
+        for policy, results in playing.results()["policies"].items():
+            played.setdefault(_name(playing, policy), []).append(results)
     estimates = {
         measure: interquartile_means(
             {policy: np.array([run["measures"][measure] for run in runs]) for policy, runs in played.items()}
@@ -118,6 +122,13 @@ def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing
             for arm in study.arms
         },
     }
+
+
+def _name(playing: Playing, policy: str) -> str:
+    """Of a policy in the report: what comes from a training is called after its arm."""
+    if policy in FOLLOWING:
+        return f"{playing.policy}, {SHORT_LABELS[policy]}"
+    return playing.policy
 
 
 def _behaviour(runs: Sequence[dict[str, Any]], episodes: int) -> dict[str, Any]:
@@ -154,7 +165,8 @@ def markdown(report: dict[str, Any], pictures: Sequence[str]) -> str:
     lines += [
         "",
         "Interquartile means with 95 % bootstrap intervals over training seeds and held-out hosts; "
-        "score = accuracy/100 − rent, on the test split. fossilised, pruned, cut: seeds per episode kept for good, "
+        "score = accuracy/100 − rent, on the test split. GFLOP: training of one host, all evaluations on validation "
+        "included. fossilised, pruned, cut: seeds per episode kept for good, "
         f"pruned, removed unfinished at the end. Code: {report['git_commit'] or 'no checkout'}.",
         "",
         *(f"![{Path(picture).stem.replace('_', ' ')}]({picture})\n" for picture in pictures),
@@ -169,14 +181,15 @@ def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
         f"## {evaluation['name']}: {evaluation['episodes']} hosts of {task}, {evaluation['max_epochs']} epochs",
         "",
     ]
-    lines.append("| policy | score | accuracy, % | parameters | " + " | ".join(FATES.values()) + " |")
-    lines.append("|---|---|---|---|" + "---|" * len(FATES))
+    lines.append("| policy | score | accuracy, % | parameters | training GFLOP | " + " | ".join(FATES.values()) + " |")
+    lines.append("|---|---|---|---|---|" + "---|" * len(FATES))
     for policy, result in evaluation["policies"].items():
         cells = [
             LABELS.get(policy, policy),
             _interval(result["score"], ".3f"),
             _interval(result["accuracy"], ".1f"),
             _interval(result["parameters"], ",.0f"),
+            _interval(result["training_flops"], ",.2f", 1e-9),
             *(f"{result['fates'][fate]:.2f}" for fate in FATES),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -190,6 +203,6 @@ def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _interval(estimate: dict[str, Any], form: str) -> str:
-    low, high = estimate["ci95"]
-    return f"{estimate['iqm']:{form}} [{low:{form}}, {high:{form}}]"
+def _interval(estimate: dict[str, Any], form: str, scale: float = 1.0) -> str:
+    value, low, high = (scale * number for number in (estimate["iqm"], *estimate["ci95"]))
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

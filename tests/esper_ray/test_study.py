@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ SMALL = {
     "episodes": 2,
     "controls": ["never_grow", "fixed_schedule"],
 }
+SLOTS = make_task(DEBUG.env.task).slots
 SHIPPED = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 
 
@@ -73,7 +75,7 @@ def run_with(monkeypatch, training, directory):
 EVERYTHING = [(arm, seed, iteration) for seed in (0, 1) for arm in ("factored", "state") for iteration in (1, 2)]
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4])
+@pytest.mark.parametrize("stop_after", [1, 4])
 def test_an_interrupted_study_goes_on_where_it_stopped_and_does_nothing_twice(stop_after, tmp_path, monkeypatch):
     directory = StudyDirectory(tmp_path / "out", Study.read(written(tmp_path)))
     first, second, third = FakeTraining(stop_after), FakeTraining(), FakeTraining()
@@ -90,23 +92,30 @@ def test_an_interrupted_study_goes_on_where_it_stopped_and_does_nothing_twice(st
 
 
 def test_the_report_has_every_policy_with_paired_differences_and_pictures(tmp_path, monkeypatch):
-    directory = StudyDirectory(tmp_path / "out", Study.read(written(tmp_path)))
+    controls = ["never_grow", "static_big", "best_schedule", "learned_greedy", "static_final"]
+    file = written(tmp_path, evaluations={"same": None}, controls=controls, search_epochs=180)
+    directory = StudyDirectory(tmp_path / "out", Study.read(file))
     run_with(monkeypatch, FakeTraining(), directory)
     write_report(directory)
     report = json.loads((directory.path / "study.json").read_text())
     assert report["arms"]["state"]["scores"] == [pytest.approx([0.1, 0.2])] * 2
-    for evaluation in report["evaluations"].values():
-        assert set(evaluation["policies"]) == {"factored", "state", "never_grow", "fixed_schedule"}
-        assert set(evaluation["differences"]["state"]) == {"factored", "never_grow", "fixed_schedule"}
-        for arm in ("factored", "state"):
-            for other, difference in evaluation["differences"][arm].items():
-                scores = [evaluation["policies"][name]["score"]["iqm"] for name in (arm, other)]
-                assert difference["iqm"] == pytest.approx(scores[0] - scores[1])
-                assert difference["ci95"][0] <= difference["ci95"][1]
-        for result in evaluation["policies"].values():
-            assert all(sum(shares) == pytest.approx(1, abs=1e-5) for shares in result["behaviour"]["ops"])
+    arms = ["factored", "state"]
+    following = {f"{arm}, {which}" for arm in arms for which in ("greedy", "static final")}
+    policies = report["evaluations"]["same"]["policies"]
+    differences = report["evaluations"]["same"]["differences"]
+    assert list(policies)[:2] == arms
+    assert set(policies) == {*arms, *following, "never_grow", "static_big", "best_schedule"}
+    for arm in arms:
+        assert set(differences[arm]) == set(policies) - {arm}
+        for other, difference in differences[arm].items():
+            assert difference["iqm"] == pytest.approx(policies[arm]["score"]["iqm"] - policies[other]["score"]["iqm"])
+            assert difference["ci95"][0] <= difference["ci95"][1]
+    for result in policies.values():
+        assert all(sum(shares) == pytest.approx(1, abs=1e-5) for shares in result["behaviour"]["ops"])
+        assert result["training_flops"]["iqm"] > 0
+    assert sum(map(sum, policies["static_big"]["behaviour"]["fossilized"])) == SLOTS.num_slots
     page = (directory.path / "study.md").read_text()
-    for picture in ("learning_curves", "same-costs", "same-behaviour", "mixed-costs", "mixed-behaviour"):
+    for picture in ("learning_curves", "same-costs", "same-behaviour"):
         assert f"({picture}.png)" in page
         assert (directory.path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -115,10 +124,11 @@ def test_results_of_other_settings_are_not_reused(tmp_path, monkeypatch):
     def run(**changes):
         file = written(tmp_path, **({"arms": {"learned": {}}, "seeds": 1, "evaluations": {}} | changes))
         run_with(monkeypatch, FakeTraining(), StudyDirectory(tmp_path / "out", Study.read(file)))
-        return [json.loads(path.read_text()) for path in tmp_path.glob("out/episodes/*/*.json")]
+        files = [json.loads(path.read_text()) for path in tmp_path.glob("out/episodes/*/*.json")]
+        return {len(results["measures"]["score"]) for file in files for results in file["policies"].values()}
 
-    assert all(len(results["measures"]["score"]) == 2 for results in run())
-    assert all(len(results["measures"]["score"]) == 3 for results in run(episodes=3))
+    assert run() == {2}
+    assert run(episodes=3) == {3}
     with pytest.raises(UserError, match="other settings"):
         run(settings=SMALL["settings"] | {"lr": 0.1})
 
@@ -128,6 +138,16 @@ def test_the_repositorys_studies_can_be_read(path):
     study = Study.read(path)
     assert len(study.seeds) >= 3
     assert study.episodes >= 64
+
+
+def test_the_example_of_the_page_can_be_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "example.yaml").write_text(example)
+    study = Study.read(tmp_path / "example.yaml")
+    assert study.configs["larger"].learner.lr == 0.003
+    for key in Study.model_fields:
+        assert f"`{key}`" in page
 
 
 def test_the_repository_has_studies():
@@ -153,6 +173,7 @@ def test_the_repository_has_studies():
         ({"evaluations": {"there": {"task": "digits_scale"}}}, "cannot play evaluation 'there'"),
         ({"episodes": 1}, "episodes"),
         ({"controls": ["none"]}, "controls must be among"),
+        ({"controls": ["best_schedule"], "search_epochs": 10}, "search_epochs"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_starts(changes, says, tmp_path):
