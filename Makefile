@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= runs/digits_impaired-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help install train test lint clean
+.PHONY: help install train test test-cluster lint clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -25,6 +25,9 @@ train: $(STAMP)  ## Train on digits_impaired (about ten minutes on 2 cores), eva
 
 test: $(STAMP)  ## Run the whole test suite.
 	$(BIN)/pytest -n 2
+
+test-cluster: $(STAMP)  ## Rehearse a cluster on this machine: nodes, jobs, deaths, an autoscaler (about ten minutes).
+	$(BIN)/pytest -m cluster tests/cluster
 
 lint: $(STAMP)  ## ruff, mypy --strict, import-linter.
 	$(BIN)/ruff check .

@@ -21,13 +21,17 @@ from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
 from esper_ray.errors import UserError
 from esper_ray.process import release_memory, settle
-from esper_ray.runner import HostRunner
+from esper_ray.runner import HostRunner, failures
 from policies.encoders import EncoderFactory
 from policies.network import NetworkConfig
 from policies.rl_module import FactoredRLModule
 
 RESTART_SECONDS = 120.0
 """How long a run whose runners are all dead waits for Ray to restart one."""
+
+
+FAILURES_IN_A_ROW = 3
+"""As many errors of one runner without a complete rollout are no accident."""
 
 
 def seed_generators(seed: int, *key: int) -> None:
@@ -80,8 +84,10 @@ class FactoredAlgorithm(Algorithm):
         Without any runner it does nothing; RLlib then repeats it, as an iteration has a least number of steps.
 
         Raises:
-            UserError: no runner has come back for :data:`RESTART_SECONDS`.
+            UserError: a runner failed :data:`FAILURES_IN_A_ROW` times without a complete rollout in between, or no
+                runner has come back for :data:`RESTART_SECONDS`.
         """
+        self._stop_if_failing()
         group = self.env_runner_group
         if not group.num_remote_env_runners() or group.num_healthy_remote_env_runners():
             self._alone_since = None
@@ -96,6 +102,15 @@ class FactoredAlgorithm(Algorithm):
                 "(esper-ray train --resume)"
             )
         time.sleep(0.5)
+
+    def _stop_if_failing(self) -> None:
+        """An error that comes back after every restart would else be repeated until no restart is left."""
+        for index, actor in self.env_runner_group._worker_manager.actors().items():
+            found = failures(actor._actor_id.hex())
+            if found and found.in_a_row >= FAILURES_IN_A_ROW:
+                raise UserError(
+                    f"env runner {index} failed {found.in_a_row} times in a row, the last time with {found.error}"
+                )
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """Take over a checkpoint's state, in a new algorithm or in one that runs.

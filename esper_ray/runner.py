@@ -1,15 +1,34 @@
-"""RLlib's env runner, seeded without what its own seeding drags in."""
+"""RLlib's env runner, seeded without what its own seeding drags in, and telling the driver why it failed."""
 
 from __future__ import annotations
 
+import json
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import ray
 import torch
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+
+NAMESPACE = b"esper-ray"
+
+
+class Failures(NamedTuple):
+    """What went wrong in a runner since its last complete rollout, over its restarts."""
+
+    in_a_row: int
+    error: str
+
+
+def failures(runner: str) -> Failures | None:
+    """What a runner left behind, by the id of its actor, which it keeps over restarts; None if all is well."""
+    # Ray's own store outlives a failed process, and RLlib ends it without a word to the driver.
+    found = _internal_kv_get(runner, namespace=NAMESPACE)
+    return Failures(*json.loads(found)) if found else None
 
 
 class _Seeded(EnvRunner):
@@ -33,3 +52,23 @@ class _Seeded(EnvRunner):
 
 class HostRunner(SingleAgentEnvRunner, _Seeded):
     """RLlib's runner for vector envs; Python calls the seeding above in between its two constructors."""
+
+    def sample(self, **kwargs: Any) -> Any:
+        """A rollout. Where it fails, the reason is left for the driver (see :func:`failures`)."""
+        runner = ray.get_runtime_context().get_actor_id() if self.worker_index else None
+        if runner is None:  # in the driver itself
+            return super().sample(**kwargs)
+        before = failures(runner)
+        try:
+            episodes = super().sample(**kwargs)
+        except Exception as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # RLlib hides the env's error behind an empty one
+                cause = cause.__cause__
+            text = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+            now = Failures(1 + (before.in_a_row if before else 0), text)
+            _internal_kv_put(runner, json.dumps(now), namespace=NAMESPACE)
+            raise
+        if before:
+            _internal_kv_del(runner, namespace=NAMESPACE)
+        return episodes

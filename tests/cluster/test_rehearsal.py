@@ -1,0 +1,156 @@
+"""A cluster, rehearsed on this machine: two worker nodes, jobs, deaths, a token, an autoscaler."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.cluster.nodes import HOST, RAY, ROOT, Nodes, free_port, processes_below
+from tests.esper_ray.test_cluster_files import COMMANDS
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"),
+]
+
+HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+"""Under which Ray's fake provider knows its head."""
+STEPS = 8 * 2 * 2  # epochs, hosts of a runner, runners
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    nodes = Nodes("--num-cpus=0")
+    try:
+        nodes.workers = [nodes.add(cpus=2, gpus=1), nodes.add(cpus=2)]
+        yield nodes
+    finally:
+        nodes.close()
+
+
+def steps_of(run_dir):
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return [event.step for event in events.Scalars("World/score")]
+
+
+def runners_of(node):
+    """Processes of a node that train hosts."""
+    found = []
+    for pid in processes_below(node.pid):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::HostRunner"):
+                found.append(pid)
+    return found
+
+
+def test_a_killed_runner_and_a_killed_node_cost_no_iteration_and_no_step(nodes, tmp_path):
+    iterations = 6
+    extra = nodes.add(cpus=1)
+    command = nodes.train("--num-env-runners", 2, "--iterations", iterations, "--run-dir", tmp_path / "run")
+    process = subprocess.Popen(
+        command, env=nodes.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines, hit = [], []
+    for line in process.stdout:
+        lines.append(line)
+        done = line.split("/")[0].strip()
+        if done in ("1", "3"):
+            victim = next(node for node in (*nodes.workers, extra) if runners_of(node))
+            if done == "1":
+                os.kill(runners_of(victim)[0], signal.SIGKILL)
+            else:
+                nodes.kill(victim)
+            hit.append(victim)
+    assert process.wait(timeout=120) == 0, "".join(lines)
+    assert len(hit) == 2, "".join(lines)
+    assert steps_of(tmp_path / "run") == [STEPS * (1 + done) for done in range(iterations)]
+    nodes.workers = [node for node in (*nodes.workers, extra) if node is not hit[1]]
+
+
+def test_what_the_cluster_lacks_is_named_at_once(nodes, tmp_path):
+    began = time.monotonic()
+    result = nodes.run(*nodes.train("--num-env-runners", 64, "--run-dir", tmp_path / "run"))
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "the cluster will never have room for this run: it needs 64 CPU, and there are" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    print(f"refused after {time.monotonic() - began:.1f} s, imports included")
+
+
+def test_a_job_brings_its_code_along_and_needs_the_token(nodes, tmp_path):
+    excludes = {"excludes": [".git", ".venv", "runs", "tests", "docs"]}
+    submit = [
+        *(str(RAY), "job", "submit", "--address", nodes.dashboard, "--working-dir", "."),
+        *("--runtime-env-json", json.dumps(excludes), "--"),
+    ]
+    entry = ["python", *nodes.train("--num-env-runners", 1, "--iterations", 1, "--run-dir", tmp_path / "run")[1:]]
+    place = entry.index("--address")
+    del entry[place : place + 2]  # Ray tells a job where it is
+    refused = nodes.run(*submit, *entry, RAY_AUTH_MODE="disabled")
+    assert refused.returncode != 0
+    assert "401" in refused.stdout + refused.stderr or "nauth" in refused.stdout + refused.stderr
+    refused = nodes.run(*submit, *entry, RAY_AUTH_TOKEN_PATH="", RAY_AUTH_TOKEN="f" * 64)
+    assert refused.returncode != 0
+    assert not (tmp_path / "run").exists()
+    accepted = nodes.run(*submit, *entry)
+    assert accepted.returncode == 0, accepted.stdout + accepted.stderr
+    assert "1/1" in accepted.stdout
+    assert steps_of(tmp_path / "run") == [STEPS // 2]
+
+
+def test_an_autoscaler_of_cluster_yamls_shape_starts_the_nodes_that_a_run_needs(tmp_path):
+    shape = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    types = shape["available_node_types"]
+    port = free_port()
+    provider = {
+        "type": "external",  # as "fake_multinode", whose defaults Ray's wheel lacks
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "disable_node_updaters": True,
+        "launch_multiple": True,
+        "head_node_id": HEAD_ID,
+        "gcs_address": f"{HOST}:{port}",
+    }
+    empty = (*COMMANDS, "initialization_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")
+    fake = {
+        **{name: shape[name] for name in ("cluster_name", "idle_timeout_minutes", "upscaling_speed")},
+        "provider": provider,
+        "max_workers": 2,
+        "available_node_types": {
+            "ray.head.default": {"resources": types["head"]["resources"], "node_config": {}, "max_workers": 0},
+            # One CPU stands for a worker's eight, since the machine may have but two.
+            "gpu_worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        },
+        "head_node_type": "ray.head.default",
+        **{name: [] for name in empty},
+        **{"file_mounts": {}, "file_mounts_sync_continuously": False, "auth": {}, "docker": {}},
+    }
+    config = tmp_path / "fake.json"
+    head = {
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the provider's nodes are to use the loopback
+        "RAY_enable_autoscaler_v2": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+    }
+    config.write_text(json.dumps(fake))
+    nodes = Nodes("--num-cpus=0", f"--autoscaling-config={config}", port=port, environment=head)
+    try:
+        asked = ["--num-env-runners", 2, "--iterations", 1]
+        result = nodes.run(*nodes.train(*asked, "--run-dir", tmp_path / "run"))
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "waiting for new nodes" in result.stdout
+        assert steps_of(tmp_path / "run") == [STEPS]
+        result = nodes.run(
+            *nodes.train("--num-env-runners", 3, "--hosts-per-runner", 4, "--run-dir", tmp_path / "more")
+        )
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert "will never have room for this run: it needs 3 CPU, and there are 2" in result.stderr
+    finally:
+        nodes.close()
