@@ -36,7 +36,7 @@ MEMORY = Setup(
     envs=64,
     rollout_length=Recall.LENGTH,
     network=NetworkConfig(feature_dim=64, hidden_dim=64, head_dim=64),
-    learner=LearnerConfig(lr=2e-3, entropy_coeff=0.04, kl_stop=None),
+    learner=LearnerConfig(lr=2e-3, lr_final=0.0, entropy_coeff=0.04, kl_stop=None),
 )
 BASELINES: tuple[CriticBaseline, ...] = get_args(CriticBaseline)
 LAST = 3
@@ -86,6 +86,7 @@ class World:
             hosts_per_runner=self.hosts,
             epochs=self.epochs,
             learner=replace(QUICKSTART.learner, critic_baseline=baseline),
+            iterations=self.iterations,
             seed=seed,
         ).build_algo()
         scores = [algorithm.train()["env_runners"]["world"]["score"] for _ in range(self.iterations)]

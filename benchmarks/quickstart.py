@@ -26,6 +26,7 @@ def quickstart(
     epochs: int = QUICKSTART.env.max_epochs,
     task: str = QUICKSTART.env.task,
     learner: LearnerConfig = QUICKSTART.learner,
+    iterations: int = QUICKSTART.run.iterations,
     seed: int = QUICKSTART.run.seed,
     device: str = "cpu",
 ) -> EsperPPOConfig:
@@ -37,6 +38,7 @@ def quickstart(
         epochs: Steps of an episode.
         task: Name of a task that brings its data along.
         learner: Settings of the update.
+        iterations: Over which what falls with time falls.
         seed: Of weights, actions, hosts and data order.
         device: Where hosts live.
     """
@@ -56,6 +58,7 @@ def quickstart(
         num_env_runners=num_env_runners,
         network=QUICKSTART.network,
         learner=learner,
+        total_steps=iterations * max(num_env_runners, 1) * hosts_per_runner * epochs,
         seed=seed,
     )
     config.callbacks([functools.partial(EpisodeMetrics, slots)])

@@ -44,7 +44,6 @@ class Setup:
         sequence_length: Most steps in a row of a minibatch; by default a rollout and one more.
         network: Widths.
         learner: Settings.
-        anneal: Whether the step size falls to 0 in a straight line.
     """
 
     make_env: VectorEnvMaker
@@ -55,7 +54,6 @@ class Setup:
     sequence_length: int | None = None
     network: NetworkConfig = field(default_factory=NetworkConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
-    anneal: bool = True
 
 
 @contextmanager
@@ -88,10 +86,9 @@ def train(setup: Setup, seed: int) -> tuple[RecurrentPolicyNetwork, float]:
         envs_per_runner=setup.envs,
         network=setup.network,
         learner=setup.learner,
+        total_steps=setup.steps,
         seed=seed,
     )
-    if setup.anneal:
-        config.training(lr=[[0, setup.learner.lr], [setup.steps, 0.0]])
     algorithm = config.build_algo()
     started, steps = time.perf_counter(), 0
     while steps < setup.steps:

@@ -45,7 +45,7 @@ CART_POLE = Setup(
     # While one env starts anew, RLlib lets the others play on: some episodes' parts are longer than a rollout.
     sequence_length=72,
     network=NetworkConfig(feature_dim=64, hidden_dim=64, head_dim=64),
-    learner=LearnerConfig(lr=1e-3, gamma=0.98, num_epochs=8, kl_stop=None),
+    learner=LearnerConfig(lr=1e-3, lr_final=0.0, gamma=0.98, num_epochs=8, kl_stop=None),
 )
 
 INVALID_ACTIONS = Setup(
@@ -69,7 +69,6 @@ INVALID_ACTIONS = Setup(
         entropy_coeff=0.0,
         kl_stop=None,
     ),
-    anneal=False,
 )
 
 

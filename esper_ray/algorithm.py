@@ -26,6 +26,8 @@ from policies.encoders import EncoderFactory
 from policies.network import NetworkConfig
 from policies.rl_module import FactoredRLModule
 
+RUNNERS_PER_SEED = 4096
+"""RLlib seeds runner k with seed + k, so that runs with neighbouring seeds would train the same hosts."""
 RESTART_SECONDS = 120.0
 """How long a run whose runners are all dead waits for Ray to restart one."""
 
@@ -214,7 +216,7 @@ class FactoredConfig(AlgorithmConfig):
         config.rl_module(rl_module_spec=RLModuleSpec(module_class=FactoredRLModule, model_config=model))
         config.learners(num_learners=num_learners)
         config._train_on()
-        config.debugging(seed=seed, log_level="ERROR")
+        config.debugging(seed=RUNNERS_PER_SEED * seed, log_level="ERROR")
         return config
 
     def falling(self, value: float, final: float) -> float | list[list[float]]:

@@ -222,6 +222,8 @@ class RunConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("num_env_runners", "num_learners", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        # RLlib seeds numpy's old generator, which takes 32 bits, with this number and 12 more bits for the runner.
+        _require(self.seed < 2**20, "seed", self.seed, f"below {2**20:,}")
         _require(self.cpus_per_env_runner > 0, "cpus_per_env_runner", self.cpus_per_env_runner, "above 0")
         for name in ("cpus_per_env_runner", "gpus_per_env_runner", "gpus_per_learner"):
             amount = getattr(self, name)
@@ -334,7 +336,15 @@ QUICKSTART = TrainConfig(
     run=RunConfig(iterations=36, num_env_runners=2, hosts_per_runner=16, replay_interval=5),
     env=EnvConfig(task="digits_impaired", max_epochs=60),
     network=NetworkConfig(feature_dim=128, hidden_dim=128, head_dim=64, op_bias=RARE_PRUNING),
-    learner=LearnerConfig(lr=1e-3, entropy_coeff=0.003),
+    learner=LearnerConfig(
+        lr=1e-3,
+        lr_final=0.05,
+        num_epochs=10,
+        kl_stop=0.1,
+        value_loss_coeff=1.25,
+        entropy_coeff=0.0075,
+        entropy_final=0.1,
+    ),
 )
 """What `make train` runs: shorter episodes and a smaller network, for two cores and ten minutes."""
 
