@@ -64,6 +64,8 @@ class LookingPays:
     """Of each kind, on which the chosen ones are measured."""
     max_epochs: int = 60
     """Length of an episode."""
+    path_rent: float | None = None
+    """Score lost per living seed; the task's own by default."""
     seed: int = 0
     """Of all schedules and hosts."""
     workers: int = 1
@@ -144,7 +146,7 @@ class LookingPays:
         lines = [
             "# Where looking pays",
             "",
-            f"The task `{TASK}` draws its hosts from {', '.join(self.variants)}.",
+            f"Hosts of the task `{TASK}`: {', '.join(self.variants)}; a living seed costs {hosts.path_rent:g}.",
             "What is it worth to know which one it is, if one may only choose a schedule by it? Committed score on the",
             f"validation split after {self.max_epochs} epochs, mean over {self.report_hosts} hosts of each kind on",
             "which nothing was chosen; ± is a standard error of the difference, host by host.",
@@ -162,7 +164,7 @@ class LookingPays:
             "",
             f"Made by `python -m benchmarks.looking_pays --variants {' '.join(self.variants)}",
             f"--rounds {self.rounds} --schedules {self.schedules} --choice-hosts {self.choice_hosts} "
-            f"--report-hosts {self.report_hosts} --max-epochs {self.max_epochs}",
+            f"--report-hosts {self.report_hosts} --max-epochs {self.max_epochs} --path-rent {hosts.path_rent:g}",
             f"--seed {self.seed} --output {self.output}`.",
         ]
         return "\n".join(lines) + "\n"
@@ -174,11 +176,15 @@ class _Hosts:
     def __init__(self, options: LookingPays, pool: Executor, on_progress: Callable[[str, int, int], None]) -> None:
         self.options, self._pool, self._on_progress = options, pool, on_progress
         self.spent, self._stream = 0, itertools.count(FIRST_STREAM)
-        self.slot_ids = self.env(options.variants[0]).make_task().slots.slot_ids
+        task = self.env(options.variants[0]).make_task()
+        self.slot_ids = task.slots.slot_ids
+        self.path_rent = task.path_rent if options.path_rent is None else options.path_rent
 
     def env(self, variants: str) -> EnvConfig:
         """The task with some of its kinds of host."""
-        return EnvConfig(task=TASK, task_args={"variants": variants}, max_epochs=self.options.max_epochs)
+        options = self.options
+        arguments = {"variants": variants}
+        return EnvConfig(task=TASK, task_args=arguments, max_epochs=options.max_epochs, path_rent=options.path_rent)
 
     def scores(self, name: str, schedules: Sequence[Sequence[GrowthSchedule]], num_hosts: int) -> FloatArray:
         """Scores of equally many schedules on each kind of host.

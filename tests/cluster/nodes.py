@@ -92,6 +92,8 @@ class Nodes:
                     f"--node-ip-address=127.0.0.{2 + len(self.started)}",
                 ),
                 *(f"--object-store-memory={STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
+                # Agents unpack a job's code anew, each over what it finds: nodes must not share a folder.
+                f"--temp-dir={self.folder / str(len(self.started))}",
                 *ports,
                 *arguments,
             ],
