@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.histogram.metadata import create_summary_metadata
+from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.plugins.hparams.api_pb2 import Experiment, HParamInfo
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
 
@@ -61,6 +64,10 @@ RESULTS = {
 """Tags that the HParams page shows beside the hyperparameters."""
 
 
+SHOWN_FIRST = ("env/task", "learner/entropy_coeff", "learner/lr", "run/iterations", "run/seed")
+"""Settings that the HParams page shows unless others are chosen."""
+
+
 def write_layout(writer: SummaryWriter) -> None:
     """Write the Custom Scalars page."""
     pages = {
@@ -73,8 +80,17 @@ def write_hyperparameters(writer: SummaryWriter, config: TrainConfig) -> None:
     """Write every setting that has a value, and which results to show beside them."""
     values = hyperparameters(config)
     metrics = [hparams.Metric(tag, display_name=name) for tag, name in RESULTS.items()]
-    names = [hparams.HParam(name) for name in values]  # no domain: other runs may have other values
-    writer.file_writer.add_summary(hparams.hparams_config_pb(names, metrics))
+    # Without a type or a domain: TensorBoard takes the first run's list for all runs, and they have other values. What
+    # is marked as differing comes first, and only the first five settings are shown until more are chosen.
+    names = [HParamInfo(name=name, differs=name in SHOWN_FIRST) for name in values]
+    experiment = Experiment(hparam_infos=names, metric_infos=[metric.as_proto() for metric in metrics])
+    summary = Summary()
+    summary.value.add(
+        tag=metadata.EXPERIMENT_TAG,
+        metadata=metadata.create_summary_metadata(HParamsPluginData(experiment=experiment)),
+        tensor=metadata.NULL_TENSOR,
+    )
+    writer.file_writer.add_summary(summary)
     writer.file_writer.add_summary(hparams.hparams_pb(values))
 
 

@@ -140,7 +140,7 @@ def write_export(run: RunDirectory, which: Which, out: Path) -> Card:
         iteration=checkpoint.iteration,
         latest=Score.of(index["latest"]),
         best=Score.of(index["best"]),
-        weights_sha256=_sha256(weights),
+        weights_sha256=file_sha256(weights),
     )
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -176,7 +176,7 @@ def load_export(path: Path) -> tuple[Card, PolicyBundle]:
                 f"{path} does not fit this version: {name} is {there.get(name)} in its card, {here.get(name)} here"
             )
     weights = path / POLICY_FILE
-    if weights.is_file() and _sha256(weights) != card.weights_sha256:
+    if weights.is_file() and file_sha256(weights) != card.weights_sha256:
         raise UserError(f"{weights} is not the file that {CARD_FILE} describes: its SHA-256 differs, copy it again")
     return card, load_policy(settings, weights)
 
@@ -216,6 +216,7 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -40,7 +40,7 @@ from esper_ray.controls import (
 from esper_ray.episodes import held_out_seeds, run_episodes
 from esper_ray.errors import UserError
 from esper_ray.evaluation import MEASURES
-from esper_ray.export import load_policy
+from esper_ray.export import file_sha256, load_policy
 from esper_ray.process import settle
 from esper_ray.run_directory import RunDirectory, Which, replace_text
 from esper_ray.search import (
@@ -117,7 +117,7 @@ class Study(BaseModel):
             study = cls.model_validate(yaml.safe_load(path.read_text()) or {})
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         except ValidationError as error:
             raise UserError(f"{path}: {describe_problems(error)}") from error
@@ -165,10 +165,14 @@ class Study(BaseModel):
     def worlds(self) -> dict[str, EnvConfig]:
         """World of every evaluation."""
         evaluations = self.evaluations or {self.base.env.task: {}}
-        return {
-            name: self._config(self.base, given or {}, f"evaluation {name!r}").env
-            for name, given in evaluations.items()
+        changed = {
+            name: self._config(self.base, given or {}, f"evaluation {name!r}") for name, given in evaluations.items()
         }
+        for name, config in changed.items():
+            if dataclasses.replace(config, env=self.base.env) != self.base:
+                known = ", ".join(field.name for field in dataclasses.fields(EnvConfig))
+                raise UserError(f"evaluation {name!r}: the settings of a world are {known}; others belong to an arm")
+        return {name: config.env for name, config in changed.items()}
 
     @cached_property
     def search_settings(self) -> SearchSettings:
@@ -237,6 +241,7 @@ class Playing:
         evaluation: Name of the world.
         env: The world.
         trained: What plays; None for a control.
+        weights_sha256: Of its file.
         following: Which of ``FOLLOWING`` play after the trained policy.
         schedule: What ``BEST_SCHEDULE`` plays.
         episodes: Hosts.
@@ -249,6 +254,7 @@ class Playing:
     evaluation: str
     env: EnvConfig
     trained: Trained | None
+    weights_sha256: str | None
     following: tuple[str, ...]
     schedule: GrowthSchedule | None
     episodes: int
@@ -260,7 +266,7 @@ class Playing:
         settings = {
             "policy": self.policy,
             "world": self.env.keywords(),
-            "training": None if self.trained is None else {"seed": self.seed, "iteration": self.trained.iteration},
+            "weights_sha256": self.weights_sha256,
             "following": self.following,
             "schedule": None if self.schedule is None else self.schedule.to_json(),
             "episodes": self.episodes,
@@ -378,9 +384,19 @@ class StudyDirectory:
             UserError: it has no checkpoint.
         """
         trained = Trained.open(training.path, self.study.checkpoint)
-        return [self._playing(training.arm, training.seed, evaluation, trained) for evaluation in self.study.worlds]
+        digest = file_sha256(trained.weights)
+        return [
+            self._playing(training.arm, training.seed, evaluation, trained, digest) for evaluation in self.study.worlds
+        ]
 
-    def _playing(self, policy: str, seed: int | None, evaluation: str, trained: Trained | None) -> Playing:
+    def _playing(
+        self,
+        policy: str,
+        seed: int | None,
+        evaluation: str,
+        trained: Trained | None,
+        weights_sha256: str | None = None,
+    ) -> Playing:
         study = self.study
         name = policy if seed is None else f"{policy}.seed-{seed}"
         return Playing(
@@ -389,6 +405,7 @@ class StudyDirectory:
             evaluation,
             study.worlds[evaluation],
             trained,
+            weights_sha256,
             () if trained is None else tuple(control for control in FOLLOWING if control in study.controls),
             read_schedule(self.schedule_path(evaluation)) if policy == BEST_SCHEDULE else None,
             study.episodes,

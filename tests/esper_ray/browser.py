@@ -60,7 +60,7 @@ class Page:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive(60)
+            answer = self._receive(300)
             if answer.get("id") == self._id:
                 assert "error" not in answer, (method, answer)
                 return answer["result"]
@@ -85,7 +85,7 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def text_with(self, *wanted, seconds=60):
+    def text_with(self, *wanted, seconds=300):
         """The page's whole text, once everything wanted is in it.
 
         Raises:

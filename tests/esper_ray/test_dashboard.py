@@ -13,7 +13,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from envs.tasks import make_task
 from esper_ray.config import DEBUG
-from esper_ray.dashboard import LAYOUT, RESULTS, hyperparameters
+from esper_ray.dashboard import LAYOUT, RESULTS, SHOWN_FIRST, hyperparameters
 from esper_ray.run_directory import RunDirectory
 from esper_ray.training import train
 from tests.esper_ray.browser import Page
@@ -61,6 +61,7 @@ def test_hyperparameters_are_in_the_runs_own_file(events, run_dir):
     content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     written = metadata.parse_session_start_info_plugin_data(content).hparams
     assert set(written) == set(hyperparameters(DEBUG))
+    assert set(SHOWN_FIRST) <= set(written)
     assert written["learner/lr"].number_value == DEBUG.learner.lr
     assert written["env/task"].string_value == DEBUG.env.task
     assert written["network/op_bias"].string_value == "PRUNE=-2.0"

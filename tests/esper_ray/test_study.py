@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,13 @@ def test_results_of_other_settings_are_not_reused(tmp_path, monkeypatch):
 
     assert run() == {2}
     assert run(episodes=3) == {3}
+    learned = tmp_path / "out" / "episodes" / "digits_impaired" / "learned.seed-0.json"
+    before = learned.stat().st_mtime_ns
+    assert run(episodes=3) == {3}
+    assert learned.stat().st_mtime_ns == before
+    shutil.rmtree(tmp_path / "out" / "runs")
+    run(episodes=3)  # the fake's new weights are drawn anew
+    assert learned.stat().st_mtime_ns > before
     with pytest.raises(UserError, match="other settings"):
         run(settings=SMALL["settings"] | {"lr": 0.1})
 
@@ -170,6 +178,7 @@ def test_the_repository_has_studies():
         ({"seeds": 0}, "seeds"),
         ({"settings": {"seed": 3}}, "under seeds"),
         ({"evaluations": {"there": {"task": "digit"}}}, "evaluation 'there': unknown task 'digit'"),
+        ({"evaluations": {"there": {"lr": 0.1}}}, "evaluation 'there': .* others belong to an arm"),
         ({"evaluations": {"there": {"task": "digits_scale"}}}, "cannot play evaluation 'there'"),
         ({"episodes": 1}, "episodes"),
         ({"controls": ["none"]}, "controls must be among"),
