@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import time
@@ -72,6 +74,50 @@ def test_a_killed_runner_and_a_killed_node_cost_no_iteration_and_no_step(nodes, 
     assert len(hit) == 2, "".join(lines)
     assert steps_of(tmp_path / "run") == [STEPS * (1 + done) for done in range(iterations)]
     nodes.workers = [node for node in (*nodes.workers, extra) if node is not hit[1]]
+
+
+def test_ten_runners_killed_at_random_cost_no_iteration_and_no_step(nodes, tmp_path):
+    iterations, kills, generator = 8, 0, random.Random(0)
+    command = nodes.train("--num-env-runners", 2, "--iterations", iterations, "--run-dir", tmp_path / "run")
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=nodes.environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    while process.poll() is None:
+        alive = [runner for node in nodes.workers for runner in runners_of(node)]
+        # The last iteration is left alone, so that the tenth kill does not come too late to matter.
+        if kills < 10 and alive and f"{iterations - 1}/{iterations}" not in log.read_text():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(generator.choice(alive), signal.SIGKILL)
+                kills += 1
+        time.sleep(generator.uniform(0.5, 4.0))
+    assert process.returncode == 0, log.read_text()
+    assert kills == 10
+    assert steps_of(tmp_path / "run") == [STEPS * (1 + done) for done in range(iterations)]
+
+
+def test_a_driver_killed_on_the_cluster_goes_on_elsewhere_from_the_storage(nodes, tmp_path):
+    storage = f"file://{tmp_path}/storage"
+    command = nodes.train("--num-env-runners", 2, "--iterations", 4, "--run-dir", tmp_path / "lost")
+    process = subprocess.Popen(
+        [*command, "--storage", storage],
+        env=nodes.environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    line = next((line for line in process.stdout if "2/4" in line), None)
+    process.kill()
+    assert line is not None, "ended before its second iteration"
+    process.wait()
+    process.stdout.close()
+    shutil.rmtree(tmp_path / "lost")
+    # The cluster is still there, and has taken back what the dead driver held.
+    command = [*nodes.train()[:4], "--resume", "--run-dir", str(tmp_path / "new"), "--storage", storage]
+    result = nodes.run(*command, "--address", nodes.address)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "resumed after iteration" in result.stdout
+    assert steps_of(tmp_path / "new") == [STEPS * (1 + done) for done in range(4)]
 
 
 def test_what_the_cluster_lacks_is_named_at_once(nodes, tmp_path):
