@@ -131,12 +131,14 @@ class Nodes:
             node.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, *arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, timeout: float = 240, cwd: Path = ROOT, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """A command on this machine, with the cluster's token unless told otherwise."""
         return subprocess.run(
             arguments,
             env={**self.environment, **environment},
-            cwd=ROOT,
+            cwd=cwd,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -7,10 +7,12 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -127,6 +129,32 @@ def test_what_the_cluster_lacks_is_named_at_once(nodes, tmp_path):
     assert "the cluster will never have room for this run: it needs 64 CPU, and there are" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     print(f"refused after {time.monotonic() - began:.1f} s, imports included")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a GPU that torch cannot use")
+def test_hosts_that_cannot_live_on_their_runners_gpu_end_the_run_with_the_reason(nodes, tmp_path):
+    asked = ["--num-env-runners", 2, "--gpus-per-env-runner", 0.5, "--run-dir", tmp_path / "run"]
+    result = nodes.run(*nodes.train(*asked))
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "an env runner cannot start: RuntimeError: Ray gave this runner a GPU, but torch" in result.stderr
+
+
+def test_every_node_gets_the_drivers_own_packages(nodes):
+    program = (
+        "import ray\n"
+        "from rich.console import Console\n"
+        "from esper_ray.cluster import connected\n"
+        "from esper_ray.config import RunConfig\n"
+        "def place():\n"
+        "    import esper_ray\n"
+        "    return esper_ray.__file__\n"
+        f"with connected(RunConfig(num_env_runners=1), '{nodes.address}', Console()):\n"
+        "    print('imported from', ray.get(ray.remote(place).remote()))\n"
+    )
+    # From another folder: a driver's own one is on its workers' path, which only exists on one machine.
+    result = nodes.run(sys.executable, "-c", program, cwd=nodes.folder, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "/py_modules_files/" in result.stdout.partition("imported from")[2]
 
 
 def test_a_job_brings_its_code_along_and_needs_the_token(nodes, tmp_path):
