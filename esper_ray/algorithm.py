@@ -21,7 +21,7 @@ from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
 from esper_ray.errors import UserError
 from esper_ray.process import release_memory, settle
-from esper_ray.runner import HostRunner, failures
+from esper_ray.runner import HostRunner, failed_start, failures
 from policies.encoders import EncoderFactory
 from policies.network import NetworkConfig
 from policies.rl_module import FactoredRLModule
@@ -79,6 +79,22 @@ class FactoredAlgorithm(Algorithm):
     """What all algorithms do beyond RLlib; comes before RLlib's own class of the algorithm."""
 
     _alone_since: float | None = None
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Make runners and learners.
+
+        Raises:
+            UserError: a runner could not be made. RLlib would go on with the others, or lose the reason.
+        """
+        try:
+            super().setup(config)
+        except Exception as error:
+            if reason := failed_start():
+                raise UserError(f"an env runner cannot start: {reason}") from error
+            raise
+        if reason := failed_start():
+            self.stop()
+            raise UserError(f"an env runner cannot start: {reason}")
 
     def training_step(self) -> None:
         """One step of RLlib's loop, which has just tried to bring back the runners that were lost.

@@ -31,6 +31,24 @@ def failures(runner: str) -> Failures | None:
     return Failures(*json.loads(found)) if found else None
 
 
+def failed_start() -> str | None:
+    """Why a runner of this job could not be made, if one could not; told once."""
+    if not ray.is_initialized():
+        return None
+    key = ray.get_runtime_context().get_job_id()
+    found = _internal_kv_get(key, namespace=NAMESPACE)
+    if found:
+        _internal_kv_del(key, namespace=NAMESPACE)
+    return found.decode() if found else None
+
+
+def _cause(error: BaseException) -> str:
+    """What lies at the bottom of an error, in one line: RLlib hides the env's behind an empty one of its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 class _Seeded(EnvRunner):
     """Seeds the process's generators as RLlib does, but leaves torch's deterministic algorithms off.
 
@@ -53,6 +71,15 @@ class _Seeded(EnvRunner):
 class HostRunner(SingleAgentEnvRunner, _Seeded):
     """RLlib's runner for vector envs; Python calls the seeding above in between its two constructors."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        try:
+            super().__init__(**kwargs)
+        except Exception as error:
+            if ray.is_initialized():
+                key = ray.get_runtime_context().get_job_id()  # that of the actor is lost with it
+                _internal_kv_put(key, _cause(error).encode(), namespace=NAMESPACE)
+            raise
+
     def sample(self, **kwargs: Any) -> Any:
         """A rollout. Where it fails, the reason is left for the driver (see :func:`failures`)."""
         runner = ray.get_runtime_context().get_actor_id() if self.worker_index else None
@@ -62,11 +89,7 @@ class HostRunner(SingleAgentEnvRunner, _Seeded):
         try:
             episodes = super().sample(**kwargs)
         except Exception as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:  # RLlib hides the env's error behind an empty one
-                cause = cause.__cause__
-            text = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
-            now = Failures(1 + (before.in_a_row if before else 0), text)
+            now = Failures(1 + (before.in_a_row if before else 0), _cause(error))
             _internal_kv_put(runner, json.dumps(now), namespace=NAMESPACE)
             raise
         if before:

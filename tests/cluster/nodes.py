@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,7 +59,7 @@ class Nodes:
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": "",  # a job brings its code along
+            "PYTHONPATH": "",  # runs bring their code along
             "OMP_NUM_THREADS": "1",
             "RAY_TMPDIR": str(self.folder),
             "RAY_AUTH_MODE": "token",
@@ -128,13 +129,16 @@ class Nodes:
                 _signal(pid, signal.SIGKILL)
         for node in self.started:
             node.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, *arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, timeout: float = 240, cwd: Path = ROOT, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """A command on this machine, with the cluster's token unless told otherwise."""
         return subprocess.run(
             arguments,
             env={**self.environment, **environment},
-            cwd=ROOT,
+            cwd=cwd,
             capture_output=True,
             text=True,
             timeout=timeout,

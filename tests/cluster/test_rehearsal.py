@@ -3,12 +3,16 @@
 import contextlib
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -74,6 +78,50 @@ def test_a_killed_runner_and_a_killed_node_cost_no_iteration_and_no_step(nodes, 
     nodes.workers = [node for node in (*nodes.workers, extra) if node is not hit[1]]
 
 
+def test_ten_runners_killed_at_random_cost_no_iteration_and_no_step(nodes, tmp_path):
+    iterations, kills, generator = 8, 0, random.Random(0)
+    command = nodes.train("--num-env-runners", 2, "--iterations", iterations, "--run-dir", tmp_path / "run")
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=nodes.environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    while process.poll() is None:
+        alive = [runner for node in nodes.workers for runner in runners_of(node)]
+        # The last iteration is left alone, so that the tenth kill does not come too late to matter.
+        if kills < 10 and alive and f"{iterations - 1}/{iterations}" not in log.read_text():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(generator.choice(alive), signal.SIGKILL)
+                kills += 1
+        time.sleep(generator.uniform(0.5, 4.0))
+    assert process.returncode == 0, log.read_text()
+    assert kills == 10
+    assert steps_of(tmp_path / "run") == [STEPS * (1 + done) for done in range(iterations)]
+
+
+def test_a_driver_killed_on_the_cluster_goes_on_elsewhere_from_the_storage(nodes, tmp_path):
+    storage = f"file://{tmp_path}/storage"
+    command = nodes.train("--num-env-runners", 2, "--iterations", 4, "--run-dir", tmp_path / "lost")
+    process = subprocess.Popen(
+        [*command, "--storage", storage],
+        env=nodes.environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    line = next((line for line in process.stdout if "2/4" in line), None)
+    process.kill()
+    assert line is not None, "ended before its second iteration"
+    process.wait()
+    process.stdout.close()
+    shutil.rmtree(tmp_path / "lost")
+    # The cluster is still there, and has taken back what the dead driver held.
+    command = [*nodes.train()[:4], "--resume", "--run-dir", str(tmp_path / "new"), "--storage", storage]
+    result = nodes.run(*command, "--address", nodes.address)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "resumed after iteration" in result.stdout
+    assert steps_of(tmp_path / "new") == [STEPS * (1 + done) for done in range(4)]
+
+
 def test_what_the_cluster_lacks_is_named_at_once(nodes, tmp_path):
     began = time.monotonic()
     result = nodes.run(*nodes.train("--num-env-runners", 64, "--run-dir", tmp_path / "run"))
@@ -81,6 +129,32 @@ def test_what_the_cluster_lacks_is_named_at_once(nodes, tmp_path):
     assert "the cluster will never have room for this run: it needs 64 CPU, and there are" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     print(f"refused after {time.monotonic() - began:.1f} s, imports included")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a GPU that torch cannot use")
+def test_hosts_that_cannot_live_on_their_runners_gpu_end_the_run_with_the_reason(nodes, tmp_path):
+    asked = ["--num-env-runners", 2, "--gpus-per-env-runner", 0.5, "--run-dir", tmp_path / "run"]
+    result = nodes.run(*nodes.train(*asked))
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "an env runner cannot start: RuntimeError: Ray gave this runner a GPU, but torch" in result.stderr
+
+
+def test_every_node_gets_the_drivers_own_packages(nodes):
+    program = (
+        "import ray\n"
+        "from rich.console import Console\n"
+        "from esper_ray.cluster import connected\n"
+        "from esper_ray.config import RunConfig\n"
+        "def place():\n"
+        "    import esper_ray\n"
+        "    return esper_ray.__file__\n"
+        f"with connected(RunConfig(num_env_runners=1), '{nodes.address}', Console()):\n"
+        "    print('imported from', ray.get(ray.remote(place).remote()))\n"
+    )
+    # From another folder: a driver's own one is on its workers' path, which only exists on one machine.
+    result = nodes.run(sys.executable, "-c", program, cwd=nodes.folder, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "/py_modules_files/" in result.stdout.partition("imported from")[2]
 
 
 def test_a_job_brings_its_code_along_and_needs_the_token(nodes, tmp_path):

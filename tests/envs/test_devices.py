@@ -18,9 +18,11 @@ def play(task, device):
     obs, _ = env.reset(seed=0)
     generator, rewards = np.random.default_rng(0), []
     for step in range(9):
+        actions = random_valid_actions(env, obs, generator)
         if step == 6:
             env.snapshots.restore(np.arange(2), env.lifecycle)
-        obs, reward, *_ = env.step(random_valid_actions(env, obs, generator))
+            actions = np.zeros_like(actions)  # the masks were those of the hosts before
+        obs, reward, *_ = env.step(actions)
         rewards.append(reward)
     return env, np.array(rewards)
 
