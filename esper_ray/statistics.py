@@ -44,7 +44,10 @@ class Estimate:
 
 
 def interquartile_means(
-    results: Mapping[str, FloatArray], resamples: int = RESAMPLES, seed: int = 0
+    results: Mapping[str, FloatArray],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    origins: Mapping[str, str] | None = None,
 ) -> dict[str, Estimate]:
     """Interquartile mean of every policy on one task, with its stratified-bootstrap distribution.
 
@@ -62,6 +65,8 @@ def interquartile_means(
         results: ``[K, E]`` per policy, K training seeds on the same E hosts.
         resamples: R.
         seed: Of the draws.
+        origins: Policies that come from another one's trainings, row by row, and that policy's name: they share its
+            draws of training seeds, so that differences are paired there too.
 
     Raises:
         ValueError: the policies' numbers of hosts differ.
@@ -72,10 +77,12 @@ def interquartile_means(
     (num_hosts,) = hosts
     rng = np.random.default_rng(seed)
     host = rng.integers(num_hosts, size=(resamples, 1, num_hosts))
+    rows: dict[str, npt.NDArray[np.int64]] = {}
     estimates = {}
     for name, values in results.items():
-        trained = len(values)
-        row = rng.integers(trained, size=(resamples, trained, 1))
-        drawn = values[row, host].reshape(resamples, -1)
+        trained, origin = len(values), (origins or {}).get(name, name)
+        if origin not in rows:
+            rows[origin] = rng.integers(trained, size=(resamples, trained, 1))
+        drawn = values[rows[origin], host].reshape(resamples, -1)
         estimates[name] = Estimate(float(interquartile_mean(values.ravel())), interquartile_mean(drawn))
     return estimates

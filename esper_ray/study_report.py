@@ -87,12 +87,16 @@ def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing
     study, world = directory.study, directory.study.worlds[name]
     slots = world.make_task().slots
     played: dict[str, list[dict[str, Any]]] = {policy: [] for policy in study.arms}
+    origins: dict[str, str] = {}
     for playing in sorted(playings, key=lambda playing: playing.trained is None):  # controls come last
         for policy, results in playing.results()["policies"].items():
-            played.setdefault(_name(playing, policy), []).append(results)
+            shown = _name(playing, policy)
+            played.setdefault(shown, []).append(results)
+            origins[shown] = playing.policy
     estimates = {
         measure: interquartile_means(
-            {policy: np.array([run["measures"][measure] for run in runs]) for policy, runs in played.items()}
+            {policy: np.array([run["measures"][measure] for run in runs]) for policy, runs in played.items()},
+            origins=origins,
         )
         for measure in MEASURES
     }

@@ -39,6 +39,15 @@ def test_a_constant_lead_on_the_same_hosts_has_a_difference_without_width():
     assert high - low > 0.05  # without pairing the lead would be lost in this
 
 
+def test_what_comes_from_the_same_trainings_is_paired_with_them():
+    values = np.arange(5.0)[:, None] + np.zeros((5, 8))
+    results = {"policy": values, "follower": values - 0.25, "other": values - 0.25}
+    estimates = interquartile_means(results, resamples=199, origins={"follower": "policy"})
+    paired, unpaired = (estimates["policy"] - estimates[name] for name in ("follower", "other"))
+    np.testing.assert_allclose(paired.draws, 0.25)
+    assert np.ptp(unpaired.draws) > 0.5
+
+
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = 0

@@ -102,6 +102,7 @@ def test_the_report_has_every_policy_with_paired_differences_and_pictures(tmp_pa
     assert report["arms"]["state"]["scores"] == [pytest.approx([0.1, 0.2])] * 2
     arms = ["factored", "state"]
     following = {f"{arm}, {which}" for arm in arms for which in ("greedy", "static final")}
+    assert report["evaluations"]["same"]["name"] == "same"
     policies = report["evaluations"]["same"]["policies"]
     differences = report["evaluations"]["same"]["differences"]
     assert list(policies)[:2] == arms
