@@ -82,7 +82,8 @@ class HostRunner(SingleAgentEnvRunner, _Seeded):
 
     def sample(self, **kwargs: Any) -> Any:
         """A rollout. Where it fails, the reason is left for the driver (see :func:`failures`)."""
-        runner = ray.get_runtime_context().get_actor_id() if self.worker_index else None
+        # Asking for a context would start a Ray where there is none.
+        runner = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
         if runner is None:  # in the driver itself
             return super().sample(**kwargs)
         before = failures(runner)

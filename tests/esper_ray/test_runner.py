@@ -42,8 +42,9 @@ def test_another_seed_or_runner_plays_other_episodes():
 
 
 def test_the_runner_knows_its_seed_as_rllibs_does():
-    runner = HostRunner(config=config_of(seed=3), worker_index=2)
-    assert runner.config.seed == 3
+    config = config_of(seed=3)
+    runner = HostRunner(config=config, worker_index=2)
+    assert runner.config.seed == config.seed
 
 
 def test_a_runner_imports_nothing_that_only_takes_memory():
