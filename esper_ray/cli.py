@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -65,7 +66,12 @@ class Train:
                 )
             run = RunDirectory.create(path, config)
         console.print(f"{config.env.task}: {config.run.iterations} iterations, run directory {run.path}")
-        train(run, config, console, self.address)
+        try:
+            train(run, config, console, self.address)
+        except UserError:
+            if not self.resume and not run.index():
+                shutil.rmtree(run.path)  # nothing is in it yet, and the same command is to work once that is mended
+            raise
         console.print(f"watch: tensorboard --logdir {run.path}    compare: esper-ray evaluate {run.path}")
 
 

@@ -199,7 +199,10 @@ def _connect(address: str) -> None:
         ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"no Ray cluster can be used at {address}: {reason[:300]}") from error
+        raise UserError(
+            f"no Ray cluster can be used at {address}: {reason[:300]} (does this shell have the cluster's token, that is "
+            "RAY_AUTH_MODE=token and ~/.ray/auth_token?)"
+        ) from error
 
 
 def _check_listening(address: str) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from esper_ray.cli import parse
 from esper_ray.cluster import ADDRESS_VARIABLE, connected, demand, runner_device, shortage
 from esper_ray.config import DEBUG, LearnerConfig, RunConfig, TrainConfig
 from esper_ray.errors import UserError
@@ -83,6 +84,13 @@ def test_a_private_ray_that_lacks_gpus_says_so_and_is_gone_afterwards(monkeypatc
 def test_an_address_without_a_cluster_is_named(address, says):
     with pytest.raises(UserError, match=says), connected(DEBUG.run, address, Console(file=io.StringIO())):
         pytest.fail("nobody listens there")
+
+
+def test_a_run_that_found_no_cluster_leaves_nothing_behind(tmp_path):
+    command = parse(["train", "--debug", "--address", "127.0.0.1:1", "--run-dir", str(tmp_path / "run")])
+    with pytest.raises(UserError, match="no Ray cluster answers"):
+        command.run(Console(file=io.StringIO()))
+    assert not (tmp_path / "run").exists()
 
 
 def test_hosts_live_on_the_cpu_outside_of_a_runner_with_a_gpu():
