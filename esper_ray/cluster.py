@@ -200,8 +200,8 @@ def _connect(address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"no Ray cluster can be used at {address}: {reason[:300]} (does this shell have the cluster's token, that is "
-            "RAY_AUTH_MODE=token and ~/.ray/auth_token?)"
+            f"no Ray cluster can be used at {address}: {reason[:300]} (does this shell have its token, that "
+            "is RAY_AUTH_MODE=token and ~/.ray/auth_token?)"
         ) from error
 
 
