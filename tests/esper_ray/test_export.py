@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from esper_ray.config import DEBUG
-from esper_ray.controls import Trained, make_policy
+from esper_ray.controls import Trained, World, make_policy
 from esper_ray.errors import UserError
 from esper_ray.export import CARD_FILE, load_export, write_export
 from esper_ray.run_directory import POLICY_FILE, RunDirectory
@@ -126,7 +126,7 @@ def test_the_card_does_not_say_where_this_machines_data_are(tmp_path):
     run.save(1, 0.1, lambda directory: save_weights(state, directory / POLICY_FILE))
     write_export(run, "best", tmp_path / "out")
     assert str(tmp_path) not in (tmp_path / "out" / CARD_FILE).read_text()
-    found = Trained.open(tmp_path / "out", "best", data_dir=tmp_path / "elsewhere")
+    found = Trained.open(tmp_path / "out", "best", World(data_dir=tmp_path / "elsewhere"))
     assert found.env.data_dir == tmp_path / "elsewhere"
 
 
