@@ -39,15 +39,13 @@ def serve_until_interrupted(export: Path, config: ServiceConfig, console: Consol
     Raises:
         UserError: no usable export, token or port.
     """
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with running(export, config) as url:
+            signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own handler there
             console.print(f"serving {export} at {url} (Ctrl-C stops it)", highlight=False, soft_wrap=True)
             threading.Event().wait()
     except KeyboardInterrupt:
         console.print("stopped; all sessions have ended")
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -2,7 +2,11 @@
 
 import http.client
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,11 +17,16 @@ import ray
 from esper_ray.export import load_export
 from esper_ray.serving.client import PolicyClient, ServiceError
 from esper_ray.serving.service import running
-from esper_ray.serving.settings import ServiceConfig
+from esper_ray.serving.settings import ServiceConfig, is_loopback
 from policies.player import Player
 
 TOKEN = "a-token-of-this-test-alone"
 EPOCHS = 8
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +34,7 @@ def url(export, tmp_path_factory):
     token_file = tmp_path_factory.mktemp("token") / "token"
     token_file.touch(mode=0o600)
     token_file.write_text(TOKEN + "\n")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     config = ServiceConfig(port=port, token_file=token_file, replicas=2, max_body_bytes=20_000)
     with running(export, config) as address:
         yield address
@@ -195,3 +203,34 @@ def test_a_replica_that_dies_takes_its_sessions_along_and_no_others(client, worl
             assert session.act(shown).step == 0
     assert sessions["1"].act(shown).step == 2
     sessions["1"].close()
+
+
+def test_nothing_listens_beyond_this_machine(url):
+    psutil = pytest.importorskip("psutil")  # Ray brings one along
+    listening = {
+        connection.laddr.ip
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening
+    assert all(is_loopback(address) for address in listening), listening
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_the_command_serves_until_it_is_stopped_and_leaves_no_process(export, stop):
+    psutil = pytest.importorskip("psutil")
+    command = [sys.executable, "-m", "esper_ray", "serve", str(export), "--port", str(free_port())]
+    # In a group of its own, all of which gets the signal, as from a terminal.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0) as run:
+        line = run.stdout.readline()
+        assert f"serving {export} at http://127.0.0.1:" in line
+        with PolicyClient(line.split(" at ")[1].split()[0]) as client:
+            assert client.ready()
+        started = psutil.Process(run.pid).children(recursive=True)
+        os.killpg(run.pid, stop)
+        rest = run.stdout.read()
+    assert run.returncode == 0, rest
+    assert "stopped; all sessions have ended" in rest
+    assert started
+    assert not psutil.wait_procs(started, timeout=60)[1]
