@@ -217,18 +217,20 @@ def test_nothing_listens_beyond_this_machine(url):
     assert all(is_loopback(address) for address in listening), listening
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_the_command_serves_until_it_is_stopped_and_leaves_no_process(export, stop):
+@pytest.mark.parametrize(
+    ("send", "stop"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_the_command_serves_until_it_is_stopped_and_leaves_no_process(export, send, stop):
     psutil = pytest.importorskip("psutil")
     command = [sys.executable, "-m", "esper_ray", "serve", str(export), "--port", str(free_port())]
-    # In a group of its own, all of which gets the signal, as from a terminal.
+    # In a group of its own, all of which gets a terminal's Ctrl-C.
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0) as run:
         line = run.stdout.readline()
         assert f"serving {export} at http://127.0.0.1:" in line
         with PolicyClient(line.split(" at ")[1].split()[0]) as client:
             assert client.ready()
         started = psutil.Process(run.pid).children(recursive=True)
-        os.killpg(run.pid, stop)
+        send(run.pid, stop)
         rest = run.stdout.read()
     assert run.returncode == 0, rest
     assert "stopped; all sessions have ended" in rest
