@@ -20,6 +20,7 @@ from rich.console import Console
 from esper_ray.config import PRESETS, EnvConfig, TaskArgs, TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.run_directory import RunDirectory, Which
+from esper_ray.serving.settings import ServiceConfig
 
 LOG_COLUMNS = 120
 
@@ -269,6 +270,21 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """Answer actions for observations over HTTP, each session with its own memory (docs/serving.md)."""
+
+    export: tyro.conf.Positional[Path]
+    """What `esper-ray export` wrote."""
+    service: tyro.conf.OmitArgPrefixes[ServiceConfig] = field(default_factory=ServiceConfig)
+
+    def run(self, console: Console) -> None:
+        """Serve until Ctrl-C."""
+        from esper_ray.serving.service import serve_until_interrupted
+
+        serve_until_interrupted(self.export, self.service, console)
+
+
+@dataclass(frozen=True)
 class Study:
     """Train every arm of a study with several seeds, evaluate all on held-out hosts, report. Resumes by itself."""
 
@@ -395,7 +411,7 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
 
 def parse(
     arguments: Sequence[str],
-) -> Train | Evaluate | Search | Replay | Export | Study | Compare | Inspect:
+) -> Train | Evaluate | Search | Replay | Export | Serve | Study | Compare | Inspect:
     """The command that the arguments ask for.
 
     Raises:
@@ -409,6 +425,7 @@ def parse(
         | Annotated[Search, tyro.conf.subcommand("search")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Study, tyro.conf.subcommand("study")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]

@@ -1,0 +1,150 @@
+"""How many decisions per second does the policy service answer, and how soon?
+
+Run it with::
+
+    python -m benchmarks.service --json service.json
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+
+from benchmarks.harness import Report, Table
+from envs.morphogenesis import MorphogenesisVectorEnv
+from esper_ray.config import EnvConfig, TrainConfig
+from esper_ray.export import write_export
+from esper_ray.process import settle
+from esper_ray.run_directory import POLICY_FILE, RunDirectory
+from esper_ray.serving.client import PolicyClient
+from esper_ray.serving.service import running
+from esper_ray.serving.settings import ServiceConfig
+from policies.bundle import PolicySettings
+from policies.factory import build_policy
+from policies.player import Player
+from policies.weights import save_weights
+
+Shown = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Service:
+    """Requests per second and their latency, by number of sessions that ask at once."""
+
+    json: Path | None = None
+    """Report to write; the tables are always printed."""
+    sessions: tuple[int, ...] = (1, 8, 64)
+    """Sessions that ask at once, each for its next step as soon as it has an answer."""
+    seconds: float = 10.0
+    """Timed part of each."""
+    warmup_seconds: float = 3.0
+    """Before it, not counted."""
+    replicas: int = 1
+    """Processes that decide."""
+
+    def run(self, console: Console) -> None:
+        """Measure, print, write."""
+        shown = _episode()
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        with tempfile.TemporaryDirectory() as directory, console.status("asking a service on this machine"):
+            export = _export(Path(directory))
+            with running(export, ServiceConfig(port=port, replicas=self.replicas)) as url:
+                rows = [self._measure(url, shown, sessions) for sessions in self.sessions]
+        report = Report(
+            "service",
+            headline={
+                key: value
+                for sessions, (rate, *latencies) in zip(self.sessions, rows, strict=True)
+                for key, value in (
+                    (f"requests_per_second_{sessions}", round(rate, 1)),
+                    (f"p95_ms_{sessions}", round(latencies[1], 1)),
+                )
+            },
+            tables=[
+                Table(
+                    f"Decisions of a policy of the default width over HTTP, {self.replicas} replica(s)",
+                    ("sessions", "requests/s", "median, ms", "p95, ms"),
+                    [
+                        (f"{sessions}", *(f"{value:,.1f}" for value in row))
+                        for sessions, row in zip(self.sessions, rows, strict=True)
+                    ],
+                )
+            ],
+            notes=[
+                "Clients are threads of one process on the same machine, whose cores they take too; each keeps its "
+                "connection and asks again at once. Observations of one recorded episode; the network is untrained.",
+            ],
+        )
+        report.publish(console, self.json)
+
+    def _measure(self, url: str, shown: Sequence[Shown], sessions: int) -> tuple[float, float, float]:
+        """Requests per second, and median and 95th percentile of their milliseconds."""
+        ready = threading.Barrier(sessions)
+        with ThreadPoolExecutor(sessions) as threads:
+            found = threads.map(lambda seed: self._ask(url, shown, seed, ready), range(sessions))
+            taken = [seconds for each in found for seconds in each]
+        cuts = statistics.quantiles(taken, n=20)
+        return len(taken) / self.seconds, 1000 * statistics.median(taken), 1000 * cuts[-1]
+
+    def _ask(self, url: str, shown: Sequence[Shown], seed: int, ready: threading.Barrier) -> list[float]:
+        """Seconds of each request of one session that was answered in the timed part."""
+        taken = []
+        with PolicyClient(url) as client, client.open(seed) as session:
+            ready.wait()
+            start = time.perf_counter() + self.warmup_seconds
+            end = start + self.seconds
+            for observation in itertools.cycle(shown):
+                asked = time.perf_counter()
+                session.act(observation)
+                answered = time.perf_counter()
+                if answered > end:
+                    break
+                if answered >= start:
+                    taken.append(answered - asked)
+        return taken
+
+
+CONFIG = TrainConfig(env=EnvConfig(max_epochs=30))
+
+
+def _settings() -> PolicySettings:
+    return PolicySettings(CONFIG.env.make_task().slots, CONFIG.env.max_epochs, CONFIG.network)
+
+
+def _episode() -> list[Shown]:
+    """What one host shows while an untrained policy plays it."""
+    env = MorphogenesisVectorEnv(1, **CONFIG.env.keywords())
+    observation, _ = env.reset(seed=0)
+    player, shown = Player(build_policy("learned", _settings()), 1, seed=0), []
+    for _ in range(CONFIG.env.max_epochs):
+        shown.append({name: leaf[0].tolist() for name, leaf in observation.items()})
+        observation = env.step(player.act(observation))[0]
+    return shown
+
+
+def _export(directory: Path) -> Path:
+    """An untrained policy, exported."""
+    run = RunDirectory.create(directory / "run", CONFIG)
+    torch.manual_seed(0)
+    state = build_policy("learned", _settings()).state_dict()
+    run.save(1, 0.0, lambda path: save_weights(state, path / POLICY_FILE))
+    write_export(run, "best", directory / "export")
+    return directory / "export"
+
+
+if __name__ == "__main__":
+    settle()
+    tyro.cli(Service).run(Console())

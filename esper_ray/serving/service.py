@@ -1,0 +1,113 @@
+"""Starts and stops the service: a Ray of its own on this machine, reachable from it alone, with Serve's proxy."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Never
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+from rich.console import Console
+
+from esper_ray.errors import UserError
+from esper_ray.export import load_export
+from esper_ray.serving.gateway import Gateway
+from esper_ray.serving.messages import Interface
+from esper_ray.serving.replica import PolicyReplica
+from esper_ray.serving.sessions import SessionNames
+from esper_ray.serving.settings import ServiceConfig
+
+REQUEST_SECONDS = 30.0
+CONCURRENT = 1000
+"""Requests that a process works on at most; further ones wait in the proxy, as many again, or get 503."""
+
+
+def serve_until_interrupted(export: Path, config: ServiceConfig, console: Console) -> None:
+    """Serve a policy until Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: no usable export, token or port.
+    """
+    try:
+        with running(export, config) as url:
+            signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own handler there
+            console.print(f"serving {export} at {url} (Ctrl-C stops it)", highlight=False, soft_wrap=True)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        console.print("stopped; all sessions have ended")
+
+
+@contextmanager
+def running(export: Path, config: ServiceConfig) -> Iterator[str]:
+    """A service that answers as long as the context lasts; yields its URL.
+
+    Raises:
+        UserError: no usable export, token or port.
+    """
+    card, _ = load_export(export)
+    token = config.token()
+    digest = None if token is None else hashlib.sha256(token.encode()).digest()
+    _check_free(config.host, config.port)
+    interface = Interface(card.env.task, card.slots, card.iteration)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    ray.init(
+        "local",
+        _node_ip_address="127.0.0.1",
+        num_cpus=config.replicas + 1,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    try:
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        options = HTTPOptions(host=config.host, port=config.port, request_timeout_s=REQUEST_SECONDS)
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
+        # One deployment per replica: within one, Serve's routing by model id is a preference, and a busy replica's
+        # request would go to another one, which does not know the session.
+        limits = {"max_ongoing_requests": CONCURRENT, "max_queued_requests": CONCURRENT}
+        decider = serve.deployment(PolicyReplica, num_replicas=1, **limits)
+        replicas = [
+            decider.options(name=f"policy-{number}").bind(export.resolve(), config) for number in range(config.replicas)
+        ]
+        gateway = serve.deployment(
+            serve.ingress()(Gateway), name="gateway", num_replicas=1, ray_actor_options={"num_cpus": 0}, **limits
+        )
+        names = SessionNames(secrets.token_bytes(32))
+        serve.run(
+            gateway.bind(interface, config.max_body_bytes, digest, names, replicas),
+            name="esper-ray",
+            logging_config=quiet,
+        )
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        yield f"http://{host}:{config.port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _check_free(host: str, port: int) -> None:
+    """Serve would try for half a minute, then say it at length."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host} port {port} ({error.strerror}): give another --host or --port"
+        ) from error
+
+
+def _interrupt(number: int, frame: FrameType | None) -> Never:
+    raise KeyboardInterrupt

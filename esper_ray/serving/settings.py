@@ -1,0 +1,97 @@
+"""Where a service listens, whom it answers, and how much it holds."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper_ray.errors import UserError
+
+SHORTEST_TOKEN = 16
+"""Characters; ``secrets.token_urlsafe(32)`` gives 43."""
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """How ``esper-ray serve`` answers."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Any but a loopback one needs --token-file."""
+    port: int = 8000
+    """Port to listen on."""
+    token_file: Path | None = None
+    """File of mode 0600 with the bearer token that every request must carry; without one nobody is asked for any."""
+    replicas: int = 1
+    """Processes that hold sessions and decide; a session stays with the one that opened it."""
+    session_seconds: float = 600.0
+    """A session that is not used for so long ends, and its state with it."""
+    max_sessions: int = 1000
+    """Sessions that each replica holds at most."""
+    max_body_bytes: int = 65_536
+    """Size of a request's body at most."""
+    max_batch: int = 64
+    """Sessions that a replica decides for in one pass of the network at most."""
+    batch_wait_seconds: float = 0.002
+    """How long a request may wait for others to share that pass."""
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "max_sessions", "max_body_bytes", "max_batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 1 <= self.port <= 65_535:
+            raise UserError(f"port must be in [1, 65535], got {self.port}")
+        if not self.session_seconds > 0:
+            raise UserError(f"session_seconds must be above 0, got {self.session_seconds}")
+        if not 0 <= self.batch_wait_seconds <= 1:
+            raise UserError(f"batch_wait_seconds must be in [0, 1], got {self.batch_wait_seconds}")
+        if self.token_file is None and not is_loopback(self.host):
+            raise UserError(
+                f"{self.host} can be reached from other machines: give --token-file with a token that clients must "
+                "send, or listen on 127.0.0.1"
+            )
+
+    def token(self) -> str | None:
+        """The token; None where none is asked for.
+
+        Raises:
+            UserError: no such file, others may read it, or what it holds is no token.
+        """
+        return None if self.token_file is None else read_token(self.token_file)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address; of names only ``localhost`` is taken for that."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_token(path: Path) -> str:
+    """A bearer token from a file that only its owner can read; whitespace around it does not count.
+
+    Raises:
+        UserError: no such file, others may read it, or what it holds is no token.
+    """
+    try:
+        with path.open() as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            token = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise UserError(
+            f"cannot read the token file {path} ({reason}); make one: (umask 077; python -c "
+            f"'import secrets; print(secrets.token_urlsafe(32))' > {path})"
+        ) from error
+    if mode & 0o077:
+        raise UserError(
+            f"others may use the token file {path} (mode {mode:04o}): chmod 600 {path}, and renew the token"
+        )
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise UserError(
+            f"{path} holds no token: it must be one word of at least {SHORTEST_TOKEN} printable ASCII characters"
+        )
+    return token
