@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,6 +22,7 @@ from esper_ray.serving.service import running
 from esper_ray.serving.settings import ServiceConfig, is_loopback
 from policies.player import Player
 
+pytestmark = pytest.mark.cluster
 TOKEN = "a-token-of-this-test-alone"
 EPOCHS = 8
 
@@ -224,8 +226,15 @@ def test_the_service_listens_on_loopback_alone(url):
 def test_the_command_serves_until_it_is_stopped_and_leaves_no_process(export, send, stop):
     psutil = pytest.importorskip("psutil")
     command = [sys.executable, "-m", "esper_ray", "serve", str(export), "--port", str(free_port())]
-    # In a group of its own, all of which gets a terminal's Ctrl-C.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0) as run:
+    # In a group of its own, all of which gets a terminal's Ctrl-C; a shell's background jobs inherit that it is ignored.
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no thread forks here)
+    ) as run:
         line = run.stdout.readline()
         assert f"serving {export} at http://127.0.0.1:" in line
         with PolicyClient(line.split(" at ")[1].split()[0]) as client:
