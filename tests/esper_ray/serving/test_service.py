@@ -226,14 +226,14 @@ def test_the_service_listens_on_loopback_alone(url):
 def test_the_command_serves_until_it_is_stopped_and_leaves_no_process(export, send, stop):
     psutil = pytest.importorskip("psutil")
     command = [sys.executable, "-m", "esper_ray", "serve", str(export), "--port", str(free_port())]
-    # In a group of its own, all of which gets a terminal's Ctrl-C; a shell's background jobs inherit that it is ignored.
+    # In a group of its own, all of which gets a terminal's Ctrl-C. A shell's background job would ignore it.
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         process_group=0,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no thread forks here)
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as run:
         line = run.stdout.readline()
         assert f"serving {export} at http://127.0.0.1:" in line
