@@ -26,7 +26,7 @@ train: $(STAMP)  ## Train on digits_impaired (about ten minutes on 2 cores), eva
 test: $(STAMP)  ## Run the whole test suite.
 	$(BIN)/pytest -n 2
 
-test-cluster: $(STAMP)  ## Rehearse a cluster on this machine: nodes, jobs, deaths, an autoscaler; and the policy service (six minutes).
+test-cluster: $(STAMP)  ## Rehearse a cluster on this machine: nodes, jobs, deaths, an autoscaler; and the policy service.
 	$(BIN)/pytest -m cluster
 
 lint: $(STAMP)  ## ruff, mypy --strict, import-linter.
