@@ -273,6 +273,15 @@ def test_two_learners_make_the_update_of_one():
     assert scale.value.item() == pytest.approx(parts.network.return_scale.value.item(), rel=1e-5)
 
 
+def test_runs_with_neighbouring_seeds_share_no_hosts():
+    seeds = [
+        SingleAgentEnvRunner(config=config_of(seed=seed), worker_index=worker)._seed
+        for seed in (0, 1, 2)
+        for worker in (0, 1, 2)
+    ]
+    assert len(set(seeds)) == 9
+
+
 def test_step_size_and_entropy_bonus_fall_over_the_run_and_no_further():
     settings = LearnerConfig(minibatches=2, lr=1e-3, lr_final=0.1, entropy_coeff=0.02, entropy_final=0.5)
     parts = Parts(config_of(settings, total_steps=400))
