@@ -68,6 +68,9 @@ def _costs(task: Task) -> SeedCosts:
 
 # ---------------------------------------------------------------------- sections
 def _task(task: Task) -> Section:
+    rate = f"{task.learning_rate(0.0):g} to {task.learning_rate(1.0):g}"
+    if task.lr_spread > 1.0:
+        rate += f", times {1.0 / task.lr_spread:.3g} to {task.lr_spread:.3g}, drawn per episode"
     settings = {
         "topology": task.host.topology,
         "classes": str(task.num_classes),
@@ -75,7 +78,7 @@ def _task(task: Task) -> Section:
         "κ, score lost per living seed": f"{task.path_rent:g}",
         "samples in a mini-batch": str(task.batch_size),
         "mini-batches in an epoch": str(task.batches_per_epoch),
-        "learning rate at the start and at the end": f"{task.learning_rate(0.0):g} to {task.learning_rate(1.0):g}",
+        "learning rate at the start and at the end": rate,
         "augmentation": "none" if task.augment is None else str(task.augment),
     }
     return Section("Task", "What a host is trained on, and how.", ("setting", "value"), tuple(settings.items()))

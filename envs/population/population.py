@@ -65,6 +65,8 @@ class Population:
         device: Where hosts live.
 
     Attributes:
+        variant: ``[N]`` index of each host's variant.
+        lr_factor: ``[N]`` how much faster than the task's rate each host learns.
         training_flops: ``[N]`` FLOPs spent on each host since it was drawn: training, and evaluations that are part
             of it (see ``envs.population.flops``). What is computed for padding alone does not count.
     """
@@ -83,6 +85,7 @@ class Population:
         self.modules = blueprints_for(host.topology, task.slots.blueprints)
         self.banks: dict[tuple[int, Blueprint], SeedBank] = {}
         self.variant = np.zeros(num_members, np.int64)
+        self.lr_factor = np.ones(num_members, np.float32)
         shape = (num_members, max_epochs, task.batches_per_epoch, task.batch_size)
         self._order = np.zeros(shape, np.int32)
         self._augmentation = np.zeros(shape, np.int32)  # stays 0, and unread, where the task augments nothing
@@ -100,7 +103,7 @@ class Population:
         return self._tables.costs(self.variant)
 
     def reset(self, members: IntArray, generators: Sequence[np.random.Generator]) -> None:
-        """Draw fresh hosts for these members: variant, weights, the episode's batch order, its augmentation.
+        """Draw fresh hosts for these members: variant, rate, weights, the episode's batch order, its augmentation.
 
         Args:
             members: ``[m]``.
@@ -110,6 +113,8 @@ class Population:
         for member, generator in zip(members, generators, strict=True):
             variant = draw_variant(task, generator)
             self.variant[member] = variant
+            if task.lr_spread > 1.0:
+                self.lr_factor[member] = task.lr_spread ** generator.uniform(-1.0, 1.0)
             row = self.layout.draw(host.parameters(task.variants[variant]), generator)
             self.flat[member] = torch.from_numpy(row).to(self.device)
             self._order[member] = self._draw_order(generator)
@@ -184,7 +189,7 @@ class Population:
         epoch = np.minimum(epoch, self.max_epochs - 1)
         order = self._to_device(self._order[np.arange(self.num_members), epoch].astype(np.int64))
         changes = self._to_device(self._augmentation[np.arange(self.num_members), epoch])
-        rates = self._to_device(self._rates[epoch])[:, None]
+        rates = self._to_device(self._rates[epoch] * self.lr_factor)[:, None]
         present = self._tables.parameters_present(self.variant)
         banks = self._banks_by_slot()
         seeds = {

@@ -79,6 +79,8 @@ class Task:
         batch_size: Samples in a mini-batch.
         batches_per_epoch: Mini-batches in an epoch, that is in one env step.
         lr: Learning rate of the first epoch.
+        lr_spread: Factor by which an episode's host may learn faster or slower: its rate is ``lr`` times
+            ``lr_spread`` to a power drawn uniformly between −1 and 1. 1: all alike.
         final_lr_share: Share of ``lr`` that the cosine schedule ends at. A constant rate would make the last
             epochs' accuracy jump by ±10 points.
         augment: Random change of each training image; None for none.
@@ -95,12 +97,15 @@ class Task:
     batch_size: int = 32
     batches_per_epoch: int = 8
     lr: float = 0.02
+    lr_spread: float = 1.0
     final_lr_share: float = 0.05
     augment: CropAndFlip | None = None
 
     def __post_init__(self) -> None:
         if not self.variants:
             raise ValueError(f"task {self.name!r} has no host variants: give at least one")
+        if not 1.0 <= self.lr_spread < math.inf:
+            raise ValueError(f"lr_spread of task {self.name!r} must be a number of at least 1, got {self.lr_spread}")
         if self.slots.num_slots != self.host.num_slots:
             raise ValueError(
                 f"task {self.name!r} names {self.slots.num_slots} slots but its host has {self.host.num_slots}"
@@ -116,6 +121,9 @@ class Task:
         return 100.0 * int(torch.bincount(labels).max()) / len(labels)
 
     def learning_rate(self, progress: float) -> float:
-        """Rate after this share (0 to 1) of an episode: half a cosine from ``lr`` to ``final_lr_share·lr``."""
+        """Rate after this share (0 to 1) of an episode: half a cosine from ``lr`` to ``final_lr_share·lr``.
+
+        A host of its own rate has this times its factor (see ``lr_spread``).
+        """
         share = self.final_lr_share + (1.0 - self.final_lr_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
         return self.lr * share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from importlib.metadata import distribution
 
@@ -58,7 +59,13 @@ def _load() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     return table[:, :-1], table[:, -1].astype(np.int64)
 
 
-def _digits(name: str, variants: tuple[CnnVariant, ...], path_rent: float = 0.0, internal_levels: bool = False) -> Task:
+def _digits(
+    name: str,
+    variants: tuple[CnnVariant, ...],
+    path_rent: float = 0.0,
+    internal_levels: bool = False,
+    lr_spread: float = 1.0,
+) -> Task:
     widest = CnnVariant.widest(variants)
     return Task(
         name=name,
@@ -68,6 +75,7 @@ def _digits(name: str, variants: tuple[CnnVariant, ...], path_rent: float = 0.0,
         num_classes=NUM_CLASSES,
         splits=digits_splits(),
         path_rent=path_rent,
+        lr_spread=lr_spread,
     )
 
 
@@ -81,21 +89,24 @@ def digits_impaired() -> Task:
     return _digits("digits_impaired", (IMPAIRED,))
 
 
-def digits_mixed(variants: str | None = None) -> Task:
-    """Each episode draws one of several hosts, so that no fixed schedule is good everywhere.
+def digits_mixed(variants: str | None = None, lr_spread: float = 2.0) -> Task:
+    """Each episode draws one of several hosts and how fast it learns, so that no fixed schedule is good everywhere.
 
     Args:
         variants: Names of hosts in :data:`MIXED`, separated by commas; one that is named twice is drawn twice as
             often. By default each of :data:`DRAWN` once.
+        lr_spread: Factor by which a host may learn faster or slower than at 0.02 (see :class:`Task`).
 
     Raises:
-        TaskError: an unknown name.
+        TaskError: an unknown name, or a spread below 1.
     """
+    if not 1.0 <= lr_spread < math.inf:
+        raise TaskError(f"lr_spread must be a number of at least 1, got {lr_spread:g}")
     names = list(DRAWN) if variants is None else variants.split(",")
     unknown = [name for name in names if name not in MIXED]
     if unknown:
         raise TaskError(f"variants names {', '.join(unknown)}: choose among {', '.join(MIXED)}, separated by commas")
-    return _digits("digits_mixed", tuple(MIXED[name] for name in names), path_rent=0.05)
+    return _digits("digits_mixed", tuple(MIXED[name] for name in names), path_rent=0.05, lr_spread=lr_spread)
 
 
 def digits_scale() -> Task:

@@ -172,11 +172,14 @@ def torch_host(variant, classes=10):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-def test_a_member_learns_as_a_plain_torch_network_with_plain_torch_sgd():
+@pytest.mark.parametrize("lr_spread", [1.0, 4.0])
+def test_a_member_learns_as_a_plain_torch_network_with_plain_torch_sgd(lr_spread):
     variant = CnnVariant((4, 8, 8), (3, 1, 3))
-    env = tiny_env(3, variants=(variant,), max_epochs=6)
+    env = tiny_env(3, variants=(variant,), task_changes={"lr_spread": lr_spread}, max_epochs=6)
     env.reset(seed=[1, 2, 3])
     population, member = env.population, 1
+    factor = float(population.lr_factor[member])
+    assert (factor == 1.0) == (lr_spread == 1.0)
     net = torch_host(variant)
     with torch.no_grad():
         for parameter, ours in zip(net.parameters(), population.layout.views(population.flat).values(), strict=True):
@@ -187,7 +190,7 @@ def test_a_member_learns_as_a_plain_torch_network_with_plain_torch_sgd():
         *_, info = env.step(everyone(env, WAIT))
         net.train()
         for batch in population._order[member, epoch]:
-            optimiser.param_groups[0]["lr"] = env.task.learning_rate(epoch / 6)
+            optimiser.param_groups[0]["lr"] = env.task.learning_rate(epoch / 6) * factor
             optimiser.zero_grad()
             index = torch.from_numpy(batch.astype(np.int64))
             nn.functional.cross_entropy(net(train.x[index].permute(0, 3, 1, 2)), train.y[index]).backward()

@@ -77,6 +77,21 @@ def test_a_mixture_is_drawn_from_the_named_hosts_as_often_as_they_are_named():
         make_task("digits_mixed", {"variants": "lat"})
 
 
+def test_hosts_learn_faster_or_slower_within_the_spread_and_alike_without_one():
+    factors = {}
+    for spread in ("1", "3"):
+        env = MorphogenesisVectorEnv(200, task=make_task("digits_mixed", {"lr_spread": spread}), max_epochs=1)
+        env.reset(seed=0)
+        factors[spread] = np.log(env.population.lr_factor) / np.log(3.0)
+    assert (factors["1"] == 0.0).all()
+    assert (np.abs(factors["3"]) <= 1.0).all()
+    # Uniform over the range: 200 draws leave no tenth of it empty.
+    assert (np.histogram(factors["3"], bins=10, range=(-1.0, 1.0))[0] > 0).all()
+    for wrong in ("0.5", "nan", "inf"):
+        with pytest.raises(TaskError, match=f"lr_spread must be a number of at least 1, got {wrong}"):
+            make_task("digits_mixed", {"lr_spread": wrong})
+
+
 def test_paths_become_absolute_and_other_arguments_stay_as_they_are(toys, monkeypatch):
     monkeypatch.chdir(toys)
     resolved = resolve_arguments("toy", {"folder": "data", "rent": "5e-1", "note": "data"})

@@ -83,6 +83,10 @@ def test_mixed_variants_show_a_range_and_many_slots_several_tables():
     titles = [part.title for part in inspect_task(ten)]
     assert "Blueprints in r0c0 to r0c4" in titles
     assert "Blueprints in r0c5 to r0c9" in titles
+    assert (
+        "0.02 to 0.001, times 0.5 to 2, drawn per episode"
+        in dict(section(make_task("digits_mixed"), "Task").rows).values()
+    )
     text = markdown("ten", inspect_task(ten))
     assert "31, 61, 91, …, 301" in text
 
