@@ -29,8 +29,9 @@ from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import search_seeds
 from esper_ray.process import settle
-from esper_ray.report import search_progress
-from esper_ray.search import VARIED_SHARE, ScheduleSpace, play
+from esper_ray.search.playing import play
+from esper_ray.search.report import search_progress
+from esper_ray.search.space import VARIED_SHARE, ScheduleSpace
 from policies.schedule import BY_HAND, GrowthPlan, GrowthSchedule
 
 FloatArray = npt.NDArray[np.float64]

@@ -47,6 +47,12 @@ default parameter budget of those hosts, nor MLP in a transformer, which mixes n
 STATIC = (STATIC_FINAL, STATIC_BIG)
 """Controls that are networks: they start with their seeds, and nobody plays."""
 
+INDEPENDENT = (*CONTROLS, STATIC_BIG, BEST_SCHEDULE)
+"""Controls that play once per world."""
+
+FOLLOWING = (LEARNED_GREEDY, STATIC_FINAL)
+"""Controls that play once per training, for they come from its policy."""
+
 
 @dataclass(frozen=True)
 class World:

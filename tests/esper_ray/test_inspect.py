@@ -14,7 +14,8 @@ from envs.observation import ObservationLayout
 from envs.population.parameters import count_parameters
 from envs.slots import SlotConfig
 from envs.tasks import make_task, task_names
-from esper_ray.cli import Inspect, parse
+from esper_ray.cli import parse
+from esper_ray.commands.inspection import Inspect
 from esper_ray.inspection import COLUMNS, inspect_task, markdown
 from tests.envs.helpers import task_of
 

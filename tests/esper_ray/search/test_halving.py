@@ -1,6 +1,4 @@
-"""The search for a fixed schedule: its budget, its files, and that it finds what there is to find."""
-
-import json
+"""The search for a fixed schedule: its budget, and that it finds what there is to find."""
 
 import numpy as np
 import pytest
@@ -10,28 +8,16 @@ from hypothesis import strategies as st
 from envs.morphogenesis import MorphogenesisVectorEnv, host_variant
 from envs.tasks import make_task
 from envs.vocabulary import Blueprint
-from esper_ray import search
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import held_out_seeds
 from esper_ray.errors import UserError
-from esper_ray.search import (
-    Brackets,
-    Rung,
-    ScheduleSpace,
-    SearchResult,
-    SearchSettings,
-    read_schedule,
-    read_trace,
-    search_schedule,
-    trace_path,
-    write_schedule,
-    write_trace,
-)
-from policies.schedule import BY_HAND, GrowthPlan, GrowthSchedule
+from esper_ray.search import halving, playing
+from esper_ray.search.files import read_trace, trace_path, write_trace
+from esper_ray.search.halving import Brackets, SearchSettings, search_schedule
+from policies.schedule import BY_HAND, GrowthSchedule
 
 ENV = EnvConfig(task="digits_mixed", max_epochs=60)
 TASK = make_task(ENV.task)
-SPACE = ScheduleSpace.of(TASK, ENV.max_epochs)
 
 
 def worth(schedule):
@@ -49,14 +35,14 @@ def landscape(monkeypatch):
     played = []
 
     def play(pool, env, episodes):
-        for i in range(0, len(episodes), search.MAX_POPULATION):
-            part = episodes[i : i + search.MAX_POPULATION]
+        for i in range(0, len(episodes), playing.MAX_POPULATION):
+            part = episodes[i : i + playing.MAX_POPULATION]
             played.extend(part)
             noise = [np.random.default_rng([seed, *map(ord, repr(schedule))]).normal() for schedule, seed in part]
             hosts = [np.random.default_rng(seed).normal() for _, seed in part]
             yield np.array([worth(s) for s, _ in part]) + 0.1 * np.array(hosts) + 0.03 * np.array(noise)
 
-    monkeypatch.setattr(search, "play", play)
+    monkeypatch.setattr(halving, "play", play)
     return played
 
 
@@ -125,51 +111,6 @@ def test_an_interrupted_search_goes_on_from_its_trace_and_ends_as_if_nothing_had
 def test_too_small_a_budget_is_refused_with_the_number(landscape):
     with pytest.raises(UserError, match=r"10 episodes are too few .*--host-epochs"):
         search_schedule(ENV, SearchSettings(host_epochs=600))
-
-
-@settings(max_examples=100)
-@given(st.integers(0, 2**32 - 1))
-def test_drawn_and_varied_schedules_stay_within_what_the_task_offers(seed):
-    rng = np.random.default_rng(seed)
-    schedules = [SPACE.drawn(rng) for _ in range(4)]
-    for _ in range(20):
-        schedules.append(SPACE.varied(schedules[-8:], rng))
-    for schedule in schedules:
-        for plan in schedule.plans:
-            assert plan.slot in range(3)
-            assert plan.blueprint in SPACE.blueprints
-            assert 0 <= plan.epoch <= 48
-            assert 0 <= plan.training_epochs <= 20
-    assert len(set(schedules)) > 5
-
-
-def test_the_written_schedule_is_the_one_that_is_read(tmp_path):
-    schedule = GrowthSchedule((GrowthPlan(2, Blueprint.NORM, 3),))
-    rung = Rung("final", (BY_HAND, schedule), (1, 2), np.array([[0.1, 0.2], [0.4, 0.2]]))
-    asked = SearchSettings(host_epochs=240)
-    write_schedule(tmp_path / "best.json", ENV, asked, SearchResult((rung,), 240))
-    assert read_schedule(tmp_path / "best.json") == schedule
-    found = json.loads((tmp_path / "best.json").read_text())
-    assert found["validation_score"] == pytest.approx(0.3)
-    assert (found["episodes"], found["schedules_tried"]) == (4, 2)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "cannot read"),
-        ("[", "holds no schedule"),
-        ("[1]", 'no list "schedule"'),
-        ('{"schedule": [{"slot": "a"}]}', "slot must be a whole number"),
-        ('{"schedule": [3]}', "holds no schedule"),
-    ],
-)
-def test_a_file_without_a_schedule_is_refused_in_one_line(tmp_path, text, message):
-    path = tmp_path / "file.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_schedule(path)
 
 
 def test_a_host_seed_leads_to_the_variant_that_is_foretold():

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from esper_ray.controls import LEARNED_GREEDY, STATIC_FINAL
+from esper_ray.controls import FOLLOWING, LEARNED_GREEDY, STATIC_FINAL
 from esper_ray.curves import Curve, read_curves
 from esper_ray.evaluation import MEASURES
-from esper_ray.report import LABELS
+from esper_ray.report import LABELS, clock
 from esper_ray.revision import git_commit
 from esper_ray.run_directory import replace_text
-from esper_ray.statistics import interquartile_means
-from esper_ray.study import FOLLOWING, Playing, StudyDirectory, Training, clock
-from esper_ray.study_figures import behaviour_figure, cost_figure, learning_figure
+from esper_ray.study.directory import StudyDirectory, Training
+from esper_ray.study.figures import behaviour_figure, cost_figure, learning_figure
+from esper_ray.study.playing import Playing
+from esper_ray.study.statistics import interquartile_means
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -48,7 +49,7 @@ def write_report(directory: StudyDirectory) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- numbers
 def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
-    """All results as plain values; intervals as :func:`esper_ray.statistics.interquartile_means` says."""
+    """All results as plain values; intervals as :func:`esper_ray.study.statistics.interquartile_means` says."""
     study, trainings = directory.study, directory.trainings
     playings = directory.controls() + [p for training in trainings for p in directory.evaluations(training)]
     return {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from esper_ray.evaluation import interquartile_mean
-from esper_ray.statistics import interquartile_means
+from esper_ray.study.statistics import interquartile_means
 
 
 def _estimate(values, **other):

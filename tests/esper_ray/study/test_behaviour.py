@@ -5,9 +5,9 @@ import pytest
 
 from envs.tasks import make_task
 from envs.vocabulary import Blueprint, LifecycleOp
-from esper_ray.behaviour import BehaviourRecorder
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import held_out_seeds, run_episodes
+from esper_ray.study.behaviour import BehaviourRecorder
 from policies.scripted import FixedSchedule, NeverGrow, RandomValid
 
 ENV = EnvConfig(task="digits_impaired", max_epochs=24)

@@ -1,0 +1,191 @@
+"""``evaluate``, ``search`` and ``replay``: what one trained policy is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from esper_ray.commands.checks import at_least
+from esper_ray.config import EnvConfig, TaskArgs
+from esper_ray.errors import UserError
+from esper_ray.run_directory import RunDirectory, Which
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Compare a trained policy with the controls on held-out hosts and the test split."""
+
+    trained: tyro.conf.Positional[Path]
+    """Run directory, or an export."""
+    episodes: int = 64
+    """Hosts; every policy gets the same ones."""
+    seed: int = 0
+    """Of the held-out hosts."""
+    checkpoint: Which = "best"
+    """Which of the run's checkpoints; an export holds only one."""
+    policies: tuple[str, ...] = ()
+    """Who plays; by default learned, never_grow, random_valid, heuristic, fixed_schedule, static_final, static_big."""
+    schedule: Path | None = None
+    """A schedule that `esper-ray search` found, to play as best_schedule too."""
+    greedy: bool = False
+    """Play the learned policy a second time, taking its most probable choices instead of drawing."""
+    task: str | None = None
+    """Another task than that of training, with as many slots: does what was learnt carry over?"""
+    task_args: TaskArgs = field(default_factory=dict)
+    """Arguments of the task, on top of those of training unless --task names another one."""
+    data_dir: Path | None = None
+    """Where the task's data are, if not where they were in training; an export does not say it."""
+    output: Path | None = None
+    """Report to write, with a picture beside it; by default evaluation.json in the directory given, or with --task
+    or --task-args evaluation-TASK-ARGUMENTS.json."""
+    workers: int = min(2, os.cpu_count() or 1)
+    """Processes that share the policies."""
+
+    def run(self, console: Console) -> None:
+        """Evaluate, print the table, write the report and its picture."""
+        from esper_ray.controls import BEST_SCHEDULE, LEARNED_GREEDY, Trained, World
+        from esper_ray.evaluation import POLICIES, evaluate
+        from esper_ray.report import evaluation_figure, evaluation_table
+        from esper_ray.search.files import read_schedule
+
+        trained = Trained.open(self.trained, self.checkpoint, World(self.task, self.task_args, self.data_dir))
+        at_least("--episodes", self.episodes, 1)
+        at_least("--workers", self.workers, 1)
+        at_least("--seed", self.seed, 0)
+        trained.env.load_data()
+        schedule = None if self.schedule is None else read_schedule(self.schedule)
+        extra = [LEARNED_GREEDY] * self.greedy + [BEST_SCHEDULE] * (schedule is not None)
+        names = tuple(dict.fromkeys((*(self.policies or POLICIES), *extra)))
+        output = self.output or trained.path / f"{self._name()}.json"
+        with console.status("playing held-out episodes") as status:
+            done: list[str] = []
+
+            def on_done(name: str) -> None:
+                done.append(name)
+                status.update(f"played {', '.join(done)}")
+
+            report = evaluate(
+                trained,
+                self.episodes,
+                self.seed,
+                self.workers,
+                on_done,
+                names=names,
+                schedule=schedule,
+                output=output,
+            )
+        console.print(evaluation_table(report))
+        picture = output.with_suffix(".png")
+        evaluation_figure(report).savefig(picture)
+        console.print(f"written: {output} and {picture.name} beside it")
+
+    def _name(self) -> str:
+        """The default report's name, different for another world than that of training."""
+        arguments = (f"{key}={Path(value).name}" for key, value in sorted(self.task_args.items()))
+        return "-".join(("evaluation", *([self.task] if self.task else []), *arguments))
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search for the best fixed schedule of growth: a control for evaluate --schedule."""
+
+    world: tyro.conf.Positional[str]
+    """A run directory, for its task and as many host epochs as its training had; or a task's name."""
+    host_epochs: int | None = None
+    """Training epochs of hosts that the search may spend in all."""
+    max_epochs: int | None = None
+    """Training epochs of one host; by default as in the run, or as train's default."""
+    task_args: TaskArgs = field(default_factory=dict)
+    """Arguments of the task, on top of the run's."""
+    data_dir: Path | None = None
+    """As for train."""
+    seed: int = 0
+    """Of the schedules that are tried and of the hosts."""
+    output: Path | None = None
+    """Schedule to write, with its trace beside it; by default best_schedule.json in the run directory, or
+    best_schedule-TASK.json here. A search that was interrupted goes on from the trace."""
+    workers: int = min(2, os.cpu_count() or 1)
+    """Processes that train hosts."""
+
+    def run(self, console: Console) -> None:
+        """Search, print the finalists, write the schedule and the trace."""
+        from esper_ray.search.files import read_trace, write_schedule, write_trace
+        from esper_ray.search.halving import SearchSettings, search_schedule
+        from esper_ray.search.report import search_progress, search_table
+
+        at_least("--workers", self.workers, 1)
+        at_least("--seed", self.seed, 0)
+        env, host_epochs, path = self._resolved()
+        env.load_data()
+        settings = SearchSettings(host_epochs, self.seed, self.workers)
+        known = read_trace(path, env, settings)
+        if known:
+            console.print(f"goes on after {known[-1].name} of {path.name}")
+        with search_progress(console) as on_progress:
+            result = search_schedule(
+                env, settings, on_progress, lambda rungs: write_trace(path, env, settings, rungs), known
+            )
+        write_schedule(path, env, settings, result)
+        console.print(search_table(env, result))
+        console.print(f"written: {path}    play it: esper-ray evaluate RUN --schedule {path}")
+
+    def _resolved(self) -> tuple[EnvConfig, int, Path]:
+        """World, budget and output."""
+        from esper_ray.controls import World
+        from esper_ray.search.files import trained_host_epochs
+
+        directory = Path(self.world)
+        changes = World(None, self.task_args, self.data_dir)
+        if directory.is_dir():
+            run = RunDirectory.open(directory)
+            env, path = changes.of(run.config().env), run.path / "best_schedule.json"
+            budget = trained_host_epochs(run) if self.host_epochs is None else self.host_epochs
+        elif self.host_epochs is None:
+            raise UserError(
+                f"{self.world} is no run directory whose training could say how long to search: give --host-epochs"
+            )
+        else:
+            env = EnvConfig(task=self.world, data_dir=self.data_dir, task_args=self.task_args)
+            path, budget = Path(f"best_schedule-{self.world}.json"), self.host_epochs
+        if self.max_epochs is not None:
+            env = dataclasses.replace(env, max_epochs=self.max_epochs)
+        return env, budget, self.output or path
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Draw one held-out episode of a trained policy."""
+
+    trained: tyro.conf.Positional[Path]
+    """Run directory, or an export."""
+    seed: int = 0
+    """Of the held-out host."""
+    checkpoint: Which = "best"
+    """Which of the run's checkpoints; an export holds only one."""
+    data_dir: Path | None = None
+    """As for evaluate."""
+    policy: str = "learned"
+    """learned, or one of the controls: never_grow, random_valid, heuristic, fixed_schedule."""
+    output: Path | None = None
+    """Picture to write; by default replay-POLICY-SEED.png in the directory given."""
+
+    def run(self, console: Console) -> None:
+        """Play and draw."""
+        from esper_ray.controls import Trained, World, make_policy
+        from esper_ray.episodes import held_out_seeds
+        from esper_ray.replay import draw_replay
+
+        trained = Trained.open(self.trained, self.checkpoint, World(data_dir=self.data_dir))
+        at_least("--seed", self.seed, 0)
+        trained.env.load_data()
+        policy = make_policy(self.policy, trained)
+        title = f"{trained.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"
+        figure = draw_replay(policy, trained.env, held_out_seeds(self.seed, 1)[0], title)
+        path = self.output or trained.path / f"replay-{self.policy}-{self.seed}.png"
+        figure.savefig(path)
+        console.print(f"written: {path}")

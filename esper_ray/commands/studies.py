@@ -1,0 +1,73 @@
+"""``study`` and ``compare``: several runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from esper_ray.commands.checks import at_least
+from esper_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Study:
+    """Train every arm of a study with several seeds, evaluate all on held-out hosts, report. Resumes by itself."""
+
+    study: tyro.conf.Positional[Path]
+    """YAML file, see docs/studies.md."""
+    output: Path | None = None
+    """Directory for runs, results and report; by default runs/studies/NAME, after the file."""
+    workers: int = min(2, os.cpu_count() or 1)
+    """Processes that share the evaluations; 0 plays them in this one."""
+
+    def run(self, console: Console) -> None:
+        """Do what is not done yet, then report."""
+        from esper_ray.report import evaluation_table
+        from esper_ray.study import definition
+        from esper_ray.study.directory import StudyDirectory
+        from esper_ray.study.report import write_report
+        from esper_ray.study.running import StudyInterruptedError, run_study
+
+        spec = definition.Study.read(self.study)
+        at_least("--workers", self.workers, 0)
+        for env in (*(config.env for config in spec.configs.values()), *spec.worlds.values()):
+            env.load_data()
+        directory = StudyDirectory(self.output or Path("runs") / "studies" / self.study.stem, spec)
+        try:
+            run_study(directory, self.workers, console)
+        except (StudyInterruptedError, KeyboardInterrupt):
+            again = f"esper-ray study {self.study}" + (f" --output {self.output}" if self.output else "")
+            raise KeyboardInterrupt(f"what is done is kept; go on with: {again}") from None
+        report = write_report(directory)
+        for evaluation in report["evaluations"].values():
+            console.print(evaluation_table(evaluation))
+        console.print(f"written: {directory.path}/study.md, study.json and pictures beside them")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Put runs side by side: settings that differ, learning curves, evaluations."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, two or more."""
+    output: Path | None = None
+    """Directory for comparison.png and comparison.md; by default the current one."""
+
+    def run(self, console: Console) -> None:
+        """Print the tables and write both."""
+        from esper_ray.compare import compare, comparison_figure, comparison_markdown, comparison_tables
+
+        if len(self.runs) < 2:
+            raise UserError("give two or more run directories to compare")
+        comparison = compare(self.runs)
+        for table in comparison_tables(comparison):
+            console.print(table)
+        output = self.output or Path()
+        output.mkdir(parents=True, exist_ok=True)
+        comparison_figure(comparison).savefig(output / "comparison.png")
+        (output / "comparison.md").write_text(comparison_markdown(comparison))
+        console.print(f"written: {output / 'comparison.png'} and comparison.md")

@@ -1,0 +1,148 @@
+"""What a study's YAML file says."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from esper_ray.config import PRESETS, EnvConfig, TrainConfig, describe_problems, with_settings
+from esper_ray.controls import BEST_SCHEDULE, CONTROLS, FOLLOWING, INDEPENDENT, STATIC
+from esper_ray.errors import UserError
+from esper_ray.run_directory import Which
+from esper_ray.search.halving import Brackets, SearchSettings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+"""Of an arm or an evaluation: it becomes a file name."""
+
+
+class Study(BaseModel):
+    """What a study's YAML file says.
+
+    Attributes:
+        title: Heading of the report.
+        preset: Settings to start from.
+        settings: Replaced in all arms, named as on the command line.
+        arms: What is compared: by name, the settings that are replaced in this arm.
+        seeds: Training seeds of every arm; a number k stands for 0 … k − 1.
+        evaluations: Worlds in which every arm and control plays: by name, the settings that differ from the study's.
+            By default the study's own world.
+        episodes: Held-out hosts per evaluation, the same for everybody.
+        evaluation_seed: Of the held-out hosts.
+        checkpoint: Which checkpoint of every run plays.
+        controls: What the arms are compared with. ``best_schedule`` is searched for in every world.
+        search_epochs: Host epochs that each search may spend; by default as many as the longest training.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str = ""
+    preset: str = "default"
+    settings: dict[str, Any] = {}
+    arms: dict[Name, dict[str, Any] | None] = Field({"learned": {}}, min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
+    evaluations: dict[Name, dict[str, Any] | None] = {}
+    episodes: int = Field(64, ge=2)
+    evaluation_seed: int = Field(0, ge=0)
+    checkpoint: Which = "best"
+    controls: list[str] = [*CONTROLS, *STATIC]
+    search_epochs: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_seeds(cls, seeds: Any) -> Any:
+        return list(range(seeds)) if type(seeds) is int else seeds
+
+    @classmethod
+    def read(cls, path: Path) -> Study:
+        """Read and check a study: every config in it can be made, and every arm can play in every world.
+
+        Raises:
+            UserError: unreadable, an unknown key, or a value that cannot be used; names the file and the place.
+        """
+        try:
+            study = cls.model_validate(yaml.safe_load(path.read_text()) or {})
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        except ValidationError as error:
+            raise UserError(f"{path}: {describe_problems(error)}") from error
+        try:
+            study._check()
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return study
+
+    def _check(self) -> None:
+        if self.preset not in PRESETS:
+            raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds must differ from each other, got {self.seeds}")
+        if unknown := set(self.controls) - {*INDEPENDENT, *FOLLOWING}:
+            raise UserError(
+                f"controls must be among {', '.join((*INDEPENDENT, *FOLLOWING))}, got {', '.join(sorted(unknown))}"
+            )
+        if clash := set(self.arms) & set(self.controls):
+            raise UserError(f"an arm must not be called like a control: rename {', '.join(sorted(clash))}")
+        if BEST_SCHEDULE in self.controls:
+            for world in self.worlds.values():
+                episodes = self.search_settings.host_epochs // world.max_epochs
+                Brackets.of(episodes, len(world.make_task().variants))  # refuses what is too little
+        for arm, config in self.configs.items():
+            for name, world in self.worlds.items():
+                trained_for, here = config.env.make_task().slots.heads, world.make_task().slots.heads
+                if trained_for != here:
+                    raise UserError(
+                        f"arm {arm!r} cannot play evaluation {name!r}: the action heads of task {world.task!r} are not "
+                        f"those of {config.env.task!r} (esper-ray inspect shows both)"
+                    )
+
+    @cached_property
+    def base(self) -> TrainConfig:
+        """The preset with the study's settings."""
+        return self._config(PRESETS[self.preset], self.settings, "settings")
+
+    @cached_property
+    def configs(self) -> dict[str, TrainConfig]:
+        """Config of every arm, with the seed still to be set."""
+        return {arm: self._config(self.base, given or {}, f"arm {arm!r}") for arm, given in self.arms.items()}
+
+    @cached_property
+    def worlds(self) -> dict[str, EnvConfig]:
+        """World of every evaluation."""
+        evaluations = self.evaluations or {self.base.env.task: {}}
+        changed = {
+            name: self._config(self.base, given or {}, f"evaluation {name!r}") for name, given in evaluations.items()
+        }
+        for name, config in changed.items():
+            if dataclasses.replace(config, env=self.base.env) != self.base:
+                known = ", ".join(field.name for field in dataclasses.fields(EnvConfig))
+                raise UserError(f"evaluation {name!r}: the settings of a world are {known}; others belong to an arm")
+        return {name: config.env for name, config in changed.items()}
+
+    @cached_property
+    def search_settings(self) -> SearchSettings:
+        """Of the searches for the best schedule."""
+        if self.search_epochs is not None:
+            return SearchSettings(self.search_epochs)
+        runs = [(config.run, config.env) for config in self.configs.values()]
+        return SearchSettings(
+            max(
+                run.iterations * max(1, run.num_env_runners) * run.hosts_per_runner * env.max_epochs
+                for run, env in runs
+            )
+        )
+
+    @staticmethod
+    def _config(config: TrainConfig, settings: dict[str, Any], where: str) -> TrainConfig:
+        if "seed" in settings:
+            raise UserError(f"{where}: give the training seeds under seeds, not as a setting")
+        try:
+            return with_settings(config, settings)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error

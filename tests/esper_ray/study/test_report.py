@@ -1,0 +1,44 @@
+"""The report of a study has everybody and everything."""
+
+import json
+
+import pytest
+
+from envs.tasks import make_task
+from esper_ray.config import DEBUG
+from esper_ray.study.definition import Study
+from esper_ray.study.directory import StudyDirectory
+from esper_ray.study.report import write_report
+from tests.esper_ray.study.small import FakeTraining, run_with, written
+
+SLOTS = make_task(DEBUG.env.task).slots
+
+
+def test_the_report_has_every_policy_with_paired_differences_and_pictures(tmp_path, monkeypatch):
+    controls = ["never_grow", "static_big", "best_schedule", "learned_greedy", "static_final"]
+    file = written(tmp_path, evaluations={"same": None}, controls=controls, search_epochs=180)
+    directory = StudyDirectory(tmp_path / "out", Study.read(file))
+    run_with(monkeypatch, FakeTraining(), directory)
+    write_report(directory)
+    report = json.loads((directory.path / "study.json").read_text())
+    assert report["arms"]["state"]["scores"] == [pytest.approx([0.1, 0.2])] * 2
+    arms = ["factored", "state"]
+    following = {f"{arm}, {which}" for arm in arms for which in ("greedy", "static final")}
+    assert report["evaluations"]["same"]["name"] == "same"
+    policies = report["evaluations"]["same"]["policies"]
+    differences = report["evaluations"]["same"]["differences"]
+    assert list(policies)[:2] == arms
+    assert set(policies) == {*arms, *following, "never_grow", "static_big", "best_schedule"}
+    for arm in arms:
+        assert set(differences[arm]) == set(policies) - {arm}
+        for other, difference in differences[arm].items():
+            assert difference["iqm"] == pytest.approx(policies[arm]["score"]["iqm"] - policies[other]["score"]["iqm"])
+            assert difference["ci95"][0] <= difference["ci95"][1]
+    for result in policies.values():
+        assert all(sum(shares) == pytest.approx(1, abs=1e-5) for shares in result["behaviour"]["ops"])
+        assert result["training_flops"]["iqm"] > 0
+    assert sum(map(sum, policies["static_big"]["behaviour"]["fossilized"])) == SLOTS.num_slots
+    page = (directory.path / "study.md").read_text()
+    for picture in ("learning_curves", "same-costs", "same-behaviour"):
+        assert f"({picture}.png)" in page
+        assert (directory.path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
