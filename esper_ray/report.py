@@ -30,8 +30,9 @@ COLOURS = ("#1d3557", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7", "#4c78a8", "#9
 
 def evaluation_table(report: dict[str, Any]) -> Table:
     """One row per policy; fits into 80 columns."""
+    world = report.get("name", report["task"])  # a study's evaluations have names
     table = Table(
-        title=f"{report.get('name', report['task'])}: {report['episodes']} held-out hosts, {report['max_epochs']} epochs, test split",
+        title=f"{world}: {report['episodes']} held-out hosts, {report['max_epochs']} epochs, test split",
         caption="score = accuracy/100 − rent; interquartile means, [ ] = 95 % bootstrap interval; "
         "GFLOP: training of one host, all evaluations on validation included; "
         "fossil, pruned, cut: seeds per episode kept for good, pruned, removed unfinished at the end",

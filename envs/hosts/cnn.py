@@ -72,8 +72,7 @@ class CnnVariant:
 
 
 class CnnHost:
-    """Blocks of conv → batch norm → ReLU, ``depth`` times, → 2×2 average pool where the map allows; then global pool
-    → linear.
+    """Blocks of ``depth`` times conv → batch norm → ReLU, then a 2×2 mean where the map allows; global pool; linear.
 
     Args:
         widest: Size that holds every member.

@@ -62,7 +62,7 @@ def score_figure(report: dict[str, Any]) -> Figure:
         for place, policy in enumerate(policies):
             score, along = _point(evaluation["policies"][policy]["score"])
             axes.errorbar(score, place, xerr=along, fmt="none", capsize=2, lw=1.2, color=styles[policy]["color"])
-            axes.plot(score, place, ls="none", ms=6, **styles[policy])
+            axes.plot(score, place, ls="none", ms=5, **(styles[policy] | {"marker": "o"}))
         axes.set_title(evaluation["name"], fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.margins(x=0.12)

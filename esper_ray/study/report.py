@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,7 @@ def _summary_lines(report: dict[str, Any]) -> list[str]:
     lines += table(list(first["policies"]), lambda each, policy: _interval(each["policies"][policy]["score"], ".3f"))
     for arm, differences in first["differences"].items():
         lines += ["", f"Score of {arm} minus that of the policy in the row, on the same hosts:", ""]
-        lines += table(list(differences), lambda each, other, arm=arm: _difference(each, arm, other))
+        lines += table(list(differences), partial(_difference, arm))
     return [*lines, "", "![scores in all worlds](scores.png)"]
 
 
@@ -215,7 +216,7 @@ def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
         cells = [
             LABELS.get(policy, policy),
             _interval(result["score"], ".3f"),
-            *(_difference(evaluation, arm, policy) for arm in arms),
+            *(_difference(arm, evaluation, policy) for arm in arms),
             _interval(result["accuracy"], ".1f"),
             _interval(result["parameters"], ",.0f"),
             _interval(result["training_flops"], ",.2f", 1e-9),
@@ -231,7 +232,7 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _difference(evaluation: dict[str, Any], arm: str, other: str) -> str:
+def _difference(arm: str, evaluation: dict[str, Any], other: str) -> str:
     """Score of an arm minus that of another policy; empty for the arm itself."""
     differences = evaluation["differences"][arm]
     return _interval(differences[other], "+.3f") if other in differences else ""
