@@ -175,6 +175,17 @@ class Seed(nn.Module):
 
 
 # ---------------------------------------------------------------------- host
+def _block(c_in: int, c_out: int, kernel: int, depth: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in (c_in, *[c_out] * (depth - 1)):
+        layers += [
+            nn.Conv2d(width, c_out, kernel, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(c_out, momentum=0.3),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
 class Host(nn.Module):
     """A convolutional host with its seeds.
 
@@ -189,11 +200,7 @@ class Host(nn.Module):
         super().__init__()
         channels = (in_channels, *variant.widths)
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False),
-                nn.BatchNorm2d(c_out, momentum=0.3),
-                nn.ReLU(inplace=True),
-            )
+            _block(c_in, c_out, kernel, variant.depth)
             for c_in, c_out, kernel in zip(channels[:-1], channels[1:], variant.kernels, strict=True)
         )
         self.head = nn.Linear(channels[-1], num_classes)

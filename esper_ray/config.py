@@ -348,6 +348,11 @@ QUICKSTART = TrainConfig(
 )
 """What `make train` runs: shorter episodes and a smaller network, for two cores and ten minutes."""
 
+THOROUGH = dataclasses.replace(
+    QUICKSTART, run=dataclasses.replace(QUICKSTART.run, iterations=120, hosts_per_runner=32, replay_interval=10)
+)
+"""The quickstart for about an hour on two cores: twice the hosts, more than three times the iterations."""
+
 DEBUG = TrainConfig(
     run=RunConfig(iterations=2, num_env_runners=0, hosts_per_runner=4, replay_interval=1),
     env=EnvConfig(max_epochs=12),
@@ -356,4 +361,9 @@ DEBUG = TrainConfig(
 )
 """Small and in one process, so that breakpoints work."""
 
-PRESETS: dict[str, TrainConfig] = {"default": TrainConfig(), "quickstart": QUICKSTART, "debug": DEBUG}
+PRESETS: dict[str, TrainConfig] = {
+    "default": TrainConfig(),
+    "quickstart": QUICKSTART,
+    "thorough": THOROUGH,
+    "debug": DEBUG,
+}

@@ -28,6 +28,10 @@ CONTROLS = ("never_grow", "random_valid", "heuristic", "fixed_schedule")
 BEST_SCHEDULE = "best_schedule"
 """The fixed schedule that a search found (``esper_ray.search``)."""
 
+TRAINING_SCHEDULE = "training_schedule"
+"""The fixed schedule that a search found in the world where the policy was trained, played in another one: in studies
+that take their trainings from another study."""
+
 LEARNED_GREEDY = "learned_greedy"
 """The learned policy taking its most probable choices instead of drawing."""
 
@@ -47,7 +51,7 @@ default parameter budget of those hosts, nor MLP in a transformer, which mixes n
 STATIC = (STATIC_FINAL, STATIC_BIG)
 """Controls that are networks: they start with their seeds, and nobody plays."""
 
-INDEPENDENT = (*CONTROLS, STATIC_BIG, BEST_SCHEDULE)
+INDEPENDENT = (*CONTROLS, STATIC_BIG, BEST_SCHEDULE, TRAINING_SCHEDULE)
 """Controls that play once per world."""
 
 FOLLOWING = (LEARNED_GREEDY, STATIC_FINAL)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from esper_ray.controls import BEST_SCHEDULE, LEARNED_GREEDY, STATIC_BIG, STATIC_FINAL
+from esper_ray.controls import BEST_SCHEDULE, LEARNED_GREEDY, STATIC_BIG, STATIC_FINAL, TRAINING_SCHEDULE
 from policies.learned import LEARNED
 
 LABELS = {
@@ -18,6 +18,7 @@ LABELS = {
     "heuristic": "heuristic",
     "fixed_schedule": "fixed schedule",
     BEST_SCHEDULE: "best schedule",
+    TRAINING_SCHEDULE: "best schedule of the training world",
     LEARNED_GREEDY: "learned, greedy",
     STATIC_FINAL: "static final",
     STATIC_BIG: "static big",
@@ -29,8 +30,9 @@ COLOURS = ("#1d3557", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7", "#4c78a8", "#9
 
 def evaluation_table(report: dict[str, Any]) -> Table:
     """One row per policy; fits into 80 columns."""
+    world = report.get("name", report["task"])  # a study's evaluations have names
     table = Table(
-        title=f"{report['task']}: {report['episodes']} held-out hosts, {report['max_epochs']} epochs, test split",
+        title=f"{world}: {report['episodes']} held-out hosts, {report['max_epochs']} epochs, test split",
         caption="score = accuracy/100 − rent; interquartile means, [ ] = 95 % bootstrap interval; "
         "GFLOP: training of one host, all evaluations on validation included; "
         "fossil, pruned, cut: seeds per episode kept for good, pruned, removed unfinished at the end",
@@ -38,7 +40,7 @@ def evaluation_table(report: dict[str, Any]) -> Table:
         padding=0,
         show_edge=False,
     )
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy")
     for name in ("score", "acc %", "params", "GFLOP", "fossil", "pruned", "cut"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, result in report["policies"].items():

@@ -29,13 +29,15 @@ class CnnVariant:
     Attributes:
         widths: Output channels of each block, 1 to 3 or a multiple of 4.
         kernels: Kernel size of each block; 1 *impairs* the block (it cannot mix space), 3 is healthy.
+        depth: Convolutions in each block, all of its width and kernel.
 
     Raises:
-        ValueError: lengths differ, a kernel is even, or a width does not divide into groups.
+        ValueError: lengths differ, a kernel is even, a width does not divide into groups, or no convolution.
     """
 
     widths: tuple[int, ...]
     kernels: tuple[int, ...]
+    depth: int = 1
 
     def __post_init__(self) -> None:
         if not self.widths or len(self.widths) != len(self.kernels):
@@ -44,23 +46,33 @@ class CnnVariant:
             raise ValueError(f"kernels must be odd and positive, got {self.kernels}")
         for width in self.widths:
             num_groups(width)
+        if self.depth < 1:
+            raise ValueError(f"depth must be at least 1, got {self.depth}")
+
+    @property
+    def layers(self) -> list[tuple[int, int]]:
+        """Width and kernel size of every convolution, block by block."""
+        blocks = zip(self.widths, self.kernels, strict=True)
+        return [block for block in blocks for _ in range(self.depth)]
 
     @classmethod
     def widest(cls, variants: tuple[CnnVariant, ...]) -> CnnVariant:
         """The smallest size that holds every variant.
 
         Raises:
-            ValueError: the variants differ in depth.
+            ValueError: the variants differ in the number of blocks or in depth.
         """
-        if len({len(variant.widths) for variant in variants}) != 1:
-            raise ValueError(f"the host variants of one task must have the same number of blocks, got {variants}")
+        if len({(len(variant.widths), variant.depth) for variant in variants}) != 1:
+            raise ValueError(
+                f"the host variants of one task must have the same number of blocks and the same depth, got {variants}"
+            )
         widths = tuple(max(sizes) for sizes in zip(*(variant.widths for variant in variants), strict=True))
         kernels = tuple(max(sizes) for sizes in zip(*(variant.kernels for variant in variants), strict=True))
-        return cls(widths, kernels)
+        return cls(widths, kernels, variants[0].depth)
 
 
 class CnnHost:
-    """Blocks of conv → batch norm → ReLU → 2×2 average pool where the map allows; then global pool → linear.
+    """Blocks of ``depth`` times conv → batch norm → ReLU, then a 2×2 mean where the map allows; global pool; linear.
 
     Args:
         widest: Size that holds every member.
@@ -84,7 +96,7 @@ class CnnHost:
         """See :class:`envs.hosts.base.Host`."""
         specs: ParameterSpecs = {}
         c_in = self.in_channels
-        for i, (width, kernel) in enumerate(zip(variant.widths, variant.kernels, strict=True)):
+        for i, (width, kernel) in enumerate(variant.layers):
             specs[f"conv{i}"] = ParameterSpec((width, c_in, kernel, kernel), Init.HE)
             specs[f"norm{i}_weight"] = ParameterSpec((width,), Init.ONES)
             specs[f"norm{i}_bias"] = ParameterSpec((width,), Init.ZEROS)
@@ -96,7 +108,7 @@ class CnnHost:
     def buffers(self, variant: CnnVariant) -> ParameterSpecs:
         """See :class:`envs.hosts.base.Host`."""
         specs: ParameterSpecs = {}
-        for i, width in enumerate(variant.widths):
+        for i, (width, _) in enumerate(variant.layers):
             specs[f"mean{i}"] = ParameterSpec((width,), Init.ZEROS)
             specs[f"var{i}"] = ParameterSpec((width,), Init.ONES)
         return specs
@@ -112,8 +124,11 @@ class CnnHost:
     def flops(self, variant: CnnVariant, sample_shape: tuple[int, ...]) -> int:
         """See :class:`envs.hosts.base.Host`."""
         specs, sizes = self.parameters(variant), self._map_sizes(sample_shape)
-        blocks = (matrix_flops({"": specs[f"conv{i}"]}, math.prod(sizes[i])) for i in range(self.num_slots))
-        return sum(blocks) + matrix_flops({"": specs["head_weight"]}, 1)
+        layers = (
+            matrix_flops({"": specs[f"conv{i}"]}, math.prod(sizes[i // variant.depth]))
+            for i in range(len(variant.layers))
+        )
+        return sum(layers) + matrix_flops({"": specs["head_weight"]}, 1)
 
     def _map_sizes(self, sample_shape: tuple[int, ...]) -> list[tuple[int, int]]:
         """Height and width of the map that each block sees, and behind them of the last one's output."""
@@ -127,14 +142,15 @@ class CnnHost:
         self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
     ) -> Tensor:
         """See :class:`envs.hosts.base.Host`; images are ``[B, H, W, M, C]``, shared ones ``[B, H, W, C]``."""
-        p, h = parameters, x
-        for i in range(self.num_slots):
-            kernel, mean, var = p[f"conv{i}"], buffers[f"mean{i}"], buffers[f"var{i}"]
-            weight, bias = p[f"norm{i}_weight"], p[f"norm{i}_bias"]
-            if training:
-                h = batch_norm(conv(h, kernel), weight, bias, mean, var, relu=True)
-            else:
-                convolve = conv if h.dim() == 5 else conv_of_shared_input
-                h = convolve(h, *fold_batch_norm(kernel, weight, bias, mean, var), relu=True)
-            h = grow(i, average_pool(h))
+        p, h, depth = parameters, x, self.widest.depth
+        for slot in range(self.num_slots):
+            for i in range(slot * depth, (slot + 1) * depth):
+                kernel, mean, var = p[f"conv{i}"], buffers[f"mean{i}"], buffers[f"var{i}"]
+                weight, bias = p[f"norm{i}_weight"], p[f"norm{i}_bias"]
+                if training:
+                    h = batch_norm(conv(h, kernel), weight, bias, mean, var, relu=True)
+                else:
+                    convolve = conv if h.dim() == 5 else conv_of_shared_input
+                    h = convolve(h, *fold_batch_norm(kernel, weight, bias, mean, var), relu=True)
+            h = grow(slot, average_pool(h))
         return linear(global_average_pool(h), p["head_weight"], p["head_bias"]).transpose(0, 1)

@@ -37,6 +37,10 @@ class Study:
         for env in (*(config.env for config in spec.configs.values()), *spec.worlds.values()):
             env.load_data()
         directory = StudyDirectory(self.output or Path("runs") / "studies" / self.study.stem, spec)
+        if lacking := directory.lacking():
+            first = f"esper-ray study {self.study.with_name(f'{spec.trained_by}{self.study.suffix}')}"
+            first += f" --output {self.output.with_name(directory.trainer.path.name)}" if self.output else ""
+            raise UserError(f"{directory.trainer.path} lacks {'; '.join(lacking)}: first run {first}")
         try:
             run_study(directory, self.workers, console)
         except (StudyInterruptedError, KeyboardInterrupt):

@@ -15,7 +15,7 @@ from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.run_directory import RunDirectory
 
-Preset = Literal["default", "quickstart", "debug"]
+Preset = Literal["default", "quickstart", "thorough", "debug"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Train:
     """Ray cluster to train on: HOST:PORT, or auto for that of this machine. By default the cluster of RAY_ADDRESS,
     which `ray job submit` sets, and else a Ray of its own on this machine."""
     preset: Preset = "default"
-    """Settings to start from: default, quickstart (ten minutes on two cores) or debug."""
+    """Settings to start from: default, quickstart (ten minutes on two cores), thorough (an hour) or debug."""
     debug: bool = False
     """Same as --preset debug: small and in this process, so that breakpoints work."""
 

@@ -49,11 +49,21 @@ def write_trace(path: Path, env: EnvConfig, settings: SearchSettings, rungs: Seq
 
 
 def read_trace(path: Path, env: EnvConfig, settings: SearchSettings) -> list[Rung]:
-    """What an interrupted search of the same world with the same settings has measured; nothing if there is none."""
+    """What an interrupted search has measured; nothing if there was none.
+
+    Raises:
+        UserError: the trace is of another world or other settings, or it is damaged.
+    """
+    file, asked = trace_path(path), _identity(env, settings)
+    if not file.is_file():
+        return []
     try:
-        trace = json.loads(trace_path(path).read_text())
-        if trace["search"] != _identity(env, settings):
-            return []
+        trace = json.loads(file.read_text())
+        made = trace["search"]
+        if differing := [name for name in asked if made.get(name) != asked[name]]:
+            raise UserError(
+                f"{file} is of a search with another {', '.join(differing)}: give another --output, or remove it"
+            )
         return [
             Rung(
                 rung["name"],
@@ -63,8 +73,10 @@ def read_trace(path: Path, env: EnvConfig, settings: SearchSettings) -> list[Run
             )
             for rung in trace["rungs"]
         ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is no trace of a search: remove it") from error
 
 
 def _identity(env: EnvConfig, settings: SearchSettings) -> dict[str, Any]:

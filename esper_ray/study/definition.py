@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from esper_ray.config import PRESETS, EnvConfig, TrainConfig, describe_problems, with_settings
-from esper_ray.controls import BEST_SCHEDULE, CONTROLS, FOLLOWING, INDEPENDENT, STATIC
+from esper_ray.controls import BEST_SCHEDULE, CONTROLS, FOLLOWING, INDEPENDENT, STATIC, TRAINING_SCHEDULE
 from esper_ray.errors import UserError
 from esper_ray.run_directory import Which
 from esper_ray.search.halving import Brackets, SearchSettings
@@ -20,11 +20,17 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 """Of an arm or an evaluation: it becomes a file name."""
 
 
+OF_TRAINING = ("preset", "settings", "arms", "seeds")
+"""Keys that say what is trained, and how."""
+
+
 class Study(BaseModel):
     """What a study's YAML file says.
 
     Attributes:
         title: Heading of the report.
+        trained_by: Another study, by the name of its file beside this one, whose trainings are evaluated here; its
+            ``OF_TRAINING`` are then this study's too.
         preset: Settings to start from.
         settings: Replaced in all arms, named as on the command line.
         arms: What is compared: by name, the settings that are replaced in this arm.
@@ -34,13 +40,15 @@ class Study(BaseModel):
         episodes: Held-out hosts per evaluation, the same for everybody.
         evaluation_seed: Of the held-out hosts.
         checkpoint: Which checkpoint of every run plays.
-        controls: What the arms are compared with. ``best_schedule`` is searched for in every world.
+        controls: What the arms are compared with. ``best_schedule`` is searched for in every world;
+            ``training_schedule`` is the one that the study of ``trained_by`` found where its policies train.
         search_epochs: Host epochs that each search may spend; by default as many as the longest training.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str = ""
+    trained_by: Name | None = None
     preset: str = "default"
     settings: dict[str, Any] = {}
     arms: dict[Name, dict[str, Any] | None] = Field({"learned": {}}, min_length=1)
@@ -51,6 +59,7 @@ class Study(BaseModel):
     checkpoint: Which = "best"
     controls: list[str] = [*CONTROLS, *STATIC]
     search_epochs: Annotated[int, Field(ge=1)] | None = None
+    _trainer: Study | None = PrivateAttr(None)
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -64,18 +73,35 @@ class Study(BaseModel):
         Raises:
             UserError: unreadable, an unknown key, or a value that cannot be used; names the file and the place.
         """
+        study = cls._parse(path)
         try:
-            study = cls.model_validate(yaml.safe_load(path.read_text()) or {})
+            if study.trained_by is not None:
+                study = study._with_trainer(path.with_name(f"{study.trained_by}{path.suffix}"))
+            study._check()
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return study
+
+    @classmethod
+    def _parse(cls, path: Path) -> Study:
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text()) or {})
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         except ValidationError as error:
             raise UserError(f"{path}: {describe_problems(error)}") from error
-        try:
-            study._check()
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+
+    def _with_trainer(self, path: Path) -> Study:
+        """This study of the trainings of another one, which is in a file."""
+        if given := [key for key in OF_TRAINING if key in self.model_fields_set]:
+            raise UserError(f"trained_by takes {', '.join(given)} from {path}: remove one or the other")
+        if Study._parse(path).trained_by is not None:
+            raise UserError(f"trained_by must name a study that trains, but {path} takes its trainings from another")
+        trainer = Study.read(path)
+        study = self.model_copy(update={key: getattr(trainer, key) for key in OF_TRAINING})
+        study._trainer = trainer
         return study
 
     def _check(self) -> None:
@@ -87,6 +113,8 @@ class Study(BaseModel):
             raise UserError(
                 f"controls must be among {', '.join((*INDEPENDENT, *FOLLOWING))}, got {', '.join(sorted(unknown))}"
             )
+        if TRAINING_SCHEDULE in self.controls:
+            self.training_evaluation()
         if clash := set(self.arms) & set(self.controls):
             raise UserError(f"an arm must not be called like a control: rename {', '.join(sorted(clash))}")
         if BEST_SCHEDULE in self.controls:
@@ -101,6 +129,26 @@ class Study(BaseModel):
                         f"arm {arm!r} cannot play evaluation {name!r}: the action heads of task {world.task!r} are not "
                         f"those of {config.env.task!r} (esper-ray inspect shows both)"
                     )
+
+    @property
+    def trainer(self) -> Study:
+        """The study that trains: this one, or the one that ``trained_by`` names."""
+        return self._trainer or self
+
+    def training_evaluation(self) -> str:
+        """Name of the trainer's evaluation in the world of its settings, for which it finds ``training_schedule``.
+
+        Raises:
+            UserError: nothing is searched for there.
+        """
+        trainer = self.trainer
+        there = [name for name, world in trainer.worlds.items() if world == trainer.base.env]
+        if trainer is self or BEST_SCHEDULE not in trainer.controls or not there:
+            raise UserError(
+                f"the control {TRAINING_SCHEDULE} needs trained_by, and there the control {BEST_SCHEDULE} and an "
+                "evaluation in the world of its settings"
+            )
+        return there[0]
 
     @cached_property
     def base(self) -> TrainConfig:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper_ray.config import TrainConfig
-from esper_ray.controls import BEST_SCHEDULE, FOLLOWING, INDEPENDENT, Trained
+from esper_ray.controls import BEST_SCHEDULE, FOLLOWING, INDEPENDENT, TRAINING_SCHEDULE, Trained
 from esper_ray.errors import UserError
 from esper_ray.export import file_sha256
 from esper_ray.run_directory import RunDirectory
@@ -55,12 +55,23 @@ class StudyDirectory:
     """``runs/ARM/seed-K`` with the trainings, ``episodes/EVALUATION/POLICY.json`` and the report.
 
     Args:
-        path: Made if absent.
+        path: Made if absent. A study that takes the trainings of another one expects that one's directory beside it.
         study: What is studied.
+
+    Attributes:
+        trainer: Where the trainings lie: the other study's directory, or this one.
+
+    Raises:
+        UserError: it would be the other study's directory.
     """
 
     def __init__(self, path: Path, study: Study) -> None:
         self.path, self.study = path.resolve(), study
+        self.trainer = self
+        if study.trained_by is not None:
+            self.trainer = StudyDirectory(self.path.with_name(study.trained_by), study.trainer)
+            if self.trainer.path == self.path:
+                raise UserError(f"{path} is for the study {study.trained_by!r}: give another --output beside it")
 
     @property
     def trainings(self) -> list[Training]:
@@ -70,7 +81,7 @@ class StudyDirectory:
                 arm,
                 seed,
                 dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed)),
-                self.path / "runs" / arm / f"seed-{seed}",
+                self.trainer.path / "runs" / arm / f"seed-{seed}",
             )
             for seed in self.study.seeds
             for arm, config in self.study.configs.items()
@@ -79,6 +90,24 @@ class StudyDirectory:
     def schedule_path(self, evaluation: str) -> Path:
         """File of the best schedule for a world."""
         return self.path / "schedules" / f"{evaluation}.json"
+
+    def lacking(self) -> list[str]:
+        """What the study needs of another one's directory and does not find there, in words."""
+        if self.trainer is self:
+            return []
+        lacking = [f"{training.arm}, seed {training.seed}" for training in self.trainings if not training.is_finished()]
+        if TRAINING_SCHEDULE in self.study.controls and not self._training_schedule().is_file():
+            lacking.append("the best schedule")
+        return lacking
+
+    def _training_schedule(self) -> Path:
+        return self.trainer.schedule_path(self.study.training_evaluation())
+
+    def _schedule_of(self, policy: str, evaluation: str) -> Path | None:
+        """File of the schedule that a control plays in a world, if it is one that was searched for."""
+        if policy == BEST_SCHEDULE:
+            return self.schedule_path(evaluation)
+        return self._training_schedule() if policy == TRAINING_SCHEDULE else None
 
     def searches(self) -> dict[str, Path]:
         """By world the file of its best schedule, if the study asks for it."""
@@ -91,7 +120,8 @@ class StudyDirectory:
             self._playing(control, None, evaluation, None)
             for evaluation in self.study.worlds
             for control in self.study.controls
-            if control in INDEPENDENT and (control != BEST_SCHEDULE or self.schedule_path(evaluation).is_file())
+            if control in INDEPENDENT
+            and ((schedule := self._schedule_of(control, evaluation)) is None or schedule.is_file())
         ]
 
     def evaluations(self, training: Training) -> list[Playing]:
@@ -115,6 +145,7 @@ class StudyDirectory:
         weights_sha256: str | None = None,
     ) -> Playing:
         study = self.study
+        schedule = self._schedule_of(policy, evaluation)
         name = policy if seed is None else f"{policy}.seed-{seed}"
         return Playing(
             policy,
@@ -124,7 +155,7 @@ class StudyDirectory:
             trained,
             weights_sha256,
             () if trained is None else tuple(control for control in FOLLOWING if control in study.controls),
-            read_schedule(self.schedule_path(evaluation)) if policy == BEST_SCHEDULE else None,
+            None if schedule is None else read_schedule(schedule),
             study.episodes,
             study.evaluation_seed,
             self.path / "episodes" / evaluation / f"{name}.json",

@@ -50,6 +50,29 @@ def learning_figure(report: dict[str, Any]) -> Figure:
     return figure
 
 
+def score_figure(report: dict[str, Any]) -> Figure:
+    """Score of every policy with its 95 % interval, a panel per world."""
+    evaluations = report["evaluations"].values()
+    (first, *_) = evaluations
+    policies = list(first["policies"])
+    figure = Figure(figsize=(2.5 + 2.0 * len(evaluations), 1.3 + 0.3 * len(policies)), layout="constrained", dpi=110)
+    panels = np.atleast_1d(figure.subplots(1, len(evaluations), sharey=True))
+    for axes, evaluation in zip(panels, evaluations, strict=True):
+        styles = _styles(evaluation)
+        for place, policy in enumerate(policies):
+            score, along = _point(evaluation["policies"][policy]["score"])
+            axes.errorbar(score, place, xerr=along, fmt="none", capsize=2, lw=1.2, color=styles[policy]["color"])
+            axes.plot(score, place, ls="none", ms=5, **(styles[policy] | {"marker": "o"}))
+        axes.set_title(evaluation["name"], fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.margins(x=0.12)
+        _plain(axes, grid="both")
+    panels[0].set_yticks(range(len(policies)), [LABELS.get(policy, policy) for policy in policies])
+    panels[0].invert_yaxis()
+    figure.supxlabel("committed score, test split: interquartile means and 95 % intervals", fontsize=10)
+    return figure
+
+
 def cost_figure(evaluation: dict[str, Any]) -> Figure:
     """Score against each cost, a point with 95 % intervals per policy."""
     figure = Figure(figsize=(1.5 + 5.5 * len(COSTS), 4.8), layout="constrained", dpi=110)

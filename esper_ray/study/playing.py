@@ -10,7 +10,7 @@ from typing import Any
 
 from envs.grown import GrownSeeds
 from esper_ray.config import EnvConfig
-from esper_ray.controls import BEST_SCHEDULE, LEARNED_GREEDY, STATIC_BIG, STATIC_FINAL, Trained, static_big
+from esper_ray.controls import LEARNED_GREEDY, STATIC_BIG, STATIC_FINAL, Trained, static_big
 from esper_ray.episodes import held_out_seeds, run_episodes
 from esper_ray.evaluation import MEASURES
 from esper_ray.export import load_policy
@@ -35,7 +35,7 @@ class Playing:
         trained: What plays; None for a control.
         weights_sha256: Of its file.
         following: Which of ``FOLLOWING`` play after the trained policy.
-        schedule: What ``BEST_SCHEDULE`` plays.
+        schedule: What ``BEST_SCHEDULE`` and ``TRAINING_SCHEDULE`` play.
         episodes: Hosts.
         evaluation_seed: Of the hosts.
         path: File of the results.
@@ -102,8 +102,7 @@ class Playing:
         slots, max_epochs = self.env.make_task().slots, self.env.max_epochs
         if self.policy == STATIC_BIG:
             return NeverGrow(slots)
-        if self.policy == BEST_SCHEDULE:
-            assert self.schedule is not None
+        if self.schedule is not None:
             return FixedSchedule(slots, max_epochs, self.schedule)
         return build_policy(self.policy, PolicySettings(slots, max_epochs))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from esper_ray.report import LABELS, clock
 from esper_ray.revision import git_commit
 from esper_ray.run_directory import replace_text
 from esper_ray.study.directory import StudyDirectory, Training
-from esper_ray.study.figures import behaviour_figure, cost_figure, learning_figure
+from esper_ray.study.figures import behaviour_figure, cost_figure, learning_figure, score_figure
 from esper_ray.study.playing import Playing
 from esper_ray.study.statistics import interquartile_means
 
@@ -38,12 +38,14 @@ def write_report(directory: StudyDirectory) -> dict[str, Any]:
     report = summarise_study(directory)
     replace_text(directory.path / "study.json", json.dumps(report, indent=2, default=str) + "\n")
     pictures = {"learning_curves": learning_figure(report)}
+    if len(report["evaluations"]) > 1:
+        pictures["scores"] = score_figure(report)
     for name, evaluation in report["evaluations"].items():
         pictures[f"{name}-costs"] = cost_figure(evaluation)
         pictures[f"{name}-behaviour"] = behaviour_figure(evaluation)
     for name, figure in pictures.items():
         figure.savefig(directory.path / f"{name}.png")
-    replace_text(directory.path / "study.md", markdown(report, [f"{name}.png" for name in pictures]))
+    replace_text(directory.path / "study.md", markdown(report))
     return report
 
 
@@ -150,12 +152,11 @@ def _behaviour(runs: Sequence[dict[str, Any]], episodes: int) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- words
-def markdown(report: dict[str, Any], pictures: Sequence[str]) -> str:
-    """The report as a page.
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page, with the pictures that :func:`write_report` puts beside it.
 
     Args:
         report: As :func:`summarise_study` makes it.
-        pictures: Files beside the page.
     """
     lines = [f"# {report['title'] or 'Study'}", ""]
     lines += ["| arm | training seeds | host epochs each | time each | differs in |", "|---|---|---|---|---|"]
@@ -165,6 +166,11 @@ def markdown(report: dict[str, Any], pictures: Sequence[str]) -> str:
         seeds = ", ".join(map(str, result["seeds"]))
         time = clock(float(np.mean(seconds))) if seconds else ""
         lines.append(f"| {arm} | {seeds} | {result['epochs'][-1]:,.0f} | {time} | {differs} |")
+    if report["study"]["trained_by"]:
+        lines += ["", f"Trained by the study {report['study']['trained_by']}."]
+    lines += ["", "![learning curves](learning_curves.png)"]
+    if len(report["evaluations"]) > 1:
+        lines += ["", *_summary_lines(report)]
     for evaluation in report["evaluations"].values():
         lines += ["", *_evaluation_lines(evaluation)]
     lines += [
@@ -173,10 +179,26 @@ def markdown(report: dict[str, Any], pictures: Sequence[str]) -> str:
         "score = accuracy/100 − rent, on the test split. GFLOP: training of one host, all evaluations on validation "
         "included. fossilised, pruned, cut: seeds per episode kept for good, "
         f"pruned, removed unfinished at the end. Code: {report['git_commit'] or 'no checkout'}.",
-        "",
-        *(f"![{Path(picture).stem.replace('_', ' ')}]({picture})\n" for picture in pictures),
     ]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
+
+
+def _summary_lines(report: dict[str, Any]) -> list[str]:
+    """All worlds in one table of scores, and one of differences for each arm."""
+    evaluations = report["evaluations"].values()
+    (first, *_) = evaluations
+
+    def table(policies: Sequence[str], cell: Callable[[dict[str, Any], str], str]) -> list[str]:
+        header = ["policy", *(evaluation["name"] for evaluation in evaluations)]
+        rows = [[LABELS.get(policy, policy), *(cell(each, policy) for each in evaluations)] for policy in policies]
+        return [_row(header), "|---" * len(header) + "|", *map(_row, rows)]
+
+    lines = ["## Scores in all worlds", ""]
+    lines += table(list(first["policies"]), lambda each, policy: _interval(each["policies"][policy]["score"], ".3f"))
+    for arm, differences in first["differences"].items():
+        lines += ["", f"Score of {arm} minus that of the policy in the row, on the same hosts:", ""]
+        lines += table(list(differences), partial(_difference, arm))
+    return [*lines, "", "![scores in all worlds](scores.png)"]
 
 
 def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
@@ -186,26 +208,34 @@ def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
         f"## {evaluation['name']}: {evaluation['episodes']} hosts of {task}, {evaluation['max_epochs']} epochs",
         "",
     ]
-    lines.append("| policy | score | accuracy, % | parameters | training GFLOP | " + " | ".join(FATES.values()) + " |")
-    lines.append("|---|---|---|---|---|" + "---|" * len(FATES))
+    arms = evaluation["arms"]
+    against = [f"{arm} minus it" for arm in arms]
+    header = ["policy", "score", *against, "accuracy, %", "parameters", "training GFLOP", *FATES.values()]
+    lines += [_row(header), "|---" * len(header) + "|"]
     for policy, result in evaluation["policies"].items():
         cells = [
             LABELS.get(policy, policy),
             _interval(result["score"], ".3f"),
+            *(_difference(arm, evaluation, policy) for arm in arms),
             _interval(result["accuracy"], ".1f"),
             _interval(result["parameters"], ",.0f"),
             _interval(result["training_flops"], ",.2f", 1e-9),
             *(f"{result['fates'][fate]:.2f}" for fate in FATES),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    others = list(evaluation["policies"])
-    lines += ["", "Differences in score, row minus column, on the same hosts:", ""]
-    lines.append("| | " + " | ".join(LABELS.get(other, other) for other in others) + " |")
-    lines.append("|---|" + "---|" * len(others))
-    for arm, differences in evaluation["differences"].items():
-        cells = [_interval(differences[other], "+.3f") if other in differences else "" for other in others]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        lines.append(_row(cells))
+    for kind in ("costs", "behaviour"):
+        lines += ["", f"![{evaluation['name']}, {kind}]({evaluation['name']}-{kind}.png)"]
     return lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _difference(arm: str, evaluation: dict[str, Any], other: str) -> str:
+    """Score of an arm minus that of another policy; empty for the arm itself."""
+    differences = evaluation["differences"][arm]
+    return _interval(differences[other], "+.3f") if other in differences else ""
 
 
 def _interval(estimate: dict[str, Any], form: str, scale: float = 1.0) -> str:

@@ -41,7 +41,7 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
     Raises:
         StudyInterruptedError: by Ctrl-C during a training, after its iteration was saved.
         KeyboardInterrupt: by Ctrl-C at any other time.
-        UserError: the directory holds runs with other settings.
+        UserError: the directory holds runs or searches with other settings.
     """
     from esper_ray.training import train  # Ray takes seconds to import, and reading a study does without
 
@@ -50,6 +50,8 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
     for training in directory.trainings:
         if training.path.exists():
             training.open()  # what does not fit is found before any work is done
+    for evaluation, path in directory.searches().items():
+        read_trace(path, directory.study.worlds[evaluation], directory.study.search_settings)
     progress = _Progress(directory)
     console.print(progress.line(), highlight=False)
     for evaluation, path in directory.searches().items():

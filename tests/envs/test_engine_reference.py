@@ -1,6 +1,7 @@
 """A population trains as the loop of plain modules against which the engine benchmark times it."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,10 @@ TASKS = {
     "one size": {"variants": (WIDE,)},
     "several sizes": {"variants": (WIDE, CnnVariant((4, 8, 8), (3, 3, 1)))},
     "narrower than a group": {"variants": (WIDE, CnnVariant((2, 4, 2), (3, 1, 3)))},
+    "two convolutions a block": {
+        "variants": (replace(WIDE, depth=2), CnnVariant((4, 8, 8), (3, 3, 1), depth=2)),
+        "seed": 2,
+    },
     "internal levels": {"variants": (WIDE,), "internal_levels": True},
 }
 MEMBERS, MAX_EPOCHS, BATCHES, WARMUP = 16, 8, 3, 2

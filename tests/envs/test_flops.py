@@ -1,5 +1,7 @@
 """What training costs, against what torch counts in plain modules."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -72,9 +74,10 @@ def test_a_members_first_host_costs_what_torch_counts(topology):
     assert host.flops(host.widest, tuple(sample.shape[1:])) == counted(plain_network(topology, host), sample)
 
 
-@pytest.mark.parametrize("internal_levels", [False, True])
-def test_members_of_several_sizes_with_seeds_cost_what_torch_counts_in_each_as_a_module(internal_levels):
-    task = task_of(WIDE, NARROW, internal_levels=internal_levels)
+@pytest.mark.parametrize(("internal_levels", "depth"), [(False, 1), (True, 1), (False, 2)])
+def test_members_of_several_sizes_with_seeds_cost_what_torch_counts_in_each_as_a_module(internal_levels, depth):
+    variants = [replace(variant, depth=depth) for variant in (WIDE, NARROW)]
+    task = task_of(*variants, internal_levels=internal_levels)
     population, lifecycle = fresh_population(task, 12, 4, torch.device("cpu"), share=0.7)
     ours = population.forward_flops(np.arange(12), lifecycle.computing, lifecycle)
     sample = task.splits["train"].x[:1].permute(0, 3, 1, 2)

@@ -77,6 +77,29 @@ def test_a_mixture_is_drawn_from_the_named_hosts_as_often_as_they_are_named():
         make_task("digits_mixed", {"variants": "lat"})
 
 
+def test_a_deeper_mixture_has_more_convolutions_and_the_same_slots():
+    task, deep = make_task("digits_mixed"), make_task("digits_mixed", {"depth": "2"})
+    assert deep.slots == task.slots
+    for variant, deeper in zip(task.variants, deep.variants, strict=True):
+        assert [task.host.slot_width(variant, slot) for slot in range(3)] == list(deeper.widths)
+        assert len(deeper.layers) == 2 * len(variant.layers)
+        assert deep.host.flops(deeper, (8, 8, 1)) > task.host.flops(variant, (8, 8, 1))
+    with pytest.raises(TaskError, match="depth must be at least 1, got 0"):
+        make_task("digits_mixed", {"depth": "0"})
+
+
+def test_some_of_the_classes_are_the_images_of_the_first_digits_in_the_same_splits():
+    every, half = make_task("digits_mixed"), make_task("digits_mixed", {"classes": "5"})
+    assert half.num_classes == half.host.num_classes == 5
+    for name, split in half.splits.items():
+        first = every.splits[name].y < 5
+        assert split.x.equal(every.splits[name].x[first])
+        assert split.y.equal(every.splits[name].y[first])
+    for wrong in ("1", "11"):
+        with pytest.raises(TaskError, match=f"classes must be 2 to 10, got {wrong}"):
+            make_task("digits_mixed", {"classes": wrong})
+
+
 def test_hosts_learn_faster_or_slower_within_the_spread_and_alike_without_one():
     factors = {}
     for spread in ("1", "3"):

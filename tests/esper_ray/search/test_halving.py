@@ -1,5 +1,7 @@
 """The search for a fixed schedule: its budget, and that it finds what there is to find."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -103,9 +105,20 @@ def test_an_interrupted_search_goes_on_from_its_trace_and_ends_as_if_nothing_had
     assert resumed.best == whole.best
     assert resumed.host_epochs == whole.host_epochs
     assert len(landscape) * 60 == whole.host_epochs - 60 * sum(rung.scores.size for rung in known)
-    assert read_trace(path, ENV, SearchSettings(host_epochs=60 * 1200, seed=1)) == []
-    trace_path(path).write_text("{")
+
+
+def test_a_trace_of_another_search_is_refused_and_so_is_a_damaged_one(landscape, tmp_path):
+    path, asked = tmp_path / "found.json", SearchSettings(host_epochs=60 * 1200)
     assert read_trace(path, ENV, asked) == []
+    write_trace(path, ENV, asked, [])
+    for other, says in (({"host_epochs": 60 * 1300}, "another host_epochs: "), ({"seed": 1}, "another seed: ")):
+        with pytest.raises(UserError, match=says):
+            read_trace(path, ENV, dataclasses.replace(asked, **other))
+    with pytest.raises(UserError, match="another env: give another --output, or remove it"):
+        read_trace(path, dataclasses.replace(ENV, max_epochs=61), asked)
+    trace_path(path).write_text("{")
+    with pytest.raises(UserError, match="is no trace of a search"):
+        read_trace(path, ENV, asked)
 
 
 def test_too_small_a_budget_is_refused_with_the_number(landscape):

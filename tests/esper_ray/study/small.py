@@ -27,6 +27,15 @@ def written(path, **changes):
     return file
 
 
+def elsewhere(path, **changes):
+    """A study of the trainings of small.yaml."""
+    study = {"trained_by": "small", "episodes": 2, "controls": ["never_grow"]}
+    study["evaluations"] = {"same": None, "wide": {"task": "digits_mixed", "task_args": {"variants": "wide_first"}}}
+    file = path / "elsewhere.yaml"
+    file.write_text(yaml.safe_dump(study | changes))
+    return file
+
+
 class FakeTraining:
     """Stands in for ``train``: one checkpoint and one point of a curve per iteration, and stops when told.
 

@@ -9,7 +9,7 @@ from envs.tasks import make_task
 from esper_ray.config import DEBUG
 from esper_ray.errors import UserError
 from esper_ray.study.definition import Study
-from tests.esper_ray.study.small import written
+from tests.esper_ray.study.small import elsewhere, written
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "studies").glob("*.yaml"))
@@ -40,7 +40,7 @@ def test_the_repository_has_studies():
     ("changes", "says"),
     [
         ({"colour": "red"}, "colour"),
-        ({"preset": "quick"}, "default, quickstart, debug"),
+        ({"preset": "quick"}, "default, quickstart, thorough, debug"),
         ({"settings": {"learning_rate": 1}}, "learning_rate"),
         ({"settings": {"max_epoch": 1}}, "did you mean 'max_epochs'"),
         ({"settings": {"max_epochs": "many"}}, "max_epochs"),
@@ -57,6 +57,7 @@ def test_the_repository_has_studies():
         ({"episodes": 1}, "episodes"),
         ({"controls": ["none"]}, "controls must be among"),
         ({"controls": ["best_schedule"], "search_epochs": 10}, "search_epochs"),
+        ({"controls": ["training_schedule"]}, "training_schedule needs trained_by"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_starts(changes, says, tmp_path):
@@ -65,6 +66,31 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(changes, says, tm
         Study.read(file)
     assert str(refusal.value).startswith(str(file))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_study_takes_what_it_trains_from_another_one(tmp_path):
+    trainer = Study.read(written(tmp_path))
+    study = Study.read(elsewhere(tmp_path))
+    assert (study.configs, study.seeds) == (trainer.configs, trainer.seeds)
+    assert study.worlds["wide"].max_epochs == 6
+    assert "mixed" not in study.worlds
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"trained_by": "nothing"}, "cannot read .*nothing.yaml"),
+        ({"seeds": 2, "settings": {}}, "trained_by takes settings, seeds from .*small.yaml"),
+        ({"trained_by": "elsewhere"}, "must name a study that trains, but .*elsewhere.yaml takes"),
+        ({"controls": ["training_schedule"]}, "training_schedule needs trained_by, and there the control"),
+    ],
+)
+def test_what_cannot_be_taken_from_another_study_is_refused(changes, says, tmp_path):
+    written(tmp_path)
+    file = elsewhere(tmp_path, **changes)
+    with pytest.raises(UserError, match=says) as refusal:
+        Study.read(file)
+    assert str(refusal.value).startswith(f"{file}: ")
 
 
 def test_an_evaluation_on_another_task_starts_without_the_arguments_of_the_first(tmp_path):

@@ -9,12 +9,15 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
+import esper_ray.training
+from esper_ray.cli import parse
 from esper_ray.errors import UserError
 from esper_ray.study.definition import Study
 from esper_ray.study.directory import StudyDirectory
 from esper_ray.study.running import StudyInterruptedError
-from tests.esper_ray.study.small import SMALL, FakeTraining, run_with, written
+from tests.esper_ray.study.small import SMALL, FakeTraining, elsewhere, run_with, written
 
 EVERYTHING = [(arm, seed, iteration) for seed in (0, 1) for arm in ("factored", "state") for iteration in (1, 2)]
 
@@ -53,6 +56,46 @@ def test_results_of_other_settings_are_not_reused(tmp_path, monkeypatch):
     assert learned.stat().st_mtime_ns > before
     with pytest.raises(UserError, match="other settings"):
         run(settings=SMALL["settings"] | {"lr": 0.1})
+
+
+def test_a_study_plays_what_another_one_beside_it_has_trained(tmp_path, monkeypatch):
+    controls = {"controls": ["best_schedule"], "search_epochs": 180}
+    trainer = written(tmp_path, arms={"learned": {}}, seeds=1, evaluations={}, **controls)
+    file, out = elsewhere(tmp_path, controls=["training_schedule"]), tmp_path / "out"
+    command = parse(["study", str(file), "--output", str(out / "elsewhere"), "--workers", "0"])
+    with pytest.raises(UserError) as refusal:
+        command.run(Console(quiet=True))
+    assert "lacks learned, seed 0; the best schedule" in str(refusal.value)
+    assert str(refusal.value).endswith(f"first run esper-ray study {trainer} --output {out / 'small'}")
+    run_with(monkeypatch, FakeTraining(), StudyDirectory(out / "small", Study.read(trainer)))
+    training = FakeTraining()
+    monkeypatch.setattr(esper_ray.training, "train", training)
+    command.run(Console(quiet=True))
+    assert not training.iterations
+    schedule = json.loads((out / "small" / "schedules" / "digits_impaired.json").read_text())["schedule"]
+    played = out.glob("elsewhere/episodes/*/training_schedule.json")
+    assert [json.loads(path.read_text())["settings"]["schedule"] for path in played] == [schedule, schedule]
+    page = (out / "elsewhere" / "study.md").read_text()
+    assert "| policy | same | wide |" in page
+    assert page.count("best schedule of the training world") == 4  # scores, differences, each world
+    with pytest.raises(UserError, match="is for the study 'small'"):
+        StudyDirectory(out / "small", Study.read(file))
+
+
+def test_a_search_with_other_settings_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    changes = {"arms": {"learned": {}}, "seeds": 1, "evaluations": {}, "controls": ["best_schedule"]}
+
+    def run(training, **more):
+        run_with(
+            monkeypatch, training, StudyDirectory(tmp_path / "out", Study.read(written(tmp_path, **changes, **more)))
+        )
+
+    with pytest.raises(StudyInterruptedError):
+        run(FakeTraining(stop_after=0), search_epochs=180)
+    training = FakeTraining()
+    with pytest.raises(UserError, match="another host_epochs"):
+        run(training, search_epochs=240)
+    assert not training.iterations
 
 
 def test_a_killed_study_goes_on_at_the_next_command(tmp_path):
