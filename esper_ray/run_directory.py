@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,8 @@ Which = Literal["latest", "best"]
 INDEX_FILE = "checkpoints/index.json"
 POLICY_FILE = "policy.safetensors"
 """Weights of the policy, in every checkpoint and export."""
+AVERAGE_STEP = 0.25
+"""Weight of the newest score in a checkpoint's moving average."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,15 @@ class Checkpoint:
         name: Its directory.
         iteration: Iterations done.
         score: Mean committed validation score of that iteration's episodes.
+        average: Exponential moving average of the scores up to it, which decides what is best: the episodes of one
+            iteration are few, and where hosts are drawn, their mean says as much of the draw as of the policy.
         git_commit: Of the code that trained it; None outside a checkout.
     """
 
     name: str
     iteration: int
     score: float
+    average: float
     git_commit: str | None = None
 
 
@@ -126,7 +132,7 @@ class RunDirectory:
         return found, path
 
     def save(self, iteration: int, score: float, write: Callable[[Path], None], keep: int = 1) -> None:
-        """Keep a new latest checkpoint, and it as the best if its score is the highest yet.
+        """Keep a new latest checkpoint, and it as the best if its moving average of scores is the highest yet.
 
         Args:
             iteration: Iterations done.
@@ -134,7 +140,13 @@ class RunDirectory:
             write: Fills the directory it is given.
             keep: Latest checkpoints that stay, beside the best.
         """
-        new = Checkpoint(f"iteration-{iteration:06d}", iteration, score, git_commit())
+        index = self.index()
+        before = index["latest"].average if index else math.nan
+        if math.isnan(before) or math.isnan(score):  # an iteration in which no episode ended has no score
+            average = before if math.isnan(score) else score
+        else:
+            average = before + AVERAGE_STEP * (score - before)
+        new = Checkpoint(f"iteration-{iteration:06d}", iteration, score, average, git_commit())
         target = self.checkpoints / new.name
         unfinished = self.checkpoints / f".{new.name}.unfinished"
         for leftover in (unfinished, target):
@@ -142,10 +154,9 @@ class RunDirectory:
         unfinished.mkdir()
         write(unfinished)
         unfinished.rename(target)
-        index = self.index()
         best = index.get("best")
         index["latest"] = new
-        index["best"] = new if best is None or not score <= best.score else best
+        index["best"] = new if best is None or not average <= best.average else best
         entries = {which: asdict(checkpoint) for which, checkpoint in index.items()}
         replace_text(self.path / INDEX_FILE, json.dumps(entries, indent=2) + "\n")
         # One beyond the latest is left from before a restart from it.

@@ -78,8 +78,8 @@ class Playing:
         """Play all episodes.
 
         Returns:
-            What the file holds: settings, seconds, and per policy the measures and fates of every episode, and what
-            the policy did in all of them. A trained policy is called ``LEARNED``.
+            What the file holds: settings, seconds, and per policy the host's variant, the measures and the fates of
+            every episode, and what the policy did in all of them. A trained policy is called ``LEARNED``.
         """
         settle()
         began = time.perf_counter()
@@ -114,6 +114,7 @@ class Playing:
         seeds = held_out_seeds(self.evaluation_seed, self.episodes)
         results = run_episodes(policy, self.env, seeds, recorder.observe, deterministic=deterministic, grown=grown)
         played = {
+            "variants": results.variant.tolist(),
             "measures": {name: getattr(results, name).tolist() for name in MEASURES},
             "fates": {fate: counts.tolist() for fate, counts in results.fates.items()},
             "behaviour": {

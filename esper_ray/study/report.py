@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from esper_ray.run_directory import replace_text
 from esper_ray.study.directory import StudyDirectory, Training
 from esper_ray.study.figures import behaviour_figure, cost_figure, learning_figure, score_figure
 from esper_ray.study.playing import Playing
-from esper_ray.study.statistics import interquartile_means
+from esper_ray.study.statistics import summarise_runs
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -51,7 +51,7 @@ def write_report(directory: StudyDirectory) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- numbers
 def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
-    """All results as plain values; intervals as :func:`esper_ray.study.statistics.interquartile_means` says."""
+    """All results as plain values; intervals as :func:`esper_ray.study.statistics.summarise_runs` says."""
     study, trainings = directory.study, directory.trainings
     playings = directory.controls() + [p for training in trainings for p in directory.evaluations(training)]
     return {
@@ -88,7 +88,8 @@ def _without_nan(values: FloatArray) -> list[float | None]:
 
 def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing]) -> dict[str, Any]:
     study, world = directory.study, directory.study.worlds[name]
-    slots = world.make_task().slots
+    task = world.make_task()
+    slots = task.slots
     played: dict[str, list[dict[str, Any]]] = {policy: [] for policy in study.arms}
     origins: dict[str, str] = {}
     for playing in sorted(playings, key=lambda playing: playing.trained is None):  # controls come last
@@ -96,14 +97,14 @@ def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing
             shown = _name(playing, policy)
             played.setdefault(shown, []).append(results)
             origins[shown] = playing.policy
-    estimates = {
-        measure: interquartile_means(
+    summaries = {
+        measure: summarise_runs(
             {policy: np.array([run["measures"][measure] for run in runs]) for policy, runs in played.items()},
             origins=origins,
         )
         for measure in MEASURES
     }
-    score = estimates["score"]
+    score = summaries["score"]
     return {
         "name": name,
         "task": world.task,
@@ -116,10 +117,13 @@ def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing
         "ops": [op.name for op in slots.ops],
         "slots": list(slots.slot_ids),
         "blueprints": [blueprint.name for blueprint in slots.blueprints],
+        "variants": [str(variant) for variant in task.variants],
+        "hosts_by_variant": _counts(next(iter(played.values()))[0]["variants"], len(task.variants)),
         "policies": {
             policy: {
-                **{measure: estimates[measure][policy].to_json() for measure in MEASURES},
+                **{measure: summaries[measure][policy].to_json() for measure in MEASURES},
                 "fates": {fate: float(np.mean([run["fates"][fate] for run in runs])) for fate in runs[0]["fates"]},
+                "score_by_variant": _by_variant(runs, len(task.variants)),
                 "behaviour": _behaviour(runs, study.episodes),
             }
             for policy, runs in played.items()
@@ -136,6 +140,19 @@ def _name(playing: Playing, policy: str) -> str:
     if policy in FOLLOWING:
         return f"{playing.policy}, {SHORT_LABELS[policy]}"
     return playing.policy
+
+
+def _counts(variants: Sequence[int], num_variants: int) -> list[int]:
+    return np.bincount(variants, minlength=num_variants).tolist()
+
+
+def _by_variant(runs: Sequence[dict[str, Any]], num_variants: int) -> list[float | None]:
+    """Mean score on the hosts of each variant; None where no host was of it."""
+    variant = np.array(runs[0]["variants"])
+    scores = np.mean([run["measures"]["score"] for run in runs], axis=0)
+    return [
+        float(scores[variant == index].mean()) if (variant == index).any() else None for index in range(num_variants)
+    ]
 
 
 def _behaviour(runs: Sequence[dict[str, Any]], episodes: int) -> dict[str, Any]:
@@ -175,7 +192,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", *_evaluation_lines(evaluation)]
     lines += [
         "",
-        "Interquartile means with 95 % bootstrap intervals over training seeds and held-out hosts; "
+        "Interquartile means (mean score: means) with 95 % bootstrap intervals over training seeds and held-out hosts; "
         "score = accuracy/100 − rent, on the test split. GFLOP: training of one host, all evaluations on validation "
         "included. fossilised, pruned, cut: seeds per episode kept for good, "
         f"pruned, removed unfinished at the end. Code: {report['git_commit'] or 'no checkout'}.",
@@ -210,21 +227,37 @@ def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
     ]
     arms = evaluation["arms"]
     against = [f"{arm} minus it" for arm in arms]
-    header = ["policy", "score", *against, "accuracy, %", "parameters", "training GFLOP", *FATES.values()]
+    header = ["policy", "score", *against, "mean score", "accuracy, %", "parameters", "training GFLOP", *FATES.values()]
     lines += [_row(header), "|---" * len(header) + "|"]
     for policy, result in evaluation["policies"].items():
         cells = [
             LABELS.get(policy, policy),
             _interval(result["score"], ".3f"),
             *(_difference(arm, evaluation, policy) for arm in arms),
+            _interval(result["score"], ".3f", statistic="mean"),
             _interval(result["accuracy"], ".1f"),
             _interval(result["parameters"], ",.0f"),
             _interval(result["training_flops"], ",.2f", 1e-9),
             *(f"{result['fates'][fate]:.2f}" for fate in FATES),
         ]
         lines.append(_row(cells))
+    lines += _variant_lines(evaluation)
     for kind in ("costs", "behaviour"):
         lines += ["", f"![{evaluation['name']}, {kind}]({evaluation['name']}-{kind}.png)"]
+    return lines
+
+
+def _variant_lines(evaluation: dict[str, Any]) -> list[str]:
+    """Mean scores by kind of host, if the world draws several."""
+    kinds = [index for index, hosts in enumerate(evaluation["hosts_by_variant"]) if hosts]
+    if len(kinds) < 2:
+        return []
+    lines = ["", "Mean score by kind of host:", ""]
+    names = (f"{evaluation['hosts_by_variant'][kind]} × {evaluation['variants'][kind]}" for kind in kinds)
+    lines += [_row(["policy", *names]), "|---" * (1 + len(kinds)) + "|"]
+    for policy, result in evaluation["policies"].items():
+        scores = result["score_by_variant"]
+        lines.append(_row([LABELS.get(policy, policy), *(f"{scores[kind]:.3f}" for kind in kinds)]))
     return lines
 
 
@@ -238,6 +271,9 @@ def _difference(arm: str, evaluation: dict[str, Any], other: str) -> str:
     return _interval(differences[other], "+.3f") if other in differences else ""
 
 
-def _interval(estimate: dict[str, Any], form: str, scale: float = 1.0) -> str:
-    value, low, high = (scale * number for number in (estimate["iqm"], *estimate["ci95"]))
+def _interval(
+    estimate: dict[str, Any], form: str, scale: float = 1.0, statistic: Literal["iqm", "mean"] = "iqm"
+) -> str:
+    interval = "ci95" if statistic == "iqm" else "mean_ci95"
+    value, low, high = (scale * number for number in (estimate[statistic], *estimate[interval]))
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"

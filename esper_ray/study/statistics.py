@@ -1,9 +1,10 @@
-"""Interquartile means with intervals over training seeds and held-out episodes."""
+"""Means and interquartile means with intervals over training seeds and held-out episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,24 +39,45 @@ class Estimate:
         """Their difference, resample by resample: paired, if both come from one call."""
         return Estimate(self.value - other.value, self.draws - other.draws)
 
-    def to_json(self) -> dict[str, object]:
-        """``iqm`` and ``ci95``, as in evaluation.json."""
-        return {"iqm": self.value, "ci95": list(self.interval)}
+
+@dataclass(frozen=True)
+class Summary:
+    """Both statistics of a policy on the same draws.
+
+    The interquartile mean is steadier where all hosts are of one kind. Where a world draws several, it leaves out the
+    easiest and the hardest, whole kinds of them, and only the mean says what an average host got.
+    """
+
+    iqm: Estimate
+    mean: Estimate
+
+    def __sub__(self, other: Summary) -> Summary:
+        """Differences of both."""
+        return Summary(self.iqm - other.iqm, self.mean - other.mean)
+
+    def to_json(self) -> dict[str, Any]:
+        """``iqm``, ``ci95``, ``mean`` and ``mean_ci95``, as in evaluation.json."""
+        return {
+            "iqm": self.iqm.value,
+            "ci95": list(self.iqm.interval),
+            "mean": self.mean.value,
+            "mean_ci95": list(self.mean.interval),
+        }
 
 
-def interquartile_means(
+def summarise_runs(
     results: Mapping[str, FloatArray],
     resamples: int = RESAMPLES,
     seed: int = 0,
     origins: Mapping[str, str] | None = None,
-) -> dict[str, Estimate]:
-    """Interquartile mean of every policy on one task, with its stratified-bootstrap distribution.
+) -> dict[str, Summary]:
+    """Mean and interquartile mean of every policy on one task, with their stratified-bootstrap distributions.
 
     Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021), section 4.2: runs are
     drawn with replacement within each task, the stratum, and the interquartile mean is taken anew over what was drawn.
     Here a run has a second level, the held-out hosts on which it is evaluated, and those are the same for every
     policy. So each resample draws (1) for every policy its training seeds, with replacement and independently of the
-    other policies, and (2) hosts, with replacement and once for all policies; the statistic is taken over all drawn
+    other policies, and (2) hosts, with replacement and once for all policies; the statistics are taken over all drawn
     pairs of seed and host. The common draw of hosts makes differences between policies paired. A control that was not
     trained has one row and varies with the hosts only.
 
@@ -78,11 +100,14 @@ def interquartile_means(
     rng = np.random.default_rng(seed)
     host = rng.integers(num_hosts, size=(resamples, 1, num_hosts))
     rows: dict[str, npt.NDArray[np.int64]] = {}
-    estimates = {}
+    summaries = {}
     for name, values in results.items():
         trained, origin = len(values), (origins or {}).get(name, name)
         if origin not in rows:
             rows[origin] = rng.integers(trained, size=(resamples, trained, 1))
         drawn = values[rows[origin], host].reshape(resamples, -1)
-        estimates[name] = Estimate(float(interquartile_mean(values.ravel())), interquartile_mean(drawn))
-    return estimates
+        summaries[name] = Summary(
+            Estimate(float(interquartile_mean(values.ravel())), interquartile_mean(drawn)),
+            Estimate(float(values.mean()), drawn.mean(axis=1)),
+        )
+    return summaries

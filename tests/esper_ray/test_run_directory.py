@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -49,11 +50,20 @@ def test_a_config_with_an_unknown_or_wrong_field_is_refused_by_name(tmp_path, te
 
 def test_latest_and_best_are_kept_and_the_rest_is_deleted(tmp_path):
     run = RunDirectory.create(tmp_path / "run", TrainConfig())
-    for iteration, score in ((1, 0.2), (2, 0.9), (3, 0.4), (4, 0.5)):
+    for iteration, score in ((1, 0.2), (2, 0.9), (3, 0.1), (4, 0.3)):
         run.save(iteration, score, _touch)
     assert run.checkpoint("latest")[0].iteration == 4
     assert run.checkpoint("best")[0].iteration == 2
     assert {path.name for path in run.checkpoints.glob("iteration-*")} == {"iteration-000002", "iteration-000004"}
+
+
+def test_the_best_is_the_highest_average_not_one_lucky_iteration(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", TrainConfig())
+    for iteration, score in enumerate((0.3, 0.8, *(0.7,) * 6, math.nan, 0.2), start=1):
+        run.save(iteration, score, _touch)
+    best, _ = run.checkpoint("best")
+    assert (best.iteration, best.score) == (8, 0.7)
+    assert 0.6 < best.average < 0.7
 
 
 def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path):

@@ -7,19 +7,22 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from esper_ray.evaluation import interquartile_mean
-from esper_ray.study.statistics import interquartile_means
+from esper_ray.study.statistics import summarise_runs
 
 
 def _estimate(values, **other):
-    return interquartile_means({"policy": values, **other}, resamples=999)
+    summaries = summarise_runs({"policy": values, **other}, resamples=999)
+    return {name: summary.iqm for name, summary in summaries.items()}
 
 
 @given(arrays(float, st.tuples(st.integers(1, 4), st.integers(2, 12)), elements=st.floats(-1, 1, width=32)))
 def test_the_value_is_that_of_all_pairs_and_draws_stay_within_the_data(values):
-    estimate = interquartile_means({"policy": values}, resamples=99)["policy"]
-    assert estimate.value == interquartile_mean(values.ravel())
-    low, high = estimate.interval
-    assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9
+    summary = summarise_runs({"policy": values}, resamples=99)["policy"]
+    assert summary.iqm.value == interquartile_mean(values.ravel())
+    assert summary.mean.value == values.mean()
+    for estimate in (summary.iqm, summary.mean):
+        low, high = estimate.interval
+        assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9
 
 
 def test_training_seeds_that_differ_widen_the_interval_although_every_host_agrees():
@@ -42,10 +45,11 @@ def test_a_constant_lead_on_the_same_hosts_has_a_difference_without_width():
 def test_what_comes_from_the_same_trainings_is_paired_with_them():
     values = np.arange(5.0)[:, None] + np.zeros((5, 8))
     results = {"policy": values, "follower": values - 0.25, "other": values - 0.25}
-    estimates = interquartile_means(results, resamples=199, origins={"follower": "policy"})
-    paired, unpaired = (estimates["policy"] - estimates[name] for name in ("follower", "other"))
-    np.testing.assert_allclose(paired.draws, 0.25)
-    assert np.ptp(unpaired.draws) > 0.5
+    summaries = summarise_runs(results, resamples=199, origins={"follower": "policy"})
+    paired, unpaired = (summaries["policy"] - summaries[name] for name in ("follower", "other"))
+    for estimate in (paired.iqm, paired.mean):
+        np.testing.assert_allclose(estimate.draws, 0.25)
+    assert np.ptp(unpaired.iqm.draws) > 0.5
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
@@ -54,7 +58,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     for _ in range(100):
         seeds, hosts = rng.normal(0.0, 1.0, (10, 1)), rng.normal(0.0, 1.0, (1, 64))
         values = seeds + hosts + rng.normal(0.0, 1.0, (10, 64))
-        low, high = interquartile_means({"policy": values}, resamples=299)["policy"].interval
+        low, high = summarise_runs({"policy": values}, resamples=299)["policy"].iqm.interval
         hits += low <= 0.0 <= high
     assert 80 <= hits <= 99
 
