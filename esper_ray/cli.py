@@ -16,7 +16,7 @@ from rich.console import Console
 from esper_ray.commands.deployment import Export, Serve
 from esper_ray.commands.evaluation import Evaluate, Replay, Search
 from esper_ray.commands.inspection import Inspect
-from esper_ray.commands.studies import Compare, Study
+from esper_ray.commands.studies import Compare, Study, Tune
 from esper_ray.commands.training import Train
 from esper_ray.config import PRESETS, TrainConfig
 from esper_ray.errors import UserError
@@ -45,7 +45,7 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
 
 def parse(
     arguments: Sequence[str],
-) -> Train | Evaluate | Search | Replay | Export | Serve | Study | Compare | Inspect:
+) -> Train | Evaluate | Search | Replay | Export | Serve | Study | Tune | Compare | Inspect:
     """The command that the arguments ask for.
 
     Raises:
@@ -61,6 +61,7 @@ def parse(
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Study, tyro.conf.subcommand("study")]
+        | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     )

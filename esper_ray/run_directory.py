@@ -74,6 +74,21 @@ class RunDirectory:
             raise UserError(f"{path} is not a run directory: it has no config.json (train makes one with --run-dir)")
         return run
 
+    @classmethod
+    def begun(cls, path: Path, config: TrainConfig) -> RunDirectory:
+        """Begin a run of a study or a tuning, or find what there is of it.
+
+        Raises:
+            UserError: it was begun with other settings.
+        """
+        run = cls(path)
+        if not run.config_path.is_file():
+            shutil.rmtree(path, ignore_errors=True)  # killed while the directory was made
+            return cls.create(path, config)
+        if run.config() != config:
+            raise UserError(f"{path} was trained with other settings: give another --output, or remove it")
+        return run
+
     @property
     def config_path(self) -> Path:
         """The run's config."""

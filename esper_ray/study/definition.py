@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from esper_ray.config import PRESETS, EnvConfig, TrainConfig, describe_problems, with_settings
+from esper_ray.config import PRESETS, EnvConfig, TrainConfig, read_yaml, with_settings
 from esper_ray.controls import BEST_SCHEDULE, CONTROLS, FOLLOWING, INDEPENDENT, STATIC
 from esper_ray.errors import UserError
 from esper_ray.run_directory import Which
@@ -64,14 +63,7 @@ class Study(BaseModel):
         Raises:
             UserError: unreadable, an unknown key, or a value that cannot be used; names the file and the place.
         """
-        try:
-            study = cls.model_validate(yaml.safe_load(path.read_text()) or {})
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        except ValidationError as error:
-            raise UserError(f"{path}: {describe_problems(error)}") from error
+        study = read_yaml(path, cls)
         try:
             study._check()
         except UserError as error:

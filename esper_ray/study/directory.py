@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from esper_ray.config import TrainConfig
 from esper_ray.controls import BEST_SCHEDULE, FOLLOWING, INDEPENDENT, Trained
-from esper_ray.errors import UserError
 from esper_ray.export import file_sha256
 from esper_ray.run_directory import RunDirectory
 from esper_ray.search.files import read_schedule
@@ -42,13 +40,7 @@ class Training:
         Raises:
             UserError: it was begun with other settings.
         """
-        run = RunDirectory(self.path)
-        if not run.config_path.is_file():
-            shutil.rmtree(self.path, ignore_errors=True)  # killed while the directory was made
-            return RunDirectory.create(self.path, self.config)
-        if run.config() != self.config:
-            raise UserError(f"{self.path} was trained with other settings: give another --output, or remove it")
-        return run
+        return RunDirectory.begun(self.path, self.config)
 
 
 class StudyDirectory:
