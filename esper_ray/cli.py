@@ -31,15 +31,21 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     flags.add_argument("--preset", choices=PRESETS, default="default")
     flags.add_argument("--debug", action="store_true")
     flags.add_argument("--resume", action="store_true")
-    flags.add_argument("--run-dir", "--run_dir", type=Path)
+    flags.add_argument("--run-dir", "--run_dir")
     flags.add_argument("--storage")
     known, _ = flags.parse_known_args(list(arguments))
+    if known.run_dir is not None and "://" in known.run_dir:
+        raise UserError(
+            f"--run-dir is a directory of this machine, got {known.run_dir}: choose one, and give the URI as --storage "
+            "(with --resume the run is fetched from there if the directory does not exist)"
+        )
     if known.resume and known.run_dir is not None:
-        if known.storage is not None and not known.run_dir.exists():
+        run_dir = Path(known.run_dir)
+        if known.storage is not None and not run_dir.exists():
             from esper_ray.storage import Mirror
 
-            Mirror(known.storage).fetch(known.run_dir)
-        return RunDirectory.open(known.run_dir).config()
+            Mirror(known.storage).fetch(run_dir)
+        return RunDirectory.open(run_dir).config()
     return PRESETS["debug" if known.debug else known.preset]
 
 

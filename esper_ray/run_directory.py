@@ -16,9 +16,12 @@ from esper_ray.revision import git_commit
 
 Which = Literal["latest", "best"]
 
+CONFIG_FILE = "config.json"
 INDEX_FILE = "checkpoints/index.json"
 POLICY_FILE = "policy.safetensors"
 """Weights of the policy, in every checkpoint and export."""
+RLLIB_STATE = "rllib"
+"""Folder of a checkpoint that training goes on from."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class RunDirectory:
     @property
     def config_path(self) -> Path:
         """The run's config."""
-        return self.path / "config.json"
+        return self.path / CONFIG_FILE
 
     @property
     def checkpoints(self) -> Path:

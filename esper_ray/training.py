@@ -26,12 +26,11 @@ from esper_ray.errors import UserError
 from esper_ray.impala import EsperImpalaConfig
 from esper_ray.ppo import EsperPPOConfig
 from esper_ray.process import settle
-from esper_ray.run_directory import POLICY_FILE, RunDirectory
+from esper_ray.run_directory import POLICY_FILE, RLLIB_STATE, RunDirectory
 from esper_ray.storage import Mirror
 from policies.encoders import BlueprintEncoder
 from policies.weights import save_weights
 
-RLLIB_STATE = "rllib"
 CONFIGS: dict[str, type[FactoredConfig]] = {"ppo": EsperPPOConfig, "impala": EsperImpalaConfig}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,18 +98,20 @@ class Tune:
 class Compare:
     """Put runs side by side: settings that differ, learning curves, evaluations."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories, two or more."""
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run directories, two or more; paths, or URIs (s3://, gs://, hdfs://, file://)."""
     output: Path | None = None
     """Directory for comparison.png and comparison.md; by default the current one."""
 
     def run(self, console: Console) -> None:
         """Print the tables and write both."""
         from esper_ray.compare import compare, comparison_figure, comparison_markdown, comparison_tables
+        from esper_ray.storage import at_hand
 
         if len(self.runs) < 2:
             raise UserError("give two or more run directories to compare")
-        comparison = compare(self.runs)
+        with ExitStack() as stack:
+            comparison = compare([stack.enter_context(at_hand(run)) for run in dict.fromkeys(self.runs)])
         for table in comparison_tables(comparison):
             console.print(table)
         output = self.output or Path()
