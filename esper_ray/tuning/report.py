@@ -123,7 +123,7 @@ def _rows(found: list[Outcome]) -> list[list[str]]:
 
 
 def _heading(directory: TuningDirectory) -> list[str]:
-    return ["trial", "score", "iterations", "", *directory.tuning.space]
+    return ["trial", "score", "iterations", "state", *directory.tuning.space]
 
 
 def _spent(directory: TuningDirectory, found: list[Outcome]) -> str:
@@ -141,7 +141,7 @@ def tuning_table(directory: TuningDirectory, found: list[Outcome]) -> Table:
         padding=(0, 1, 0, 0),
     )
     for name in _heading(directory):
-        table.add_column(name, justify="left" if not name else "right", overflow="fold")
+        table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
     for row in _rows(found):
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
     return table
@@ -153,7 +153,8 @@ def markdown(directory: TuningDirectory, found: list[Outcome]) -> str:
     lines = [f"# {tuning.title or 'Tuning'}", ""]
     lines += [f"| {' | '.join(heading)} |", "|" + "---|" * len(heading)]
     lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in _rows(found)]
-    lines += ["", *(f"* Trial {o.trial.name} failed: {o.failure}" for o in found if o.failure)]
+    failures = [f"* Trial {outcome.trial.name} failed: {outcome.failure}" for outcome in found if outcome.failure]
+    lines += ["", *failures] if failures else []
     lines += [
         "",
         "Score: committed validation score, mean over the episodes of the trial's last iteration; the test split took "

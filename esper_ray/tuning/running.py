@@ -36,6 +36,7 @@ SETTINGS = {
     # Ctrl-C is to end a tuning at once; whatever it interrupts goes on from the record.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the other one prints boxes even where it is told to be silent
 }
 
 
