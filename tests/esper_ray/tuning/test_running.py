@@ -18,8 +18,9 @@ from tests.esper_ray.tuning.small import SMALL, written
 
 pytestmark = pytest.mark.cluster
 
-WAITS, ACTS = {"WAIT": 9.0}, {"WAIT": -9.0}
-STEPS = SMALL["settings"]["max_epochs"] * SMALL["settings"]["hosts_per_runner"]
+WAITS, GROWS = {"WAIT": 9.0}, {"WAIT": -2.0, "GERMINATE": 9.0, "ADVANCE": 9.0, "FOSSILIZE": 9.0, "PRUNE": -9.0}
+SETTINGS = SMALL["settings"] | {"max_epochs": 20}  # long enough for a seed to be kept
+STEPS = SETTINGS["max_epochs"] * SETTINGS["hosts_per_runner"]
 
 
 def command(file, output):
@@ -32,7 +33,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """Of three trials, the third like the first: whichever of the two kinds is worse, its last one is stopped early."""
-    file = written(tmp_path_factory.mktemp("tuning"), space={"op_bias": {"choice": [WAITS, ACTS]}}, seed=1)
+    file = written(
+        tmp_path_factory.mktemp("tuning"), settings=SETTINGS, space={"op_bias": {"choice": [WAITS, GROWS]}}, seed=1
+    )
     first, second, third = (drawn["op_bias"] for drawn in Tuning.read(file).draws)
     assert first == third != second
     return file
