@@ -16,7 +16,7 @@ from rich.console import Console
 from esper_ray.commands.deployment import Export, Serve
 from esper_ray.commands.evaluation import Evaluate, Replay, Search
 from esper_ray.commands.inspection import Inspect
-from esper_ray.commands.studies import Compare, Study
+from esper_ray.commands.studies import Compare, Study, Tune
 from esper_ray.commands.training import Train
 from esper_ray.config import PRESETS, TrainConfig
 from esper_ray.errors import UserError
@@ -31,21 +31,27 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     flags.add_argument("--preset", choices=PRESETS, default="default")
     flags.add_argument("--debug", action="store_true")
     flags.add_argument("--resume", action="store_true")
-    flags.add_argument("--run-dir", "--run_dir", type=Path)
+    flags.add_argument("--run-dir", "--run_dir")
     flags.add_argument("--storage")
     known, _ = flags.parse_known_args(list(arguments))
+    if known.run_dir is not None and "://" in known.run_dir:
+        raise UserError(
+            f"--run-dir is a directory of this machine, got {known.run_dir}: choose one, and give the URI as --storage "
+            "(with --resume the run is fetched from there if the directory does not exist)"
+        )
     if known.resume and known.run_dir is not None:
-        if known.storage is not None and not known.run_dir.exists():
+        run_dir = Path(known.run_dir)
+        if known.storage is not None and not run_dir.exists():
             from esper_ray.storage import Mirror
 
-            Mirror(known.storage).fetch(known.run_dir)
-        return RunDirectory.open(known.run_dir).config()
+            Mirror(known.storage).fetch(run_dir)
+        return RunDirectory.open(run_dir).config()
     return PRESETS["debug" if known.debug else known.preset]
 
 
 def parse(
     arguments: Sequence[str],
-) -> Train | Evaluate | Search | Replay | Export | Serve | Study | Compare | Inspect:
+) -> Train | Evaluate | Search | Replay | Export | Serve | Study | Tune | Compare | Inspect:
     """The command that the arguments ask for.
 
     Raises:
@@ -61,6 +67,7 @@ def parse(
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Study, tyro.conf.subcommand("study")]
+        | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     )

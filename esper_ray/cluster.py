@@ -46,7 +46,7 @@ def in_a_job() -> bool:
 
 
 @contextmanager
-def connected(run: RunConfig, address: str | None, console: Console) -> Iterator[None]:
+def connected(run: RunConfig, address: str | None, console: Console, at_once: int = 1) -> Iterator[None]:
     """A Ray with room for a run's processes.
 
     Args:
@@ -54,6 +54,7 @@ def connected(run: RunConfig, address: str | None, console: Console) -> Iterator
         address: ``auto`` or HOST:PORT of a cluster, which is left as it was; by default that of ``RAY_ADDRESS``. With
             neither, a Ray that lives as long as the context. Without effect where this process is connected already.
         console: Told when the run has to wait for its turn or for new nodes.
+        at_once: Such runs that a Ray of this process's own has room for; a cluster must have it for one.
 
     Raises:
         UserError: no cluster there, or one that will never have that room.
@@ -69,7 +70,7 @@ def connected(run: RunConfig, address: str | None, console: Console) -> Iterator
         return
     if address is None:
         # The CPUs are as many as are asked for: processes on one machine may share its cores.
-        cpus = math.ceil(sum(bundle["CPU"] for bundle in bundles)) or 1
+        cpus = math.ceil(at_once * sum(bundle["CPU"] for bundle in bundles)) or 1
         ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     else:
         _connect(address)

@@ -9,9 +9,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.reward import RewardMode
@@ -322,6 +323,25 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
 
 def _checked(parts: Mapping[str, Any]) -> TrainConfig:
     return _StoredConfig.model_validate({"config": parts}).config
+
+
+Definition = TypeVar("Definition", bound=BaseModel)
+
+
+def read_yaml(path: Path, kind: type[Definition]) -> Definition:
+    """Read what a YAML file defines.
+
+    Raises:
+        UserError: unreadable, an unknown key, or a value of the wrong kind; names the file and the place.
+    """
+    try:
+        return kind.model_validate(yaml.safe_load(path.read_text()) or {})
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe_problems(error)}") from error
 
 
 def describe_problems(error: ValidationError) -> str:

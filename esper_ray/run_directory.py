@@ -17,9 +17,12 @@ from esper_ray.revision import git_commit
 
 Which = Literal["latest", "best"]
 
+CONFIG_FILE = "config.json"
 INDEX_FILE = "checkpoints/index.json"
 POLICY_FILE = "policy.safetensors"
 """Weights of the policy, in every checkpoint and export."""
+RLLIB_STATE = "rllib"
+"""Folder of a checkpoint that training goes on from."""
 AVERAGE_STEP = 0.25
 """Weight of the newest score in a checkpoint's moving average."""
 
@@ -80,10 +83,25 @@ class RunDirectory:
             raise UserError(f"{path} is not a run directory: it has no config.json (train makes one with --run-dir)")
         return run
 
+    @classmethod
+    def begun(cls, path: Path, config: TrainConfig) -> RunDirectory:
+        """Begin a run of a study or a tuning, or find what there is of it.
+
+        Raises:
+            UserError: it was begun with other settings.
+        """
+        run = cls(path)
+        if not run.config_path.is_file():
+            shutil.rmtree(path, ignore_errors=True)  # killed while the directory was made
+            return cls.create(path, config)
+        if run.config() != config:
+            raise UserError(f"{path} was trained with other settings: give another --output, or remove it")
+        return run
+
     @property
     def config_path(self) -> Path:
         """The run's config."""
-        return self.path / "config.json"
+        return self.path / CONFIG_FILE
 
     @property
     def checkpoints(self) -> Path:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from esper_ray.errors import UserError
-from esper_ray.run_directory import INDEX_FILE, RunDirectory
+from esper_ray.export import CARD_FILE
+from esper_ray.run_directory import CONFIG_FILE, INDEX_FILE, RLLIB_STATE, RunDirectory
 
 WHOLE_AT_ONCE = frozenset({"s3", "gcs", "abfs"})
 """Object stores: what is written appears when it is complete. Elsewhere it is written aside and then renamed."""
@@ -43,7 +47,7 @@ class Mirror:
             else:
                 self._fs, self._root = LocalFileSystem(), str(Path(uri).expanduser().resolve())
         except (ArrowException, OSError, ValueError) as error:
-            raise UserError(f"--storage {uri} names no file system that can be used: {error}") from error
+            raise UserError(f"{uri} names no file system that can be used: {error}") from error
         self._sent: dict[str, tuple[int, int]] = {}
 
     def send(self, run: RunDirectory) -> None:
@@ -71,19 +75,38 @@ class Mirror:
         """
         unfinished = path.with_name(f".{path.name}{UNFINISHED}")
         shutil.rmtree(unfinished, ignore_errors=True)
+        names = self.names()
+        if CONFIG_FILE not in names:
+            raise UserError(f"{self.uri} holds no run: it has no {CONFIG_FILE}")
+        self.copy(names, unfinished)
+        (unfinished / "checkpoints").mkdir(exist_ok=True)
+        unfinished.rename(path)
+
+    def copy(self, names: Iterable[str], path: Path) -> None:
+        """Write files of the copy into a directory of this machine.
+
+        Raises:
+            UserError: they cannot be read.
+        """
         try:
-            names = self._names("")
-            if "config.json" not in names:
-                raise UserError(f"{self.uri} holds no run: it has no config.json")
             for name in names:
-                target = unfinished / name
+                target = path / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with self._fs.open_input_stream(f"{self._root}/{name}") as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file)
         except (ArrowException, OSError) as error:
-            raise UserError(f"cannot fetch the run from {self.uri}: {error}") from error
-        (unfinished / "checkpoints").mkdir(exist_ok=True)
-        unfinished.rename(path)
+            raise UserError(f"cannot fetch {self.uri}: {error}") from error
+
+    def names(self) -> list[str]:
+        """Complete files, by their path in the copy.
+
+        Raises:
+            UserError: the storage cannot be read.
+        """
+        try:
+            return self._names("")
+        except (ArrowException, OSError) as error:
+            raise UserError(f"cannot read {self.uri}: {error}") from error
 
     def iteration(self) -> int | None:
         """Iterations done at the latest checkpoint of the copy; None if it holds no checkpoint.
@@ -120,6 +143,42 @@ class Mirror:
         paths = (info.path for info in found if info.type == FileType.File)
         root = self._root.strip("/")
         return [path.strip("/").removeprefix(f"{root}/") for path in paths if not path.endswith(UNFINISHED)]
+
+
+def is_uri(place: str) -> bool:
+    """Whether a place is a URI, and not a path of this machine."""
+    return "://" in place
+
+
+@contextmanager
+def at_hand(place: str) -> Iterator[Path]:
+    """A run directory or an export, wherever it lies, as a directory of this machine.
+
+    What lies at a URI is copied into a temporary folder, without the state that only training needs: that is large, and
+    pickled.
+
+    Args:
+        place: A path, which is used as it is, or a URI such as ``s3://bucket/run``.
+
+    Yields:
+        The directory; a copy is gone after the context.
+
+    Raises:
+        UserError: the URI cannot be read, or holds neither.
+    """
+    if not is_uri(place):
+        yield Path(place)
+        return
+    copy = Mirror(place)
+    names = copy.names()
+    if not {CONFIG_FILE, CARD_FILE} & set(names):
+        raise UserError(f"{place} holds neither a run nor an export: it has no {CONFIG_FILE} and no {CARD_FILE}")
+    url = urlsplit(place)
+    parts = [part for part in (url.hostname or "", *url.path.split("/")) if part not in ("", ".", "..")]
+    with tempfile.TemporaryDirectory(prefix="esper-") as folder:
+        path = Path(folder, *parts)  # named as there, for tables and messages
+        copy.copy((name for name in names if RLLIB_STATE not in name.split("/")), path)
+        yield path
 
 
 def _finished(directory: Path) -> Iterator[Path]:

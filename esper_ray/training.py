@@ -26,12 +26,11 @@ from esper_ray.errors import UserError
 from esper_ray.impala import EsperImpalaConfig
 from esper_ray.ppo import EsperPPOConfig
 from esper_ray.process import settle
-from esper_ray.run_directory import POLICY_FILE, RunDirectory
+from esper_ray.run_directory import POLICY_FILE, RLLIB_STATE, RunDirectory
 from esper_ray.storage import Mirror
 from policies.encoders import BlueprintEncoder
 from policies.weights import save_weights
 
-RLLIB_STATE = "rllib"
 CONFIGS: dict[str, type[FactoredConfig]] = {"ppo": EsperPPOConfig, "impala": EsperImpalaConfig}
 
 
@@ -60,24 +59,50 @@ def train(run: RunDirectory, config: TrainConfig, console: Console, address: str
         return
     mirror = None if config.run.storage is None else Mirror(config.run.storage)
     with connected(config.run, address, console):
-        algorithm = _algorithm_config(run, config).build_algo()
-        if done:
-            _restore(algorithm, run)
-            run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
-            console.print(f"resumed after iteration {done}")
+        algorithm = build(run, config, console)
         with _stop_requests(console) as stop:
-            _loop(algorithm, run, config, mirror, console, stop)
+            for iteration, _ in trained_iterations(algorithm, run, config, console):
+                if mirror is not None:
+                    _send(mirror, run, console, last=stop[0] or iteration == config.run.iterations)
+                if stop[0]:
+                    console.print(f"stopped and saved; go on with: esper-ray train --run-dir {run.path} --resume")
+                    break
         algorithm.stop()
 
 
-def _loop(
-    algorithm: Algorithm,
-    run: RunDirectory,
-    config: TrainConfig,
-    mirror: Mirror | None,
-    console: Console,
-    stop: list[bool],
-) -> None:
+def build(run: RunDirectory, config: TrainConfig, console: Console) -> Algorithm:
+    """Make a run's algorithm on the Ray that this process is connected to, as it was at the run's latest checkpoint.
+
+    Args:
+        run: May have no checkpoint yet.
+        config: All settings.
+        console: Told where the run goes on.
+
+    Raises:
+        UserError: a checkpoint that cannot be read, or one of other sizes; runners that cannot start.
+    """
+    algorithm = _algorithm_config(run, config).build_algo()
+    if run.index():
+        _restore(algorithm, run)
+        run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
+        console.print(f"resumed after iteration {algorithm.iteration}")
+    return algorithm
+
+
+def trained_iterations(
+    algorithm: Algorithm, run: RunDirectory, config: TrainConfig, console: Console
+) -> Iterator[tuple[int, float]]:
+    """Train until the config's iterations are done; each is saved before it is handed out.
+
+    Args:
+        algorithm: As :func:`build` makes it.
+        run: Where checkpoints go.
+        config: All settings.
+        console: Where a line of progress is printed per iteration.
+
+    Yields:
+        Iterations done, and the mean committed validation score of the last one's episodes; NaN if none ended.
+    """
     began, first = time.perf_counter(), algorithm.iteration
     while algorithm.iteration < config.run.iterations:
         with console.status(f"iteration {algorithm.iteration + 1}: hosts train, then the policy"):
@@ -90,16 +115,11 @@ def _loop(
             lambda path: _write_checkpoint(algorithm, config, path),
             config.run.keep_checkpoints,
         )
-        last = stop[0] or algorithm.iteration == config.run.iterations
-        if mirror is not None:
-            _send(mirror, run, console, last)
         elapsed = time.perf_counter() - began
         left = elapsed / (algorithm.iteration - first) * (config.run.iterations - algorithm.iteration)
         rate = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
         console.print(_progress_line(algorithm.iteration, config, world, rate, left), highlight=False)
-        if stop[0]:
-            console.print(f"stopped and saved; go on with: esper-ray train --run-dir {run.path} --resume")
-            return
+        yield algorithm.iteration, score
 
 
 def _send(mirror: Mirror, run: RunDirectory, console: Console, last: bool) -> None:

@@ -16,8 +16,8 @@ from esper_ray.serving.settings import ServiceConfig
 class Export:
     """Write a trained policy, as safetensors with a JSON card, to hand on; evaluate and replay accept it."""
 
-    run_dir: tyro.conf.Positional[Path]
-    """Directory of the run."""
+    run_dir: tyro.conf.Positional[str]
+    """Directory of the run; a path, or a URI (s3://, gs://, hdfs://, file://)."""
     out: tyro.conf.Positional[Path]
     """Directory to write, new or empty."""
     checkpoint: Which = "best"
@@ -26,8 +26,10 @@ class Export:
     def run(self, console: Console) -> None:
         """Write it."""
         from esper_ray.export import write_export
+        from esper_ray.storage import at_hand
 
-        card = write_export(RunDirectory.open(self.run_dir), self.checkpoint, self.out)
+        with at_hand(self.run_dir) as path:
+            card = write_export(RunDirectory.open(path), self.checkpoint, self.out)
         console.print(f"written: {self.out} ({card.sizes.parameters:,} parameters, iteration {card.iteration})")
 
 
@@ -35,12 +37,14 @@ class Export:
 class Serve:
     """Answer actions for observations over HTTP, each session with its own memory (docs/serving.md)."""
 
-    export: tyro.conf.Positional[Path]
-    """What `esper-ray export` wrote."""
+    export: tyro.conf.Positional[str]
+    """What `esper-ray export` wrote; a path, or a URI (s3://, gs://, hdfs://, file://)."""
     service: tyro.conf.OmitArgPrefixes[ServiceConfig] = field(default_factory=ServiceConfig)
 
     def run(self, console: Console) -> None:
         """Serve until Ctrl-C."""
         from esper_ray.serving.service import serve_until_interrupted
+        from esper_ray.storage import at_hand
 
-        serve_until_interrupted(self.export, self.service, console)
+        with at_hand(self.export) as path:
+            serve_until_interrupted(path, self.service, console)

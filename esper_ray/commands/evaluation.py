@@ -6,6 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
@@ -15,13 +16,16 @@ from esper_ray.config import EnvConfig, TaskArgs
 from esper_ray.errors import UserError
 from esper_ray.run_directory import RunDirectory, Which
 
+if TYPE_CHECKING:
+    from esper_ray.controls import Trained
+
 
 @dataclass(frozen=True)
 class Evaluate:
     """Compare a trained policy with the controls on held-out hosts and the test split."""
 
-    trained: tyro.conf.Positional[Path]
-    """Run directory, or an export."""
+    trained: tyro.conf.Positional[str]
+    """Run directory, or an export; a path, or a URI (s3://, gs://, hdfs://, file://)."""
     episodes: int = 64
     """Hosts; every policy gets the same ones."""
     seed: int = 0
@@ -41,19 +45,25 @@ class Evaluate:
     data_dir: Path | None = None
     """Where the task's data are, if not where they were in training; an export does not say it."""
     output: Path | None = None
-    """Report to write, with a picture beside it; by default evaluation.json in the directory given, or with --task
-    or --task-args evaluation-TASK-ARGUMENTS.json."""
+    """Report to write, with a picture beside it; by default evaluation.json in the directory given (of a URI: here), or
+    with --task or --task-args evaluation-TASK-ARGUMENTS.json."""
     workers: int = min(2, os.cpu_count() or 1)
     """Processes that share the policies."""
 
     def run(self, console: Console) -> None:
         """Evaluate, print the table, write the report and its picture."""
+        from esper_ray.storage import at_hand
+
+        with at_hand(self.trained) as path:
+            self._evaluate(path, console)
+
+    def _evaluate(self, path: Path, console: Console) -> None:
         from esper_ray.controls import BEST_SCHEDULE, LEARNED_GREEDY, Trained, World
         from esper_ray.evaluation import POLICIES, evaluate
         from esper_ray.report import evaluation_figure, evaluation_table
         from esper_ray.search.files import read_schedule
 
-        trained = Trained.open(self.trained, self.checkpoint, World(self.task, self.task_args, self.data_dir))
+        trained = Trained.open(path, self.checkpoint, World(self.task, self.task_args, self.data_dir))
         at_least("--episodes", self.episodes, 1)
         at_least("--workers", self.workers, 1)
         at_least("--seed", self.seed, 0)
@@ -61,7 +71,7 @@ class Evaluate:
         schedule = None if self.schedule is None else read_schedule(self.schedule)
         extra = [LEARNED_GREEDY] * self.greedy + [BEST_SCHEDULE] * (schedule is not None)
         names = tuple(dict.fromkeys((*(self.policies or POLICIES), *extra)))
-        output = self.output or trained.path / f"{self._name()}.json"
+        output = self.output or _results(self.trained, trained) / f"{self._name()}.json"
         with console.status("playing held-out episodes") as status:
             done: list[str] = []
 
@@ -161,8 +171,8 @@ class Search:
 class Replay:
     """Draw one held-out episode of a trained policy."""
 
-    trained: tyro.conf.Positional[Path]
-    """Run directory, or an export."""
+    trained: tyro.conf.Positional[str]
+    """Run directory, or an export; a path, or a URI (s3://, gs://, hdfs://, file://)."""
     seed: int = 0
     """Of the held-out host."""
     checkpoint: Which = "best"
@@ -172,20 +182,33 @@ class Replay:
     policy: str = "learned"
     """learned, or one of the controls: never_grow, random_valid, heuristic, fixed_schedule."""
     output: Path | None = None
-    """Picture to write; by default replay-POLICY-SEED.png in the directory given."""
+    """Picture to write; by default replay-POLICY-SEED.png in the directory given (of a URI: here)."""
 
     def run(self, console: Console) -> None:
         """Play and draw."""
+        from esper_ray.storage import at_hand
+
+        with at_hand(self.trained) as path:
+            self._draw(path, console)
+
+    def _draw(self, path: Path, console: Console) -> None:
         from esper_ray.controls import Trained, World, make_policy
         from esper_ray.episodes import held_out_seeds
         from esper_ray.replay import draw_replay
 
-        trained = Trained.open(self.trained, self.checkpoint, World(data_dir=self.data_dir))
+        trained = Trained.open(path, self.checkpoint, World(data_dir=self.data_dir))
         at_least("--seed", self.seed, 0)
         trained.env.load_data()
         policy = make_policy(self.policy, trained)
         title = f"{trained.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"
         figure = draw_replay(policy, trained.env, held_out_seeds(self.seed, 1)[0], title)
-        path = self.output or trained.path / f"replay-{self.policy}-{self.seed}.png"
-        figure.savefig(path)
-        console.print(f"written: {path}")
+        output = self.output or _results(self.trained, trained) / f"replay-{self.policy}-{self.seed}.png"
+        figure.savefig(output)
+        console.print(f"written: {output}")
+
+
+def _results(place: str, trained: Trained) -> Path:
+    """Where results go unless told otherwise: beside the policy, or here if it lies elsewhere."""
+    from esper_ray.storage import is_uri
+
+    return Path() if is_uri(place) else trained.path

@@ -1,8 +1,9 @@
-"""``study`` and ``compare``: several runs."""
+"""``study``, ``tune`` and ``compare``: several runs."""
 
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,21 +54,68 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """Try settings drawn at random, stop the worse trials early (ASHA), report. Resumes by itself."""
+
+    tuning: tyro.conf.Positional[Path]
+    """YAML file, see docs/tuning.md."""
+    output: Path | None = None
+    """Directory for trials, results and report; by default runs/tunings/NAME, after the file."""
+    address: str | None = None
+    """Ray cluster to train on, as for train. Trials learn on this machine; their runners live where there is room."""
+
+    def run(self, console: Console) -> None:
+        """Do what is not done yet, then report."""
+        from esper_ray.cluster import in_a_job
+        from esper_ray.tuning import definition
+        from esper_ray.tuning.directory import TuningDirectory
+        from esper_ray.tuning.report import tuning_table, write_report
+        from esper_ray.tuning.running import run_tuning
+
+        spec = definition.Tuning.read(self.tuning)
+        output = self.output or Path("runs") / "tunings" / self.tuning.stem
+        if in_a_job() and not output.is_absolute():
+            raise UserError(
+                f"a job's working directory is thrown away after it, and {output} with it: give an absolute --output"
+            )
+        spec.base.env.load_data()
+        directory = TuningDirectory(output, spec)
+        again = f"esper-ray tune {self.tuning}" + (f" --output {self.output}" if self.output else "")
+        try:
+            failures = run_tuning(directory, self.address, console)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"what is done is kept; go on with: {again}") from None
+        console.print(tuning_table(directory, write_report(directory, failures)))
+        console.print(
+            f"written: {directory.path}/tune.md, tune.json and best.yaml    "
+            f"watch: tensorboard --logdir {directory.path}/trials"
+        )
+        if failures:
+            name, reason = next(iter(failures.items()))
+            raise UserError(
+                f"{len(failures)} of {spec.samples} trials failed, {name} because of: {reason}. Mend that; the same "
+                "command goes on with them"
+            )
+
+
+@dataclass(frozen=True)
 class Compare:
     """Put runs side by side: settings that differ, learning curves, evaluations."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories, two or more."""
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run directories, two or more; paths, or URIs (s3://, gs://, hdfs://, file://)."""
     output: Path | None = None
     """Directory for comparison.png and comparison.md; by default the current one."""
 
     def run(self, console: Console) -> None:
         """Print the tables and write both."""
         from esper_ray.compare import compare, comparison_figure, comparison_markdown, comparison_tables
+        from esper_ray.storage import at_hand
 
         if len(self.runs) < 2:
             raise UserError("give two or more run directories to compare")
-        comparison = compare(self.runs)
+        with ExitStack() as stack:
+            comparison = compare([stack.enter_context(at_hand(run)) for run in dict.fromkeys(self.runs)])
         for table in comparison_tables(comparison):
             console.print(table)
         output = self.output or Path()

@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from esper_ray.config import PRESETS, EnvConfig, TrainConfig, describe_problems, with_settings
+from esper_ray.config import PRESETS, EnvConfig, TrainConfig, read_yaml, with_settings
 from esper_ray.controls import BEST_SCHEDULE, CONTROLS, FOLLOWING, INDEPENDENT, STATIC, TRAINING_SCHEDULE
 from esper_ray.errors import UserError
 from esper_ray.run_directory import Which
@@ -73,7 +72,7 @@ class Study(BaseModel):
         Raises:
             UserError: unreadable, an unknown key, or a value that cannot be used; names the file and the place.
         """
-        study = cls._parse(path)
+        study = read_yaml(path, cls)
         try:
             if study.trained_by is not None:
                 study = study._with_trainer(path.with_name(f"{study.trained_by}{path.suffix}"))
@@ -82,22 +81,11 @@ class Study(BaseModel):
             raise UserError(f"{path}: {error}") from error
         return study
 
-    @classmethod
-    def _parse(cls, path: Path) -> Study:
-        try:
-            return cls.model_validate(yaml.safe_load(path.read_text()) or {})
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        except ValidationError as error:
-            raise UserError(f"{path}: {describe_problems(error)}") from error
-
     def _with_trainer(self, path: Path) -> Study:
         """This study of the trainings of another one, which is in a file."""
         if given := [key for key in OF_TRAINING if key in self.model_fields_set]:
             raise UserError(f"trained_by takes {', '.join(given)} from {path}: remove one or the other")
-        if Study._parse(path).trained_by is not None:
+        if read_yaml(path, Study).trained_by is not None:
             raise UserError(f"trained_by must name a study that trains, but {path} takes its trainings from another")
         trainer = Study.read(path)
         study = self.model_copy(update={key: getattr(trainer, key) for key in OF_TRAINING})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +41,7 @@ class Training:
         Raises:
             UserError: it was begun with other settings.
         """
-        run = RunDirectory(self.path)
-        if not run.config_path.is_file():
-            shutil.rmtree(self.path, ignore_errors=True)  # killed while the directory was made
-            return RunDirectory.create(self.path, self.config)
-        if run.config() != self.config:
-            raise UserError(f"{self.path} was trained with other settings: give another --output, or remove it")
-        return run
+        return RunDirectory.begun(self.path, self.config)
 
 
 class StudyDirectory:

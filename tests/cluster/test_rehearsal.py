@@ -228,3 +228,36 @@ def test_an_autoscaler_of_cluster_yamls_shape_starts_the_nodes_that_a_run_needs(
         assert "will never have room for this run: it needs 3 CPU, and there are 2" in result.stderr
     finally:
         nodes.close()
+
+
+def test_the_trials_of_a_tuning_are_trained_on_the_workers(nodes, tmp_path):
+    tuning = {
+        "preset": "debug",
+        "settings": {"max_epochs": 8, "hosts_per_runner": 2, "iterations": 3, "num_env_runners": 1},
+        "space": {"lr": {"loguniform": [1e-4, 1e-2]}},
+        "samples": 3,
+        "grace_iterations": 1,
+        "concurrent_trials": 2,
+    }
+    (tmp_path / "tuning.yaml").write_text(yaml.safe_dump(tuning))
+    log, seen = tmp_path / "log", set()
+    command = [sys.executable, "-m", "esper_ray", "tune", str(tmp_path / "tuning.yaml"), "--address", nodes.address]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*command, "--output", str(tmp_path / "out")],
+            env=nodes.environment,
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    while process.poll() is None:
+        seen |= {runner for node in nodes.workers for runner in runners_of(node)}
+        time.sleep(0.2)
+    assert process.returncode == 0, log.read_text()
+    report = json.loads((tmp_path / "out" / "tune.json").read_text())
+    assert {trial["state"] for trial in report["trials"]} <= {"finished", "stopped"}
+    assert len(seen) >= len(report["trials"])  # a runner of each, on a worker
+    for trial in report["trials"]:
+        assert steps_of(tmp_path / "out" / "trials" / trial["name"]) == [
+            STEPS // 2 * (1 + done) for done in range(trial["iterations"])
+        ]
