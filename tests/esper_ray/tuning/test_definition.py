@@ -31,7 +31,7 @@ def test_the_example_of_the_page_can_be_read_and_the_page_has_every_key(tmp_path
     ("changes", "says"),
     [
         ({"colour": "red"}, "colour"),
-        ({"preset": "quick"}, "default, quickstart, debug"),
+        ({"preset": "quick"}, "default, quickstart, thorough, debug"),
         ({"space": {}}, "space"),
         ({"space": {"learning_rat": {"choice": [1]}}}, "unknown setting 'learning_rat'"),
         ({"space": {"lr": {"normal": [0, 1]}}}, "normal"),
