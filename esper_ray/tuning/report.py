@@ -113,7 +113,7 @@ def _rows(found: list[Outcome]) -> list[list[str]]:
     return [
         [
             outcome.trial.name,
-            f"{outcome.score:.3f}",
+            f"{outcome.score:.3f}" if outcome.scores else "–",
             f"{len(outcome.scores)}",
             outcome.state,
             *map(str, outcome.trial.drawn.values()),
