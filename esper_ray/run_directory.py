@@ -149,7 +149,7 @@ class RunDirectory:
             raise UserError(f"the {which} checkpoint {path} is missing: restore it or train anew")
         return found, path
 
-    def save(self, iteration: int, score: float, write: Callable[[Path], None], keep: int = 1) -> None:
+    def save(self, iteration: int, score: float, write: Callable[[Path], None], keep: int = 1) -> Checkpoint:
         """Keep a new latest checkpoint, and it as the best if its moving average of scores is the highest yet.
 
         Args:
@@ -157,6 +157,9 @@ class RunDirectory:
             score: Of this iteration's episodes.
             write: Fills the directory it is given.
             keep: Latest checkpoints that stay, beside the best.
+
+        Returns:
+            The new one.
         """
         index = self.index()
         before = index["latest"].average if index else math.nan
@@ -183,6 +186,7 @@ class RunDirectory:
         for path in self.checkpoints.glob("iteration-*"):
             if path.name not in kept:
                 shutil.rmtree(path)
+        return new
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ from esper_ray.errors import UserError
 from esper_ray.impala import EsperImpalaConfig
 from esper_ray.ppo import EsperPPOConfig
 from esper_ray.process import settle
-from esper_ray.run_directory import POLICY_FILE, RLLIB_STATE, RunDirectory
+from esper_ray.run_directory import POLICY_FILE, RLLIB_STATE, Checkpoint, RunDirectory
 from esper_ray.storage import Mirror
 from policies.encoders import BlueprintEncoder
 from policies.weights import save_weights
@@ -61,9 +61,9 @@ def train(run: RunDirectory, config: TrainConfig, console: Console, address: str
     with connected(config.run, address, console):
         algorithm = build(run, config, console)
         with _stop_requests(console) as stop:
-            for iteration, _ in trained_iterations(algorithm, run, config, console):
+            for saved in trained_iterations(algorithm, run, config, console):
                 if mirror is not None:
-                    _send(mirror, run, console, last=stop[0] or iteration == config.run.iterations)
+                    _send(mirror, run, console, last=stop[0] or saved.iteration == config.run.iterations)
                 if stop[0]:
                     console.print(f"stopped and saved; go on with: esper-ray train --run-dir {run.path} --resume")
                     break
@@ -91,7 +91,7 @@ def build(run: RunDirectory, config: TrainConfig, console: Console) -> Algorithm
 
 def trained_iterations(
     algorithm: Algorithm, run: RunDirectory, config: TrainConfig, console: Console
-) -> Iterator[tuple[int, float]]:
+) -> Iterator[Checkpoint]:
     """Train until the config's iterations are done; each is saved before it is handed out.
 
     Args:
@@ -101,7 +101,7 @@ def trained_iterations(
         console: Where a line of progress is printed per iteration.
 
     Yields:
-        Iterations done, and the mean committed validation score of the last one's episodes; NaN if none ended.
+        What was saved.
     """
     began, first = time.perf_counter(), algorithm.iteration
     while algorithm.iteration < config.run.iterations:
@@ -109,7 +109,7 @@ def trained_iterations(
             result = algorithm.train()
         world = dict(flatten(result["env_runners"].get("world", {})))
         score = world.get("score", float("nan"))
-        run.save(
+        saved = run.save(
             algorithm.iteration,
             score,
             lambda path: _write_checkpoint(algorithm, config, path),
@@ -119,7 +119,7 @@ def trained_iterations(
         left = elapsed / (algorithm.iteration - first) * (config.run.iterations - algorithm.iteration)
         rate = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
         console.print(_progress_line(algorithm.iteration, config, world, rate, left), highlight=False)
-        yield algorithm.iteration, score
+        yield saved
 
 
 def _send(mirror: Mirror, run: RunDirectory, console: Console, last: bool) -> None:

@@ -23,7 +23,7 @@ class Result:
     Attributes:
         trial: Its name.
         iteration: Iterations done.
-        score: Mean committed validation score of that iteration's episodes.
+        score: Moving average of the committed validation scores up to it, as checkpoints have it.
         stopped: Whether the trial was stopped after it, before its last iteration.
     """
 

@@ -135,8 +135,7 @@ def tuning_table(directory: TuningDirectory, found: list[Outcome]) -> Table:
     """For the terminal."""
     table = Table(
         title=directory.tuning.title or None,
-        caption=f"score = committed validation score, mean over the last iteration's episodes. "
-        f"{_spent(directory, found)}",
+        caption=f"score = committed validation score, moving average over iterations. {_spent(directory, found)}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -157,8 +156,8 @@ def markdown(directory: TuningDirectory, found: list[Outcome]) -> str:
     lines += ["", *failures] if failures else []
     lines += [
         "",
-        "Score: committed validation score, mean over the episodes of the trial's last iteration; the test split took "
-        f"no part. Stopped by ASHA with {tuning.grace_iterations} iterations of grace and reduction factor "
+        "Score: committed validation score, moving average over the trial's iterations; the test split took no part. "
+        f"Stopped by ASHA with {tuning.grace_iterations} iterations of grace and reduction factor "
         f"{tuning.reduction_factor}. {_spent(directory, found)}. Code: {git_commit() or 'no checkout'}.",
         "",
         f"Every trial is one training with seed {tuning.seed}, and the best of many is partly lucky: "

@@ -180,9 +180,9 @@ def train_trial(settings: dict[str, Any]) -> None:
     config, quiet = run.config(), Console(quiet=True)
     try:
         if latest := run.index().get("latest"):  # nobody may have been told of it before a kill
-            tune.report({ITERATION: latest.iteration, SCORE: latest.score})
+            tune.report({ITERATION: latest.iteration, SCORE: latest.average})
         algorithm = build(run, config, quiet)
-        for iteration, score in trained_iterations(algorithm, run, config, quiet):
-            tune.report({ITERATION: iteration, SCORE: score})
+        for saved in trained_iterations(algorithm, run, config, quiet):
+            tune.report({ITERATION: saved.iteration, SCORE: saved.average})
     except UserError as error:  # would come back at every restart
         tune.report({ITERATION: 0, SCORE: math.nan, FAILURE: str(error)})
