@@ -54,12 +54,12 @@ class EsperPPO(FactoredAlgorithm, PPO):
     def setup(self, config: AlgorithmConfig) -> None:
         """Make runners and learners (see :meth:`FactoredAlgorithm.setup`)."""
         super().setup(config)
-        self._share_weights()
+        self.share_weights()
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """Take over a checkpoint's state (see :meth:`FactoredAlgorithm.restore_from_path`)."""
         super().restore_from_path(path, *args, **kwargs)
-        self._share_weights()
+        self.share_weights()
 
     def training_step(self) -> None:
         """One iteration: rollouts, then an update. All randomness in it depends on the seed and its number alone.
@@ -83,12 +83,13 @@ class EsperPPO(FactoredAlgorithm, PPO):
             )
             self.metrics.aggregate(learnt, key=LEARNER_RESULTS)
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            self._share_weights()
+            self.share_weights()
 
     def _rollouts(self, stream: int) -> list[Rollout]:
         """As many rollouts as there are runners, dead or alive."""
         group = self.env_runner_group
-        wanted, rollouts = max(group.num_remote_env_runners(), 1), []
+        wanted = max(group.num_remote_env_runners(), 1)
+        rollouts: list[Rollout] = []
         while True:
             if self.has_runners():
                 rollouts += self._played(wanted - len(rollouts), stream)
@@ -111,7 +112,7 @@ class EsperPPO(FactoredAlgorithm, PPO):
             timeout_seconds=self.config.sample_timeout_s,
         )
 
-    def _share_weights(self) -> None:
+    def share_weights(self) -> None:
         """Put the learner's weights where the next rollouts find them."""
         weights = self.newest_weights()
         self.env_runner_group.local_env_runner.set_state(weights)  # checkpoints hold its state, too
