@@ -49,9 +49,12 @@ class MortalEnv(MaskedToyVectorEnv):
 
     seed_stream = 0
 
-    def __init__(self, num_envs, runner, orders, **keywords):
+    def __init__(self, num_envs, orders, **keywords):
         super().__init__(num_envs, **keywords)
-        self.runner, self.orders, self.rollout = runner, Path(orders), 1
+        self.orders, self.rollout = Path(orders), 1
+
+    def introduce(self, runner):
+        self.runner = runner
         if runner == 2 and (self.orders / "setup").exists():
             while not (self.orders / "pid").exists():
                 time.sleep(0.1)
@@ -82,18 +85,18 @@ def ray_session():
     ray.shutdown()
 
 
-def build(algorithm_config, runners, orders=None, **env):
+def build(algorithm_config, runners, env=FailingEnv, **env_config):
     config = config_of(algorithm_config, num_env_runners=runners)
-
-    def make(given):
-        if orders is None:
-            return FailingEnv(**given)
-        return MortalEnv(runner=given.worker_index, orders=orders, **given)
-
-    register_env(ENV_ID, make)
-    config.environment(env_config={"episode_length": EPISODE, **env})
+    register_env(ENV_ID, lambda given: env(**given))
+    config.environment(env_config={"episode_length": EPISODE, **env_config})
     config.fault_tolerance(delay_between_env_runner_restarts_s=0.1)
+    if env is MortalEnv:
+        config.callbacks(on_environment_created=introduce)
     return config.build_algo()
+
+
+def introduce(*, env_runner, **keywords):
+    env_runner.env.unwrapped.introduce(env_runner.worker_index)
 
 
 @pytest.mark.parametrize("algorithm_config", [EsperPPOConfig, EsperImpalaConfig])
@@ -117,7 +120,7 @@ def test_an_error_that_does_not_come_back_costs_the_rollout_only(tmp_path):
 
 def test_killed_runners_cost_no_iteration_and_no_step_is_missing_or_counts_twice(tmp_path):
     runners, played = 3, []
-    algorithm = build(EsperPPOConfig, runners, orders=tmp_path)
+    algorithm = build(EsperPPOConfig, runners, MortalEnv, orders=str(tmp_path))
     update = algorithm.learner_group.update
 
     def watched(episodes, **keywords):
@@ -163,7 +166,7 @@ def replace_unnoticed(group, index):
 
 def test_a_runner_killed_while_the_others_are_made_costs_nothing(tmp_path):
     (tmp_path / "setup").touch()
-    algorithm = build(EsperPPOConfig, 2, orders=tmp_path)
+    algorithm = build(EsperPPOConfig, 2, MortalEnv, orders=str(tmp_path))
     assert not (tmp_path / "setup").exists()
     result = algorithm.train()
     assert result["num_env_steps_sampled_lifetime"] == 2 * HOSTS * EPISODE
