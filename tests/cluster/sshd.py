@@ -26,6 +26,16 @@ case "$1" in
     *) exec {ray} "$@" ;;
 esac
 """
+# A cluster file has no field for the port, and ssh looks for the user's own home, whatever $HOME is.
+SSH = """#!/bin/bash
+arguments=()
+for argument; do
+    [ "$last" = -i ] && argument=${{argument/#\\~/$HOME}}
+    arguments+=("$argument")
+    last=$argument
+done
+exec {ssh} -F none -p {port} "${{arguments[@]}}"
+"""
 # As Debian and Ubuntu make it for a new user.
 PROFILE = 'if [ -d "$HOME/.local/bin" ]; then PATH="$HOME/.local/bin:$PATH"; fi\n'
 
@@ -57,8 +67,7 @@ class Machines:
         token = self.laptop / ".ray" / "auth_token"
         token.write_text("0123456789abcdef" * 4)
         token.chmod(0o600)
-        # The client learns the port here, since a cluster file has no field for it.
-        _script(commands / "ssh", f'#!/bin/sh\nexec {shutil.which("ssh")} -F none -p {self.port} "$@"\n')
+        _script(commands / "ssh", SSH.format(ssh=shutil.which("ssh"), port=self.port))
         _script(installed / "ssh", (commands / "ssh").read_text())
         _script(installed / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         _script(installed / "ray", RAY_OF_A_MACHINE.format(ray=RAY, folder=self.folder))

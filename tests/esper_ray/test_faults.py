@@ -66,7 +66,7 @@ class MortalEnv(MaskedToyVectorEnv):
             (self.orders / "new").rename(self.orders / "pid")
 
     def reset(self, *, seed=None, options=None):
-        return super().reset(seed=seed + self.seed_stream, options=options)
+        return super().reset(seed=1000 * seed + self.seed_stream, options=options)
 
     def step(self, actions):
         if self.epoch.max() == EPISODE // 2:
@@ -86,7 +86,7 @@ def ray_session():
 
 
 def build(algorithm_config, runners, env=FailingEnv, **env_config):
-    config = config_of(algorithm_config, num_env_runners=runners)
+    config = config_of(algorithm_config, num_env_runners=runners, fresh_rollouts=env is MortalEnv)
     register_env(ENV_ID, lambda given: env(**given))
     config.environment(env_config={"episode_length": EPISODE, **env_config})
     config.fault_tolerance(delay_between_env_runner_restarts_s=0.1)
@@ -124,7 +124,8 @@ def test_killed_runners_cost_no_iteration_and_no_step_is_missing_or_counts_twice
     update = algorithm.learner_group.update
 
     def watched(episodes, **keywords):
-        played.append(episodes)
+        # Before the learner adds a step to each.
+        played.append([(len(episode), episode.get_observations(0)["obs"].tobytes()) for episode in episodes])
         return update(episodes=episodes, **keywords)
 
     algorithm.learner_group.update = watched
@@ -138,12 +139,12 @@ def test_killed_runners_cost_no_iteration_and_no_step_is_missing_or_counts_twice
         assert not [order for order in orders if (tmp_path / order).exists()]
         assert result["training_iteration"] == iteration
         assert result["num_env_steps_sampled_lifetime"] == iteration * runners * HOSTS * EPISODE
-        assert [len(episode) for episode in played[-1]] == [EPISODE] * runners * HOSTS
+        assert [length for length, _ in played[-1]] == [EPISODE] * runners * HOSTS
         learnt = result["learners"]["default_policy"]
         # RLlib counts the extra step of every episode, which holds its last observation, as trained too.
         assert learnt["num_module_steps_trained"] == LearnerConfig().num_epochs * runners * HOSTS * (EPISODE + 1)
         assert learnt["replay_error"] < 1e-4  # everyone played with the learner's weights
-    begun = [episode.get_observations(0)["obs"].tobytes() for episodes in played for episode in episodes]
+    begun = [observation for episodes in played for _, observation in episodes]
     assert len(set(begun)) == len(begun)
     assert result["fault_tolerance"]["num_remote_worker_restarts"] >= runners
     algorithm.stop()
