@@ -33,6 +33,7 @@ from policies.factory import build_policy
 from policies.player import Player
 from policies.weights import save_weights
 
+
 @dataclass(frozen=True)
 class Service:
     """Requests per second and their latency, by number of sessions that ask at once."""

@@ -1,4 +1,4 @@
-"""Machines of one's own, as far as `ray up` can tell: loopback addresses that answer SSH, each with a Ray of its own."""
+"""Machines of one's own, as far as `ray up` can tell: loopback addresses that answer SSH, each with its own Ray."""
 
 import getpass
 import os

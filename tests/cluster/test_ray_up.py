@@ -1,4 +1,4 @@
-"""`ray up` on machines of one's own: the file from docs/cluster, over SSH to loopback addresses, and torn down again."""
+"""`ray up` on machines of one's own: the file from docs/cluster, over SSH to loopback addresses, and torn down."""
 
 import time
 from pathlib import Path

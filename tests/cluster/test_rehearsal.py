@@ -16,7 +16,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.nodes import HOST, RAY, ROOT, Nodes, free_port, processes_below
+from benchmarks.nodes import HOST, ROOT, Nodes, free_port, processes_below
 from tests.esper_ray.test_cluster_files import COMMANDS, readme_job
 
 pytestmark = [

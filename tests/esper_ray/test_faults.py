@@ -160,7 +160,7 @@ def replace_unnoticed(group, index):
         try:
             ray.get(actor.ping.remote())
             return
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
 
