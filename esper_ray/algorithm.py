@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from abc import abstractmethod
@@ -91,6 +92,7 @@ class FactoredAlgorithm(Algorithm):
                 # RLlib asks its first runner alone for the spaces, and has no answer if that one has just died.
                 if not isinstance(error, IndexError) or attempt == SETUPS:
                     raise
+            gc.collect()  # the runners that were made, whose places the next ones need
         if reason := failed_start():
             self.stop()
             raise UserError(f"an env runner cannot start: {reason}")

@@ -22,7 +22,17 @@ RAY_OF_A_MACHINE = """#!/bin/bash
 read -r _ _ address _ <<< "$SSH_CONNECTION"
 case "$1" in
     start) shift; exec {ray} start $(cat {folder}/$address.arguments) "$@" ;;
-    stop) kill $(grep -lzs -- {folder}/$address /proc/[0-9]*/cmdline | cut -d/ -f3) 2> /dev/null; exit 0 ;;
+    stop)
+        for kind in raylet '[^g]*' gcs_server; do  # in this order, as the real one
+            for signal in TERM KILL; do
+                for process in $(grep -lzs -- {folder}/$address /proc/[0-9]*/cmdline); do
+                    process=${{process%/cmdline}}
+                    [[ $(< $process/comm) == $kind ]] && kill -$signal ${{process#/proc/}}
+                done
+                sleep 1
+            done
+        done 2> /dev/null
+        exit 0 ;;
     *) exec {ray} "$@" ;;
 esac
 """
@@ -126,7 +136,7 @@ class Machines:
         shell = ["bash", "--login", "-c", "-i", shlex.quote(command)]
         target = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", f"{self.user}@{address}"]
         ssh = ["ssh", "-i", str(self.laptop / ".ssh" / "id_ed25519"), *target, *shell]
-        return self.run(*ssh, timeout=60).stdout.strip()
+        return self.run(*ssh).stdout.strip()
 
     def run(self, *command, timeout=300, **more):
         """A command of the caller."""
