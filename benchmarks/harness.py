@@ -59,6 +59,22 @@ class Report:
             content = {"command": command, "machine": machine(), **asdict(self)}
             path.write_text(json.dumps(content, indent=2) + "\n")
 
+    def write_into(self, page: Path) -> None:
+        """Put the tables and notes between the page's two comments with this benchmark's name.
+
+        Raises:
+            ValueError: the page lacks them.
+        """
+        begin, end = f"<!-- benchmarks.{self.name} -->", f"<!-- /benchmarks.{self.name} -->"
+        before, found, rest = page.read_text().partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"{page} lacks the comments {begin} and {end}, between which the tables belong")
+        about = machine()
+        where = f"{about['cores']} cores of {about['processor']}, torch {about['torch']}, {about['gpu'] or 'no GPU'}."
+        parts = [begin, where, *(table.markdown() for table in self.tables), *self.notes, end]
+        page.write_text(before + "\n\n".join(parts) + after)
+
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""

@@ -39,8 +39,8 @@ NOTES = (
     "kl_stop is off, so that every round does the same work. One thread.",
     "The loop over time steps has the same weights and calls torch's own LSTM cell once per step.",
     "An iteration is one of `make train`, with its processes, after a warm-up one; checkpoints, TensorBoard and "
-    "pictures are left out, which makes the learner's share look larger, not smaller. RLlib's PPO samples, updates and "
-    "sends new weights (once, without waiting for the runners) one after the other: nothing overlaps.",
+    "pictures are left out, which makes the learner's share look larger, not smaller. Rollouts, update and new "
+    "weights (put where the runners fetch them with the next order) come one after the other: nothing overlaps.",
 )
 
 
@@ -115,7 +115,7 @@ class Learner:
             algorithm = quickstart().build_algo()
             watch = _Watch()
             algorithm.learner_group.update = watch.timed("update", algorithm.learner_group.update)
-            algorithm.env_runner_group.sync_weights = watch.timed("weights", algorithm.env_runner_group.sync_weights)
+            algorithm.share_weights = watch.timed("weights", algorithm.share_weights)
             train = watch.timed("iteration", algorithm.train)
             for _ in range(self.iterations + 1):
                 train()

@@ -92,29 +92,10 @@ class Scaling:
     def _rates(self, report: Report) -> None:
         config = quickstart(num_env_runners=RUNNERS, hosts_per_runner=self.hosts, epochs=self.epochs, task=self.task)
         algorithm = config.build_algo()
-        group = algorithm.env_runner_group
-
-        returns: set[float] = set()
-
-        def sample(runners: int) -> None:
-            results = group.foreach_env_runner(
-                _replay, local_env_runner=False, remote_worker_ids=list(range(1, runners + 1))
-            )
-            returns.update(sum(episode.get_return() for episode in episodes) for episodes, _ in results)
-
-        counts = {"one": 1, "two": RUNNERS}
-        candidates = {name: functools.partial(sample, count) for name, count in counts.items()}
-        for _ in range(WARMUP):
-            sample(RUNNERS)
-        returns.clear()
-        seconds = paired_seconds(candidates, self.repeats, warmup=0)
-        if len(returns) > 1:
-            raise RuntimeError(
-                f"runners played different episodes (returns {sorted(returns)}): their times do not compare"
-            )
+        seconds = one_and_all(algorithm.env_runner_group, self.repeats)
         algorithm.stop()
-        ratio = RUNNERS * median_ratio(seconds["one"], seconds["two"])
-        steps = self.hosts * self.epochs
+        ratio = RUNNERS * median_ratio(seconds["one"], seconds["all"])
+        steps, counts = self.hosts * self.epochs, {"one": 1, "all": RUNNERS}
         rates = [f"{steps * count / statistics.median(seconds[name]):,.1f}" for name, count in counts.items()]
         report.tables.append(
             Table(
@@ -185,7 +166,36 @@ class Scaling:
         report.tables.append(Table(title, ("hosts", "env steps per second", "GPU memory, MB"), rows))
 
 
-def _replay(runner: Any) -> tuple[list[Any], Any]:
+def one_and_all(group: Any, repeats: int) -> dict[str, list[float]]:
+    """Seconds of a rollout of the first runner beside the idle others (``one``), in turns with those of ``all``.
+
+    Args:
+        group: RLlib's runners.
+        repeats: Timed rounds.
+
+    Raises:
+        RuntimeError: runners played different episodes, so that their times do not compare.
+    """
+    returns: set[float] = set()
+
+    def sample(runners: int) -> None:
+        results = group.foreach_env_runner(
+            replay, local_env_runner=False, remote_worker_ids=list(range(1, runners + 1))
+        )
+        returns.update(sum(episode.get_return() for episode in episodes) for episodes, _ in results)
+
+    runners = group.num_remote_env_runners()
+    for _ in range(WARMUP):
+        sample(runners)
+    returns.clear()
+    candidates = {"one": functools.partial(sample, 1), "all": functools.partial(sample, runners)}
+    seconds = paired_seconds(candidates, repeats, warmup=0)
+    if len(returns) > 1:
+        raise RuntimeError(f"runners played different episodes (returns {sorted(returns)}): their times do not compare")
+    return seconds
+
+
+def replay(runner: Any) -> tuple[list[Any], Any]:
     """The same episodes at every call and in every runner that has played before; metrics come along, as in training.
 
     RLlib seeds a runner at its first reset only, which is why that one differs.

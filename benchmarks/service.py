@@ -7,14 +7,11 @@ Run it with::
 
 from __future__ import annotations
 
-import itertools
+import json
 import socket
-import statistics
+import subprocess
+import sys
 import tempfile
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,20 +20,18 @@ import tyro
 from rich.console import Console
 
 from benchmarks.harness import Report, Table
+from benchmarks.load import Shown
 from envs.morphogenesis import MorphogenesisVectorEnv
 from esper_ray.config import EnvConfig, TrainConfig
 from esper_ray.export import write_export
 from esper_ray.process import settle
 from esper_ray.run_directory import POLICY_FILE, RunDirectory
-from esper_ray.serving.client import PolicyClient
 from esper_ray.serving.service import running
 from esper_ray.serving.settings import ServiceConfig
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
 from policies.player import Player
 from policies.weights import save_weights
-
-Shown = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -56,65 +51,52 @@ class Service:
 
     def run(self, console: Console) -> None:
         """Measure, print, write."""
-        shown = _episode()
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         with tempfile.TemporaryDirectory() as directory, console.status("asking a service on this machine"):
-            export = _export(Path(directory))
+            export, observations = _export(Path(directory)), Path(directory) / "observations.json"
+            observations.write_text(json.dumps(_episode()))
             with running(export, ServiceConfig(port=port, replicas=self.replicas)) as url:
-                rows = [self._measure(url, shown, sessions) for sessions in self.sessions]
+                rows = [self._measure(url, observations, sessions) for sessions in self.sessions]
         report = Report(
             "service",
             headline={
                 key: value
-                for sessions, (rate, *latencies) in zip(self.sessions, rows, strict=True)
+                for sessions, found in zip(self.sessions, rows, strict=True)
                 for key, value in (
-                    (f"requests_per_second_{sessions}", round(rate, 1)),
-                    (f"p95_ms_{sessions}", round(latencies[1], 1)),
+                    (f"requests_per_second_{sessions}", round(found["requests_per_second"], 1)),
+                    (f"p95_ms_{sessions}", round(found["p95_ms"], 1)),
                 )
             },
             tables=[
                 Table(
                     f"Decisions of a policy of the default width over HTTP, {self.replicas} replica(s)",
-                    ("sessions", "requests/s", "median, ms", "p95, ms"),
+                    ("sessions", "requests/s", "median, ms", "p95, ms", "cores of the load"),
                     [
-                        (f"{sessions}", *(f"{value:,.1f}" for value in row))
-                        for sessions, row in zip(self.sessions, rows, strict=True)
+                        (
+                            f"{sessions}",
+                            *(f"{found[name]:,.1f}" for name in ("requests_per_second", "median_ms", "p95_ms")),
+                            f"{found['cores_of_the_load']:.2f}",
+                        )
+                        for sessions, found in zip(self.sessions, rows, strict=True)
                     ],
                 )
             ],
             notes=[
-                "Clients are threads of one process on the same machine, whose cores they take too; each keeps its "
-                "connection and asks again at once. Observations of one recorded episode; the network is untrained.",
+                "Clients are threads of one process of their own on the same machine, whose cores they take too; each "
+                "keeps its connection and asks again at once. Observations of one recorded episode; the network is "
+                "untrained.",
             ],
         )
         report.publish(console, self.json)
 
-    def _measure(self, url: str, shown: Sequence[Shown], sessions: int) -> tuple[float, float, float]:
-        """Requests per second, and median and 95th percentile of their milliseconds."""
-        ready = threading.Barrier(sessions)
-        with ThreadPoolExecutor(sessions) as threads:
-            found = threads.map(lambda seed: self._ask(url, shown, seed, ready), range(sessions))
-            taken = [seconds for each in found for seconds in each]
-        cuts = statistics.quantiles(taken, n=20)
-        return len(taken) / self.seconds, 1000 * statistics.median(taken), 1000 * cuts[-1]
-
-    def _ask(self, url: str, shown: Sequence[Shown], seed: int, ready: threading.Barrier) -> list[float]:
-        """Seconds of each request of one session that was answered in the timed part."""
-        taken = []
-        with PolicyClient(url) as client, client.open(seed) as session:
-            ready.wait()
-            start = time.perf_counter() + self.warmup_seconds
-            end = start + self.seconds
-            for observation in itertools.cycle(shown):
-                asked = time.perf_counter()
-                session.act(observation)
-                answered = time.perf_counter()
-                if answered > end:
-                    break
-                if answered >= start:
-                    taken.append(answered - asked)
-        return taken
+    def _measure(self, url: str, observations: Path, sessions: int) -> dict[str, float]:
+        """What a load of so many sessions found."""
+        asked = {"sessions": sessions, "seconds": self.seconds, "warmup-seconds": self.warmup_seconds}
+        flags = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", "benchmarks.load", url, str(observations), *flags]
+        found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        return found
 
 
 CONFIG = TrainConfig(env=EnvConfig(max_epochs=30))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import gc
 import random
 import time
 from abc import abstractmethod
@@ -30,8 +30,10 @@ RUNNERS_PER_SEED = 4096
 """RLlib seeds runner k with seed + k, so that runs with neighbouring seeds would train the same hosts."""
 RESTART_SECONDS = 120.0
 """How long a run whose runners are all dead waits for Ray to restart one."""
-
-
+SETUPS = 3
+"""How often the set-up is tried while runners die in it."""
+AGAIN = 2**32
+"""Added to the stream of what is played once more within an iteration: more than any run has iterations."""
 FAILURES_IN_A_ROW = 3
 """As many errors of one runner without a complete rollout are no accident."""
 
@@ -49,7 +51,7 @@ def begin_stream(env_runner: Any, stream: int, fresh_episodes: bool) -> None:
 
     Args:
         env_runner: RLlib's runner.
-        stream: Iterations done: no two lives of a run share one.
+        stream: Iterations done, plus :data:`AGAIN` for every further time in the same iteration: no two share one.
         fresh_episodes: Leave the episodes under way and start new ones.
     """
     if env_runner.env is not None:  # the driver's has none while others play
@@ -69,12 +71,6 @@ def _release_memory(**kwargs: Any) -> None:
     release_memory()
 
 
-def _reseed_restarted(*, algorithm: Any, env_runner_group: Any, env_runner_indices: list[int], **kwargs: Any) -> None:
-    """RLlib seeds a restarted runner like the one before."""
-    begin = functools.partial(begin_stream, stream=algorithm.iteration + 1, fresh_episodes=True)
-    env_runner_group.foreach_env_runner(begin, remote_worker_ids=env_runner_indices, local_env_runner=False)
-
-
 class FactoredAlgorithm(Algorithm):
     """What all algorithms do beyond RLlib; comes before RLlib's own class of the algorithm."""
 
@@ -86,12 +82,17 @@ class FactoredAlgorithm(Algorithm):
         Raises:
             UserError: a runner could not be made. RLlib would go on with the others, or lose the reason.
         """
-        try:
-            super().setup(config)
-        except Exception as error:
-            if reason := failed_start():
-                raise UserError(f"an env runner cannot start: {reason}") from error
-            raise
+        for attempt in range(1, SETUPS + 1):
+            try:
+                super().setup(config)
+                break
+            except Exception as error:
+                if reason := failed_start():
+                    raise UserError(f"an env runner cannot start: {reason}") from error
+                # RLlib asks its first runner alone for the spaces, and has no answer if that one has just died.
+                if not isinstance(error, IndexError) or attempt == SETUPS:
+                    raise
+            gc.collect()  # the runners that were made, whose places the next ones need
         if reason := failed_start():
             self.stop()
             raise UserError(f"an env runner cannot start: {reason}")
@@ -102,6 +103,15 @@ class FactoredAlgorithm(Algorithm):
         Without any runner it does nothing; RLlib then repeats it, as an iteration has a least number of steps.
 
         Raises:
+            UserError: as for :meth:`has_runners`.
+        """
+        if self.has_runners():
+            super().training_step()
+
+    def has_runners(self) -> bool:
+        """Whether anyone can play; if not, a moment has passed.
+
+        Raises:
             UserError: a runner failed :data:`FAILURES_IN_A_ROW` times without a complete rollout in between, or no
                 runner has come back for :data:`RESTART_SECONDS`.
         """
@@ -109,8 +119,7 @@ class FactoredAlgorithm(Algorithm):
         group = self.env_runner_group
         if not group.num_remote_env_runners() or group.num_healthy_remote_env_runners():
             self._alone_since = None
-            super().training_step()
-            return
+            return True
         now = time.monotonic()
         self._alone_since = self._alone_since or now
         if now - self._alone_since > RESTART_SECONDS:
@@ -120,6 +129,7 @@ class FactoredAlgorithm(Algorithm):
                 "(esper-ray train --resume)"
             )
         time.sleep(0.5)
+        return False
 
     def _stop_if_failing(self) -> None:
         """An error that comes back after every restart would else be repeated until no restart is left."""
@@ -138,16 +148,19 @@ class FactoredAlgorithm(Algorithm):
         weights until the learner has made up for the updates taken back.
         """
         super().restore_from_path(path, *args, **kwargs)
-        component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
-        learner = self.learner_group.get_state(components=component, inference_only=True)[COMPONENT_LEARNER]
-        weights = {name: learner[name] for name in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
-        stream = self.iteration
+        weights, stream = self.newest_weights(), self.iteration
 
         def take_over(env_runner: Any) -> None:
             env_runner.set_state(weights)
             begin_stream(env_runner, stream, fresh_episodes=True)
 
         self.env_runner_group.foreach_env_runner(take_over)
+
+    def newest_weights(self) -> dict[str, Any]:
+        """The learner's, with their number, as a runner's ``set_state`` takes them."""
+        component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        learner = self.learner_group.get_state(components=component, inference_only=True)[COMPONENT_LEARNER]
+        return {name: learner[name] for name in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
 
 
 class FactoredConfig(AlgorithmConfig):
@@ -273,11 +286,7 @@ class FactoredConfig(AlgorithmConfig):
             # RLlib's default of 60 s drops slower rollouts without an error.
             sample_timeout_s=None,
         )
-        self.callbacks(
-            on_environment_created=_settle,
-            on_sample_end=_release_memory,
-            on_env_runners_recreated=_reseed_restarted,
-        )
+        self.callbacks(on_environment_created=_settle, on_sample_end=_release_memory)
         self.fault_tolerance(
             restart_failed_env_runners=True,
             # True would rebuild and retry a runner's envs without end.

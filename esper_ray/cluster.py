@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import ray
 import torch
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # the stubs lack it
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.exceptions import RayError
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from rich.console import Console
 
@@ -115,12 +118,13 @@ def find_room(bundles: Sequence[Bundle], place: str, console: Console) -> None:
     bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
     if not bundles:
         return
+    asked = time.time()
     group = placement_group(bundles, strategy="PACK")
     try:
         patience, reminded = GRACE_SECONDS, -math.inf
         while not group.wait(patience):
             missing = shortage(bundles, _living_nodes())
-            if missing and _cannot_grow(group):
+            if missing and _cannot_grow(group, asked):
                 raise UserError(f"{place} will never have room for this run: {missing}. Ask for less, or add nodes")
             if time.monotonic() - reminded > REMINDER_SECONDS:
                 reminded = time.monotonic()
@@ -176,18 +180,26 @@ def _living_nodes() -> list[Bundle]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _cannot_grow(group: PlacementGroup) -> bool:
-    """Whether no autoscaler will ever make room for this group.
+def _cannot_grow(group: PlacementGroup, asked: float) -> bool:
+    """Whether no autoscaler will ever make room for this group, which was asked for at that time (Unix seconds).
 
-    Ray's autoscaler (the second, which ``ray up`` starts) names the requests that exceed what it may start; without
-    one no state is reported.
+    Ray has two autoscalers. The second, which ``ray up`` starts for a cloud, names the requests that exceed what it may
+    start. The first reports what it is starting, every five seconds: nothing, once it has seen the request, means that
+    it will start no more. It runs without a cluster file, too, and starts nothing then.
     """
     reply = GetClusterStatusReply()
     reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
     state = reply.autoscaling_state
-    if not state.autoscaler_state_version:
+    if state.autoscaler_state_version:
+        return any(group.id.hex() in request.details for request in state.infeasible_gang_resource_requests)
+    report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    if report is None:
         return True
-    return any(group.id.hex() in request.details for request in state.infeasible_gang_resource_requests)
+    status = json.loads(report)
+    nodes = status.get("autoscaler_report")
+    if nodes is None or status["time"] - status["gcs_request_time"] < asked:
+        return False
+    return not (nodes["pending_nodes"] or nodes["pending_launches"])
 
 
 # ---------------------------------------------------------------------- connection

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from ray.rllib.algorithms.impala.impala import IMPALA, IMPALAConfig
 
-from esper_ray.algorithm import FactoredAlgorithm, FactoredConfig
+from esper_ray.algorithm import AGAIN, FactoredAlgorithm, FactoredConfig, begin_stream
 from esper_ray.impala_learner import EsperImpalaLearner
 
 POLL_SECONDS = 0.05
 """How long the driver waits for rollouts before it looks after everything else; 0 would keep a core busy."""
+
+
+def _reseed_restarted(*, algorithm: Any, env_runner_group: Any, env_runner_indices: list[int], **kwargs: Any) -> None:
+    """RLlib seeds a restarted runner like the one before."""
+    stream = algorithm.iteration + AGAIN * env_runner_group.num_remote_worker_restarts()
+    begin = functools.partial(begin_stream, stream=stream, fresh_episodes=True)
+    env_runner_group.foreach_env_runner(begin, remote_worker_ids=env_runner_indices, local_env_runner=False)
 
 
 class EsperImpala(FactoredAlgorithm, IMPALA):
@@ -66,6 +76,7 @@ class EsperImpalaConfig(FactoredConfig, IMPALAConfig):
             train_batch_size_per_learner=envs * rollout_length,
             timeout_s_sampler_manager=POLL_SECONDS,
         )
+        self.callbacks(on_env_runners_recreated=_reseed_restarted)
         self.reporting(
             min_time_s_per_iteration=None,
             min_sample_timesteps_per_iteration=envs * max(self.num_env_runners, 1) * rollout_length,

@@ -3,28 +3,120 @@
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
+import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo.ppo import PPO, PPOConfig
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
 
-from esper_ray.algorithm import FactoredAlgorithm, FactoredConfig, begin_stream, seed_generators
+from esper_ray.algorithm import AGAIN, FactoredAlgorithm, FactoredConfig, begin_stream, seed_generators
 from esper_ray.learner import EsperPPOLearner
 
 
+class Rollout(NamedTuple):
+    """What a runner hands over: all of it or nothing."""
+
+    episodes: list[Any]
+    metrics: dict[str, Any]
+
+
+def play(env_runner: Any, weights: dict[str, Any], stream: int, fresh_episodes: bool) -> Rollout:
+    """A rollout that depends on nothing but the arguments, and on the episodes under way unless they are left.
+
+    Ray may have restarted the runner without anybody noticing: weights and seeds come with every order.
+    """
+    env_runner.set_state(weights)  # does nothing if it has these
+    begin_stream(env_runner, stream, fresh_episodes)
+    return Rollout(env_runner.sample(), env_runner.get_metrics())
+
+
 class EsperPPO(FactoredAlgorithm, PPO):
-    """PPO over a factored action."""
+    """PPO over a factored action.
+
+    RLlib's own step ends with the rollouts that it has when its last runner dies, and takes more than it needs where
+    some fill in for others. Here a step learns from one whole rollout per runner, whoever plays it.
+    """
 
     @classmethod
     def get_default_config(cls) -> EsperPPOConfig:
         """A config that still lacks an env (see :meth:`FactoredConfig.of`)."""
         return EsperPPOConfig()
 
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Make runners and learners (see :meth:`FactoredAlgorithm.setup`)."""
+        super().setup(config)
+        self.share_weights()
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Take over a checkpoint's state (see :meth:`FactoredAlgorithm.restore_from_path`)."""
+        super().restore_from_path(path, *args, **kwargs)
+        self.share_weights()
+
     def training_step(self) -> None:
-        """One iteration: rollouts, then an update. All randomness in it depends on the seed and its number alone."""
+        """One iteration: rollouts, then an update. All randomness in it depends on the seed and its number alone.
+
+        Raises:
+            UserError: as for :meth:`has_runners`.
+        """
         seed, stream = self.config.seed or 0, self.iteration
-        self.learner_group.foreach_learner(lambda learner: seed_generators(seed, stream))  # they shuffle
-        begin = functools.partial(begin_stream, stream=stream, fresh_episodes=self.config.fresh_rollouts)
-        self.env_runner_group.foreach_env_runner(begin)
-        super().training_step()
+        self.learner_group.foreach_learner(lambda learner: seed_generators(seed, 0, stream))  # they shuffle
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            rollouts = self._rollouts(stream)
+            self.metrics.aggregate([rollout.metrics for rollout in rollouts], key=ENV_RUNNER_RESULTS)
+        steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            learnt = self.learner_group.update(
+                episodes=[episode for rollout in rollouts for episode in rollout.episodes],
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps},
+                num_epochs=self.config.num_epochs,
+                minibatch_size=self.config.minibatch_size,
+                shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
+            )
+            self.metrics.aggregate(learnt, key=LEARNER_RESULTS)
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self.share_weights()
+
+    def _rollouts(self, stream: int) -> list[Rollout]:
+        """As many rollouts as there are runners, dead or alive."""
+        group = self.env_runner_group
+        wanted = max(group.num_remote_env_runners(), 1)
+        rollouts: list[Rollout] = []
+        while True:
+            if self.has_runners():
+                rollouts += self._played(wanted - len(rollouts), stream)
+                stream += AGAIN
+            if len(rollouts) == wanted:
+                return rollouts
+            group.probe_unhealthy_env_runners()
+
+    def _played(self, most: int, stream: int) -> list[Rollout]:
+        """One rollout of each living runner, or of the driver where there are none; not more than ``most``."""
+        group = self.env_runner_group
+        order = functools.partial(play, stream=stream, fresh_episodes=self.config.fresh_rollouts)
+        if not group.num_remote_env_runners():
+            return [order(group.local_env_runner, ray.get(self._weights))]
+        return group.foreach_env_runner(
+            order,
+            kwargs={"weights": self._weights},
+            remote_worker_ids=group.healthy_env_runner_ids()[:most],
+            local_env_runner=False,
+            timeout_seconds=self.config.sample_timeout_s,
+        )
+
+    def share_weights(self) -> None:
+        """Put the learner's weights where the next rollouts find them."""
+        weights = self.newest_weights()
+        self.env_runner_group.local_env_runner.set_state(weights)  # checkpoints hold its state, too
+        self._weights = ray.put(weights)
 
 
 class EsperPPOConfig(FactoredConfig, PPOConfig):
@@ -71,5 +163,3 @@ class EsperPPOConfig(FactoredConfig, PPOConfig):
             shuffle_batch_per_epoch=True,
             train_batch_size_per_learner=batch_size,
         )
-        # A step whose runners all died is done again once one is back.
-        self.reporting(min_sample_timesteps_per_iteration=1)

@@ -26,6 +26,13 @@ TOKEN = "~/.ray/auth_token"
 MEGABYTE = 1 << 20
 
 
+def readme_job():
+    """Words of the README's ``ray job submit``."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    (line,) = (line for line in text.splitlines() if line.startswith("ray job submit"))
+    return shlex.split(line)
+
+
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
 def config(request):
     return yaml.safe_load(request.param.read_text())
@@ -73,10 +80,7 @@ def test_nodes_install_the_constraints_and_nothing_unpinned(config):
 
 
 def test_the_jobs_package_holds_the_code_and_not_the_checkouts_weight(tmp_path):
-    line = next(
-        line for line in (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines() if "ray job submit" in line
-    )
-    words = shlex.split(line[line.index("ray job submit") :])
+    words = readme_job()
     assert words[words.index("--working-dir") + 1] == "."
     excludes = json.loads(words[words.index("--runtime-env-json") + 1])["excludes"]
     assert words[words.index("--") + 1 :][:4] == ["python", "-m", "esper_ray", "train"]

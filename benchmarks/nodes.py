@@ -10,33 +10,40 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 RAY = Path(sys.executable).with_name("ray")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
 HEAD = "127.0.0.2"
 """All of 127.0.0.0/8 is loopback on Linux, so that every node has an address of its own; Ray replaces the first."""
 STORE_BYTES = 100_000_000
 START_SECONDS = 90.0
+STARTS = 3
+"""How often a node is started before Ray's own limit (30 s, and fixed) counts: a busy machine may need longer."""
+TOO_SLOW = "timed out during startup"
 
 
 def free_port() -> int:
+    """A TCP port that nobody listens on."""
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         return listener.getsockname()[1]
 
 
-def processes_below(pid: int) -> Iterator[int]:
+def processes_below(pid: int) -> list[int]:
+    """All that a process started, directly or not (Linux)."""
+    children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):  # it ended meanwhile
             continue
-        if parent == pid:
-            child = int(stat.parent.name)
-            yield from (child, *processes_below(child))
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(children.get(pid, []))
+    for child in found:  # grows
+        found += children.get(child, [])
+    return found
 
 
 class Nodes:
@@ -66,53 +73,66 @@ class Nodes:
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        self.started: list[subprocess.Popen[str]] = []
-        self.known: set[int] = set()
+        self.launched: list[subprocess.Popen[str]] = []
+        self.known: dict[int, set[int]] = {}
+        self.count = 0
         arguments = ("--head", f"--port={self.port}", f"--dashboard-host={HOST}", *head)
-        self.head = self._start(*arguments, **(environment or {}))
+        try:
+            self.head = self._start(*arguments, **(environment or {}))
+        except BaseException:
+            self.close()
+            raise
 
     def add(self, cpus: int, gpus: int = 0) -> subprocess.Popen[str]:
         """A node that reports these resources, whatever the machine has."""
         return self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
 
     def _start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        for _ in range(STARTS):
+            process, log = self._launch(*arguments, **environment)
+            self.launched.append(process)
+            deadline = time.monotonic() + START_SECONDS
+            while "Ray runtime started" not in (said := log.read_text()):
+                self._look(process)
+                if process.poll() is not None or time.monotonic() > deadline:
+                    break
+                time.sleep(0.2)
+            else:
+                self.count += 1
+                return process
+            self._end(process)
+            if TOO_SLOW not in said:
+                break
+        raise RuntimeError(f"a node did not start: {said}")
+
+    def _launch(self, *arguments: str, **environment: str) -> tuple[subprocess.Popen[str], Path]:
+        """``ray start`` with its log."""
         ports = [
             f"--{name}={free_port()}"
             for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
         ]
         if "--head" in arguments:
             ports += [f"--dashboard-port={self.dashboard_port}", f"--ray-client-server-port={free_port()}"]
-        log = (self.folder / f"node-{len(self.started)}.log").open("w+")
-        process = subprocess.Popen(
-            [
-                *(
-                    str(RAY),
-                    "start",
-                    "--block",
-                    "--disable-usage-stats",
-                    f"--node-ip-address=127.0.0.{2 + len(self.started)}",
-                ),
-                *(f"--object-store-memory={STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
-                # Agents unpack a job's code anew, each over what it finds: nodes must not share a folder.
-                f"--temp-dir={self.folder / str(len(self.started))}",
-                *ports,
-                *arguments,
-            ],
-            env={**self.environment, **environment},
-            cwd=self.folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        deadline = time.monotonic() + START_SECONDS
-        while "Ray runtime started" not in (text := Path(log.name).read_text()):
-            assert process.poll() is None, text
-            assert time.monotonic() < deadline, text
-            time.sleep(0.2)
-        self.known |= {process.pid, *processes_below(process.pid)}
-        return process
+        log = self.folder / f"node-{len(self.launched)}.log"
+        command = [
+            *(str(RAY), "start", "--block", "--disable-usage-stats", f"--node-ip-address=127.0.0.{2 + self.count}"),
+            *(f"--object-store-memory={STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
+            # Agents unpack a job's code anew, each over what it finds: nodes must not share a folder.
+            f"--temp-dir={self.folder / str(len(self.launched))}",
+            *ports,
+            *arguments,
+        ]
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command,
+                env={**self.environment, **environment},
+                cwd=self.folder,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        return process, log
 
     def kill(self, node: subprocess.Popen[str]) -> None:
         """As a power cut would: every process of the node at once."""
@@ -122,14 +142,20 @@ class Nodes:
 
     def close(self) -> None:
         """End every process of every node."""
-        for node in self.started:
-            self.known |= {node.pid, *processes_below(node.pid)}
-        for pid in self.known:
+        for node in self.launched:
+            self._look(node)
+            self._end(node)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _look(self, node: subprocess.Popen[str]) -> None:
+        """Note which processes are a node's, while those that started them live."""
+        self.known.setdefault(node.pid, {node.pid}).update(processes_below(node.pid))
+
+    def _end(self, node: subprocess.Popen[str]) -> None:
+        for pid in self.known[node.pid]:
             if _ours(pid, self.folder):
                 _signal(pid, signal.SIGKILL)
-        for node in self.started:
-            node.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        node.wait()
 
     def run(
         self, *arguments: str, timeout: float = 240, cwd: Path = ROOT, **environment: str
