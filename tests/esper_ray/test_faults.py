@@ -168,7 +168,7 @@ def replace_unnoticed(group, index):
 
 def test_a_runner_killed_while_the_others_are_made_costs_nothing(tmp_path, caplog):
     # A record of RLlib's holds the error, whose traceback holds the runners: pytest would keep them.
-    caplog.set_level(logging.CRITICAL, logger="ray.rllib")
+    caplog.set_level(logging.CRITICAL, logger="ray.rllib.utils.actor_manager")
     (tmp_path / "setup").touch()
     algorithm = build(EsperPPOConfig, 2, MortalEnv, orders=str(tmp_path))
     assert not (tmp_path / "setup").exists()

@@ -144,7 +144,6 @@ def test_a_rollback_in_place_leaves_no_runner_with_newer_weights(algorithm_confi
     if algorithm_config is EsperPPOConfig:
         assert result["num_env_steps_sampled_lifetime"] == 2 * 4 * EPISODE
         assert equal(learnt(algorithm), later)
-        assert equal({MODULE: held()[0]}, algorithm.learner_group.get_weights())
     algorithm.stop()
 
 
