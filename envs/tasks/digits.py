@@ -25,7 +25,7 @@ MIXED = {
     "first_healthy": CnnVariant(widths=(8, 16, 32), kernels=(3, 1, 1)),
     "wide_first": CnnVariant(widths=(16, 4, 16), kernels=(1, 1, 1)),
     "narrow_first": CnnVariant(widths=(1, 16, 16), kernels=(1, 1, 1)),
-    "thin_first": CnnVariant(widths=(1, 8, 16), kernels=(3, 3, 3)),
+    "narrow_middle": CnnVariant(widths=(8, 2, 16), kernels=(3, 3, 3)),
     "narrow_last": CnnVariant(widths=(8, 16, 3), kernels=(3, 3, 3)),
     "late": CnnVariant(widths=(2, 4, 32), kernels=(1, 1, 1)),
     "even": IMPAIRED,
@@ -33,7 +33,7 @@ MIXED = {
 }
 """Hosts by what is special about them: none, which blocks mix space, or where the width is."""
 
-DRAWN = ("first_healthy", "narrow_last", "thin_first", "wide_first", "narrow_first")
+DRAWN = ("first_healthy", "narrow_middle", "narrow_last", "wide_first", "narrow_first")
 """Those that ``digits_mixed`` draws: three that are best left alone, although they end with different accuracies, one
 that needs a seed in its first slot and one to which that is no use, but a seed in the second is (docs/looking-pays.md).
 """
