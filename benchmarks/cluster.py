@@ -60,7 +60,7 @@ class Cluster:
     """Of each runner."""
     epochs: int = 30
     """Steps of an episode."""
-    repeats: int = 3
+    repeats: int = 8
     """Timed rounds or iterations."""
     service_seconds: float = 10.0
     """Timed part of each number of sessions."""
