@@ -371,7 +371,7 @@ QUICKSTART = TrainConfig(
 THOROUGH = dataclasses.replace(
     QUICKSTART, run=dataclasses.replace(QUICKSTART.run, iterations=120, hosts_per_runner=32, replay_interval=10)
 )
-"""The quickstart for about an hour on two cores: twice the hosts, more than three times the iterations."""
+"""The quickstart for half an hour to an hour on two cores: twice the hosts, over three times the iterations."""
 
 DEBUG = TrainConfig(
     run=RunConfig(iterations=2, num_env_runners=0, hosts_per_runner=4, replay_interval=1),

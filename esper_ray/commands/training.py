@@ -31,7 +31,7 @@ class Train:
     """Ray cluster to train on: HOST:PORT, or auto for that of this machine. By default the cluster of RAY_ADDRESS,
     which `ray job submit` sets, and else a Ray of its own on this machine."""
     preset: Preset = "default"
-    """Settings to start from: default, quickstart (ten minutes on two cores), thorough (an hour) or debug."""
+    """Settings to start from: default, quickstart (ten minutes on two cores), thorough (up to an hour) or debug."""
     debug: bool = False
     """Same as --preset debug: small and in this process, so that breakpoints work."""
 
