@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from scipy import stats
 
 from envs.grown import GrownSeeds
 from esper_ray.controls import (
@@ -29,54 +25,15 @@ from esper_ray.errors import UserError
 from esper_ray.process import settle
 from esper_ray.revision import git_commit
 from esper_ray.run_directory import replace_text
+from esper_ray.statistics import summarise_runs
 from policies.learned import LEARNED
 from policies.schedule import GrowthSchedule
-
-FloatArray = npt.NDArray[np.float64]
 
 POLICIES = (LEARNED, *CONTROLS, *STATIC)
 """Who plays unless somebody else is asked for."""
 
 MEASURES = ("score", "accuracy", "parameters", "training_flops")
 """What is reported of every episode, and summarised."""
-
-CONFIDENCE = 0.95
-RESAMPLES = 9999
-TRIMMED_EACH_SIDE = 0.25
-
-
-def interquartile_mean(values: FloatArray, axis: int = -1) -> FloatArray:
-    """Mean of the middle half: steadier than the mean, less wasteful than the median (Agarwal et al. 2021)."""
-    return stats.trim_mean(values, TRIMMED_EACH_SIDE, axis=axis)
-
-
-def summarise(values: FloatArray) -> dict[str, Any]:
-    """Mean and interquartile mean of ``[E]`` episodes, with percentile-bootstrap intervals.
-
-    Returns:
-        ``mean``, ``iqm``, ``ci95`` (of the interquartile mean) and ``mean_ci95``, intervals as ``[low, high]``. All
-        episodes are one stratum: they come from one task and one trained policy.
-    """
-    return {
-        "mean": float(values.mean()),
-        "iqm": float(interquartile_mean(values)),
-        "ci95": _interval(values, interquartile_mean),
-        "mean_ci95": _interval(values, np.mean),
-    }
-
-
-def _interval(values: FloatArray, statistic: Callable[..., FloatArray]) -> list[float]:
-    if len(values) < 2 or np.ptp(values) == 0.0:  # nothing to resample: every draw is the same
-        return [float(values[0]), float(values[0])]
-    result = stats.bootstrap(
-        (values,),
-        statistic,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
 
 
 def evaluate(
@@ -124,7 +81,7 @@ def evaluate(
         "checkpoint": {"which": trained.which, "iteration": trained.iteration},
         "schedule": None if schedule is None else schedule.to_json(),
         "git_commit": git_commit(),
-        "policies": {name: _report(results[name]) for name in names},
+        "policies": _reports({name: results[name] for name in names}),
     }
     replace_text(output or trained.path / "evaluation.json", json.dumps(report, indent=2) + "\n")
     return report
@@ -168,10 +125,21 @@ def _play(
     return run_episodes(policy, trained.env, seeds, deterministic=name == LEARNED_GREEDY, grown=grown)
 
 
-def _report(results: EpisodeResults) -> dict[str, Any]:
-    measures = {name: getattr(results, name) for name in MEASURES}
+def _reports(results: Mapping[str, EpisodeResults]) -> dict[str, Any]:
+    """What the report says of every policy."""
+    kinds = next(iter(results.values())).variant
+    summaries = {
+        measure: summarise_runs({name: getattr(each, measure)[None] for name, each in results.items()}, kinds)
+        for measure in MEASURES
+    }
     return {
-        **{name: summarise(values) for name, values in measures.items()},
-        "fates": {fate: float(counts.mean()) for fate, counts in results.fates.items()},
-        "episodes": {name: values.tolist() for name, values in (measures | results.fates).items()},
+        name: {
+            **{measure: summaries[measure][name].to_json() for measure in MEASURES},
+            "fates": {fate: float(counts.mean()) for fate, counts in each.fates.items()},
+            "episodes": {
+                **{measure: getattr(each, measure).tolist() for measure in MEASURES},
+                **{fate: counts.tolist() for fate, counts in each.fates.items()},
+            },
+        }
+        for name, each in results.items()
     }

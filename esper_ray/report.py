@@ -33,7 +33,7 @@ def evaluation_table(report: dict[str, Any]) -> Table:
     world = report.get("name", report["task"])  # a study's evaluations have names
     table = Table(
         title=f"{world}: {report['episodes']} held-out hosts, {report['max_epochs']} epochs, test split",
-        caption="score = accuracy/100 − rent; interquartile means, [ ] = 95 % bootstrap interval; "
+        caption="score = accuracy/100 − rent; interquartile means, [ ] = 95 % stratified-bootstrap interval; "
         "GFLOP: training of one host, all evaluations on validation included; "
         "fossil, pruned, cut: seeds per episode kept for good, pruned, removed unfinished at the end",
         box=box.SIMPLE_HEAD,

@@ -40,7 +40,7 @@ class Study(BaseModel):
         evaluation_seed: Of the held-out hosts.
         checkpoint: Which checkpoint of every run plays.
         controls: What the arms are compared with. ``best_schedule`` is searched for in every world;
-            ``training_schedule`` is the one that the study of ``trained_by`` found where its policies train.
+            ``training_schedule`` is the one that the study of ``trained_by`` found for its first evaluation.
         search_epochs: Host epochs that each search may spend; by default as many as the longest training.
     """
 
@@ -124,19 +124,14 @@ class Study(BaseModel):
         return self._trainer or self
 
     def training_evaluation(self) -> str:
-        """Name of the trainer's evaluation in the world of its settings, for which it finds ``training_schedule``.
+        """Name of the trainer's evaluation for which it finds ``training_schedule``: its first.
 
         Raises:
             UserError: nothing is searched for there.
         """
-        trainer = self.trainer
-        there = [name for name, world in trainer.worlds.items() if world == trainer.base.env]
-        if trainer is self or BEST_SCHEDULE not in trainer.controls or not there:
-            raise UserError(
-                f"the control {TRAINING_SCHEDULE} needs trained_by, and there the control {BEST_SCHEDULE} and an "
-                "evaluation in the world of its settings"
-            )
-        return there[0]
+        if self.trainer is self or BEST_SCHEDULE not in self.trainer.controls:
+            raise UserError(f"the control {TRAINING_SCHEDULE} needs trained_by, and there the control {BEST_SCHEDULE}")
+        return next(iter(self.trainer.worlds))
 
     @cached_property
     def base(self) -> TrainConfig:

@@ -17,10 +17,10 @@ from esper_ray.evaluation import MEASURES
 from esper_ray.report import LABELS, clock
 from esper_ray.revision import git_commit
 from esper_ray.run_directory import replace_text
+from esper_ray.statistics import summarise_runs
 from esper_ray.study.directory import StudyDirectory, Training
 from esper_ray.study.figures import behaviour_figure, cost_figure, learning_figure, score_figure
 from esper_ray.study.playing import Playing
-from esper_ray.study.statistics import summarise_runs
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -51,7 +51,7 @@ def write_report(directory: StudyDirectory) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- numbers
 def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
-    """All results as plain values; intervals as :func:`esper_ray.study.statistics.summarise_runs` says."""
+    """All results as plain values; intervals as :func:`esper_ray.statistics.summarise_runs` says."""
     study, trainings = directory.study, directory.trainings
     playings = directory.controls() + [p for training in trainings for p in directory.evaluations(training)]
     return {
@@ -97,9 +97,11 @@ def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing
             shown = _name(playing, policy)
             played.setdefault(shown, []).append(results)
             origins[shown] = playing.policy
+    kinds = next(iter(played.values()))[0]["variants"]
     summaries = {
         measure: summarise_runs(
             {policy: np.array([run["measures"][measure] for run in runs]) for policy, runs in played.items()},
+            kinds,
             origins=origins,
         )
         for measure in MEASURES
@@ -118,7 +120,7 @@ def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing
         "slots": list(slots.slot_ids),
         "blueprints": [blueprint.name for blueprint in slots.blueprints],
         "variants": [str(variant) for variant in task.variants],
-        "hosts_by_variant": _counts(next(iter(played.values()))[0]["variants"], len(task.variants)),
+        "hosts_by_variant": _counts(kinds, len(task.variants)),
         "policies": {
             policy: {
                 **{measure: summaries[measure][policy].to_json() for measure in MEASURES},
@@ -192,7 +194,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", *_evaluation_lines(evaluation)]
     lines += [
         "",
-        "Interquartile means (mean score: means) with 95 % bootstrap intervals over training seeds and held-out hosts; "
+        "Interquartile means (mean score: means) with 95 % bootstrap intervals over training seeds and held-out hosts, strata: kinds of host; "
         "score = accuracy/100 − rent, on the test split. GFLOP: training of one host, all evaluations on validation "
         "included. fossilised, pruned, cut: seeds per episode kept for good, "
         f"pruned, removed unfinished at the end. Code: {report['git_commit'] or 'no checkout'}.",

@@ -9,7 +9,6 @@ from rich.console import Console
 from envs.tasks import make_task
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import held_out_seeds, run_episodes
-from esper_ray.evaluation import interquartile_mean, summarise
 from esper_ray.report import LABELS, evaluation_table
 from policies.heuristic import PlateauHeuristic
 from policies.learned import LearnedPolicy, build_network
@@ -19,32 +18,6 @@ from policies.weights import load_weights, save_weights
 
 ENV = EnvConfig(task="digits_impaired", max_epochs=16)
 SLOTS = make_task(ENV.task).slots
-
-
-def test_the_interquartile_mean_ignores_the_outer_quarters():
-    assert interquartile_mean(np.array([-100.0, 1.0, 3.0, 100.0])) == 2.0
-
-
-def test_an_interval_holds_its_estimate_and_narrows_with_more_episodes():
-    rng = np.random.default_rng(0)
-    few, many = (summarise(rng.normal(0.5, 0.1, size)) for size in (16, 1024))
-    for summary in (few, many):
-        assert summary["ci95"][0] <= summary["iqm"] <= summary["ci95"][1]
-        assert summary["mean_ci95"][0] <= summary["mean"] <= summary["mean_ci95"][1]
-    assert many["ci95"][1] - many["ci95"][0] < few["ci95"][1] - few["ci95"][0]
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(40):
-        low, high = summarise(rng.normal(0.0, 1.0, 64))["mean_ci95"]
-        hits += low <= 0.0 <= high
-    assert hits >= 32
-
-
-def test_equal_values_have_an_interval_of_no_width():
-    assert summarise(np.full(8, 0.25))["ci95"] == [0.25, 0.25]
 
 
 def test_held_out_seeds_are_reproducible_and_differ_from_each_other():

@@ -1,19 +1,26 @@
-"""Means and interquartile means with intervals over training seeds and held-out episodes."""
+"""Means and interquartile means with intervals over training seeds and held-out hosts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from esper_ray.evaluation import CONFIDENCE, interquartile_mean
+from scipy import stats
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
+CONFIDENCE = 0.95
 RESAMPLES = 4999
+TRIMMED_EACH_SIDE = 0.25
+
+
+def interquartile_mean(values: FloatArray, axis: int = -1) -> FloatArray:
+    """Mean of the middle half: steadier than the mean, less wasteful than the median (Agarwal et al. 2021)."""
+    return stats.trim_mean(values, TRIMMED_EACH_SIDE, axis=axis)
 
 
 @dataclass(frozen=True)
@@ -67,24 +74,27 @@ class Summary:
 
 def summarise_runs(
     results: Mapping[str, FloatArray],
+    kinds: Sequence[int] | IntArray,
     resamples: int = RESAMPLES,
     seed: int = 0,
     origins: Mapping[str, str] | None = None,
 ) -> dict[str, Summary]:
-    """Mean and interquartile mean of every policy on one task, with their stratified-bootstrap distributions.
+    """Mean and interquartile mean of every policy in one world, with their stratified-bootstrap distributions.
 
     Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021), section 4.2: runs are
     drawn with replacement within each task, the stratum, and the interquartile mean is taken anew over what was drawn.
-    Here a run has a second level, the held-out hosts on which it is evaluated, and those are the same for every
-    policy. So each resample draws (1) for every policy its training seeds, with replacement and independently of the
-    other policies, and (2) hosts, with replacement and once for all policies; the statistics are taken over all drawn
-    pairs of seed and host. The common draw of hosts makes differences between policies paired. A control that was not
-    trained has one row and varies with the hosts only.
+    Here the strata are the kinds of host that the world draws, and a run has a second level, the held-out hosts, which
+    are the same for every policy. So each resample draws (1) for every policy its training seeds, with replacement and
+    independently of the other policies, and (2) as many hosts of each kind as there are, with replacement and once for
+    all policies; the statistics are taken over all drawn pairs of seed and host. The common draw of hosts makes
+    differences between policies paired. A control that was not trained has one row and varies with the hosts only.
 
-    With few training seeds percentile intervals are too narrow: they can't know of seeds that were not trained.
+    Intervals hold for the kinds in the proportions given: how many there are of each is not drawn anew. With few
+    training seeds, or few hosts of a kind, they are too narrow, as they can't know of those that were not tried.
 
     Args:
         results: ``[K, E]`` per policy, K training seeds on the same E hosts.
+        kinds: The kind of each host, ``[E]``.
         resamples: R.
         seed: Of the draws.
         origins: Policies that come from another one's trainings, row by row, and that policy's name: they share its
@@ -93,13 +103,12 @@ def summarise_runs(
     Raises:
         ValueError: the policies' numbers of hosts differ.
     """
-    hosts = {values.shape[1] for values in results.values()}
-    if len(hosts) != 1:
-        raise ValueError(f"every policy must have played the same hosts, got numbers of hosts {sorted(hosts)}")
-    (num_hosts,) = hosts
+    numbers = {values.shape[1] for values in results.values()} | {len(kinds)}
+    if len(numbers) != 1:
+        raise ValueError(f"every policy must have played the same hosts, got numbers of hosts {sorted(numbers)}")
     rng = np.random.default_rng(seed)
-    host = rng.integers(num_hosts, size=(resamples, 1, num_hosts))
-    rows: dict[str, npt.NDArray[np.int64]] = {}
+    host = _drawn_hosts(np.asarray(kinds), resamples, rng)[:, None, :]
+    rows: dict[str, IntArray] = {}
     summaries = {}
     for name, values in results.items():
         trained, origin = len(values), (origins or {}).get(name, name)
@@ -111,3 +120,10 @@ def summarise_runs(
             Estimate(float(values.mean()), drawn.mean(axis=1)),
         )
     return summaries
+
+
+def _drawn_hosts(kinds: IntArray, resamples: int, rng: np.random.Generator) -> IntArray:
+    """Indices of hosts ``[resamples, E]``, drawn with replacement among those of each kind."""
+    strata = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+    drawn = [members[rng.integers(len(members), size=(resamples, len(members)))] for members in strata]
+    return np.concatenate(drawn, axis=1)
