@@ -9,6 +9,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from envs.grown import GrownSeeds
 from esper_ray.controls import (
     CONTROLS,
@@ -25,9 +28,11 @@ from esper_ray.errors import UserError
 from esper_ray.process import settle
 from esper_ray.revision import git_commit
 from esper_ray.run_directory import replace_text
-from esper_ray.statistics import summarise_runs
+from esper_ray.statistics import mean_by_kind, summarise_runs
 from policies.learned import LEARNED
 from policies.schedule import GrowthSchedule
+
+IntArray = npt.NDArray[np.int64]
 
 POLICIES = (LEARNED, *CONTROLS, *STATIC)
 """Who plays unless somebody else is asked for."""
@@ -68,20 +73,24 @@ def evaluate(
     if STATIC_FINAL in names and LEARNED not in names:
         raise UserError(f"{STATIC_FINAL} trains what the learned policy grew: add {LEARNED} to --policies")
     seeds = held_out_seeds(seed, episodes)
+    variants = trained.env.make_task().variants
     results = _play_all(trained, seeds, names, schedule, workers, on_done)
+    kinds = next(iter(results.values())).variant
     report = {
         "task": trained.env.task,
         "task_args": dict(trained.env.task_args),
         "episodes": episodes,
         "seed": seed,
         "host_seeds": seeds,
-        "variants": next(iter(results.values())).variant.tolist(),
+        "host_variants": kinds.tolist(),
+        "variants": [str(variant) for variant in variants],
+        "hosts_by_variant": np.bincount(kinds, minlength=len(variants)).tolist(),
         "split": "test",
         "max_epochs": trained.env.max_epochs,
         "checkpoint": {"which": trained.which, "iteration": trained.iteration},
         "schedule": None if schedule is None else schedule.to_json(),
         "git_commit": git_commit(),
-        "policies": _reports({name: results[name] for name in names}),
+        **_measured({name: results[name] for name in names}, kinds, len(variants)),
     }
     replace_text(output or trained.path / "evaluation.json", json.dumps(report, indent=2) + "\n")
     return report
@@ -125,21 +134,30 @@ def _play(
     return run_episodes(policy, trained.env, seeds, deterministic=name == LEARNED_GREEDY, grown=grown)
 
 
-def _reports(results: Mapping[str, EpisodeResults]) -> dict[str, Any]:
-    """What the report says of every policy."""
-    kinds = next(iter(results.values())).variant
+def _measured(results: Mapping[str, EpisodeResults], kinds: IntArray, num_kinds: int) -> dict[str, Any]:
+    """What the report says of every policy, and of how far the learned one is ahead of the others."""
+    measured = {measure: {name: getattr(each, measure) for name, each in results.items()} for measure in MEASURES}
     summaries = {
-        measure: summarise_runs({name: getattr(each, measure)[None] for name, each in results.items()}, kinds)
-        for measure in MEASURES
+        measure: summarise_runs({name: values[None] for name, values in by_policy.items()}, kinds)
+        for measure, by_policy in measured.items()
     }
+    score = summaries["score"]
     return {
-        name: {
-            **{measure: summaries[measure][name].to_json() for measure in MEASURES},
-            "fates": {fate: float(counts.mean()) for fate, counts in each.fates.items()},
-            "episodes": {
-                **{measure: getattr(each, measure).tolist() for measure in MEASURES},
-                **{fate: counts.tolist() for fate, counts in each.fates.items()},
-            },
-        }
-        for name, each in results.items()
+        "policies": {
+            name: {
+                **{measure: summaries[measure][name].to_json() for measure in MEASURES},
+                "fates": {fate: float(counts.mean()) for fate, counts in each.fates.items()},
+                "score_by_variant": mean_by_kind(each.score[None], kinds, num_kinds),
+                "episodes": {
+                    **{measure: by_policy[name].tolist() for measure, by_policy in measured.items()},
+                    **{fate: counts.tolist() for fate, counts in each.fates.items()},
+                },
+            }
+            for name, each in results.items()
+        },
+        "differences": {
+            arm: {other: (score[arm] - score[other]).to_json() for other in results if other != arm}
+            for arm in results
+            if arm == LEARNED
+        },
     }

@@ -24,6 +24,9 @@ LABELS = {
     STATIC_BIG: "static big",
 }
 
+MOST_KINDS = 6
+"""Of hosts that have columns of their own in a table of 80 columns."""
+
 COLOURS = ("#1d3557", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7", "#4c78a8", "#9c6644", "#5f6f52")
 """Of lines that are told apart by colour."""
 
@@ -55,6 +58,37 @@ def evaluation_table(report: dict[str, Any]) -> Table:
             *(f"{fates[fate]:.2f}" for fate in ("fossilized", "pruned", "unfinished")),
             style="bold" if name == LEARNED else None,
         )
+    return table
+
+
+def comparison_table(report: dict[str, Any], arm: str = LEARNED) -> Table:
+    """How far a learned policy is ahead of everybody else, and everybody's means; fits into 80 columns.
+
+    Args:
+        report: With ``differences`` of the arm.
+        arm: Name of the learned policy.
+    """
+    kinds = [kind for kind, hosts in enumerate(report["hosts_by_variant"]) if hosts]
+    kinds = kinds if 1 < len(kinds) <= MOST_KINDS else []  # of one kind the mean says it all
+    legend = [f"{kind}: {report['hosts_by_variant'][kind]} × {report['variants'][kind]}" for kind in kinds]
+    table = Table(
+        caption="\n".join(["differences of interquartile means, host by host; mean scores", *legend]),
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
+    table.add_column("policy")
+    for name in (f"{LABELS.get(arm, arm)} minus it", "mean", *(f"of {kind}" for kind in kinds)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, result in report["policies"].items():
+        difference = ""
+        if name != arm:
+            lead = report["differences"][arm][name]
+            low, high = lead["ci95"]
+            difference = f"{lead['iqm']:+.3f} \\[{low:+.3f}, {high:+.3f}]"
+        scores = (f"{result['score_by_variant'][kind]:.3f}" for kind in kinds)
+        mean = f"{result['score']['mean']:.3f}"
+        table.add_row(LABELS.get(name, name), difference, mean, *scores, style="bold" if name == arm else None)
     return table
 
 

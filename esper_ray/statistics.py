@@ -122,6 +122,18 @@ def summarise_runs(
     return summaries
 
 
+def mean_by_kind(values: FloatArray, kinds: Sequence[int] | IntArray, num_kinds: int) -> list[float | None]:
+    """Mean over the hosts of each kind; None where there is none.
+
+    Args:
+        values: ``[K, E]``, K training seeds on E hosts.
+        kinds: The kind of each host, ``[E]``.
+        num_kinds: Length of the result.
+    """
+    by_host, kind = values.mean(axis=0), np.asarray(kinds)
+    return [float(by_host[kind == each].mean()) if (kind == each).any() else None for each in range(num_kinds)]
+
+
 def _drawn_hosts(kinds: IntArray, resamples: int, rng: np.random.Generator) -> IntArray:
     """Indices of hosts ``[resamples, E]``, drawn with replacement among those of each kind."""
     strata = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]

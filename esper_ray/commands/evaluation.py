@@ -60,7 +60,7 @@ class Evaluate:
     def _evaluate(self, path: Path, console: Console) -> None:
         from esper_ray.controls import BEST_SCHEDULE, LEARNED_GREEDY, Trained, World
         from esper_ray.evaluation import POLICIES, evaluate
-        from esper_ray.report import evaluation_figure, evaluation_table
+        from esper_ray.report import comparison_table, evaluation_figure, evaluation_table
         from esper_ray.search.files import read_schedule
 
         trained = Trained.open(path, self.checkpoint, World(self.task, self.task_args, self.data_dir))
@@ -90,6 +90,8 @@ class Evaluate:
                 output=output,
             )
         console.print(evaluation_table(report))
+        if report["differences"]:
+            console.print(comparison_table(report))
         picture = output.with_suffix(".png")
         evaluation_figure(report).savefig(picture)
         console.print(f"written: {output} and {picture.name} beside it")

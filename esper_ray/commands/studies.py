@@ -27,7 +27,7 @@ class Study:
 
     def run(self, console: Console) -> None:
         """Do what is not done yet, then report."""
-        from esper_ray.report import evaluation_table
+        from esper_ray.report import comparison_table, evaluation_table
         from esper_ray.study import definition
         from esper_ray.study.directory import StudyDirectory
         from esper_ray.study.report import write_report
@@ -50,6 +50,8 @@ class Study:
         report = write_report(directory)
         for evaluation in report["evaluations"].values():
             console.print(evaluation_table(evaluation))
+            for arm in spec.arms:
+                console.print(comparison_table(evaluation, arm))
         console.print(f"written: {directory.path}/study.md, study.json and pictures beside them")
 
 

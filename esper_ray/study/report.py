@@ -17,7 +17,7 @@ from esper_ray.evaluation import MEASURES
 from esper_ray.report import LABELS, clock
 from esper_ray.revision import git_commit
 from esper_ray.run_directory import replace_text
-from esper_ray.statistics import summarise_runs
+from esper_ray.statistics import mean_by_kind, summarise_runs
 from esper_ray.study.directory import StudyDirectory, Training
 from esper_ray.study.figures import behaviour_figure, cost_figure, learning_figure, score_figure
 from esper_ray.study.playing import Playing
@@ -98,14 +98,11 @@ def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing
             played.setdefault(shown, []).append(results)
             origins[shown] = playing.policy
     kinds = next(iter(played.values()))[0]["variants"]
-    summaries = {
-        measure: summarise_runs(
-            {policy: np.array([run["measures"][measure] for run in runs]) for policy, runs in played.items()},
-            kinds,
-            origins=origins,
-        )
+    measured = {
+        measure: {policy: np.array([run["measures"][measure] for run in runs]) for policy, runs in played.items()}
         for measure in MEASURES
     }
+    summaries = {measure: summarise_runs(values, kinds, origins=origins) for measure, values in measured.items()}
     score = summaries["score"]
     return {
         "name": name,
@@ -120,12 +117,12 @@ def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing
         "slots": list(slots.slot_ids),
         "blueprints": [blueprint.name for blueprint in slots.blueprints],
         "variants": [str(variant) for variant in task.variants],
-        "hosts_by_variant": _counts(kinds, len(task.variants)),
+        "hosts_by_variant": np.bincount(kinds, minlength=len(task.variants)).tolist(),
         "policies": {
             policy: {
                 **{measure: summaries[measure][policy].to_json() for measure in MEASURES},
                 "fates": {fate: float(np.mean([run["fates"][fate] for run in runs])) for fate in runs[0]["fates"]},
-                "score_by_variant": _by_variant(runs, len(task.variants)),
+                "score_by_variant": mean_by_kind(measured["score"][policy], kinds, len(task.variants)),
                 "behaviour": _behaviour(runs, study.episodes),
             }
             for policy, runs in played.items()
@@ -142,19 +139,6 @@ def _name(playing: Playing, policy: str) -> str:
     if policy in FOLLOWING:
         return f"{playing.policy}, {SHORT_LABELS[policy]}"
     return playing.policy
-
-
-def _counts(variants: Sequence[int], num_variants: int) -> list[int]:
-    return np.bincount(variants, minlength=num_variants).tolist()
-
-
-def _by_variant(runs: Sequence[dict[str, Any]], num_variants: int) -> list[float | None]:
-    """Mean score on the hosts of each variant; None where no host was of it."""
-    variant = np.array(runs[0]["variants"])
-    scores = np.mean([run["measures"]["score"] for run in runs], axis=0)
-    return [
-        float(scores[variant == index].mean()) if (variant == index).any() else None for index in range(num_variants)
-    ]
 
 
 def _behaviour(runs: Sequence[dict[str, Any]], episodes: int) -> dict[str, Any]:

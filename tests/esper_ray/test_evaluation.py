@@ -9,7 +9,7 @@ from rich.console import Console
 from envs.tasks import make_task
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import held_out_seeds, run_episodes
-from esper_ray.report import LABELS, evaluation_table
+from esper_ray.report import LABELS, comparison_table, evaluation_table
 from policies.heuristic import PlateauHeuristic
 from policies.learned import LearnedPolicy, build_network
 from policies.network import NetworkConfig
@@ -73,14 +73,21 @@ def test_weights_of_other_sizes_are_refused_in_one_clear_line(tmp_path):
         load_weights(policy, path)
 
 
-def test_the_table_of_everybody_fits_into_80_columns_uncut():
+def test_the_tables_of_everybody_fit_into_80_columns_uncut():
     wide = {"mean": -0.123, "iqm": -0.123, "ci95": [-0.234, -0.123], "mean_ci95": [-0.234, -0.123]}
     fates = {"fossilized": 2.5, "pruned": 11.25, "unfinished": 10.75, "rolled_back": 0.0}
     result = {"score": wide, "accuracy": {"iqm": 98.7}, "parameters": {"iqm": 15698.0}, "fates": fates}
     report = {"task": "digits_impaired", "episodes": 64, "max_epochs": 60}
-    report["policies"] = dict.fromkeys(LABELS, result | {"training_flops": {"iqm": 123.4e9}})
+    report |= {"hosts_by_variant": [14, 0, 13, 12, 13, 12], "variants": ["a kind of host"] * 6}
+    result |= {"training_flops": {"iqm": 123.4e9}, "score_by_variant": [-0.111] * 6}
+    report["policies"] = dict.fromkeys(LABELS, result)
+    report["differences"] = {"learned": dict.fromkeys(LABELS, wide)}
     console = Console(width=80, file=io.StringIO())
     console.print(evaluation_table(report))
+    console.print(comparison_table(report))
     text = console.file.getvalue()
     assert "…" not in text
     assert text.count("-0.123 [-0.234, -0.123]  98.7 15,698 123.40   2.50  11.25 10.75") == len(LABELS)
+    assert text.count("-0.123 [-0.234, -0.123] -0.123 -0.111 -0.111 -0.111 -0.111 -0.111") == len(LABELS) - 1
+    assert "2: 13 × a kind of host" in text
+    assert "1: 0" not in text
