@@ -27,6 +27,9 @@ LABELS = {
 MOST_KINDS = 6
 """Of hosts that have columns of their own in a table of 80 columns."""
 
+LEGEND_WIDTH = 79
+"""Of a table under which kinds of host are described, a line for each."""
+
 COLOURS = ("#1d3557", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7", "#4c78a8", "#9c6644", "#5f6f52")
 """Of lines that are told apart by colour."""
 
@@ -73,6 +76,7 @@ def comparison_table(report: dict[str, Any], arm: str = LEARNED) -> Table:
     legend = [f"{kind}: {report['hosts_by_variant'][kind]} × {report['variants'][kind]}" for kind in kinds]
     table = Table(
         caption="\n".join(["differences of interquartile means, host by host; mean scores", *legend]),
+        min_width=LEGEND_WIDTH if legend else None,
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,
