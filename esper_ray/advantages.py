@@ -6,7 +6,7 @@ place of its own generalised advantage estimation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from esper_ray.config import CriticBaseline, LearnerConfig
 from policies.network import PolicyOutput
+from policies.observation_scale import ObservationScale
 from policies.return_scale import ReturnScale
+from policies.running_moments import power_sums
 
 MeanOverLearners = Callable[[Tensor], Tensor]
 """Averages a tensor over all learner processes; the identity when there is one. Every statistic is formed from
@@ -177,9 +179,7 @@ def advantage_scale(op_advantages: Tensor, counted: Tensor, mean_over_learners: 
     Returns:
         A scalar; 1 if no step counts, since there is nothing to scale.
     """
-    chosen = op_advantages[counted].double()
-    sums = torch.stack([chosen.new_tensor(len(chosen)), chosen.sum(), chosen.square().sum()])
-    count, total, squares = mean_over_learners(sums).unbind()
+    count, total, squares = mean_over_learners(power_sums(op_advantages[counted])).unbind()
     if count == 0:
         return op_advantages.new_ones(())
     variance = squares / count - (total / count) ** 2
@@ -225,6 +225,20 @@ def scaled_advantages(
     return torch.where(real.unsqueeze(-1), scaled, 0.0)
 
 
+def collect_observations(
+    scale: ObservationScale, obs: Mapping[str, Tensor], real: Tensor, mean_over_learners: MeanOverLearners
+) -> None:
+    """Show a scale the observations of the real steps; they take effect after the update.
+
+    Args:
+        scale: Of the numbers under ``obs``.
+        obs: Observation leaves ``[..., n]``.
+        real: bool ``[...]``.
+        mean_over_learners: Averages over learner processes.
+    """
+    scale.collect(mean_over_learners(power_sums(obs["obs"][real])))
+
+
 def take_in_returns(
     scale: ReturnScale, returns: Tensor, real: Tensor, decay: float, mean_over_learners: MeanOverLearners
 ) -> None:
@@ -246,13 +260,11 @@ def take_in_returns(
             f"{bad} of {int(real.sum())} returns are not finite: the env paid a NaN or infinite reward, or the "
             "critic's weights are broken; resume from an earlier checkpoint"
         )
-    played = returns[real].double()
-    sums = torch.stack([played.new_tensor(len(played)), played.sum(), played.square().sum()])
-    scale.update(mean_over_learners(sums), decay)
+    scale.update(mean_over_learners(power_sums(returns[real])), decay)
 
 
 class FactoredAdvantages(ConnectorV2):
-    """Last piece of the learner pipeline: values, λ-returns, advantages and the return scale.
+    """Last piece of the learner pipeline: values, λ-returns, advantages and the scales of returns and observations.
 
     Raises FloatingPointError on a return that is not finite, before it reaches the return scale.
 
@@ -305,6 +317,7 @@ class FactoredAdvantages(ConnectorV2):
         )
         streams = advantage_streams(returns, value, q_value, settings.critic_baseline)
         take_in_returns(scale, returns, real, settings.return_scale_decay, self.mean_over_learners)
+        collect_observations(module.network.encoder.scale, columns[Columns.OBS], real, self.mean_over_learners)
         columns[Postprocessing.ADVANTAGES] = scaled_advantages(
             streams, output, real, settings.centre_advantages, self.mean_over_learners
         )

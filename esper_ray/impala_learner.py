@@ -12,6 +12,7 @@ from torch import Tensor
 from esper_ray.advantages import (
     action_returns,
     advantage_streams,
+    collect_observations,
     scaled_advantages,
     take_in_returns,
     vtrace_returns,
@@ -84,6 +85,7 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
         # A minibatch is that part of a rollout.
         decay = settings.return_scale_decay ** (1 / settings.minibatches)
         take_in_returns(scale, targets, real, decay, mean_over_learners)
+        collect_observations(network.encoder.scale, batch[Columns.OBS], real, mean_over_learners)
         return Minibatch(
             actions=actions,
             old_log_probs=batch[HEAD_LOG_PROBS],

@@ -206,7 +206,9 @@ class FactoredLearner(TorchLearner):
             )
         saturated = int(record.clipped > SATURATED_CLIPPING * record.computed)
         for module_id, module in self.module.items():
-            scale = module.unwrapped().network.return_scale.value.item()
+            network = module.unwrapped().network
+            network.encoder.scale.take_effect()
+            scale = network.return_scale.value.item()
             numbers = {"applied_share": record.applied / record.offered, "return_scale": scale}
             numbers |= {"lr": self.get_optimizer(module_id).param_groups[0]["lr"]}
             numbers |= {"entropy_coeff": self._entropy_share * self.settings.entropy_coeff}

@@ -9,17 +9,21 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from policies.observation_scale import ObservationScale
+
 
 class ObservationEncoder(Protocol):
     """Turns an observation into the vector that the network's first layer reads.
 
-    An encoder with weights is an ``nn.Module``: the network takes it in, trains it and stores it.
+    An encoder is an ``nn.Module``: the network takes it in, trains it and stores it.
 
     Attributes:
         width: Length of the vector.
+        scale: Of the numbers under ``obs``; the learner shows it those of every rollout.
     """
 
     width: int
+    scale: ObservationScale
 
     def __call__(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Encode observation leaves ``[..., n]`` as float ``[..., width]``."""
@@ -32,7 +36,7 @@ a class method, or a ``functools.partial`` of one."""
 
 
 class FlatEncoder(nn.Module):
-    """Reads the vector under ``obs`` as it is.
+    """Reads the vector under ``obs``, each number on the scale of those seen so far.
 
     Args:
         num_features: Its length.
@@ -41,6 +45,7 @@ class FlatEncoder(nn.Module):
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.width = num_features
+        self.scale = ObservationScale(num_features)
 
     @classmethod
     def from_space(cls, space: spaces.Dict) -> FlatEncoder:
@@ -49,11 +54,12 @@ class FlatEncoder(nn.Module):
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """See :class:`ObservationEncoder`."""
-        return obs["obs"].float()
+        scaled: Tensor = self.scale(obs["obs"].float())
+        return scaled
 
 
 class BlueprintEncoder(nn.Module):
-    """Obs V3: the vector under ``obs``, and a learned embedding of the blueprint in every slot (LEARNER.md section 1).
+    """Obs V3: the scaled vector under ``obs``, and a learned embedding of the blueprint in every slot (LEARNER.md 1).
 
     ``blueprint_indices`` are int64 ``[..., num_slots]`` in -1 … num_blueprints - 1, where -1 is an empty slot.
 
@@ -67,6 +73,7 @@ class BlueprintEncoder(nn.Module):
     def __init__(self, num_features: int, num_slots: int, num_blueprints: int, embedding_dim: int) -> None:
         super().__init__()
         self.width = num_features + num_slots * embedding_dim
+        self.scale = ObservationScale(num_features)
         self.num_blueprints = num_blueprints
         # One row more than there are blueprints: the last one stands for an empty slot.
         self.blueprint_embedding = nn.Embedding(num_blueprints + 1, embedding_dim)
@@ -85,7 +92,7 @@ class BlueprintEncoder(nn.Module):
         indices = obs["blueprint_indices"].long()
         rows = torch.where(indices < 0, self.num_blueprints, indices)
         embedded = self.blueprint_embedding(rows).flatten(start_dim=-2)
-        return torch.cat([obs["obs"].float(), embedded], dim=-1)
+        return torch.cat([self.scale(obs["obs"].float()), embedded], dim=-1)
 
 
 def _vector_length(space: spaces.Dict) -> int:

@@ -245,6 +245,8 @@ def test_trains_saves_and_goes_on_with_equal_weights_everywhere(runners, ray_ses
     assert numbers["applied_share"] == 1.0
     assert np.isfinite(numbers["loss"])
     assert "replay_error" not in numbers
+    observed = algorithm.learner_group.get_weights()[MODULE]["network.encoder.scale.moments"][0]
+    assert observed.min() >= 4 * EPISODE
     assert results[-1]["num_env_steps_sampled_lifetime"] >= 2 * 4 * EPISODE
     algorithm.save_to_path(str(tmp_path / "state"))
     saved = algorithm.learner_group.get_weights()[MODULE]

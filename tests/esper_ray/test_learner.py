@@ -222,6 +222,29 @@ def test_the_first_minibatch_is_on_policy_and_the_numbers_are_there():
     assert numbers["lstm_hidden_norm"] > 0
 
 
+def real_observations(episodes):
+    """What was seen before each action, in order, ``[steps, num_features]``."""
+    return np.concatenate([episode.get_observations()["obs"][:-1] for episode in episodes])
+
+
+@pytest.mark.parametrize("fragment", [EPISODE, 7])
+def test_an_update_ends_by_taking_in_what_the_rollout_observed_once(fragment):
+    parts = Parts(config_of(LearnerConfig(num_epochs=3, minibatches=2), fragment=fragment))
+    seen = []
+    for _ in range(3):
+        episodes = parts.runner.sample()
+        seen.append(real_observations(episodes))
+        # Stored log-probabilities belong to the scale that was in force in the rollout.
+        assert parts.update(episodes)["replay_error"] < 1e-5
+        parts.sync()
+        observed = np.concatenate(seen).astype(np.float64)
+        for scale in (parts.network.encoder.scale, parts.runner.module.network.encoder.scale):
+            count, mean, _ = scale.moments
+            assert set(count.tolist()) == {len(observed)}
+            np.testing.assert_allclose(mean, observed.mean(axis=0), atol=1e-5)
+            np.testing.assert_allclose(scale.deviation(0.0), observed.std(axis=0), atol=1e-4)
+
+
 def test_learning_raises_the_return():
     parts = Parts(config_of(LearnerConfig(lr=3e-3, minibatches=2), hosts=16))
     returns = []
@@ -271,6 +294,10 @@ def test_two_learners_make_the_update_of_one():
     scale = ReturnScale()
     scale.moments.copy_(torch.tensor(together["network.return_scale.moments"]))
     assert scale.value.item() == pytest.approx(parts.network.return_scale.value.item(), rel=1e-5)
+    # Each learner counts its half.
+    shared = torch.tensor(together["network.encoder.scale.moments"])
+    (count, mean, squared), whole = shared, parts.network.encoder.scale.moments
+    torch.testing.assert_close(torch.stack([2 * count, mean, 2 * squared]), whole, atol=1e-5, rtol=1e-4)
 
 
 def test_runs_with_neighbouring_seeds_share_no_hosts():

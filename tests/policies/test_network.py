@@ -12,7 +12,6 @@ from envs.vocabulary import HeadSpec
 from policies.distribution import take_entry
 from policies.encoders import BlueprintEncoder, FlatEncoder
 from policies.network import NetworkConfig, RecurrentPolicyNetwork
-from policies.return_scale import ReturnScale
 
 torch.set_num_threads(1)
 NUM_BLUEPRINTS = len(SlotConfig.for_row(1).blueprints)
@@ -245,28 +244,6 @@ def test_without_memory_the_past_does_not_matter():
 def test_widths_must_be_positive(field):
     with pytest.raises(ValueError, match=f"{field} must be a positive integer, got 0"):
         NetworkConfig(**{field: 0})
-
-
-def test_return_scale_is_the_standard_deviation_of_what_it_saw():
-    rng = np.random.default_rng(0)
-    batches = [rng.normal(500.0, 3.0, 1000), rng.normal(510.0, 1.0, 500)]
-    scale = ReturnScale()
-    assert scale.value == 1.0
-    for batch in batches:
-        scale.update(torch.tensor([len(batch), batch.sum(), (batch**2).sum()], dtype=torch.float64), decay=1.0)
-    assert scale.value.item() == pytest.approx(np.concatenate(batches).std(), rel=1e-4)
-
-
-def test_return_scale_forgets_and_has_a_floor():
-    scale = ReturnScale()
-    scale.update(torch.tensor([100.0, 0.0, 100.0]), decay=0.5)
-    assert scale.value.item() == pytest.approx(1.0)
-    for _ in range(60):
-        scale.update(torch.tensor([100.0, 0.0, 0.0]), decay=0.5)
-    assert scale.value.item() == pytest.approx(ReturnScale.MINIMUM)
-    before = scale.moments.clone()
-    scale.update(torch.zeros(3), decay=0.5)
-    assert torch.equal(scale.moments, before)
 
 
 def test_ops_start_with_the_logits_they_are_given():

@@ -1,0 +1,47 @@
+"""Running mean and deviation of what is measured, so that the network reads differences and not offsets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from policies.running_moments import RunningMoments
+
+
+class ObservationScale(RunningMoments):
+    """Shifts and scales every number of an observation by its mean and deviation in the rollouts so far.
+
+    Most of an observation is nearly the same at every step. Unscaled, two hosts that need opposite decisions look
+    alike to a fresh network, and what it learns about the one it believes of the other (docs/lab-book.md has figures).
+
+    Args:
+        num_features: Numbers per observation.
+    """
+
+    MINIMUM = 0.1
+    """Smallest deviation to divide by: a number that hardly varies is not blown up."""
+    LIMIT = 5.0
+    """Largest magnitude of a scaled number: a flag seen for the first time must not drown all else."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self._collected: Tensor | None = None
+
+    def collect(self, sums: Tensor) -> None:
+        """Add what a rollout observed, ``[3, num_features]`` (see :meth:`update`); changes nothing yet.
+
+        The log-probabilities of a rollout belong to the scale that it was played with, so an update keeps to it.
+        """
+        self._collected = sums if self._collected is None else self._collected + sums
+
+    def take_effect(self) -> None:
+        """From here on scale by what was collected, too."""
+        if self._collected is not None:
+            self.update(self._collected, decay=1.0)
+        self._collected = None
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Scale ``[..., num_features]``; unchanged before anything was seen."""
+        count, mean, _ = self.moments.unbind()
+        scaled = (numbers - mean) / self.deviation(self.MINIMUM)
+        return torch.where(count > 0, scaled.clamp(-self.LIMIT, self.LIMIT), numbers)

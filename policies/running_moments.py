@@ -1,0 +1,68 @@
+"""Running count, mean and squared deviation, as buffers of a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningMoments(nn.Module):
+    """What has been seen of one number or of several, each on its own.
+
+    Moments are buffers: they travel with the weights, into every checkpoint and to every env runner.
+
+    Args:
+        shape: Of what is seen at a time, ``()`` for one number.
+
+    Attributes:
+        moments: float32 ``[3, *shape]``: effective count, mean, summed squared deviation.
+    """
+
+    moments: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("moments", torch.zeros(3, *shape))
+
+    @torch.no_grad()
+    def update(self, sums: Tensor, decay: float) -> None:
+        """Merge a batch, after forgetting a part of what was seen before.
+
+        The merge is that of Chan, Golub and LeVeque (1983), in float64: exact where the mean is far above the
+        spread.
+
+        Args:
+            sums: float64 ``[3, *shape]``, see :func:`power_sums`. Over several learners pass averages over the
+                learners, so that all keep the same moments.
+            decay: Weight kept by the past, in [0, 1]; 1 never forgets.
+        """
+        count, total, squares = sums.double().unbind()
+        if not (count > 0).all():
+            return
+        old_count, old_mean, old_deviation = self.moments.double().unbind()
+        old_count, old_deviation = old_count * decay, old_deviation * decay
+        mean = total / count
+        deviation = (squares - count * mean**2).clamp(min=0.0)
+        merged = old_count + count
+        delta = mean - old_mean
+        self.moments.copy_(
+            torch.stack(
+                [
+                    merged,
+                    old_mean + delta * count / merged,
+                    old_deviation + deviation + delta**2 * old_count * count / merged,
+                ]
+            )
+        )
+
+    def deviation(self, minimum: float) -> Tensor:
+        """Standard deviation, ``[*shape]``, at least ``minimum``; 1 before anything was seen."""
+        count, _, squared = self.moments.unbind()
+        return torch.where(count > 0, (squared / count.clamp(min=1.0)).sqrt().clamp(min=minimum), 1.0)
+
+
+def power_sums(values: Tensor) -> Tensor:
+    """Count, sum and sum of squares of ``values`` ``[N, *shape]`` over the first axis, float64 ``[3, *shape]``."""
+    values = values.double()
+    count = torch.full_like(values[:1].sum(dim=0), len(values))
+    return torch.stack([count, values.sum(dim=0), values.square().sum(dim=0)])

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.observation_scale import ObservationScale
+from policies.return_scale import ReturnScale
+from policies.running_moments import RunningMoments, power_sums
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any), st.floats(-1e3, 1e3), st.integers(0, 2**31))
+def test_batches_merge_to_the_moments_of_all_they_hold(sizes, offset, seed):
+    rng = np.random.default_rng(seed)
+    batches = [rng.normal(offset, rng.uniform(0.5, 5.0, 3), (size, 3)) for size in sizes]
+    running = RunningMoments(3)
+    for batch in batches:
+        running.update(power_sums(torch.from_numpy(batch)), decay=1.0)
+    count, mean, _ = running.moments
+    seen = np.concatenate(batches)
+    assert count.tolist() == [len(seen)] * 3
+    np.testing.assert_allclose(mean, seen.mean(axis=0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(running.deviation(0.0), seen.std(axis=0), rtol=1e-3, atol=1e-3)
+
+
+def test_return_scale_is_the_standard_deviation_of_what_it_saw():
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(500.0, 3.0, 1000), rng.normal(510.0, 1.0, 500)]
+    scale = ReturnScale()
+    assert scale.value == 1.0
+    for batch in batches:
+        scale.update(power_sums(torch.from_numpy(batch)), decay=1.0)
+    assert scale.value.item() == pytest.approx(np.concatenate(batches).std(), rel=1e-4)
+
+
+def test_return_scale_forgets_and_has_a_floor():
+    scale = ReturnScale()
+    scale.update(torch.tensor([100.0, 0.0, 100.0]), decay=0.5)
+    assert scale.value.item() == pytest.approx(1.0)
+    for _ in range(60):
+        scale.update(torch.tensor([100.0, 0.0, 0.0]), decay=0.5)
+    assert scale.value.item() == pytest.approx(ReturnScale.MINIMUM)
+    before = scale.moments.clone()
+    scale.update(torch.zeros(3), decay=0.5)
+    assert torch.equal(scale.moments, before)
+
+
+def test_observations_are_shifted_and_scaled_by_what_was_seen_and_limited():
+    rng = np.random.default_rng(1)
+    seen = torch.from_numpy(rng.normal([3.0, -0.5, 0.2, 0.0], [2.0, 0.5, 0.01, 0.0], (5000, 4))).float()
+    scale = ObservationScale(4)
+    assert torch.equal(scale(seen), seen)
+    scale.update(power_sums(seen), decay=1.0)
+    scaled = scale(seen)
+    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(4), atol=1e-4, rtol=0)
+    # What hardly varies keeps its size relative to the smallest divisor.
+    expected = torch.tensor([1.0, 1.0, 0.01 / ObservationScale.MINIMUM, 0.0])
+    torch.testing.assert_close(scaled.std(dim=0), expected, atol=2e-3, rtol=2e-2)
+    far = scale(torch.tensor([1e6, -1e6, 0.2, 1.0]))
+    limit = ObservationScale.LIMIT
+    torch.testing.assert_close(far, torch.tensor([limit, -limit, 0.0, limit]), atol=2e-3, rtol=0)
