@@ -54,6 +54,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         gamma: The learner's discount, which the mode ``shaped`` needs.
         parameter_rent: λ; the task's by default.
         path_rent: κ; the task's by default.
+        germination_cost: Reward lost per GERMINATE, beside the score.
         max_living_seeds: See :class:`envs.limits.LifecycleRules`, as for the next three.
         parameter_budget: Parameters that living seeds may have together.
         min_training_epochs: Epochs in TRAINING before ADVANCE opens.
@@ -84,6 +85,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         gamma: float = 1.0,
         parameter_rent: float | None = None,
         path_rent: float | None = None,
+        germination_cost: float = 0.0,
         max_living_seeds: int | None = None,
         parameter_budget: int | None = None,
         min_training_epochs: int = 3,
@@ -126,6 +128,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
                 gamma=gamma,
                 parameter_rent=self.task.parameter_rent if parameter_rent is None else parameter_rent,
                 path_rent=self.task.path_rent if path_rent is None else path_rent,
+                germination_cost=germination_cost,
             ),
         )
         self.metadata = dict(type(self).metadata)
@@ -211,7 +214,8 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         self._last_success = ~wrong
         terminated = ending | stopped
         scores = score_components(accuracy, self.lifecycle, self.account.config)
-        components = self.account.pay(scores, self.lifecycle, measured.contribution, terminated, stopped)
+        germinated = executed[:, 0] == LifecycleOp.GERMINATE
+        components = self.account.pay(scores, self.lifecycle, germinated, measured.contribution, terminated, stopped)
         self._done = terminated
         info = self._progress_info(accuracy)
         for name, column in zip(COMPONENTS, components.T, strict=True):

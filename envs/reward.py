@@ -16,7 +16,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 RewardMode = Literal["score", "sparse", "shaped"]
 SCORE_COMPONENTS = ("accuracy", "parameter_rent", "path_rent")
-COMPONENTS = (*SCORE_COMPONENTS, "governor", "shaping", "contribution")
+COMPONENTS = (*SCORE_COMPONENTS, "governor", "germination", "shaping", "contribution")
 
 GOVERNOR_PENALTY = -1.0
 
@@ -39,6 +39,8 @@ class RewardConfig:
             ``shaped`` adds potential-based shaping on stages (Ng et al. 1999) and a term for contributions.
         parameter_rent: λ, score lost per doubling of the parameters.
         path_rent: κ, score lost per living seed.
+        germination_cost: Reward lost per GERMINATE, beside the score. A prune gives back the whole rent, so that in a
+            host that needs nothing germinating to prune is worth as much as waiting, and a policy drifts into it.
         gamma: The learner's discount, needed for shaping that leaves the best policy as it is.
         shaping_weight: Size of the shaping potential (``shaped``).
         contribution_weight: Reward per percentage point of a contribution just measured, over 100 (``shaped``).
@@ -47,6 +49,7 @@ class RewardConfig:
     mode: RewardMode = "score"
     parameter_rent: float = 0.03
     path_rent: float = 0.0
+    germination_cost: float = 0.0
     gamma: float = 1.0
     shaping_weight: float = 0.1
     contribution_weight: float = 0.1
@@ -56,7 +59,7 @@ class RewardConfig:
             raise ValueError(f"unknown reward mode {self.mode!r}: choose one of {', '.join(get_args(RewardMode))}")
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma must be between 0 and 1, got {self.gamma}")
-        for name in ("parameter_rent", "path_rent"):
+        for name in ("parameter_rent", "path_rent", "germination_cost"):
             if not getattr(self, name) >= 0.0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
@@ -100,6 +103,7 @@ class RewardAccount:
         self,
         score: FloatArray,
         lifecycle: Lifecycle,
+        germinated: BoolArray,
         contribution: FloatArray,
         terminated: BoolArray,
         stopped: BoolArray,
@@ -109,16 +113,18 @@ class RewardAccount:
         Args:
             score: ``[N, 3]`` score components after it.
             lifecycle: Stages after it.
+            germinated: ``[N]`` hosts in which it germinated a seed.
             contribution: ``[N, S]`` contributions measured in it, NaN elsewhere.
             terminated: ``[N]`` hosts whose episode ends with it.
             stopped: ``[N]`` hosts that the governor stopped in it.
 
         Returns:
-            Reward components ``[N, 6]`` in ``COMPONENTS`` order.
+            Reward components ``[N, 7]`` in ``COMPONENTS`` order.
         """
         earned = np.zeros_like(self._owed)
         earned[:, : len(SCORE_COMPONENTS)] = score - self.score
         earned[:, COMPONENTS.index("governor")] = np.where(stopped, GOVERNOR_PENALTY, 0.0)
+        earned[:, COMPONENTS.index("germination")] = np.where(germinated, -self.config.germination_cost, 0.0)
         self.score = score.copy()
         if self.config.mode == "sparse":
             self._owed += earned

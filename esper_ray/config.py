@@ -128,6 +128,8 @@ class EnvConfig:
     """Score lost per doubling of the parameters; the task's own by default."""
     path_rent: float | None = None
     """Score lost per living seed; the task's own by default."""
+    germination_cost: float = 0.0
+    """Reward lost per germination, beside the score: keeps a policy from germinating only to prune again."""
     max_living_seeds: int | None = None
     """Seeds that a host may have at a time; by default one per slot."""
     parameter_budget: int | None = None
@@ -139,7 +141,7 @@ class EnvConfig:
         self._resolve_task()
         for name in ("max_epochs", "counterfactual_interval"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_living_seeds", "parameter_budget", "parameter_rent", "path_rent"):
+        for name in ("max_living_seeds", "parameter_budget", "parameter_rent", "path_rent", "germination_cost"):
             limit = getattr(self, name)
             _require(limit is None or limit >= 0, name, limit, "0 or more, or none")
 

@@ -11,7 +11,7 @@ EPOCHS = 16
 
 
 def play(env, seed, op_weights=EAGER, disturb=None):
-    """One episode of every member: rewards [T, N], components [T, N, 6], first and last scores, and last infos."""
+    """One episode of every member: rewards [T, N], components [T, N, 7], first and last scores, and last infos."""
     rng = np.random.default_rng(seed)
     obs, info = env.reset(seed=seed)
     start, alive = info["score"].copy(), np.ones(env.num_envs, bool)
@@ -102,7 +102,23 @@ def test_shaped_is_score_plus_two_terms():
         play(tiny_env(3, max_epochs=EPOCHS, reward_mode=mode, min_training_epochs=1), 7)[1]
         for mode in ("score", "shaped")
     )
-    np.testing.assert_array_equal(plain[:, :, :4], shaped[:, :, :4])
+    np.testing.assert_array_equal(plain[:, :, :5], shaped[:, :, :5])
+
+
+@pytest.mark.parametrize("mode", ["score", "sparse"])
+def test_a_germination_costs_once_beside_the_score(mode):
+    free, dear = (
+        tiny_env(4, max_epochs=EPOCHS, reward_mode=mode, germination_cost=cost, min_training_epochs=1)
+        for cost in (0.0, 0.25)
+    )
+    usual, _, _, ends = play(free, 3)
+    rewards, parts, _, last = play(dear, 3)
+    for member, (info, same) in enumerate(zip(last, ends, strict=True)):
+        germinated = sum(int(info[f"seeds_{fate}"]) for fate in ("fossilized", "pruned", "unfinished", "rolled_back"))
+        assert germinated > 0
+        assert info["committed_score"] == same["committed_score"]
+        assert rewards[:, member].sum() == pytest.approx(usual[:, member].sum() - 0.25 * germinated, abs=1e-9)
+    np.testing.assert_allclose(parts.sum(axis=2), rewards, atol=1e-12)
 
 
 def test_never_growing_pays_no_rent():
