@@ -45,6 +45,8 @@ _PAIRS = tyro.constructors.PrimitiveConstructorSpec(
 )
 TaskArgs = Annotated[dict[str, str], _PAIRS, tyro.conf.arg(aliases=["--task-arg"])]
 """A dict of texts, written as ``--task-args NAME=VALUE ...`` on the command line."""
+FirstTaskArgs = Annotated[dict[str, str], _PAIRS, tyro.conf.arg(aliases=["--first-task-arg"])]
+"""The same for the beginning of a run."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,11 @@ class RunConfig:
     """GPUs for each of them, or for this process if it learns itself."""
     seed: int = 0
     """Of weights, actions, hosts and data order."""
+    first_iterations: int = 0
+    """Iterations at the beginning in which hosts are drawn with --first-task-args; only with ppo."""
+    first_task_args: FirstTaskArgs = field(default_factory=dict)
+    """Arguments of the task in them, beside its others. In a mixture of hosts few of which need seeds a policy unlearns
+    to grow before it can tell them apart; it may begin with those that do."""
     replay_interval: int = 10
     """Iterations between pictures of a held-out episode in TensorBoard."""
     keep_checkpoints: int = 1
@@ -223,7 +230,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("iterations", "hosts_per_runner", "replay_interval", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("num_env_runners", "num_learners", "seed"):
+        for name in ("num_env_runners", "num_learners", "seed", "first_iterations"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         # RLlib seeds numpy's old generator, which takes 32 bits, with this number and 12 more bits for the runner.
         _require(self.seed < 2**20, "seed", self.seed, f"below {2**20:,}")
@@ -233,6 +240,10 @@ class RunConfig:
             _require(0 <= amount <= 1 or (amount >= 1 and amount == int(amount)), name, amount, "in [0, 1] or whole")
         if self.gpus_per_env_runner and not self.num_env_runners:
             raise UserError("gpus_per_env_runner is for runners of their own: give --num-env-runners of at least 1")
+        if bool(self.first_iterations) != bool(self.first_task_args):
+            raise UserError("first_iterations and first_task_args need each other: give both or neither")
+        if self.first_iterations and self.algorithm != "ppo":
+            raise UserError(f"first_iterations are for the algorithm ppo, got {self.algorithm!r}: leave them out")
         _require(self.algorithm in get_args(Algorithm), "algorithm", self.algorithm, f"one of {get_args(Algorithm)}")
 
 
@@ -251,6 +262,8 @@ class TrainConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
+        if (first := self.first_env.make_task().slots.heads) != (heads := self.env.make_task().slots.heads):
+            raise UserError(f"first_task_args make other action heads than task_args: {first} instead of {heads}")
         impala, minibatches = self.run.algorithm == "impala", self.learner.minibatches
         learners = max(self.run.num_learners, 1)
         hosts = self.run.hosts_per_runner * (1 if impala else max(self.run.num_env_runners, 1))
@@ -263,6 +276,11 @@ class TrainConfig:
             shares = f"minibatches, which is {minibatches}"
             shares = shares if learners == 1 else f"num_learners × minibatches, which is {learners} × {minibatches}"
             raise UserError(f"the {hosts} hosts of {of} must be a multiple of {shares}: change one of them")
+
+    @property
+    def first_env(self) -> EnvConfig:
+        """The world of the first iterations."""
+        return dataclasses.replace(self.env, task_args=self.env.task_args | self.run.first_task_args)
 
     @property
     def steps_per_iteration(self) -> int:
@@ -316,7 +334,8 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
             close = difflib.get_close_matches(name, owners, n=1)
             raise UserError(f"unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
         parts[owners[name]][name] = value
-    parts["env"]["task_args"] = {name: str(value) for name, value in parts["env"]["task_args"].items()}
+    for part, name in (("env", "task_args"), ("run", "first_task_args")):
+        parts[part][name] = {key: str(value) for key, value in parts[part][name].items()}
     try:
         return _checked(parts)
     except ValidationError as error:

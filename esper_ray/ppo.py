@@ -29,11 +29,14 @@ class Rollout(NamedTuple):
     metrics: dict[str, Any]
 
 
-def play(env_runner: Any, weights: dict[str, Any], stream: int, fresh_episodes: bool) -> Rollout:
+def play(
+    env_runner: Any, weights: dict[str, Any], env_config: dict[str, Any], stream: int, fresh_episodes: bool
+) -> Rollout:
     """A rollout that depends on nothing but the arguments, and on the episodes under way unless they are left.
 
-    Ray may have restarted the runner without anybody noticing: weights and seeds come with every order.
+    Ray may have restarted the runner without anybody noticing: weights, world and seeds come with every order.
     """
+    env_runner.play_in(env_config)
     env_runner.set_state(weights)  # does nothing if it has these
     begin_stream(env_runner, stream, fresh_episodes)
     return Rollout(env_runner.sample(), env_runner.get_metrics())
@@ -101,7 +104,12 @@ class EsperPPO(FactoredAlgorithm, PPO):
     def _played(self, most: int, stream: int) -> list[Rollout]:
         """One rollout of each living runner, or of the driver where there are none; not more than ``most``."""
         group = self.env_runner_group
-        order = functools.partial(play, stream=stream, fresh_episodes=self.config.fresh_rollouts)
+        order = functools.partial(
+            play,
+            env_config=self.config.env_config_in(self.iteration),
+            stream=stream,
+            fresh_episodes=self.config.fresh_rollouts,
+        )
         if not group.num_remote_env_runners():
             return [order(group.local_env_runner, ray.get(self._weights))]
         return group.foreach_env_runner(

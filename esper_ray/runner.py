@@ -80,6 +80,12 @@ class HostRunner(SingleAgentEnvRunner, _Seeded):
                 _internal_kv_put(key, _cause(error).encode(), namespace=NAMESPACE)
             raise
 
+    def play_in(self, env_config: dict[str, Any]) -> None:
+        """Make another env, with other keyword arguments, if they are not those of the present one."""
+        if self.config.env_config != env_config:
+            self.config.env_config = env_config
+            self.make_env()
+
     def sample(self, **kwargs: Any) -> Any:
         """A rollout. Where it fails, the reason is left for the driver (see :func:`failures`)."""
         # Asking for a context would start a Ray where there is none.

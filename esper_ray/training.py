@@ -103,12 +103,14 @@ def trained_iterations(
     Yields:
         What was saved.
     """
-    began, first = time.perf_counter(), algorithm.iteration
+    began, beginning = time.perf_counter(), algorithm.iteration
     while algorithm.iteration < config.run.iterations:
         with console.status(f"iteration {algorithm.iteration + 1}: hosts train, then the policy"):
             result = algorithm.train()
         world = dict(flatten(result["env_runners"].get("world", {})))
-        score = world.get("score", float("nan"))
+        # Scores of another world say nothing about which checkpoint is the best.
+        first = algorithm.iteration <= config.run.first_iterations
+        score = float("nan") if first else world.get("score", float("nan"))
         saved = run.save(
             algorithm.iteration,
             score,
@@ -116,7 +118,7 @@ def trained_iterations(
             config.run.keep_checkpoints,
         )
         elapsed = time.perf_counter() - began
-        left = elapsed / (algorithm.iteration - first) * (config.run.iterations - algorithm.iteration)
+        left = elapsed / (algorithm.iteration - beginning) * (config.run.iterations - algorithm.iteration)
         rate = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
         console.print(_progress_line(algorithm.iteration, config, world, rate, left), highlight=False)
         yield saved
@@ -156,6 +158,8 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
     algorithm_config = CONFIGS[config.run.algorithm].of(
         env_id=ENV_ID,
         env_config={**config.env.keywords(), "gamma": config.learner.gamma},
+        first_iterations=config.run.first_iterations,
+        first_env_config={**config.first_env.keywords(), "gamma": config.learner.gamma},
         heads=slots.heads,
         encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=config.network.embedding_dim),
         rollout_length=config.env.max_epochs,

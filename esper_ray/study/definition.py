@@ -147,11 +147,13 @@ class Study(BaseModel):
     def worlds(self) -> dict[str, EnvConfig]:
         """World of every evaluation."""
         evaluations = self.evaluations or {self.base.env.task: {}}
-        changed = {
-            name: self._config(self.base, given or {}, f"evaluation {name!r}") for name, given in evaluations.items()
-        }
+        # How a training begins is no part of a world, and its arguments may be none of another task's.
+        base = dataclasses.replace(
+            self.base, run=dataclasses.replace(self.base.run, first_iterations=0, first_task_args={})
+        )
+        changed = {name: self._config(base, given or {}, f"evaluation {name!r}") for name, given in evaluations.items()}
         for name, config in changed.items():
-            if dataclasses.replace(config, env=self.base.env) != self.base:
+            if dataclasses.replace(config, env=base.env) != base:
                 known = ", ".join(field.name for field in dataclasses.fields(EnvConfig))
                 raise UserError(f"evaluation {name!r}: the settings of a world are {known}; others belong to an arm")
         return {name: config.env for name, config in changed.items()}

@@ -34,8 +34,16 @@ EPOCHS, HOSTS = 6, 2
 def train_to(iterations, path):
     config = replace(
         DEBUG,
-        run=replace(DEBUG.run, iterations=iterations, hosts_per_runner=HOSTS, seed=3, replay_interval=iterations),
-        env=replace(DEBUG.env, max_epochs=EPOCHS),
+        run=replace(
+            DEBUG.run,
+            iterations=iterations,
+            hosts_per_runner=HOSTS,
+            seed=3,
+            replay_interval=iterations,
+            first_iterations=3,
+            first_task_args={"variants": "narrow_first"},
+        ),
+        env=replace(DEBUG.env, task="digits_mixed", max_epochs=EPOCHS),
     )
     run = RunDirectory.open(path) if path.exists() else RunDirectory.create(path, config)
     train(run, config, Console(quiet=True))
