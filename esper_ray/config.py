@@ -262,8 +262,8 @@ class TrainConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
-        if (first := self.first_env.make_task().slots.heads) != (heads := self.env.make_task().slots.heads):
-            raise UserError(f"first_task_args make other action heads than task_args: {first} instead of {heads}")
+        if self.run.first_iterations and self.first_env.make_task().slots != self.env.make_task().slots:
+            raise UserError(f"first_task_args must leave the task's slots as they are, got {self.run.first_task_args}")
         impala, minibatches = self.run.algorithm == "impala", self.learner.minibatches
         learners = max(self.run.num_learners, 1)
         hosts = self.run.hosts_per_runner * (1 if impala else max(self.run.num_env_runners, 1))
