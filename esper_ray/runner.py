@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +85,9 @@ class HostRunner(SingleAgentEnvRunner, _Seeded):
         """Make another env, with other keyword arguments, if they are not those of the present one."""
         if self.config.env_config != env_config:
             self.config.env_config = env_config
-            self.make_env()
+            with warnings.catch_warnings():  # RLlib registers every env under one name
+                warnings.filterwarnings("ignore", message=".*Overriding environment")
+                self.make_env()
 
     def sample(self, **kwargs: Any) -> Any:
         """A rollout. Where it fails, the reason is left for the driver (see :func:`failures`)."""
