@@ -143,7 +143,8 @@ class EnvConfig:
         self._resolve_task()
         for name in ("max_epochs", "counterfactual_interval"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_living_seeds", "parameter_budget", "parameter_rent", "path_rent", "germination_cost"):
+        _require(self.germination_cost >= 0, "germination_cost", self.germination_cost, "0 or more")
+        for name in ("max_living_seeds", "parameter_budget", "parameter_rent", "path_rent"):
             limit = getattr(self, name)
             _require(limit is None or limit >= 0, name, limit, "0 or more, or none")
 
