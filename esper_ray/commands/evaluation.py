@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import tyro
 from rich.console import Console
 
-from esper_ray.commands.checks import at_least
+from esper_ray.commands.checks import at_least, writable
 from esper_ray.config import EnvConfig, TaskArgs
 from esper_ray.errors import UserError
 from esper_ray.run_directory import RunDirectory, Which
@@ -71,7 +71,9 @@ class Evaluate:
         schedule = None if self.schedule is None else read_schedule(self.schedule)
         extra = [LEARNED_GREEDY] * self.greedy + [BEST_SCHEDULE] * (schedule is not None)
         names = tuple(dict.fromkeys((*(self.policies or POLICIES), *extra)))
-        output = self.output or _results(self.trained, trained) / f"{self._name()}.json"
+        output = writable(self.output or _results(self.trained, trained) / f"{self._name()}.json")
+        if output.suffix == ".png":
+            raise UserError(f"--output {output} names the report, which is JSON; its picture is put beside it")
         with console.status("playing held-out episodes") as status:
             done: list[str] = []
 
@@ -133,6 +135,7 @@ class Search:
         at_least("--workers", self.workers, 1)
         at_least("--seed", self.seed, 0)
         env, host_epochs, path = self._resolved()
+        writable(path)
         env.load_data()
         settings = SearchSettings(host_epochs, self.seed, self.workers)
         known = read_trace(path, env, settings)
@@ -200,11 +203,11 @@ class Replay:
 
         trained = Trained.open(path, self.checkpoint, World(data_dir=self.data_dir))
         at_least("--seed", self.seed, 0)
+        output = writable(self.output or _results(self.trained, trained) / f"replay-{self.policy}-{self.seed}.png")
         trained.env.load_data()
         policy = make_policy(self.policy, trained)
         title = f"{trained.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"
         figure = draw_replay(policy, trained.env, held_out_seeds(self.seed, 1)[0], title)
-        output = self.output or _results(self.trained, trained) / f"replay-{self.policy}-{self.seed}.png"
         figure.savefig(output)
         console.print(f"written: {output}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from esper_ray.commands.checks import at_least
+from esper_ray.commands.checks import at_least, writable
 from esper_ray.errors import UserError
 
 
@@ -116,12 +116,12 @@ class Compare:
 
         if len(self.runs) < 2:
             raise UserError("give two or more run directories to compare")
+        output = self.output or Path()
+        picture = writable(output / "comparison.png")
         with ExitStack() as stack:
             comparison = compare([stack.enter_context(at_hand(run)) for run in dict.fromkeys(self.runs)])
         for table in comparison_tables(comparison):
             console.print(table)
-        output = self.output or Path()
-        output.mkdir(parents=True, exist_ok=True)
-        comparison_figure(comparison).savefig(output / "comparison.png")
+        comparison_figure(comparison).savefig(picture)
         (output / "comparison.md").write_text(comparison_markdown(comparison))
-        console.print(f"written: {output / 'comparison.png'} and comparison.md")
+        console.print(f"written: {picture} and comparison.md")

@@ -213,7 +213,8 @@ def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
     ]
     arms = evaluation["arms"]
     against = [f"{arm} minus it" for arm in arms]
-    header = ["policy", "score", *against, "mean score", "accuracy, %", "parameters", "training GFLOP", *FATES.values()]
+    scores = ["score", *against, "mean score", *against]
+    header = ["policy", *scores, "accuracy, %", "parameters", "training GFLOP", *FATES.values()]
     lines += [_row(header), "|---" * len(header) + "|"]
     for policy, result in evaluation["policies"].items():
         cells = [
@@ -221,6 +222,7 @@ def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
             _interval(result["score"], ".3f"),
             *(_difference(arm, evaluation, policy) for arm in arms),
             _interval(result["score"], ".3f", statistic="mean"),
+            *(_difference(arm, evaluation, policy, statistic="mean") for arm in arms),
             _interval(result["accuracy"], ".1f"),
             _interval(result["parameters"], ",.0f"),
             _interval(result["training_flops"], ",.2f", 1e-9),
@@ -251,10 +253,10 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _difference(arm: str, evaluation: dict[str, Any], other: str) -> str:
+def _difference(arm: str, evaluation: dict[str, Any], other: str, statistic: Literal["iqm", "mean"] = "iqm") -> str:
     """Score of an arm minus that of another policy; empty for the arm itself."""
     differences = evaluation["differences"][arm]
-    return _interval(differences[other], "+.3f") if other in differences else ""
+    return _interval(differences[other], "+.3f", statistic=statistic) if other in differences else ""
 
 
 def _interval(

@@ -224,6 +224,39 @@ def test_evaluate_plays_other_worlds_where_the_heads_fit_and_says_where_they_do_
             parse(["evaluate", str(run_dir), *wrong]).run(Console(quiet=True))
 
 
+@pytest.mark.parametrize(
+    ("command", "work", "name"),
+    [
+        ("evaluate", "evaluation.evaluate", "report.json"),
+        ("search", "search.halving.search_schedule", "schedule.json"),
+        ("replay", "replay.draw_replay", "picture.png"),
+        ("compare", "compare.compare", ""),
+    ],
+)
+def test_where_nothing_can_be_written_is_said_before_the_work(run_dir, tmp_path, monkeypatch, command, work, name):
+    def begin(*_, **__):
+        raise InterruptedError("the work begins")
+
+    def run(output):
+        runs = [str(run_dir)] * (2 if command == "compare" else 1)
+        parse([command, *runs, "--output", str(output)]).run(Console(quiet=True))
+
+    monkeypatch.setattr(f"esper_ray.{work}", begin)
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError, match="a file is in the way"):
+        run(tmp_path / "file" / "deeper" / name)
+    if name:
+        with pytest.raises(UserError, match="is a directory: name a file in it"):
+            run(tmp_path)
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "new" / "deeper" / name)
+    assert (tmp_path / "new" / "deeper").is_dir()
+    assert (tmp_path / "file").read_text() == "kept"
+    if command == "evaluate":
+        with pytest.raises(UserError, match="its picture is put beside it"):
+            run(tmp_path / "report.png")
+
+
 def test_search_spends_what_a_run_has_trained_for_and_writes_a_schedule_that_evaluate_plays(run_dir):
     for wrong, reason in ((run_dir, "[468] episodes are too few"), ("digits_impaired", "give --host-epochs")):
         with pytest.raises(UserError, match=reason):
