@@ -145,6 +145,17 @@ class Trained:
             trained = cls(run.path, which, checkpoint.iteration, config.env, config.network, directory / POLICY_FILE)
         return dataclasses.replace(trained, env=world.of(trained.env))
 
+    def at_temperature(self, temperature: float) -> Trained:
+        """The same policy, drawing at another temperature.
+
+        Raises:
+            UserError: it is not positive.
+        """
+        try:
+            return dataclasses.replace(self, network=dataclasses.replace(self.network, play_temperature=temperature))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
 
 def make_policy(name: str, trained: Trained, schedule: GrowthSchedule | None = None) -> PolicyBundle:
     """Build the trained policy, or a control for the same world.

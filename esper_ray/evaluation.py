@@ -88,6 +88,7 @@ def evaluate(
         "split": "test",
         "max_epochs": trained.env.max_epochs,
         "checkpoint": {"which": trained.which, "iteration": trained.iteration},
+        "temperature": trained.network.play_temperature,
         "schedule": None if schedule is None else schedule.to_json(),
         "git_commit": git_commit(),
         **_measured({name: results[name] for name in names}, kinds, len(variants)),

@@ -11,7 +11,7 @@ for the number of ops that need head h (1 for the op head) and ``n_h`` for the h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -133,6 +133,19 @@ class FactoredDistribution:
     def forced(self) -> Tensor:
         """Whether at most one op is admitted, so that there was nothing to decide: bool ``[...]``."""
         return self.op_mask.sum(dim=-1) <= 1
+
+    def at_temperature(self, temperature: float) -> FactoredDistribution:
+        """The same choices with probabilities raised to the power 1/temperature: below 1 the likelier ones gain.
+
+        Each row by itself: the op's, and each argument's given the op.
+        """
+        if temperature == 1.0:
+            return self
+        sharpened = (
+            masked_log_softmax(table / temperature, mask)
+            for table, mask in zip(self.log_probs, self.masks, strict=True)
+        )
+        return replace(self, log_probs=tuple(sharpened))
 
     def needed(self, op: Tensor) -> Tensor:
         """Which heads matter for the ops ``[...]``: bool ``[..., H]``."""

@@ -38,6 +38,7 @@ class LearnedPolicy:
 
     def __init__(self, slots: SlotConfig, network: RecurrentPolicyNetwork) -> None:
         self._slots, self._network = slots, network
+        self._temperature = network.config.play_temperature
         self._compiled = False
 
     @classmethod
@@ -97,14 +98,15 @@ class LearnedPolicy:
         generator: torch.Generator | None = None,
         deterministic: bool = False,
     ) -> ActionResult:
-        """Draw from the network's distribution, or take its mode."""
-        result = self._network.act(obs, Hidden(*hidden), generator, deterministic)
+        """Draw from the network's distribution at its temperature, or take its mode."""
+        result = self._network.act(obs, Hidden(*hidden), generator, deterministic, self._temperature)
         return ActionResult(result.actions, result.head_log_probs, result.value, result.hidden, result.op_probs)
 
     def forward(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> ForwardResult:
         """One pass, with gradients."""
         output = self._network(obs, Hidden(*hidden))
-        return ForwardResult(output.distribution, output.value * self._network.return_scale.value, output.hidden)
+        distribution = output.distribution.at_temperature(self._temperature)
+        return ForwardResult(distribution, output.value * self._network.return_scale.value, output.hidden)
 
     def evaluate_actions(self, obs: Mapping[str, Tensor], actions: Tensor, hidden: HiddenState) -> EvalResult:
         """One pass, with gradients; reproduces the log-probabilities of :meth:`get_action`."""

@@ -48,12 +48,17 @@ class NetworkConfig:
     """Heads with three layers instead of two, by name."""
     memory: bool = True
     """Whether there is an LSTM; without it the policy knows the present observation only."""
+    play_temperature: float = 1.0
+    """Temperature at which the trained policy draws its actions once it is evaluated, replayed, exported or served:
+    below 1 it takes the likelier ones more often. In training it explores at 1."""
 
     def __post_init__(self) -> None:
         for name in ("feature_dim", "hidden_dim", "head_dim", "embedding_dim"):
             width = getattr(self, name)
             if not isinstance(width, int) or width < 1:
                 raise ValueError(f"network {name} must be a positive integer, got {width!r}")
+        if not 0.0 < self.play_temperature < math.inf:
+            raise ValueError(f"network play_temperature must be a positive number, got {self.play_temperature!r}")
         if self.head_dim < 2:
             raise ValueError(f"network head_dim must be at least 2, half of it is a width; got {self.head_dim}")
 
@@ -269,6 +274,7 @@ class RecurrentPolicyNetwork(nn.Module):
         hidden: Hidden,
         generator: torch.Generator | None = None,
         deterministic: bool = False,
+        temperature: float = 1.0,
     ) -> ActResult:
         """Decide one step for a batch of hosts.
 
@@ -277,13 +283,15 @@ class RecurrentPolicyNetwork(nn.Module):
             hidden: State after the previous step, or :meth:`initial_hidden` at the start of an episode.
             generator: Source of randomness; torch's global one if None.
             deterministic: Take the most probable entry of every head.
+            temperature: Of the distribution that is drawn from, see :meth:`FactoredDistribution.at_temperature`.
 
         Returns:
             Actions, their log-probabilities and values in reward units.
         """
         output = self({name: leaf.unsqueeze(1) for name, leaf in obs.items()}, hidden)
-        actions = output.distribution.sample(generator, deterministic)
-        head_log_probs = output.distribution.log_prob(actions)
+        distribution = output.distribution.at_temperature(temperature)
+        actions = distribution.sample(generator, deterministic)
+        head_log_probs = distribution.log_prob(actions)
         scale = self.return_scale.value
         return ActResult(
             actions=actions.squeeze(1),
@@ -291,7 +299,7 @@ class RecurrentPolicyNetwork(nn.Module):
             log_prob=head_log_probs.sum(dim=-1).squeeze(1),
             value=(output.value * scale).squeeze(1),
             q_value=(output.q_value(actions[..., 0]) * scale).squeeze(1),
-            op_probs=output.distribution.op_log_probs.exp().squeeze(1),
+            op_probs=distribution.op_log_probs.exp().squeeze(1),
             hidden=output.hidden,
         )
 

@@ -20,8 +20,9 @@ class Export:
     """Directory of the run; a path, or a URI (s3://, gs://, hdfs://, file://)."""
     out: tyro.conf.Positional[Path]
     """Directory to write, new or empty."""
-    checkpoint: Which = "best"
-    """Which of the run's checkpoints."""
+    checkpoint: Which = "latest"
+    """latest is what training ended with; best had the highest moving average of scores in it, should they have fallen
+    since."""
 
     def run(self, console: Console) -> None:
         """Write it."""

@@ -30,12 +30,15 @@ class Evaluate:
     """Hosts; every policy gets the same ones."""
     seed: int = 0
     """Of the held-out hosts."""
-    checkpoint: Which = "best"
-    """Which of the run's checkpoints; an export holds only one."""
+    checkpoint: Which = "latest"
+    """latest is what training ended with; best had the highest moving average of scores in it, should they have fallen
+    since. An export holds only one."""
     policies: tuple[str, ...] = ()
     """Who plays; by default learned, never_grow, random_valid, heuristic, fixed_schedule, static_final, static_big."""
     schedule: Path | None = None
     """A schedule that `esper-ray search` found, to play as best_schedule too."""
+    temperature: float | None = None
+    """At which the learned policy draws, in place of the play_temperature of its training."""
     greedy: bool = False
     """Play the learned policy a second time, taking its most probable choices instead of drawing."""
     task: str | None = None
@@ -67,6 +70,8 @@ class Evaluate:
         at_least("--episodes", self.episodes, 1)
         at_least("--workers", self.workers, 1)
         at_least("--seed", self.seed, 0)
+        if self.temperature is not None:
+            trained = trained.at_temperature(self.temperature)
         trained.env.load_data()
         schedule = None if self.schedule is None else read_schedule(self.schedule)
         extra = [LEARNED_GREEDY] * self.greedy + [BEST_SCHEDULE] * (schedule is not None)
@@ -180,8 +185,9 @@ class Replay:
     """Run directory, or an export; a path, or a URI (s3://, gs://, hdfs://, file://)."""
     seed: int = 0
     """Of the held-out host."""
-    checkpoint: Which = "best"
-    """Which of the run's checkpoints; an export holds only one."""
+    checkpoint: Which = "latest"
+    """latest is what training ended with; best had the highest moving average of scores in it, should they have fallen
+    since. An export holds only one."""
     data_dir: Path | None = None
     """As for evaluate."""
     policy: str = "learned"

@@ -55,7 +55,7 @@ class Study(BaseModel):
     evaluations: dict[Name, dict[str, Any] | None] = {}
     episodes: int = Field(64, ge=2)
     evaluation_seed: int = Field(0, ge=0)
-    checkpoint: Which = "best"
+    checkpoint: Which = "latest"
     controls: list[str] = [*CONTROLS, *STATIC]
     search_epochs: Annotated[int, Field(ge=1)] | None = None
     _trainer: Study | None = PrivateAttr(None)

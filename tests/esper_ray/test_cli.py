@@ -218,6 +218,7 @@ def test_evaluate_plays_other_worlds_where_the_heads_fit_and_says_where_they_do_
         (("--task-arg", "a=b"), "takes no argument a"),
         (("--policies", "static_final"), "add learned to --policies"),
         (("--policies", "magic"), "unknown policy 'magic'"),
+        (("--temperature", "0"), "play_temperature must be a positive number"),
         (("--schedule", "nowhere.json"), "cannot read nowhere.json"),
     ):
         with pytest.raises(UserError, match=reason):

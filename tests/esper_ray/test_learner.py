@@ -41,7 +41,7 @@ def config_of(
         sequence_length=max_seq_len,
         envs_per_runner=hosts,
         num_learners=learners,
-        network=NetworkConfig(feature_dim=16, hidden_dim=16, head_dim=8),
+        network=NetworkConfig(feature_dim=16, hidden_dim=16, head_dim=8, play_temperature=0.5),
         learner=settings or LearnerConfig(minibatches=2),
         total_steps=total_steps,
         seed=seed,

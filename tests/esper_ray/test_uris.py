@@ -56,7 +56,7 @@ def test_what_is_at_hand_is_the_run_without_its_pickled_state_and_for_a_while(st
 
 def test_policies_at_a_uri_are_evaluated_drawn_and_exported_here(store, tmp_path):
     command("evaluate", f"{store}/first", "--episodes", 2, "--workers", 1, "--policies", "learned", "never_grow")
-    assert json.loads((tmp_path / "here" / "evaluation.json").read_text())["checkpoint"]["iteration"] == 2
+    assert json.loads((tmp_path / "here" / "evaluation.json").read_text())["checkpoint"]["iteration"] == 3
     assert "written: replay-learned-0.png" in command("replay", f"{store}/first")
     command("export", f"{store}/first", tmp_path / "store" / "policy")
     report = tmp_path / "of-the-export.json"

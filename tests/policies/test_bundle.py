@@ -13,13 +13,13 @@ from envs.vocabulary import HEAD_NAMES, AlphaTarget, LifecycleOp
 from policies.bundle import PolicySettings, UnsupportedByPolicyError
 from policies.factory import build_policy
 from policies.heuristic import NEXT_BLUEPRINT
-from policies.network import NetworkConfig
+from policies.network import Hidden, NetworkConfig
 from policies.player import Player
 from policies.registry import registered
 from tests.envs.helpers import tiny_env
 
 HOSTS, STEPS = 3, 20
-SMALL = NetworkConfig(feature_dim=16, hidden_dim=12, head_dim=8)
+SMALL = NetworkConfig(feature_dim=16, hidden_dim=12, head_dim=8, play_temperature=0.5)
 SLOTS = SlotConfig.for_row(2)
 SETTINGS = PolicySettings(SLOTS, STEPS, SMALL)
 NAMES = ("learned", "never_grow", "random_valid", "heuristic", "fixed_schedule")
@@ -293,6 +293,19 @@ def test_a_compiled_policy_decides_as_before(episodes):
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown policy 'magic': choose one of .*heuristic, learned"):
         build_policy("magic", SETTINGS)
+
+
+def test_the_learned_policy_plays_at_its_temperature_and_explores_at_one(episodes):
+    policy, obs, results = episodes["learned"]
+    hidden = policy.initial_hidden(HOSTS)
+    trained = policy.network(obs, Hidden(*hidden)).distribution
+    played = policy.forward(obs, hidden).distribution
+    for ours, theirs in zip(played.log_probs, trained.at_temperature(0.5).log_probs, strict=True):
+        assert torch.equal(ours, theirs)
+    torch.testing.assert_close(results[0].op_probs, played.op_log_probs[:, 0].exp())
+    explored = policy.network.act({leaf: values[:, 0] for leaf, values in obs.items()}, Hidden(*hidden)).op_probs
+    torch.testing.assert_close(explored, trained.op_log_probs[:, 0].exp())
+    assert not torch.allclose(explored, results[0].op_probs)
 
 
 def test_a_policy_without_memory_is_not_recurrent():

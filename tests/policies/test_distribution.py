@@ -101,6 +101,22 @@ def test_probabilities_of_all_actions_sum_to_one():
     assert total == pytest.approx(1.0, abs=1e-5)
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31), st.sampled_from([0.05, 0.5, 0.95]), st.floats(0.05, 4.0))
+def test_a_temperature_raises_every_rows_probabilities_to_a_power(seed, density, temperature):
+    joint, _ = distribution(random_flat_mask(seed, 4, density), seed)
+    other = joint.at_temperature(temperature)
+    for before, after, mask in zip(joint.log_probs, other.log_probs, joint.masks, strict=True):
+        power = (before.double().exp() ** (1 / temperature)).masked_fill(~mask, 0.0)
+        admitted = mask.any(-1, keepdim=True).expand(mask.shape)  # a row of padding means nothing
+        expected = power / power.sum(-1, keepdim=True)
+        torch.testing.assert_close(after.double().exp()[admitted], expected[admitted], atol=1e-5, rtol=0)
+        assert bool(after.isfinite().all())
+    assert all(ours is theirs for ours, theirs in zip(joint.masks, other.masks, strict=True))
+    modes = [one.sample(deterministic=True) for one in (joint, other)]
+    assert torch.equal(modes[0], modes[1])
+
+
 def test_frequencies_follow_the_probabilities():
     logits = torch.tensor([0.3, -1.0, 2.0, 5.0])
     mask = torch.tensor([True, True, True, False])

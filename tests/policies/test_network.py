@@ -246,6 +246,12 @@ def test_widths_must_be_positive(field):
         NetworkConfig(**{field: 0})
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_temperature_must_be_positive(temperature):
+    with pytest.raises(ValueError, match=f"play_temperature must be a positive number, got {temperature}"):
+        NetworkConfig(play_temperature=temperature)
+
+
 def test_ops_start_with_the_logits_they_are_given():
     network = build(config=replace(SMALL, op_bias={"PRUNE": -2.0}))
     logits = network.heads["op"].output.bias.tolist()

@@ -18,7 +18,7 @@ EPOCHS = 8
 CONFIG = dataclasses.replace(
     DEBUG,
     env=dataclasses.replace(DEBUG.env, max_epochs=EPOCHS),
-    network=NetworkConfig(feature_dim=8, hidden_dim=6, head_dim=4),
+    network=NetworkConfig(feature_dim=8, hidden_dim=6, head_dim=4, play_temperature=0.5),
 )
 
 
