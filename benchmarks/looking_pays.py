@@ -12,10 +12,9 @@ committed score on the validation split. Run it with::
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from envs.tasks.digits import DRAWN
 from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import search_seeds
-from esper_ray.process import settle
+from esper_ray.process import host_processes, settle
 from esper_ray.search.playing import play
 from esper_ray.search.report import search_progress
 from esper_ray.search.space import VARIED_SHARE, ScheduleSpace
@@ -78,7 +77,7 @@ class LookingPays:
         """Search, compare, print, write."""
         began = time.perf_counter()
         with (
-            ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn")) as pool,
+            host_processes(self.workers) as pool,
             search_progress(console) as on_progress,
         ):
             hosts = _Hosts(self, pool, on_progress)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from esper_ray.controls import (
 )
 from esper_ray.episodes import EpisodeResults, held_out_seeds, run_episodes
 from esper_ray.errors import UserError
-from esper_ray.process import settle
+from esper_ray.process import host_processes, settle
 from esper_ray.revision import git_commit
 from esper_ray.run_directory import replace_text
 from esper_ray.statistics import mean_by_kind, summarise_runs
@@ -107,7 +106,7 @@ def _play_all(
 ) -> dict[str, EpisodeResults]:
     """Everybody's episodes, each policy in one of the processes; ``STATIC_FINAL`` after the learned policy."""
     results: dict[str, EpisodeResults] = {}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with host_processes(workers) as pool:
         jobs: dict[Future[EpisodeResults], str] = {}
 
         def start(name: str, grown: GrownSeeds | None = None) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import platform
+import threading
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
@@ -42,3 +45,21 @@ def settle(threads: int = 1) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
         libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
+
+
+def host_processes(count: int) -> ProcessPoolExecutor:
+    """Processes to train hosts in, which end with this one however it ends.
+
+    By itself a pool's process outlives a killed parent and computes on.
+    """
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)  # whatever this process is computing, nobody waits for it
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +14,7 @@ from envs.tasks import Task
 from esper_ray.config import EnvConfig
 from esper_ray.episodes import search_seeds
 from esper_ray.errors import UserError
+from esper_ray.process import host_processes
 from esper_ray.search.playing import play
 from esper_ray.search.space import VARIED_SHARE, ScheduleSpace
 from policies.schedule import BY_HAND, GrowthSchedule
@@ -198,7 +197,7 @@ def search_schedule(
         on_rung(rungs)
         return rungs[-1]
 
-    with ProcessPoolExecutor(settings.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with host_processes(settings.workers) as pool:
         for bracket in range(BRACKETS):
             start = settings.start if bracket == 0 else ()
             field = _candidates(space, plan.candidates[0], start, _elites(rungs), rungs, rng)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rich.console import Console
 
 from esper_ray.config import EnvConfig
 from esper_ray.controls import INDEPENDENT
+from esper_ray.process import host_processes
 from esper_ray.report import clock
 from esper_ray.run_directory import replace_text
 from esper_ray.search.files import read_trace, write_schedule, write_trace
@@ -103,7 +103,7 @@ def _played(playings: Sequence[Playing], workers: int) -> Iterator[tuple[Playing
     if not workers:
         yield from ((playing, playing.play()) for playing in playings)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with host_processes(workers) as pool:
         jobs = {pool.submit(playing.play): playing for playing in playings}
         try:
             yield from ((jobs[job], job.result()) for job in as_completed(jobs))
