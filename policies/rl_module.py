@@ -36,7 +36,7 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
 
     ``model_config`` holds ``heads`` (tuple of :class:`HeadSpec`), ``encoder`` (an :data:`EncoderFactory`), ``network``
     (:class:`NetworkConfig`), ``max_seq_len`` (read by RLlib) and optionally ``deterministic_inference`` (bool, default
-    False): whether ``forward_inference`` takes the mode instead of drawing.
+    False): whether ``forward_inference`` takes the mode instead of drawing at the network's ``play_temperature``.
 
     Attributes:
         network: The plain torch network; its return scale says what the critic's outputs mean.
@@ -86,16 +86,18 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         return {POLICY_OUTPUT: self.policy_output(batch)}
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return self._act(batch, deterministic=False)
+        return self._act(batch)
 
     def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return self._act(batch, deterministic=bool(self.model_config.get("deterministic_inference", False)))
+        deterministic = bool(self.model_config.get("deterministic_inference", False))
+        return self._act(batch, deterministic, self.network.config.play_temperature)
 
-    def _act(self, batch: dict[str, Any], deterministic: bool) -> dict[str, Any]:
+    def _act(self, batch: dict[str, Any], deterministic: bool = False, temperature: float = 1.0) -> dict[str, Any]:
         """One step; RLlib wants a time axis of length 1 on everything except the recurrent state."""
         state = batch[Columns.STATE_IN]
         obs = {name: leaf.squeeze(1) for name, leaf in batch[Columns.OBS].items()}
-        result = self.network.act(obs, Hidden(state["h"], state["c"]), deterministic=deterministic)
+        hidden = Hidden(state["h"], state["c"])
+        result = self.network.act(obs, hidden, deterministic=deterministic, temperature=temperature)
         norms = torch.stack([result.hidden.h.norm(dim=-1), result.hidden.c.norm(dim=-1)], dim=-1)
         columns = {
             Columns.ACTIONS: result.actions,

@@ -17,7 +17,7 @@ from esper_ray.config import LearnerConfig
 from esper_ray.ppo import EsperPPO, EsperPPOConfig
 from policies.distribution import take_entry
 from policies.encoders import BlueprintEncoder
-from policies.network import NetworkConfig
+from policies.network import Hidden, NetworkConfig
 from policies.return_scale import ReturnScale
 from policies.rl_module import HEAD_LOG_PROBS, Q_VALUE
 from tests.esper_ray.masked_toy_env import ENV_ID, HEADS, register
@@ -457,7 +457,7 @@ def test_slots_that_do_not_fit_the_env_are_refused():
         Parts(config)
 
 
-def test_inference_draws_unless_told_otherwise():
+def test_inference_draws_at_its_temperature_unless_told_otherwise():
     config = config_of(hosts=64)
     runner = SingleAgentEnvRunner(config=config, worker_index=0)
     runner.sample(num_timesteps=64)
@@ -470,8 +470,12 @@ def test_inference_draws_unless_told_otherwise():
         },
         Columns.STATE_IN: {name: leaf.expand(64, -1) for name, leaf in module.get_initial_state().items()},
     }
-    drawn = module.forward_inference(batch)[Columns.ACTIONS]
-    assert len(drawn.unique(dim=0)) > 10
+    distribution = module.network(batch[Columns.OBS], Hidden(**batch[Columns.STATE_IN])).distribution
+    for draw, temperature in ((module.forward_inference, 0.5), (module.forward_exploration, 1.0)):
+        drawn = draw(batch)
+        log_probs = distribution.at_temperature(temperature).log_prob(drawn[Columns.ACTIONS])
+        torch.testing.assert_close(drawn[HEAD_LOG_PROBS], log_probs)
+        assert len(drawn[Columns.ACTIONS].unique(dim=0)) > 10
     module.model_config["deterministic_inference"] = True
     assert len(module.forward_inference(batch)[Columns.ACTIONS].unique(dim=0)) == 1
 
