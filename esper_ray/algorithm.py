@@ -230,7 +230,7 @@ class FactoredConfig(AlgorithmConfig):
             first_env_config: Keyword arguments of the env in them; spaces and heads stay.
             num_env_runners: Processes that play; 0 plays in this one.
             num_learners: Processes that learn; 0 learns in this one.
-            network: Widths; the defaults if None.
+            network: Its widths and how it is played; the defaults if None.
             learner: Settings; the defaults if None.
             total_steps: Env steps of the whole run; needed where ``lr_final`` or ``entropy_final`` is below 1.
             seed: Of weights, actions and envs.

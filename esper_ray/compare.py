@@ -121,7 +121,11 @@ def _last(values: Any, form: str) -> str:
 def _place(run: ComparedRun) -> str:
     if run.evaluation is None:
         return "–"
-    return f"{run.evaluation['episodes']} of {run.evaluation['task']}, seed {run.evaluation['seed']}"
+    told = run.evaluation
+    played = f", iteration {told['checkpoint']['iteration']}"
+    # Reports from before policies had a temperature of their own are of 1.
+    played += f" at temperature {told.get('temperature', 1.0):g}"
+    return f"{told['episodes']} of {told['task']}, seed {told['seed']}{played}"
 
 
 def _score(run: ComparedRun, policy: str) -> str:

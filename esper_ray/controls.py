@@ -110,7 +110,7 @@ class Trained:
         which: What of it was taken.
         iteration: Iterations that the policy was trained for.
         env: The world.
-        network: Widths.
+        network: Its widths, and how it is played.
         weights: The file.
     """
 

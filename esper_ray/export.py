@@ -89,7 +89,7 @@ class Card(_Strict):
         format: Of card and weights.
         env: Task and world of the training, but for where this machine keeps the task's data.
         slots: Slots of the task's hosts.
-        network: Widths.
+        network: Its widths, and how it is played.
         sizes: What follows from the three above in the code that wrote the card.
         git_commit: Of the code that trained; None if it was no checkout.
         iteration: Iterations that these weights were trained for.

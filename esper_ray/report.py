@@ -37,11 +37,15 @@ COLOURS = ("#1d3557", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7", "#4c78a8", "#9
 def evaluation_table(report: dict[str, Any]) -> Table:
     """One row per policy; fits into 80 columns."""
     world = report.get("name", report["task"])  # a study's evaluations have names
+    played = ""
+    if "temperature" in report:  # one policy's; those of a study may differ
+        iteration, temperature = report["checkpoint"]["iteration"], report["temperature"]
+        played = f"; learned policy: iteration {iteration}, temperature {temperature:g}"
     table = Table(
         title=f"{world}: {report['episodes']} held-out hosts, {report['max_epochs']} epochs, test split",
         caption="score = accuracy/100 − rent; interquartile means, [ ] = 95 % stratified-bootstrap interval; "
         "GFLOP: training of one host, all evaluations on validation included; "
-        "fossil, pruned, cut: seeds per episode kept for good, pruned, removed unfinished at the end",
+        f"fossil, pruned, cut: seeds per episode kept for good, pruned, removed unfinished at the end{played}",
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,

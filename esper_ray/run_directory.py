@@ -87,6 +87,8 @@ class RunDirectory:
     def begun(cls, path: Path, config: TrainConfig) -> RunDirectory:
         """Begin a run of a study or a tuning, or find what there is of it.
 
+        A play temperature has no part in training: another one than before is noted, and what is trained stays.
+
         Raises:
             UserError: it was begun with other settings.
         """
@@ -94,8 +96,11 @@ class RunDirectory:
         if not run.config_path.is_file():
             shutil.rmtree(path, ignore_errors=True)  # killed while the directory was made
             return cls.create(path, config)
-        if run.config() != config:
+        before = run.config()
+        if before.playing_at(config.network.play_temperature) != config:
             raise UserError(f"{path} was trained with other settings: give another --output, or remove it")
+        if before != config:
+            run.write_config(config)
         return run
 
     @property

@@ -41,7 +41,7 @@ class PolicySettings:
     Attributes:
         slots: Slots of the task's hosts.
         max_epochs: Steps of an episode.
-        network: Widths of a policy that has a network.
+        network: Of a policy that has one: its widths, and how it is played.
     """
 
     slots: SlotConfig

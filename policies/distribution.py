@@ -141,11 +141,11 @@ class FactoredDistribution:
         """
         if temperature == 1.0:
             return self
-        sharpened = (
+        log_probs = (
             masked_log_softmax(table / temperature, mask)
             for table, mask in zip(self.log_probs, self.masks, strict=True)
         )
-        return replace(self, log_probs=tuple(sharpened))
+        return replace(self, log_probs=tuple(log_probs))
 
     def needed(self, op: Tensor) -> Tensor:
         """Which heads matter for the ops ``[...]``: bool ``[..., H]``."""

@@ -29,10 +29,13 @@ from policies.distribution import (
 from policies.encoders import ObservationEncoder
 from policies.return_scale import ReturnScale
 
+COLDEST = 0.01
+"""Logits that differ by one are a factor of e^100 apart here; far below, float32 would overflow."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Widths of the network; the number of choices and features comes from the world."""
+    """The network's widths and how it is played; the number of choices and features comes from the world."""
 
     feature_dim: int = 512
     """Width of the feature net, which reads the observation before the LSTM."""
@@ -49,16 +52,19 @@ class NetworkConfig:
     memory: bool = True
     """Whether there is an LSTM; without it the policy knows the present observation only."""
     play_temperature: float = 1.0
-    """Temperature at which the trained policy draws its actions once it is evaluated, replayed, exported or served:
-    below 1 it takes the likelier ones more often. In training it explores at 1."""
+    """Temperature at which the policy draws its actions wherever it does not explore: in evaluations, replays, exports
+    and the service. Below 1 it takes the likelier ones more often. Rollouts of training explore at 1."""
 
     def __post_init__(self) -> None:
         for name in ("feature_dim", "hidden_dim", "head_dim", "embedding_dim"):
             width = getattr(self, name)
             if not isinstance(width, int) or width < 1:
                 raise ValueError(f"network {name} must be a positive integer, got {width!r}")
-        if not 0.0 < self.play_temperature < math.inf:
-            raise ValueError(f"network play_temperature must be a positive number, got {self.play_temperature!r}")
+        if not COLDEST <= self.play_temperature < math.inf:
+            raise ValueError(
+                f"network play_temperature must be at least {COLDEST} (nothing is left to chance there), got "
+                f"{self.play_temperature!r}"
+            )
         if self.head_dim < 2:
             raise ValueError(f"network head_dim must be at least 2, half of it is a width; got {self.head_dim}")
 
@@ -199,7 +205,7 @@ class RecurrentPolicyNetwork(nn.Module):
     Args:
         heads: Parts of the action, op first.
         encoder: Reads an observation.
-        config: Widths.
+        config: Widths and the like.
     """
 
     needs: Tensor

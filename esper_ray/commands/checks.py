@@ -18,16 +18,17 @@ def writable(path: Path) -> Path:
     """A file that is written when long work is done, refused before it begins; its directory is made if need be.
 
     Raises:
-        UserError: it is a directory, or there can be no file there.
+        UserError: there can be no such file.
     """
     if path.is_dir():
-        raise UserError(f"--output {path} is a directory: name a file in it")
+        raise UserError(f"cannot write {path}: it is a directory")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--output {path} can't be written: a file is in the way of its directory") from error
+        raise UserError(f"cannot write {path}: a file is in the way of its directory") from error
     except OSError as error:
-        raise UserError(f"--output {path} can't be written: {error.strerror}: {error.filename}") from error
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"--output {path} can't be written: no permission")
+        raise UserError(f"cannot write {path}: {error.strerror}: {error.filename}") from error
+    # Reports replace the file before them, which takes permission for the directory.
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: no permission to write in {path.parent}")
     return path

@@ -76,9 +76,11 @@ class Evaluate:
         schedule = None if self.schedule is None else read_schedule(self.schedule)
         extra = [LEARNED_GREEDY] * self.greedy + [BEST_SCHEDULE] * (schedule is not None)
         names = tuple(dict.fromkeys((*(self.policies or POLICIES), *extra)))
-        output = writable(self.output or _results(self.trained, trained) / f"{self._name()}.json")
+        output = self.output or _results(self.trained, trained) / f"{self._name()}.json"
         if output.suffix == ".png":
             raise UserError(f"--output {output} names the report, which is JSON; its picture is put beside it")
+        picture = writable(output.with_suffix(".png"))
+        writable(output)
         with console.status("playing held-out episodes") as status:
             done: list[str] = []
 
@@ -99,7 +101,6 @@ class Evaluate:
         console.print(evaluation_table(report))
         if report["differences"]:
             console.print(comparison_table(report))
-        picture = output.with_suffix(".png")
         evaluation_figure(report).savefig(picture)
         console.print(f"written: {output} and {picture.name} beside it")
 
@@ -133,14 +134,15 @@ class Search:
 
     def run(self, console: Console) -> None:
         """Search, print the finalists, write the schedule and the trace."""
-        from esper_ray.search.files import read_trace, write_schedule, write_trace
+        from esper_ray.search.files import read_trace, trace_path, write_schedule, write_trace
         from esper_ray.search.halving import SearchSettings, search_schedule
         from esper_ray.search.report import search_progress, search_table
 
         at_least("--workers", self.workers, 1)
         at_least("--seed", self.seed, 0)
         env, host_epochs, path = self._resolved()
-        writable(path)
+        for file in (path, trace_path(path)):
+            writable(file)
         env.load_data()
         settings = SearchSettings(host_epochs, self.seed, self.workers)
         known = read_trace(path, env, settings)
@@ -203,13 +205,18 @@ class Replay:
             self._draw(path, console)
 
     def _draw(self, path: Path, console: Console) -> None:
+        from matplotlib.backend_bases import FigureCanvasBase
+
         from esper_ray.controls import Trained, World, make_policy
         from esper_ray.episodes import held_out_seeds
         from esper_ray.replay import draw_replay
 
         trained = Trained.open(path, self.checkpoint, World(data_dir=self.data_dir))
         at_least("--seed", self.seed, 0)
-        output = writable(self.output or _results(self.trained, trained) / f"replay-{self.policy}-{self.seed}.png")
+        output = self.output or _results(self.trained, trained) / f"replay-{self.policy}-{self.seed}.png"
+        if output.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
+            raise UserError(f"--output {output} names no picture: end it on .png, .svg or .pdf")
+        writable(output)
         trained.env.load_data()
         policy = make_policy(self.policy, trained)
         title = f"{trained.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"

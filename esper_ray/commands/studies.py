@@ -117,11 +117,11 @@ class Compare:
         if len(self.runs) < 2:
             raise UserError("give two or more run directories to compare")
         output = self.output or Path()
-        picture = writable(output / "comparison.png")
+        picture, page = (writable(output / name) for name in ("comparison.png", "comparison.md"))
         with ExitStack() as stack:
             comparison = compare([stack.enter_context(at_hand(run)) for run in dict.fromkeys(self.runs)])
         for table in comparison_tables(comparison):
             console.print(table)
         comparison_figure(comparison).savefig(picture)
-        (output / "comparison.md").write_text(comparison_markdown(comparison))
-        console.print(f"written: {picture} and comparison.md")
+        page.write_text(comparison_markdown(comparison))
+        console.print(f"written: {picture} and {page.name}")

@@ -59,6 +59,7 @@ class Playing:
             "policy": self.policy,
             "world": self.env.keywords(),
             "weights_sha256": self.weights_sha256,
+            "temperature": None if self.trained is None else self.trained.network.play_temperature,
             "following": self.following,
             "schedule": None if self.schedule is None else self.schedule.to_json(),
             "episodes": self.episodes,

@@ -162,13 +162,15 @@ def markdown(report: dict[str, Any]) -> str:
         report: As :func:`summarise_study` makes it.
     """
     lines = [f"# {report['title'] or 'Study'}", ""]
-    lines += ["| arm | training seeds | host epochs each | time each | differs in |", "|---|---|---|---|---|"]
+    lines += ["| arm | training seeds | host epochs each | time each | played | differs in |", "|---" * 6 + "|"]
     for arm, result in report["arms"].items():
         seconds = [value for value in result["training_seconds"] if value is not None]
         differs = ", ".join(f"`{name}: {value}`" for name, value in (report["study"]["arms"][arm] or {}).items())
         seeds = ", ".join(map(str, result["seeds"]))
         time = clock(float(np.mean(seconds))) if seconds else ""
-        lines.append(f"| {arm} | {seeds} | {result['epochs'][-1]:,.0f} | {time} | {differs} |")
+        temperature = result["config"]["network"]["play_temperature"]
+        played = f"{report['study']['checkpoint']}, temperature {temperature:g}"
+        lines.append(f"| {arm} | {seeds} | {result['epochs'][-1]:,.0f} | {time} | {played} | {differs} |")
     if report["study"]["trained_by"]:
         lines += ["", f"Trained by the study {report['study']['trained_by']}."]
     lines += ["", "![learning curves](learning_curves.png)"]

@@ -17,11 +17,10 @@ from policies.network import NetworkConfig
 DIGITS = 4
 """Significant digits of a number that is drawn: more say nothing, and fewer are easier to read."""
 
-DRAWABLE = {field.name for part in (LearnerConfig, NetworkConfig) for field in dataclasses.fields(part)} | {
-    "algorithm",
-    "reward_mode",
-}
-"""Settings that leave an iteration's work and the meaning of its score as they are."""
+_FIELDS = {field.name for part in (LearnerConfig, NetworkConfig) for field in dataclasses.fields(part)}
+
+DRAWABLE = (_FIELDS - {"play_temperature"}) | {"algorithm", "reward_mode"}
+"""Settings that have a part in training and leave an iteration's work and the meaning of its score as they are."""
 
 
 class Range(BaseModel):
@@ -126,9 +125,9 @@ class Tuning(BaseModel):
         assert self.configs  # every draw is a config
         if fixed := self.space.keys() - DRAWABLE:
             raise UserError(
-                f"space: {', '.join(sorted(fixed))} cannot be drawn, since scores of trials that differ in it do not "
-                "compare: give it under settings. The settings of the learner and the network, algorithm and "
-                "reward_mode can"
+                f"space: {', '.join(sorted(fixed))} cannot be drawn, since it has no part in training, or scores of "
+                "trials that differ in it do not compare: give it under settings. The settings of the learner and the "
+                "network, algorithm and reward_mode can"
             )
 
     @cached_property

@@ -210,6 +210,16 @@ def test_evaluate_plays_other_worlds_where_the_heads_fit_and_says_where_they_do_
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((run_dir / "evaluation-tabular.json").read_text())
     assert (report["task"], report["seed"], list(report["policies"])) == ("tabular", 4, ["learned", "never_grow"])
+    colder = run_dir / "colder.json"
+    result = esper_ray(
+        "evaluate", run_dir, *few, "--task", "tabular", "--seed", 4, "--temperature", 0.02, "--output", colder
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "iteration 2, temperature 0.02" in " ".join(result.stdout.split())
+    other = json.loads(colder.read_text())
+    assert (report["temperature"], other["temperature"]) == (0.4, 0.02)
+    spent = [one["policies"]["learned"]["episodes"]["training_flops"] for one in (report, other)]
+    assert spent[0] != spent[1]
     result = esper_ray("evaluate", run_dir, "--task", "digits_scale")
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
@@ -218,7 +228,7 @@ def test_evaluate_plays_other_worlds_where_the_heads_fit_and_says_where_they_do_
         (("--task-arg", "a=b"), "takes no argument a"),
         (("--policies", "static_final"), "add learned to --policies"),
         (("--policies", "magic"), "unknown policy 'magic'"),
-        (("--temperature", "0"), "play_temperature must be a positive number"),
+        (("--temperature", "0"), "play_temperature must be at least"),
         (("--schedule", "nowhere.json"), "cannot read nowhere.json"),
     ):
         with pytest.raises(UserError, match=reason):
@@ -247,7 +257,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(run_dir, tmp_path,
     with pytest.raises(UserError, match="a file is in the way"):
         run(tmp_path / "file" / "deeper" / name)
     if name:
-        with pytest.raises(UserError, match="is a directory: name a file in it"):
+        with pytest.raises(UserError, match=r"it is a directory|names no picture"):
             run(tmp_path)
     with pytest.raises(InterruptedError):
         run(tmp_path / "new" / "deeper" / name)
@@ -256,6 +266,12 @@ def test_where_nothing_can_be_written_is_said_before_the_work(run_dir, tmp_path,
     if command == "evaluate":
         with pytest.raises(UserError, match="its picture is put beside it"):
             run(tmp_path / "report.png")
+    if command == "replay":
+        with pytest.raises(UserError, match="names no picture"):
+            run(tmp_path / "picture.txt")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # who runs as root may write everywhere
+    with pytest.raises(UserError, match="no permission"):
+        run(tmp_path / (name or "."))
 
 
 def test_search_spends_what_a_run_has_trained_for_and_writes_a_schedule_that_evaluate_plays(run_dir):

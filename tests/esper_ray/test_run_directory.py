@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from esper_ray.config import DEBUG, TrainConfig, load_config
+from esper_ray.config import DEBUG, PRESETS, TrainConfig, load_config
 from esper_ray.errors import UserError
 from esper_ray.run_directory import RunDirectory
 
@@ -22,6 +22,19 @@ def test_a_stored_config_comes_back_equal(tmp_path):
     run = RunDirectory.create(tmp_path / "run", DEBUG)
     assert RunDirectory.open(tmp_path / "run").config() == DEBUG
     assert json.loads(run.config_path.read_text())["env"]["max_epochs"] == DEBUG.env.max_epochs
+
+
+def test_a_run_plays_at_the_temperature_of_its_config_and_one_from_before_there_was_any_at_one(tmp_path):
+    assert {preset.network.play_temperature for preset in PRESETS.values()} == {0.4}
+    run = RunDirectory.create(tmp_path / "run", DEBUG)
+    stored = json.loads(run.config_path.read_text())
+    del stored["network"]["play_temperature"]
+    run.config_path.write_text(json.dumps(stored))
+    assert run.config() == DEBUG.playing_at(1.0)
+    assert RunDirectory.begun(run.path, DEBUG).config() == DEBUG  # noted anew, for it has no part in training
+    with pytest.raises(UserError, match="other settings"):
+        RunDirectory.begun(run.path, TrainConfig())
+    assert run.config() == DEBUG
 
 
 def test_an_existing_directory_is_never_overwritten(tmp_path):

@@ -246,9 +246,9 @@ def test_widths_must_be_positive(field):
         NetworkConfig(**{field: 0})
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_temperature_must_be_positive(temperature):
-    with pytest.raises(ValueError, match=f"play_temperature must be a positive number, got {temperature}"):
+@pytest.mark.parametrize("temperature", [0.0, 0.001, -1.0, float("inf"), float("nan")])
+def test_a_temperature_must_be_positive_and_not_tiny(temperature):
+    with pytest.raises(ValueError, match=rf"play_temperature must be at least 0.01 .*, got {temperature}"):
         NetworkConfig(play_temperature=temperature)
 
 

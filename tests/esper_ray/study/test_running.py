@@ -39,9 +39,9 @@ def test_an_interrupted_study_goes_on_where_it_stopped_and_does_nothing_twice(st
 
 
 def test_results_of_other_settings_are_not_reused(tmp_path, monkeypatch):
-    def run(**changes):
+    def run(training=None, **changes):
         file = written(tmp_path, **({"arms": {"learned": {}}, "seeds": 1, "evaluations": {}} | changes))
-        run_with(monkeypatch, FakeTraining(), StudyDirectory(tmp_path / "out", Study.read(file)))
+        run_with(monkeypatch, training or FakeTraining(), StudyDirectory(tmp_path / "out", Study.read(file)))
         files = [json.loads(path.read_text()) for path in tmp_path.glob("out/episodes/*/*.json")]
         return {len(results["measures"]["score"]) for file in files for results in file["policies"].values()}
 
@@ -50,6 +50,14 @@ def test_results_of_other_settings_are_not_reused(tmp_path, monkeypatch):
     learned = tmp_path / "out" / "episodes" / "digits_impaired" / "learned.seed-0.json"
     before = learned.stat().st_mtime_ns
     assert run(episodes=3) == {3}
+    assert learned.stat().st_mtime_ns == before
+    colder = SMALL["settings"] | {"play_temperature": 0.1}
+    training = FakeTraining()
+    run(episodes=3, settings=colder, training=training)
+    assert not training.iterations
+    assert learned.stat().st_mtime_ns > before
+    before = learned.stat().st_mtime_ns
+    assert run(episodes=3, settings=colder) == {3}
     assert learned.stat().st_mtime_ns == before
     shutil.rmtree(tmp_path / "out" / "runs")
     run(episodes=3)  # the fake's new weights are drawn anew
