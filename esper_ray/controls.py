@@ -149,7 +149,7 @@ class Trained:
         """The same policy, drawing at another temperature.
 
         Raises:
-            UserError: it is not positive.
+            UserError: a policy can't have that one.
         """
         try:
             return dataclasses.replace(self, network=dataclasses.replace(self.network, play_temperature=temperature))
