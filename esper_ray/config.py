@@ -253,9 +253,9 @@ RARE_PRUNING = {"PRUNE": -2.0}
 seed alive to be fossilised by chance, and then there is nothing to learn from (docs/lab-book.md has the figures)."""
 
 PLAY_TEMPERATURE = 0.4
-"""What training still explores at its end costs an evaluated policy 0.003 to 0.02 on ``digits_mixed``. Its most probable
-choices alone may be to wait for ever, which is likelier than acting in every single epoch (docs/lab-book.md has the
-figures)."""
+"""What training still explores at its end costs an evaluated policy 0.003 to 0.02 on ``digits_mixed``. Its most
+probable choices alone may be to wait for ever, which is likelier than acting in every single epoch
+(docs/lab-book.md has the figures)."""
 
 
 @dataclass(frozen=True)
