@@ -38,6 +38,8 @@ def settle(threads: int = 1) -> None:
             makes both wait for each other.
     """
     torch.set_num_threads(threads)
+    # cuDNN would round convolutions to TF32 by default: hosts on a GPU compute in float32, as on a CPU.
+    torch.backends.cudnn.allow_tf32 = False
     # RLlib asks for deterministic algorithms, and with them torch fills all fresh memory before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from envs.morphogenesis import MorphogenesisVectorEnv
+from tests.devices import GPU
 from tests.envs.accelerator import NAME, Accelerator
 from tests.envs.helpers import random_valid_actions
 
@@ -34,6 +35,16 @@ def test_an_episode_on_another_device_mixes_no_tensors_and_is_the_same(task):
         env, there = play(task, NAME)
     assert env.population.flat.device.type == NAME
     np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize("device", [GPU])
+@pytest.mark.parametrize("task", ["digits_mixed", "digits_scale", "text"])
+def test_an_episode_on_a_gpu_is_that_on_the_cpu_up_to_rounding(task, device):
+    _, here = play(task, "cpu")
+    env, there = play(task, device)
+    assert env.population.flat.device.type == device
+    np.testing.assert_allclose(here[0], there[0], atol=0.01)
+    np.testing.assert_allclose(here, there, atol=0.1)  # training magnifies what rounding began
 
 
 def test_the_stand_in_refuses_to_mix():

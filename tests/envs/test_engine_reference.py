@@ -11,6 +11,7 @@ from benchmarks.living_seeds import STAGES, fresh_population
 from benchmarks.reference import HostLoop
 from envs.hosts.cnn import CnnVariant
 from envs.vocabulary import AlphaAlgorithm, SeedStage
+from tests.devices import DEVICES
 from tests.envs.helpers import task_of
 
 # Both compute in float32 but add up in different orders; in float64 they agree to 1e-10. A host whose first kernel
@@ -31,10 +32,10 @@ TASKS = {
 MEMBERS, MAX_EPOCHS, BATCHES, WARMUP = 16, 8, 3, 2
 
 
-def trained_pair(variants, seed=1, **changes):
+def trained_pair(variants, seed=1, device="cpu", **changes):
     """A population whose seeds propose something, often more than they may, and the loop of its copies."""
     task = task_of(*variants, batches=BATCHES, **changes)
-    population, lifecycle = fresh_population(task, MEMBERS, MAX_EPOCHS, torch.device("cpu"), share=0.8, seed=seed)
+    population, lifecycle = fresh_population(task, MEMBERS, MAX_EPOCHS, torch.device(device), share=0.8, seed=seed)
     stage = lifecycle.stage.copy()
     lifecycle.stage[lifecycle.computing] = SeedStage.TRAINING
     for epoch in range(WARMUP):
@@ -46,11 +47,12 @@ def trained_pair(variants, seed=1, **changes):
     return population, lifecycle, HostLoop(population, lifecycle)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("changes", TASKS.values(), ids=TASKS)
-def test_a_population_trains_and_evaluates_as_a_loop_over_modules(changes):
-    population, lifecycle, loop = trained_pair(**changes)
+def test_a_population_trains_and_evaluates_as_a_loop_over_modules(changes, device):
+    population, lifecycle, loop = trained_pair(**changes, device=device)
     before = [ours.clone() for _, _, ours in loop.beside(population)]
-    order = torch.from_numpy(population._order[:, WARMUP].astype(np.int64))
+    order = torch.from_numpy(population._order[:, WARMUP].astype(np.int64)).to(device)
     loop.train_epoch(order, population.task.learning_rate(WARMUP / MAX_EPOCHS))
     population.train_epoch(np.full(MEMBERS, WARMUP), lifecycle)
     for label, theirs, ours in loop.beside(population):

@@ -12,6 +12,7 @@ from envs.vocabulary import HeadSpec
 from policies.distribution import take_entry
 from policies.encoders import BlueprintEncoder, FlatEncoder
 from policies.network import NetworkConfig, RecurrentPolicyNetwork
+from tests.devices import DEVICES
 
 torch.set_num_threads(1)
 NUM_BLUEPRINTS = len(SlotConfig.for_row(1).blueprints)
@@ -76,7 +77,8 @@ def test_mean_of_q_under_the_policy_is_the_state_value():
     assert (output.q_values.amax(-1) - output.q_values.amin(-1)).min() > 1e-3
 
 
-def test_one_pass_reproduces_the_steps_of_a_rollout():
+@pytest.mark.parametrize("device", DEVICES)
+def test_one_pass_reproduces_the_steps_of_a_rollout(device):
     network = perturbed()
     network.return_scale.update(torch.tensor([10.0, 5.0, 50.0]), decay=0.9)
     obs = observations(network, 5, 20)
@@ -87,10 +89,11 @@ def test_one_pass_reproduces_the_steps_of_a_rollout():
         result = network.act({name: leaf[:, step] for name, leaf in obs.items()}, hidden, generator)
         hidden = result.hidden
         results.append(result)
-    output = network(obs, network.initial_hidden(5))
-    actions = torch.stack([result.actions for result in results], dim=1)
+    network.to(device)
+    output = network({name: leaf.to(device) for name, leaf in obs.items()}, network.initial_hidden(5))
+    actions = torch.stack([result.actions for result in results], dim=1).to(device)
     stored = {
-        name: torch.stack([getattr(result, name) for result in results], dim=1)
+        name: torch.stack([getattr(result, name) for result in results], dim=1).to(device)
         for name in ("head_log_probs", "log_prob", "value", "q_value", "op_probs")
     }
     scale = network.return_scale.value
@@ -102,9 +105,10 @@ def test_one_pass_reproduces_the_steps_of_a_rollout():
         "op_probs": output.distribution.op_log_probs.exp(),
     }
     assert scale > 1.5
+    tolerance = 1e-5 if device == "cpu" else 1e-3  # between two devices
     for name, values in stored.items():
-        torch.testing.assert_close(replayed[name], values, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(output.hidden.c, hidden.c, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(replayed[name], values, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(output.hidden.c.cpu(), hidden.c, atol=tolerance, rtol=tolerance)
 
 
 @given(
