@@ -43,8 +43,10 @@ def test_an_episode_on_a_gpu_is_that_on_the_cpu_up_to_rounding(task, device):
     _, here = play(task, "cpu")
     env, there = play(task, device)
     assert env.population.flat.device.type == device
+    # Training magnifies what rounding began. Other hosts or actions differ by 0.02 and more in the first epoch, and by
+    # 0.057 to 0.2 at worst.
     np.testing.assert_allclose(here[0], there[0], atol=0.01)
-    np.testing.assert_allclose(here, there, atol=0.1)  # training magnifies what rounding began
+    np.testing.assert_allclose(here, there, atol=0.05)
 
 
 def test_the_stand_in_refuses_to_mix():
