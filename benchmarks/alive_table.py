@@ -22,7 +22,7 @@ from envs.blueprints import blueprints_for
 from envs.tasks import make_task
 from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
-from esper_ray.episodes import EpisodeResults, held_out_seeds, run_episodes
+from esper_ray.measuring.episodes import EpisodeResults, held_out_seeds, run_episodes
 from esper_ray.process import settle
 from policies.schedule import GrowthPlan, GrowthSchedule
 from policies.scripted import FixedSchedule, NeverGrow

@@ -26,11 +26,11 @@ from rich.console import Console
 from envs.tasks.digits import DRAWN
 from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
-from esper_ray.episodes import search_seeds
+from esper_ray.measuring.episodes import search_seeds
+from esper_ray.measuring.search.schedule_episodes import play
+from esper_ray.measuring.search.search_report import search_progress
+from esper_ray.measuring.search.space import VARIED_SHARE, ScheduleSpace
 from esper_ray.process import host_processes, settle
-from esper_ray.search.playing import play
-from esper_ray.search.report import search_progress
-from esper_ray.search.space import VARIED_SHARE, ScheduleSpace
 from policies.schedule import BY_HAND, GrowthPlan, GrowthSchedule
 
 FloatArray = npt.NDArray[np.float64]

@@ -13,9 +13,9 @@ from ray.tune.registry import register_env
 from envs import ENV_ID
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.tasks import make_task
-from esper_ray.callbacks import EpisodeMetrics
 from esper_ray.config import QUICKSTART, LearnerConfig
-from esper_ray.ppo import EsperPPOConfig
+from esper_ray.learning.metrics import EpisodeMetrics
+from esper_ray.learning.ppo import EsperPPOConfig
 from policies.encoders import BlueprintEncoder
 
 

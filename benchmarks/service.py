@@ -23,9 +23,9 @@ from benchmarks.harness import Report, Table
 from benchmarks.load import Shown
 from envs.morphogenesis import MorphogenesisVectorEnv
 from esper_ray.config import EnvConfig, TrainConfig
-from esper_ray.export import write_export
+from esper_ray.keeping.export import write_export
+from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
 from esper_ray.process import settle
-from esper_ray.run_directory import POLICY_FILE, RunDirectory
 from esper_ray.serving.service import running
 from esper_ray.serving.settings import ServiceConfig
 from policies.bundle import PolicySettings

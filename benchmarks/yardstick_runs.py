@@ -19,7 +19,7 @@ from ray.tune.registry import register_env
 
 from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
-from esper_ray.ppo import EsperPPOConfig
+from esper_ray.learning.ppo import EsperPPOConfig
 from policies.encoders import FlatEncoder
 from policies.network import NetworkConfig, RecurrentPolicyNetwork
 

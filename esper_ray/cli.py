@@ -20,7 +20,7 @@ from esper_ray.commands.studies import Compare, Study, Tune
 from esper_ray.commands.training import Train
 from esper_ray.config import PRESETS, TrainConfig
 from esper_ray.errors import UserError
-from esper_ray.run_directory import RunDirectory
+from esper_ray.keeping.run_directory import RunDirectory
 
 LOG_COLUMNS = 120
 
@@ -42,7 +42,7 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     if known.resume and known.run_dir is not None:
         run_dir = Path(known.run_dir)
         if known.storage is not None and not run_dir.exists():
-            from esper_ray.storage import Mirror
+            from esper_ray.keeping.storage import Mirror
 
             Mirror(known.storage).fetch(run_dir)
         return RunDirectory.open(run_dir).config()

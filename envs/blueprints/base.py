@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from envs.population.parameters import ParameterSpecs, matrix_flops
+from envs.batched.parameters import ParameterSpecs, matrix_flops
 
 
 class SeedModule(Protocol):
@@ -41,7 +41,7 @@ class SeedModule(Protocol):
 
         Args:
             parameters: Name → ``[M, *shape]``.
-            u: Seed input in the topology's layout (``envs.population.activations``).
+            u: Seed input in the topology's layout (``envs.batched.activations``).
             present: ``[M, C]`` channels that exist (1) or pad (0); None where all exist.
 
         Returns:

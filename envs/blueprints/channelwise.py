@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from envs.population.layers import global_average_pool, group_norm, linear
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
+from envs.batched.layers import global_average_pool, group_norm, linear
+from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
 class NormBlend:

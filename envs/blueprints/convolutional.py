@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from envs.batched.layers import conv, group_norm
+from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs
 from envs.blueprints.base import Chain, Layer
-from envs.population.layers import conv, group_norm
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
 
 
 def _kernel(c_out: int, c_in: int, k: int, init: Init = Init.HE) -> ParameterSpec:

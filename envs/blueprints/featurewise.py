@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from envs.batched.dense_layers import dense, layer_norm
+from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 from envs.blueprints.channelwise import NormBlend
-from envs.population.dense_layers import dense, layer_norm
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
 class LayerNormBlend(NormBlend):

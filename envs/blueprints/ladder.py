@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from envs.batched.layers import conv, group_norm
+from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 from envs.blueprints.base import LadderModule
-from envs.population.layers import conv, group_norm
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
 class ConvLadder(LadderModule):

@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
-from envs.population.dense_layers import attention_flops, dense, normalised, self_attention
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
+from envs.batched.dense_layers import attention_flops, dense, normalised, self_attention
+from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 MAX_HEADS = 4
 WINDOW = 8

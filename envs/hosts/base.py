@@ -7,8 +7,8 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from envs.population.activations import ActivationLayout
-from envs.population.parameters import ParameterSpecs
+from envs.batched.activations import ActivationLayout
+from envs.batched.parameters import ParameterSpecs
 
 VariantT = TypeVar("VariantT")
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from envs.hosts.base import Grow
-from envs.population.activations import IMAGES
-from envs.population.layers import (
+from envs.batched.activations import IMAGES
+from envs.batched.layers import (
     average_pool,
     batch_norm,
     conv,
@@ -19,7 +18,8 @@ from envs.population.layers import (
     linear,
     num_groups,
 )
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
+from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
+from envs.hosts.base import Grow
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from envs.batched.activations import VECTORS
+from envs.batched.dense_layers import dense, layer_norm
+from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 from envs.hosts.base import Grow
 from envs.hosts.residual import block_parameters, feed_forward, norm_parameters
-from envs.population.activations import VECTORS
-from envs.population.dense_layers import dense, layer_norm
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
 @dataclass(frozen=True)

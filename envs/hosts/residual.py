@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.population.dense_layers import dense, layer_norm
-from envs.population.parameters import Init, ParameterSpec, ParameterSpecs
+from envs.batched.dense_layers import dense, layer_norm
+from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs
 
 
 def norm_parameters(name: str, width: int) -> ParameterSpecs:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from envs.batched.parameters import Init, ParameterLayout
 from envs.blueprints.base import LadderModule, Layer, SeedModule
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, gate_parameters
 from envs.population.merging import layers_of
-from envs.population.parameters import Init, ParameterLayout
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.batched.activations import ActivationLayout
+from envs.batched.parameters import Init, ParameterLayout, ParameterSpec, ParameterSpecs
 from envs.blueprints.base import SeedModule
-from envs.population.activations import ActivationLayout
 from envs.population.merging import MergePlan, layers_of, stack
-from envs.population.parameters import Init, ParameterLayout, ParameterSpec, ParameterSpecs
 
 LIMIT_EPS = 1e-6
 GATE_WEIGHT, GATE_BIAS = "gate_weight", "gate_bias"

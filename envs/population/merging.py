@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from envs.batched.parameters import ParameterSpecs
 from envs.blueprints.base import Chain, LadderModule, Layer, Operation, SeedModule
-from envs.population.parameters import ParameterSpecs
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from envs.batched.parameters import ParameterLayout
 from envs.blueprints import blueprints_for
 from envs.lifecycle import Lifecycle
 from envs.limits import SeedCosts
@@ -24,7 +25,6 @@ from envs.population.bank import SeedBank
 from envs.population.blending import SeedRun, SlotSeeds, gate_parameters, grow
 from envs.population.flops import FORWARDS_PER_TRAINING_STEP, variant_flops
 from envs.population.optimizer import SeedOptimizer, sgd_step
-from envs.population.parameters import ParameterLayout
 from envs.population.variants import VariantTables
 from envs.tasks.base import SplitName, Task
 from envs.vocabulary import AlphaAlgorithm, Blueprint, SeedStage

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from envs.batched.parameters import ParameterLayout, count_parameters
 from envs.blueprints.base import SeedModule
 from envs.limits import SeedCosts
 from envs.population.blending import gate_parameters
-from envs.population.parameters import ParameterLayout, count_parameters
 from envs.tasks.base import Task
 from envs.vocabulary import INTERNAL_KINDS, INTERNAL_START_LEVEL, Blueprint, SeedInternalKind
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from envs.batched.augmentation import CropAndFlip
 from envs.hosts.base import Host
-from envs.population.augmentation import CropAndFlip
 from envs.slots import SlotConfig
 
 SplitName = Literal["train", "validation", "test"]

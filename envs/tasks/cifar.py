@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from envs.batched.augmentation import CropAndFlip
 from envs.hosts.cnn import CnnHost, CnnVariant
-from envs.population.augmentation import CropAndFlip
 from envs.slots import SlotConfig
 from envs.tasks.base import LazySplits, Split, SplitName, Task, TaskError
 from envs.tasks.splits import stratified_split

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from esper_ray.run_directory import RunDirectory, Which
+from esper_ray.keeping.run_directory import RunDirectory, Which
 from esper_ray.serving.settings import ServiceConfig
 
 
@@ -26,8 +26,8 @@ class Export:
 
     def run(self, console: Console) -> None:
         """Write it."""
-        from esper_ray.export import write_export
-        from esper_ray.storage import at_hand
+        from esper_ray.keeping.export import write_export
+        from esper_ray.keeping.storage import at_hand
 
         with at_hand(self.run_dir) as path:
             card = write_export(RunDirectory.open(path), self.checkpoint, self.out)
@@ -44,8 +44,8 @@ class Serve:
 
     def run(self, console: Console) -> None:
         """Serve until Ctrl-C."""
+        from esper_ray.keeping.storage import at_hand
         from esper_ray.serving.service import serve_until_interrupted
-        from esper_ray.storage import at_hand
 
         with at_hand(self.export) as path:
             serve_until_interrupted(path, self.service, console)

@@ -14,10 +14,10 @@ from rich.console import Console
 from esper_ray.commands.checks import at_least, writable
 from esper_ray.config import EnvConfig, TaskArgs
 from esper_ray.errors import UserError
-from esper_ray.run_directory import RunDirectory, Which
+from esper_ray.keeping.run_directory import RunDirectory, Which
 
 if TYPE_CHECKING:
-    from esper_ray.controls import Trained
+    from esper_ray.measuring.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,17 @@ class Evaluate:
 
     def run(self, console: Console) -> None:
         """Evaluate, print the table, write the report and its picture."""
-        from esper_ray.storage import at_hand
+        from esper_ray.keeping.storage import at_hand
 
         with at_hand(self.trained) as path:
             self._evaluate(path, console)
 
     def _evaluate(self, path: Path, console: Console) -> None:
-        from esper_ray.controls import BEST_SCHEDULE, LEARNED_GREEDY, Trained, World
-        from esper_ray.evaluation import POLICIES, evaluate
-        from esper_ray.report import comparison_table, evaluation_figure, evaluation_table
-        from esper_ray.search.files import read_schedule
+        from esper_ray.measuring.controls import BEST_SCHEDULE, LEARNED_GREEDY
+        from esper_ray.measuring.evaluation import POLICIES, evaluate
+        from esper_ray.measuring.evaluation_report import comparison_table, evaluation_figure, evaluation_table
+        from esper_ray.measuring.search.schedule_files import read_schedule
+        from esper_ray.measuring.trained import Trained, World
 
         trained = Trained.open(path, self.checkpoint, World(self.task, self.task_args, self.data_dir))
         at_least("--episodes", self.episodes, 1)
@@ -134,9 +135,9 @@ class Search:
 
     def run(self, console: Console) -> None:
         """Search, print the finalists, write the schedule and the trace."""
-        from esper_ray.search.files import read_trace, trace_path, write_schedule, write_trace
-        from esper_ray.search.halving import SearchSettings, search_schedule
-        from esper_ray.search.report import search_progress, search_table
+        from esper_ray.measuring.search.halving import SearchSettings, search_schedule
+        from esper_ray.measuring.search.schedule_files import read_trace, trace_path, write_schedule, write_trace
+        from esper_ray.measuring.search.search_report import search_progress, search_table
 
         at_least("--workers", self.workers, 1)
         at_least("--seed", self.seed, 0)
@@ -158,8 +159,8 @@ class Search:
 
     def _resolved(self) -> tuple[EnvConfig, int, Path]:
         """World, budget and output."""
-        from esper_ray.controls import World
-        from esper_ray.search.files import trained_host_epochs
+        from esper_ray.measuring.search.schedule_files import trained_host_epochs
+        from esper_ray.measuring.trained import World
 
         directory = Path(self.world)
         changes = World(None, self.task_args, self.data_dir)
@@ -199,7 +200,7 @@ class Replay:
 
     def run(self, console: Console) -> None:
         """Play and draw."""
-        from esper_ray.storage import at_hand
+        from esper_ray.keeping.storage import at_hand
 
         with at_hand(self.trained) as path:
             self._draw(path, console)
@@ -207,9 +208,10 @@ class Replay:
     def _draw(self, path: Path, console: Console) -> None:
         from matplotlib.backend_bases import FigureCanvasBase
 
-        from esper_ray.controls import Trained, World, make_policy
-        from esper_ray.episodes import held_out_seeds
-        from esper_ray.replay import draw_replay
+        from esper_ray.measuring.controls import make_policy
+        from esper_ray.measuring.episodes import held_out_seeds
+        from esper_ray.measuring.replay import draw_replay
+        from esper_ray.measuring.trained import Trained, World
 
         trained = Trained.open(path, self.checkpoint, World(data_dir=self.data_dir))
         at_least("--seed", self.seed, 0)
@@ -227,6 +229,6 @@ class Replay:
 
 def _results(place: str, trained: Trained) -> Path:
     """Where results go unless told otherwise: beside the policy, or here if it lies elsewhere."""
-    from esper_ray.storage import is_uri
+    from esper_ray.keeping.storage import is_uri
 
     return Path() if is_uri(place) else trained.path

@@ -26,7 +26,7 @@ class Inspect:
 
     def run(self, console: Console) -> None:
         """Print it."""
-        from esper_ray.inspection import inspect_task, markdown, print_sections
+        from esper_ray.measuring.inspection import inspect_task, markdown, print_sections
 
         env = EnvConfig(task=self.task, data_dir=self.data_dir, task_args=self.task_args)
         sections = inspect_task(env.make_task())

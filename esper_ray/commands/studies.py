@@ -27,13 +27,13 @@ class Study:
 
     def run(self, console: Console) -> None:
         """Do what is not done yet, then report."""
-        from esper_ray.report import comparison_table, evaluation_table
-        from esper_ray.study import definition
-        from esper_ray.study.directory import StudyDirectory
-        from esper_ray.study.report import write_report
-        from esper_ray.study.running import StudyInterruptedError, run_study
+        from esper_ray.experiments.study import study_file
+        from esper_ray.experiments.study.study_directory import StudyDirectory
+        from esper_ray.experiments.study.study_report import write_report
+        from esper_ray.experiments.study.study_run import StudyInterruptedError, run_study
+        from esper_ray.measuring.evaluation_report import comparison_table, evaluation_table
 
-        spec = definition.Study.read(self.study)
+        spec = study_file.Study.read(self.study)
         at_least("--workers", self.workers, 0)
         for env in (*(config.env for config in spec.configs.values()), *spec.worlds.values()):
             env.load_data()
@@ -69,12 +69,12 @@ class Tune:
     def run(self, console: Console) -> None:
         """Do what is not done yet, then report."""
         from esper_ray.cluster import in_a_job
-        from esper_ray.tuning import definition
-        from esper_ray.tuning.directory import TuningDirectory
-        from esper_ray.tuning.report import tuning_table, write_report
-        from esper_ray.tuning.running import run_tuning
+        from esper_ray.experiments.tuning import tuning_file
+        from esper_ray.experiments.tuning.tuning_directory import TuningDirectory
+        from esper_ray.experiments.tuning.tuning_report import tuning_table, write_report
+        from esper_ray.experiments.tuning.tuning_run import run_tuning
 
-        spec = definition.Tuning.read(self.tuning)
+        spec = tuning_file.Tuning.read(self.tuning)
         output = self.output or Path("runs") / "tunings" / self.tuning.stem
         if in_a_job() and not output.is_absolute():
             raise UserError(
@@ -111,8 +111,8 @@ class Compare:
 
     def run(self, console: Console) -> None:
         """Print the tables and write both."""
-        from esper_ray.compare import compare, comparison_figure, comparison_markdown, comparison_tables
-        from esper_ray.storage import at_hand
+        from esper_ray.experiments.compare import compare, comparison_figure, comparison_markdown, comparison_tables
+        from esper_ray.keeping.storage import at_hand
 
         if len(self.runs) < 2:
             raise UserError("give two or more run directories to compare")

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
-from esper_ray.run_directory import RunDirectory
+from esper_ray.keeping.run_directory import RunDirectory
 
 Preset = Literal["default", "quickstart", "thorough", "debug"]
 
@@ -38,7 +38,7 @@ class Train:
     def run(self, console: Console) -> None:
         """Train, and say where the results are."""
         from esper_ray.cluster import in_a_job
-        from esper_ray.training import train
+        from esper_ray.learning.training import train
 
         config = self.config
         config.env.load_data()  # before anything is written
@@ -68,7 +68,7 @@ class Train:
 
 
 def _check_unused(storage: str | None) -> None:
-    from esper_ray.storage import Mirror
+    from esper_ray.keeping.storage import Mirror
 
     if storage is not None and Mirror(storage).iteration() is not None:
         raise UserError(f"{storage} holds a run already: choose another --storage, or go on with --resume")
@@ -76,7 +76,7 @@ def _check_unused(storage: str | None) -> None:
 
 def _check_not_behind(run: RunDirectory, storage: str | None) -> None:
     """A run that went on elsewhere must not be overwritten by its older self."""
-    from esper_ray.storage import Mirror
+    from esper_ray.keeping.storage import Mirror
 
     done = run.index()["latest"].iteration if run.index() else 0
     sent = 0 if storage is None else Mirror(storage).iteration() or 0

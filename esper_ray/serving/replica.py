@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ray import serve
 
-from esper_ray.export import load_export
+from esper_ray.keeping.export import load_export
 from esper_ray.process import settle
 from esper_ray.serving.messages import Refusal
 from esper_ray.serving.sessions import EndedError, FullError, Sessions

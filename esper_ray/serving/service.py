@@ -21,7 +21,7 @@ from ray.serve.schema import LoggingConfig
 from rich.console import Console
 
 from esper_ray.errors import UserError
-from esper_ray.export import load_export
+from esper_ray.keeping.export import load_export
 from esper_ray.serving.gateway import Gateway
 from esper_ray.serving.messages import Interface
 from esper_ray.serving.replica import PolicyReplica

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from envs.batched.activations import IMAGES
+from envs.batched.parameters import count_parameters
 from envs.blueprints import blueprints_for
 from envs.hosts.cnn import CnnHost, CnnVariant
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.population.activations import IMAGES
 from envs.population.bank import SeedBank
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SeedRun, SlotSeeds, grow
 from envs.population.optimizer import sgd_step
-from envs.population.parameters import count_parameters
 from envs.vocabulary import Blueprint
 from tests.envs.helpers import CNN_BLUEPRINTS, advance, germinate, tiny_env
 

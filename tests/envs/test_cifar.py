@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from envs.batched.augmentation import CropAndFlip
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.population.augmentation import CropAndFlip
 from envs.tasks import LazySplits, TaskError, make_task
 from envs.tasks.cifar import ARCHIVE, FOLDER, IMPAIRED, MD5, SOURCE, _ArrayUnpickler, cifar_task, read_cifar
 from tests.envs.cifar_files import file_content, images_of, write_cifar

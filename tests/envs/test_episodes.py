@@ -11,9 +11,9 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs
+from envs.batched.parameters import Init, ParameterLayout, ParameterSpec
 from envs.morphogenesis import MorphogenesisEnv, MorphogenesisVectorEnv, spread_seeds
 from envs.population.optimizer import GradientMeter, sgd_step
-from envs.population.parameters import Init, ParameterLayout, ParameterSpec
 from envs.tasks import make_task, task_arguments, task_names
 from envs.vocabulary import Blueprint, LifecycleOp
 from tests.envs.helpers import (

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from envs.batched.activations import IMAGES
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.population.activations import IMAGES
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
 from envs.vocabulary import Blueprint, LifecycleOp
 from tests.envs.helpers import (

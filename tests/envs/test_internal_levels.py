@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from envs.batched.activations import IMAGES
+from envs.batched.parameters import count_parameters
 from envs.blueprints import blueprints_for
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.population.activations import IMAGES
 from envs.population.bank import SeedBank
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
-from envs.population.parameters import count_parameters
 from envs.seed_report import SeedReport, check_internal_levels
 from envs.vocabulary import AlphaAlgorithm, Blueprint, LifecycleOp, SeedInternalKind, SeedStage
 from tests.envs.helpers import (

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from envs.batched.parameters import ParameterLayout, count_parameters
 from envs.hosts.mlp import MlpHost, MlpVariant
 from envs.hosts.transformer import TransformerVariant
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.population.blending import SlotSeeds, grow
-from envs.population.parameters import ParameterLayout, count_parameters
 from envs.tasks import make_task
 from envs.tasks.text import CONTEXT as TEXT_CONTEXT
 from envs.tasks.text import text

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from envs.blueprints import blueprints_for
-from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
-from envs.population.dense_layers import (
+from envs.batched.dense_layers import (
     flex_windowed_attention,
     masked_windowed_attention,
     self_attention,
     windowed_attention,
 )
+from envs.blueprints import blueprints_for
+from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
 from envs.population.optimizer import sgd_step
 from envs.vocabulary import Blueprint
 from tests.envs.topologies import (

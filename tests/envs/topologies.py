@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from envs.batched.activations import SEQUENCES, VECTORS
 from envs.blueprints import blueprints_for
 from envs.hosts.mlp import MlpHost, MlpVariant
 from envs.hosts.transformer import TransformerHost, TransformerVariant
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.population.activations import SEQUENCES, VECTORS
 from envs.population.bank import SeedBank
 from envs.population.blending import SeedRun
 from envs.slots import SlotConfig

@@ -18,7 +18,7 @@ from envs.reward import COMPONENTS
 from envs.vocabulary import Blueprint, LifecycleOp
 from esper_ray.cli import parse
 from esper_ray.errors import UserError
-from tests.esper_ray.masked_toy_env import HEADS
+from tests.esper_ray.learning.masked_toy_env import HEADS
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = ["--debug", "--max-epochs", "8", "--hosts-per-runner", "2", "--minibatches", "2"]

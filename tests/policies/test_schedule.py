@@ -19,7 +19,7 @@ from envs.vocabulary import (
     Tempo,
 )
 from esper_ray.config import EnvConfig
-from esper_ray.episodes import held_out_seeds, run_episodes
+from esper_ray.measuring.episodes import held_out_seeds, run_episodes
 from policies.schedule import BY_HAND, GrowthPlan, GrowthSchedule
 from policies.scripted import FixedSchedule, NeverGrow
 

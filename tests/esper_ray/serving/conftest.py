@@ -7,8 +7,8 @@ import torch
 
 from envs.morphogenesis import MorphogenesisVectorEnv
 from esper_ray.config import DEBUG
-from esper_ray.export import write_export
-from esper_ray.run_directory import POLICY_FILE, RunDirectory
+from esper_ray.keeping.export import write_export
+from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
 from policies.network import NetworkConfig

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from esper_ray.export import load_export
+from esper_ray.keeping.export import load_export
 from esper_ray.serving.messages import Refusal
 from esper_ray.serving.replica import ENDED, Episode, SessionKeeper, decide_all
 from esper_ray.serving.settings import ServiceConfig

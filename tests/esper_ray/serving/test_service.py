@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import ray
 
-from esper_ray.export import load_export
+from esper_ray.keeping.export import load_export
 from esper_ray.serving.client import PolicyClient, ServiceError
 from esper_ray.serving.service import running
 from esper_ray.serving.settings import ServiceConfig, is_loopback

@@ -1,0 +1,1 @@
+"""Tensor maths for many members in one call: layers, parameters, activations, augmentation. Knows torch alone."""

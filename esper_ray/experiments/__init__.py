@@ -1,0 +1,1 @@
+"""Many trainings: studies, tunings, runs side by side."""

@@ -1,0 +1,181 @@
+"""What a study's YAML file says."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+
+from esper_ray.config import PRESETS, EnvConfig, TrainConfig, read_yaml, with_settings
+from esper_ray.errors import UserError
+from esper_ray.keeping.run_directory import Which
+from esper_ray.measuring.controls import BEST_SCHEDULE, CONTROLS, FOLLOWING, INDEPENDENT, STATIC, TRAINING_SCHEDULE
+from esper_ray.measuring.search.halving import Brackets, SearchSettings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+"""Of an arm or an evaluation: it becomes a file name."""
+
+
+OF_TRAINING = ("preset", "settings", "arms", "seeds")
+"""Keys that say what is trained, and how."""
+
+
+class Study(BaseModel):
+    """What a study's YAML file says.
+
+    Attributes:
+        title: Heading of the report.
+        trained_by: Another study, by the name of its file beside this one, whose trainings are evaluated here; its
+            ``OF_TRAINING`` are then this study's too.
+        preset: Settings to start from.
+        settings: Replaced in all arms, named as on the command line.
+        arms: What is compared: by name, the settings that are replaced in this arm.
+        seeds: Training seeds of every arm; a number k stands for 0 … k − 1.
+        evaluations: Worlds in which every arm and control plays: by name, the settings that differ from the study's.
+            By default the study's own world.
+        episodes: Held-out hosts per evaluation, the same for everybody.
+        evaluation_seed: Of the held-out hosts.
+        checkpoint: Which checkpoint of every run plays.
+        controls: What the arms are compared with. ``best_schedule`` is searched for in every world;
+            ``training_schedule`` is the one that the study of ``trained_by`` found for its first evaluation.
+        search_epochs: Host epochs that each search may spend; by default as many as the longest training.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str = ""
+    trained_by: Name | None = None
+    preset: str = "default"
+    settings: dict[str, Any] = {}
+    arms: dict[Name, dict[str, Any] | None] = Field({"learned": {}}, min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
+    evaluations: dict[Name, dict[str, Any] | None] = {}
+    episodes: int = Field(64, ge=2)
+    evaluation_seed: int = Field(0, ge=0)
+    checkpoint: Which = "latest"
+    controls: list[str] = [*CONTROLS, *STATIC]
+    search_epochs: Annotated[int, Field(ge=1)] | None = None
+    _trainer: Study | None = PrivateAttr(None)
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_seeds(cls, seeds: Any) -> Any:
+        return list(range(seeds)) if type(seeds) is int else seeds
+
+    @classmethod
+    def read(cls, path: Path) -> Study:
+        """Read and check a study: every config in it can be made, and every arm can play in every world.
+
+        Raises:
+            UserError: unreadable, an unknown key, or a value that cannot be used; names the file and the place.
+        """
+        study = read_yaml(path, cls)
+        try:
+            if study.trained_by is not None:
+                study = study._with_trainer(path.with_name(f"{study.trained_by}{path.suffix}"))
+            study._check()
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return study
+
+    def _with_trainer(self, path: Path) -> Study:
+        """This study of the trainings of another one, which is in a file."""
+        if given := [key for key in OF_TRAINING if key in self.model_fields_set]:
+            raise UserError(f"trained_by takes {', '.join(given)} from {path}: remove one or the other")
+        if read_yaml(path, Study).trained_by is not None:
+            raise UserError(f"trained_by must name a study that trains, but {path} takes its trainings from another")
+        trainer = Study.read(path)
+        study = self.model_copy(update={key: getattr(trainer, key) for key in OF_TRAINING})
+        study._trainer = trainer
+        return study
+
+    def _check(self) -> None:
+        if self.preset not in PRESETS:
+            raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds must differ from each other, got {self.seeds}")
+        if unknown := set(self.controls) - {*INDEPENDENT, *FOLLOWING}:
+            raise UserError(
+                f"controls must be among {', '.join((*INDEPENDENT, *FOLLOWING))}, got {', '.join(sorted(unknown))}"
+            )
+        if TRAINING_SCHEDULE in self.controls:
+            self.training_evaluation()
+        if clash := set(self.arms) & set(self.controls):
+            raise UserError(f"an arm must not be called like a control: rename {', '.join(sorted(clash))}")
+        if BEST_SCHEDULE in self.controls:
+            for world in self.worlds.values():
+                episodes = self.search_settings.host_epochs // world.max_epochs
+                Brackets.of(episodes, len(world.make_task().variants))  # refuses what is too little
+        for arm, config in self.configs.items():
+            for name, world in self.worlds.items():
+                trained_for, here = config.env.make_task().slots.heads, world.make_task().slots.heads
+                if trained_for != here:
+                    raise UserError(
+                        f"arm {arm!r} cannot play evaluation {name!r}: the action heads of task {world.task!r} are not "
+                        f"those of {config.env.task!r} (esper-ray inspect shows both)"
+                    )
+
+    @property
+    def trainer(self) -> Study:
+        """The study that trains: this one, or the one that ``trained_by`` names."""
+        return self._trainer or self
+
+    def training_evaluation(self) -> str:
+        """Name of the trainer's evaluation for which it finds ``training_schedule``: its first.
+
+        Raises:
+            UserError: nothing is searched for there.
+        """
+        if self.trainer is self or BEST_SCHEDULE not in self.trainer.controls:
+            raise UserError(f"the control {TRAINING_SCHEDULE} needs trained_by, and there the control {BEST_SCHEDULE}")
+        return next(iter(self.trainer.worlds))
+
+    @cached_property
+    def base(self) -> TrainConfig:
+        """The preset with the study's settings."""
+        return self._config(PRESETS[self.preset], self.settings, "settings")
+
+    @cached_property
+    def configs(self) -> dict[str, TrainConfig]:
+        """Config of every arm, with the seed still to be set."""
+        return {arm: self._config(self.base, given or {}, f"arm {arm!r}") for arm, given in self.arms.items()}
+
+    @cached_property
+    def worlds(self) -> dict[str, EnvConfig]:
+        """World of every evaluation."""
+        evaluations = self.evaluations or {self.base.env.task: {}}
+        # How a training begins is no part of a world, and its arguments may be none of another task's.
+        base = dataclasses.replace(
+            self.base, run=dataclasses.replace(self.base.run, first_iterations=0, first_task_args={})
+        )
+        changed = {name: self._config(base, given or {}, f"evaluation {name!r}") for name, given in evaluations.items()}
+        for name, config in changed.items():
+            if dataclasses.replace(config, env=base.env) != base:
+                known = ", ".join(field.name for field in dataclasses.fields(EnvConfig))
+                raise UserError(f"evaluation {name!r}: the settings of a world are {known}; others belong to an arm")
+        return {name: config.env for name, config in changed.items()}
+
+    @cached_property
+    def search_settings(self) -> SearchSettings:
+        """Of the searches for the best schedule."""
+        if self.search_epochs is not None:
+            return SearchSettings(self.search_epochs)
+        runs = [(config.run, config.env) for config in self.configs.values()]
+        return SearchSettings(
+            max(
+                run.iterations * max(1, run.num_env_runners) * run.hosts_per_runner * env.max_epochs
+                for run, env in runs
+            )
+        )
+
+    @staticmethod
+    def _config(config: TrainConfig, settings: dict[str, Any], where: str) -> TrainConfig:
+        if "seed" in settings:
+            raise UserError(f"{where}: give the training seeds under seeds, not as a setting")
+        try:
+            return with_settings(config, settings)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error

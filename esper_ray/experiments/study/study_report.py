@@ -1,0 +1,269 @@
+"""What a study found: study.json, a table in Markdown, and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from esper_ray.experiments.study.study_directory import StudyDirectory, Training
+from esper_ray.experiments.study.study_episodes import Playing
+from esper_ray.experiments.study.study_figures import behaviour_figure, cost_figure, learning_figure, score_figure
+from esper_ray.keeping.revision import git_commit
+from esper_ray.keeping.run_directory import replace_text
+from esper_ray.measuring.controls import FOLLOWING, LEARNED_GREEDY, STATIC_FINAL
+from esper_ray.measuring.curves import Curve, read_curves
+from esper_ray.measuring.evaluation import MEASURES
+from esper_ray.measuring.evaluation_report import LABELS, clock
+from esper_ray.measuring.statistics import mean_by_kind, summarise_runs
+
+FloatArray = npt.NDArray[np.float64]
+
+SCORE_TAG, SECONDS_TAG = "World/score", "Speed/iteration_seconds"
+SHORT_LABELS = {LEARNED_GREEDY: "greedy", STATIC_FINAL: "static final"}
+FATES = {"fossilized": "fossilised", "pruned": "pruned", "unfinished": "cut"}
+
+
+def write_report(directory: StudyDirectory) -> dict[str, Any]:
+    """Write study.json, study.md and the pictures of a study that is done.
+
+    Returns:
+        What study.json holds.
+    """
+    report = summarise_study(directory)
+    replace_text(directory.path / "study.json", json.dumps(report, indent=2, default=str) + "\n")
+    pictures = {"learning_curves": learning_figure(report)}
+    if len(report["evaluations"]) > 1:
+        pictures["scores"] = score_figure(report)
+    for name, evaluation in report["evaluations"].items():
+        pictures[f"{name}-costs"] = cost_figure(evaluation)
+        pictures[f"{name}-behaviour"] = behaviour_figure(evaluation)
+    for name, figure in pictures.items():
+        figure.savefig(directory.path / f"{name}.png")
+    replace_text(directory.path / "study.md", markdown(report))
+    return report
+
+
+# ---------------------------------------------------------------------- numbers
+def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
+    """All results as plain values; intervals as :func:`esper_ray.measuring.statistics.summarise_runs` says."""
+    study, trainings = directory.study, directory.trainings
+    playings = directory.controls() + [p for training in trainings for p in directory.evaluations(training)]
+    return {
+        "title": study.title,
+        "git_commit": git_commit(),
+        "study": study.model_dump(),
+        "arms": {arm: _arm([t for t in trainings if t.arm == arm]) for arm in study.arms},
+        "evaluations": {
+            name: _evaluation(name, directory, [p for p in playings if p.evaluation == name]) for name in study.worlds
+        },
+    }
+
+
+def _arm(trainings: Sequence[Training]) -> dict[str, Any]:
+    curves = [read_curves(training.path, [SCORE_TAG, SECONDS_TAG]) for training in trainings]
+    scores: list[Curve] = [curve[SCORE_TAG] for curve in curves]
+    epochs = max((score.epochs for score in scores), key=len)
+    seconds = [curve[SECONDS_TAG].values for curve in curves]
+    return {
+        "config": dataclasses.asdict(trainings[0].config),
+        "seeds": [training.seed for training in trainings],
+        "epochs": epochs.tolist(),
+        "scores": [_without_nan(score.at(epochs)) for score in scores],
+        "training_seconds": [
+            float(values.mean() * training.config.run.iterations) if len(values) else None
+            for values, training in zip(seconds, trainings, strict=True)
+        ],
+    }
+
+
+def _without_nan(values: FloatArray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing]) -> dict[str, Any]:
+    study, world = directory.study, directory.study.worlds[name]
+    task = world.make_task()
+    slots = task.slots
+    played: dict[str, list[dict[str, Any]]] = {policy: [] for policy in study.arms}
+    origins: dict[str, str] = {}
+    for playing in sorted(playings, key=lambda playing: playing.trained is None):  # controls come last
+        for policy, results in playing.results()["policies"].items():
+            shown = _name(playing, policy)
+            played.setdefault(shown, []).append(results)
+            origins[shown] = playing.policy
+    kinds = next(iter(played.values()))[0]["variants"]
+    measured = {
+        measure: {policy: np.array([run["measures"][measure] for run in runs]) for policy, runs in played.items()}
+        for measure in MEASURES
+    }
+    summaries = {measure: summarise_runs(values, kinds, origins=origins) for measure, values in measured.items()}
+    score = summaries["score"]
+    return {
+        "name": name,
+        "task": world.task,
+        "task_args": world.task_args,
+        "max_epochs": world.max_epochs,
+        "episodes": study.episodes,
+        "seed": study.evaluation_seed,
+        "split": "test",
+        "arms": list(study.arms),
+        "ops": [op.name for op in slots.ops],
+        "slots": list(slots.slot_ids),
+        "blueprints": [blueprint.name for blueprint in slots.blueprints],
+        "variants": [str(variant) for variant in task.variants],
+        "hosts_by_variant": np.bincount(kinds, minlength=len(task.variants)).tolist(),
+        "policies": {
+            policy: {
+                **{measure: summaries[measure][policy].to_json() for measure in MEASURES},
+                "fates": {fate: float(np.mean([run["fates"][fate] for run in runs])) for fate in runs[0]["fates"]},
+                "score_by_variant": mean_by_kind(measured["score"][policy], kinds, len(task.variants)),
+                "behaviour": _behaviour(runs, study.episodes),
+            }
+            for policy, runs in played.items()
+        },
+        "differences": {
+            arm: {other: (score[arm] - score[other]).to_json() for other in played if other != arm}
+            for arm in study.arms
+        },
+    }
+
+
+def _name(playing: Playing, policy: str) -> str:
+    """Of a policy in the report: what comes from a training is called after its arm."""
+    if policy in FOLLOWING:
+        return f"{playing.policy}, {SHORT_LABELS[policy]}"
+    return playing.policy
+
+
+def _behaviour(runs: Sequence[dict[str, Any]], episodes: int) -> dict[str, Any]:
+    """Ops as shares of the hosts that were still in their episode, seeds per episode."""
+    total = {
+        name: np.sum([run["behaviour"][name] for run in runs], axis=0) for name in ("ops", "germinated", "fossilized")
+    }
+    hosts = total["ops"].sum(axis=1, keepdims=True)
+    return {
+        "ops": (total["ops"] / np.maximum(hosts, 1)).round(6).tolist(),
+        "germinated": (total["germinated"] / (len(runs) * episodes)).tolist(),
+        "fossilized": (total["fossilized"] / (len(runs) * episodes)).tolist(),
+    }
+
+
+# ---------------------------------------------------------------------- words
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page, with the pictures that :func:`write_report` puts beside it.
+
+    Args:
+        report: As :func:`summarise_study` makes it.
+    """
+    lines = [f"# {report['title'] or 'Study'}", ""]
+    lines += ["| arm | training seeds | host epochs each | time each | played | differs in |", "|---" * 6 + "|"]
+    for arm, result in report["arms"].items():
+        seconds = [value for value in result["training_seconds"] if value is not None]
+        differs = ", ".join(f"`{name}: {value}`" for name, value in (report["study"]["arms"][arm] or {}).items())
+        seeds = ", ".join(map(str, result["seeds"]))
+        time = clock(float(np.mean(seconds))) if seconds else ""
+        temperature = result["config"]["network"]["play_temperature"]
+        played = f"{report['study']['checkpoint']}, temperature {temperature:g}"
+        lines.append(f"| {arm} | {seeds} | {result['epochs'][-1]:,.0f} | {time} | {played} | {differs} |")
+    if report["study"]["trained_by"]:
+        lines += ["", f"Trained by the study {report['study']['trained_by']}."]
+    lines += ["", "![learning curves](learning_curves.png)"]
+    if len(report["evaluations"]) > 1:
+        lines += ["", *_summary_lines(report)]
+    for evaluation in report["evaluations"].values():
+        lines += ["", *_evaluation_lines(evaluation)]
+    lines += [
+        "",
+        "Interquartile means (mean score: means) with 95 % bootstrap intervals over training seeds and held-out hosts, "
+        "drawn within their kinds; score = accuracy/100 − rent, on the test split. GFLOP: training of one host, all "
+        "evaluations on validation included. fossilised, pruned, cut: seeds per episode kept for good, "
+        f"pruned, removed unfinished at the end. Code: {report['git_commit'] or 'no checkout'}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _summary_lines(report: dict[str, Any]) -> list[str]:
+    """All worlds in one table of scores, and one of differences for each arm."""
+    evaluations = report["evaluations"].values()
+    (first, *_) = evaluations
+
+    def table(policies: Sequence[str], cell: Callable[[dict[str, Any], str], str]) -> list[str]:
+        header = ["policy", *(evaluation["name"] for evaluation in evaluations)]
+        rows = [[LABELS.get(policy, policy), *(cell(each, policy) for each in evaluations)] for policy in policies]
+        return [_row(header), "|---" * len(header) + "|", *map(_row, rows)]
+
+    lines = ["## Scores in all worlds", ""]
+    lines += table(list(first["policies"]), lambda each, policy: _interval(each["policies"][policy]["score"], ".3f"))
+    for arm, differences in first["differences"].items():
+        lines += ["", f"Score of {arm} minus that of the policy in the row, on the same hosts:", ""]
+        lines += table(list(differences), partial(_difference, arm))
+    return [*lines, "", "![scores in all worlds](scores.png)"]
+
+
+def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
+    arguments = ", ".join(f"{name}={value}" for name, value in evaluation["task_args"].items())
+    task = f"{evaluation['task']}({arguments})" if arguments else evaluation["task"]
+    lines = [
+        f"## {evaluation['name']}: {evaluation['episodes']} hosts of {task}, {evaluation['max_epochs']} epochs",
+        "",
+    ]
+    arms = evaluation["arms"]
+    against = [f"{arm} minus it" for arm in arms]
+    scores = ["score", *against, "mean score", *against]
+    header = ["policy", *scores, "accuracy, %", "parameters", "training GFLOP", *FATES.values()]
+    lines += [_row(header), "|---" * len(header) + "|"]
+    for policy, result in evaluation["policies"].items():
+        cells = [
+            LABELS.get(policy, policy),
+            _interval(result["score"], ".3f"),
+            *(_difference(arm, evaluation, policy) for arm in arms),
+            _interval(result["score"], ".3f", statistic="mean"),
+            *(_difference(arm, evaluation, policy, statistic="mean") for arm in arms),
+            _interval(result["accuracy"], ".1f"),
+            _interval(result["parameters"], ",.0f"),
+            _interval(result["training_flops"], ",.2f", 1e-9),
+            *(f"{result['fates'][fate]:.2f}" for fate in FATES),
+        ]
+        lines.append(_row(cells))
+    lines += _variant_lines(evaluation)
+    for kind in ("costs", "behaviour"):
+        lines += ["", f"![{evaluation['name']}, {kind}]({evaluation['name']}-{kind}.png)"]
+    return lines
+
+
+def _variant_lines(evaluation: dict[str, Any]) -> list[str]:
+    """Mean scores by kind of host, if the world draws several."""
+    kinds = [index for index, hosts in enumerate(evaluation["hosts_by_variant"]) if hosts]
+    if len(kinds) < 2:
+        return []
+    lines = ["", "Mean score by kind of host:", ""]
+    names = (f"{evaluation['hosts_by_variant'][kind]} × {evaluation['variants'][kind]}" for kind in kinds)
+    lines += [_row(["policy", *names]), "|---" * (1 + len(kinds)) + "|"]
+    for policy, result in evaluation["policies"].items():
+        scores = result["score_by_variant"]
+        lines.append(_row([LABELS.get(policy, policy), *(f"{scores[kind]:.3f}" for kind in kinds)]))
+    return lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _difference(arm: str, evaluation: dict[str, Any], other: str, statistic: Literal["iqm", "mean"] = "iqm") -> str:
+    """Score of an arm minus that of another policy; empty for the arm itself."""
+    differences = evaluation["differences"][arm]
+    return _interval(differences[other], "+.3f", statistic=statistic) if other in differences else ""
+
+
+def _interval(
+    estimate: dict[str, Any], form: str, scale: float = 1.0, statistic: Literal["iqm", "mean"] = "iqm"
+) -> str:
+    interval = "ci95" if statistic == "iqm" else "mean_ci95"
+    value, low, high = (scale * number for number in (estimate[statistic], *estimate[interval]))
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

@@ -1,0 +1,222 @@
+"""A trained policy to hand on: its weights, and a card that says what they are.
+
+An export is a directory with ``policy.safetensors`` and ``card.json``. Reading one never runs code that came with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import shutil
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from envs.slots import SlotConfig
+from esper_ray.config import EnvConfig
+from esper_ray.errors import UserError
+from esper_ray.keeping.run_directory import POLICY_FILE, Checkpoint, RunDirectory, Which
+from policies.bundle import PolicyBundle, PolicySettings
+from policies.factory import build_policy
+from policies.learned import LEARNED
+from policies.network import NetworkConfig
+from policies.weights import load_weights
+
+CARD_FILE = "card.json"
+LONGEST_REASON = 200
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Score(_Strict):
+    """How a run did in one iteration.
+
+    Attributes:
+        iteration: Iterations done.
+        score: Mean committed validation score of that iteration's episodes; None if none ended.
+    """
+
+    iteration: int
+    score: float | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        """That of a checkpoint."""
+        score = checkpoint.score
+        return cls(iteration=checkpoint.iteration, score=score if math.isfinite(score) else None)
+
+
+class Sizes(_Strict):
+    """What must be the same where the policy is used.
+
+    Attributes:
+        features: Measured numbers of an observation.
+        heads: Choices of every head, in the order of the outputs.
+        parameters: Numbers in the network.
+    """
+
+    features: int
+    heads: dict[str, tuple[str, ...]]
+    parameters: int
+
+    @classmethod
+    def of(cls, policy: PolicyBundle) -> Self:
+        """Those of a policy."""
+        weights = policy.network.parameters() if policy.network is not None else ()
+        heads = {head.name: head.choices for head in policy.slot_config.heads}
+        return cls(features=policy.feature_dim, heads=heads, parameters=sum(weight.numel() for weight in weights))
+
+    def described(self) -> dict[str, object]:
+        """Every size by its name, for messages."""
+        heads = {f"head {name}": ", ".join(choices) for name, choices in self.heads.items()}
+        order = ", ".join(self.heads)
+        return {
+            "number of features": self.features,
+            "order of heads": order,
+            **heads,
+            "number of parameters": self.parameters,
+        }
+
+
+class Card(_Strict):
+    """What an export says about itself.
+
+    Attributes:
+        format: Of card and weights.
+        env: Task and world of the training, but for where this machine keeps the task's data.
+        slots: Slots of the task's hosts.
+        network: Its widths, and how it is played.
+        sizes: What follows from the three above in the code that wrote the card.
+        git_commit: Of the code that trained; None if it was no checkout.
+        iteration: Iterations that these weights were trained for.
+        latest: The run's last iteration when it was exported.
+        best: The run's best iteration.
+        weights_sha256: Of the weights' file, hexadecimal.
+    """
+
+    format: Literal["esper-ray policy 1"] = "esper-ray policy 1"
+    env: EnvConfig
+    slots: SlotConfig
+    network: NetworkConfig
+    sizes: Sizes
+    git_commit: str | None
+    iteration: int
+    latest: Score
+    best: Score
+    weights_sha256: str
+
+
+def write_export(run: RunDirectory, which: Which, out: Path) -> Card:
+    """Write a checkpoint's policy and its card into a new directory.
+
+    Args:
+        run: Whose checkpoint.
+        which: Of its checkpoints.
+        out: The directory; what is there already must be empty.
+
+    Returns:
+        The card.
+
+    Raises:
+        UserError: no usable checkpoint, or ``out`` holds something.
+    """
+    config, index = run.config(), run.index()
+    checkpoint, directory = run.checkpoint(which)
+    weights = directory / POLICY_FILE
+    settings = PolicySettings(config.env.make_task().slots, config.env.max_epochs, config.network)
+    policy = load_policy(settings, weights)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty: choose another directory for the export")
+    card = Card(
+        env=dataclasses.replace(config.env, data_dir=None),
+        slots=settings.slots,
+        network=settings.network,
+        sizes=Sizes.of(policy),
+        git_commit=checkpoint.git_commit,
+        iteration=checkpoint.iteration,
+        latest=Score.of(index["latest"]),
+        best=Score.of(index["best"]),
+        weights_sha256=file_sha256(weights),
+    )
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    shutil.copyfile(weights, unfinished / POLICY_FILE)
+    (unfinished / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n")
+    unfinished.rename(out)
+    return card
+
+
+def load_export(path: Path) -> tuple[Card, PolicyBundle]:
+    """Read what :func:`write_export` wrote, here or elsewhere.
+
+    Raises:
+        UserError: a file is missing, damaged or not of this kind, or the policy does not fit the task as it is here.
+    """
+    card = _read_card(path / CARD_FILE)
+    slots = card.env.make_task().slots
+    if slots != card.slots:
+        raise UserError(f"{path} was trained for {card.slots}, but task {card.env.task!r} has {slots} here")
+    settings = PolicySettings(slots, card.env.max_epochs, card.network)
+    try:
+        # On the meta device widths cost no memory, however wrong they are.
+        sizes = Sizes.of(build_policy(LEARNED, settings, device="meta"))
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"{path / CARD_FILE} is of no network that can be built: {_one_line(error)[:LONGEST_REASON]}"
+        ) from error
+    here, there = sizes.described(), card.sizes.described()
+    for name in (*here, *there):
+        if here.get(name) != there.get(name):
+            raise UserError(
+                f"{path} does not fit this version: {name} is {there.get(name)} in its card, {here.get(name)} here"
+            )
+    weights = path / POLICY_FILE
+    if weights.is_file() and file_sha256(weights) != card.weights_sha256:
+        raise UserError(f"{weights} is not the file that {CARD_FILE} describes: its SHA-256 differs, copy it again")
+    return card, load_policy(settings, weights)
+
+
+def load_policy(settings: PolicySettings, weights: Path) -> PolicyBundle:
+    """The trained policy with its weights.
+
+    Raises:
+        UserError: no such file, or not one of these sizes.
+    """
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing: train on with --resume, or copy the export again")
+    policy = build_policy(LEARNED, settings)
+    try:
+        load_weights(policy, weights)
+    except ValueError as error:
+        raise UserError(f"{error}; use the config it was trained with, or train anew") from error
+    return policy
+
+
+def _read_card(path: Path) -> Card:
+    try:
+        return Card.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path.parent} is no export: cannot read its {CARD_FILE} ({error.strerror})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc']) or 'content'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise UserError(f"{path} is not a card of this version: {_one_line(problems)}") from error
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""How a policy is learnt: PPO and IMPALA on RLlib, their loss, runners, metrics, and the training loop."""

@@ -1,0 +1,158 @@
+"""What is watched in an update (LEARNER.md section 5): numbers of one minibatch, and alarms on them.
+
+A number that cannot be measured in a minibatch (the ratio of a head that no drawn op needed) is NaN; the metrics
+leave NaN out of their averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from envs.vocabulary import HeadSpec
+from esper_ray.learning.loss import LossTerms, Minibatch
+from policies.distribution import take_entry
+from policies.network import PolicyOutput
+
+LOW_ENTROPY = 0.1
+"""Normalised entropy below which a head counts as collapsed."""
+HIGH_RATIO = 10.0
+"""Ratio of new to old probability above which an update counts as off its rollout."""
+LOW_Q_SPREAD = 0.01
+"""Spread of Q over the admitted ops, in units of the return scale, below which the critic ignores the op."""
+SATURATED_CLIPPING = 0.9
+"""Share of clipped gradients in an update above which the clip decides the step size."""
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the True entries of a mask, NaN if there is none."""
+    return torch.where(mask, values, 0.0).sum() / torch.where(mask.any(), mask.sum(), torch.nan)
+
+
+def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    """Variance over the True entries of a mask, NaN if there is none."""
+    return masked_mean((values - masked_mean(values, mask)).square(), mask)
+
+
+def head_diagnostics(
+    heads: Sequence[HeadSpec], output: PolicyOutput, minibatch: Minibatch, terms: LossTerms, clip: float
+) -> dict[str, Tensor]:
+    """Numbers per head, under keys ``measure/head``.
+
+    * ``entropy``: over its maximum, at steps whose op needed the head and left it a choice.
+    * ``entropy_available``: the same wherever the head is available, as in the loss.
+    * ``ratio_min``, ``ratio_mean``, ``ratio_max``: new over old probability, where it had a choice.
+    * ``clip_share``: share, where it had a choice, of ratios outside the clip.
+    * ``decided_share``: share of real steps whose op needed the head and left it a choice.
+    * ``policy_loss``: clipped surrogate.
+    """
+    numbers: dict[str, Tensor] = {}
+    ops, ratios = minibatch.ops, terms.log_ratios.exp()
+    rows = output.distribution.rows[ops]
+    tables = output.distribution.normalised_entropies()
+    for column, head in enumerate(heads):
+        decided, ratio = terms.decided[..., column], ratios[..., column]
+        entropy = take_entry(tables[column], rows[..., column])
+        none = ~decided.any()
+        never = terms.available_share[column] == 0
+        measures = {
+            "entropy": masked_mean(entropy, decided),
+            "entropy_available": terms.entropy[column].masked_fill(never, torch.nan),
+            "ratio_min": ratio.masked_fill(~decided, torch.inf).min().masked_fill(none, torch.nan),
+            "ratio_mean": masked_mean(ratio, decided),
+            "ratio_max": ratio.masked_fill(~decided, -torch.inf).max().masked_fill(none, torch.nan),
+            "clip_share": masked_mean(((ratio - 1).abs() > clip).float(), decided),
+            "decided_share": masked_mean(decided.float(), minibatch.real),
+            "policy_loss": terms.policy[column].masked_fill(none, torch.nan),
+        }
+        numbers |= {f"{measure}/{head.name}": value for measure, value in measures.items()}
+    return numbers
+
+
+def critic_diagnostics(
+    ops: HeadSpec, output: PolicyOutput, minibatch: Minibatch, terms: LossTerms
+) -> dict[str, Tensor]:
+    """Numbers of the critic; errors in units of the running return scale.
+
+    * ``value_loss``, ``q_value_loss``: mean squared errors of V and of Q(s, op taken).
+    * ``value_nrmse``: root mean squared error over the return scale. Read it beside
+    * ``explained_variance``: share of the returns' variance in the minibatch that V accounts for; it says nothing
+      when that variance is small.
+    * ``q_spread``: largest minus smallest Q over the admitted ops, at steps with a choice of op. It and
+      ``q_value_loss`` are absent if the critic does not look at the op.
+    * ``advantage_mean/OP``: mean scaled advantage of the op head at steps that took this op.
+    """
+    real, returns = minibatch.real, minibatch.returns
+    variance = masked_variance(returns, real)
+    explained = 1 - masked_variance(returns - output.value, real) / variance
+    numbers = {
+        "value_loss": terms.value,
+        "value_nrmse": terms.value.sqrt(),
+        "explained_variance": explained.masked_fill(variance <= 0, torch.nan),
+    }
+    if output.q_values is not None:
+        admitted = output.distribution.op_mask
+        highest = output.q_values.masked_fill(~admitted, -torch.inf).amax(dim=-1)
+        lowest = output.q_values.masked_fill(~admitted, torch.inf).amin(dim=-1)
+        decided = real & ~output.distribution.forced
+        numbers |= {"q_value_loss": terms.q_value, "q_spread": masked_mean(highest - lowest, decided)}
+    for op, name in enumerate(ops.choices):
+        numbers[f"advantage_mean/{name}"] = masked_mean(minibatch.advantages[..., 0], real & (minibatch.ops == op))
+    return numbers
+
+
+def policy_diagnostics(output: PolicyOutput, minibatch: Minibatch, terms: LossTerms) -> dict[str, Tensor]:
+    """Numbers of the joint policy.
+
+    * ``loss``, ``policy_loss``: all, and the clipped surrogates summed over the heads.
+    * ``kl``: divergence from the rollout's policy.
+    * ``joint_ratio_mean``, ``joint_ratio_max``: ratio of the whole action.
+    * ``forced_share``: share of real steps that admitted a single op.
+    """
+    joint = terms.log_ratios.sum(dim=-1).exp()
+    return {
+        "loss": terms.total.detach(),
+        "policy_loss": terms.policy.sum(),
+        "kl": terms.kl,
+        "joint_ratio_mean": masked_mean(joint, minibatch.real),
+        "joint_ratio_max": joint.masked_fill(~minibatch.real, 0.0).max(),
+        "forced_share": masked_mean(output.distribution.forced.float(), minibatch.real),
+    }
+
+
+def minibatch_diagnostics(
+    heads: Sequence[HeadSpec], output: PolicyOutput, minibatch: Minibatch, terms: LossTerms, clip: float
+) -> dict[str, float]:
+    """All numbers of a minibatch as Python floats, fetched from the device at once."""
+    with torch.no_grad():
+        numbers = head_diagnostics(heads, output, minibatch, terms, clip)
+        numbers |= critic_diagnostics(heads[0], output, minibatch, terms)
+        numbers |= policy_diagnostics(output, minibatch, terms)
+        values = torch.stack([value.float() for value in numbers.values()]).tolist()
+    return dict(zip(numbers, values, strict=True))
+
+
+def alarms(numbers: Mapping[str, float]) -> dict[str, int]:
+    """Which thresholds a minibatch crossed, 1 or 0 per alarm (NaN crosses none but ``non_finite``).
+
+    * ``alarm/low_entropy``: number of heads below :data:`LOW_ENTROPY` where available.
+    * ``alarm/high_ratio``: number of heads with a ratio above :data:`HIGH_RATIO`.
+    * ``alarm/low_q_spread``: the spread of Q is below :data:`LOW_Q_SPREAD`.
+    * ``alarm/non_finite``: the loss is not a number.
+    """
+
+    def below(prefix: str, limit: float) -> int:
+        return sum(value < limit for name, value in numbers.items() if name.startswith(prefix))
+
+    def above(prefix: str, limit: float) -> int:
+        return sum(value > limit for name, value in numbers.items() if name.startswith(prefix))
+
+    loss = numbers["loss"]
+    return {
+        "alarm/low_entropy": below("entropy_available/", LOW_ENTROPY),
+        "alarm/high_ratio": above("ratio_max/", HIGH_RATIO),
+        "alarm/low_q_spread": below("q_spread", LOW_Q_SPREAD),
+        "alarm/non_finite": int(not -float("inf") < loss < float("inf")),
+    }

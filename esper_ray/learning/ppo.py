@@ -1,0 +1,173 @@
+"""The algorithm as RLlib knows it: a PPO whose config names this project's module, learner and settings."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.ppo.ppo import PPO, PPOConfig
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
+
+from esper_ray.learning.algorithm import AGAIN, FactoredAlgorithm, FactoredConfig, begin_stream, seed_generators
+from esper_ray.learning.learner import EsperPPOLearner
+
+
+class Rollout(NamedTuple):
+    """What a runner hands over: all of it or nothing."""
+
+    episodes: list[Any]
+    metrics: dict[str, Any]
+
+
+def play(
+    env_runner: Any, weights: dict[str, Any], env_config: dict[str, Any], stream: int, fresh_episodes: bool
+) -> Rollout:
+    """A rollout that depends on nothing but the arguments, and on the episodes under way unless they are left.
+
+    Ray may have restarted the runner without anybody noticing: weights, world and seeds come with every order.
+    """
+    env_runner.play_in(env_config)
+    env_runner.set_state(weights)  # does nothing if it has these
+    begin_stream(env_runner, stream, fresh_episodes)
+    return Rollout(env_runner.sample(), env_runner.get_metrics())
+
+
+class EsperPPO(FactoredAlgorithm, PPO):
+    """PPO over a factored action.
+
+    RLlib's own step ends with the rollouts that it has when its last runner dies, and takes more than it needs where
+    some fill in for others. Here a step learns from one whole rollout per runner, whoever plays it.
+    """
+
+    @classmethod
+    def get_default_config(cls) -> EsperPPOConfig:
+        """A config that still lacks an env (see :meth:`FactoredConfig.of`)."""
+        return EsperPPOConfig()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Make runners and learners (see :meth:`FactoredAlgorithm.setup`)."""
+        super().setup(config)
+        self.share_weights()
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Take over a checkpoint's state (see :meth:`FactoredAlgorithm.restore_from_path`)."""
+        super().restore_from_path(path, *args, **kwargs)
+        self.share_weights()
+
+    def training_step(self) -> None:
+        """One iteration: rollouts, then an update. All randomness in it depends on the seed and its number alone.
+
+        Raises:
+            UserError: as for :meth:`has_runners`.
+        """
+        seed, stream = self.config.seed or 0, self.iteration
+        self.learner_group.foreach_learner(lambda learner: seed_generators(seed, 0, stream))  # they shuffle
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            rollouts = self._rollouts(stream)
+            self.metrics.aggregate([rollout.metrics for rollout in rollouts], key=ENV_RUNNER_RESULTS)
+        steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            learnt = self.learner_group.update(
+                episodes=[episode for rollout in rollouts for episode in rollout.episodes],
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps},
+                num_epochs=self.config.num_epochs,
+                minibatch_size=self.config.minibatch_size,
+                shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
+            )
+            self.metrics.aggregate(learnt, key=LEARNER_RESULTS)
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self.share_weights()
+
+    def _rollouts(self, stream: int) -> list[Rollout]:
+        """As many rollouts as there are runners, dead or alive."""
+        group = self.env_runner_group
+        wanted = max(group.num_remote_env_runners(), 1)
+        rollouts: list[Rollout] = []
+        while True:
+            if self.has_runners():
+                rollouts += self._played(wanted - len(rollouts), stream)
+                stream += AGAIN
+            if len(rollouts) == wanted:
+                return rollouts
+            group.probe_unhealthy_env_runners()
+
+    def _played(self, most: int, stream: int) -> list[Rollout]:
+        """One rollout of each living runner, or of the driver where there are none; not more than ``most``."""
+        group = self.env_runner_group
+        order = functools.partial(
+            play,
+            env_config=self.config.env_config_in(self.iteration),
+            stream=stream,
+            fresh_episodes=self.config.fresh_rollouts,
+        )
+        if not group.num_remote_env_runners():
+            return [order(group.local_env_runner, ray.get(self._weights))]
+        return group.foreach_env_runner(
+            order,
+            kwargs={"weights": self._weights},
+            remote_worker_ids=group.healthy_env_runner_ids()[:most],
+            local_env_runner=False,
+            timeout_seconds=self.config.sample_timeout_s,
+        )
+
+    def share_weights(self) -> None:
+        """Put the learner's weights where the next rollouts find them."""
+        weights = self.newest_weights()
+        self.env_runner_group.local_env_runner.set_state(weights)  # checkpoints hold its state, too
+        self._weights = ray.put(weights)
+
+
+class EsperPPOConfig(FactoredConfig, PPOConfig):
+    """Config of :class:`EsperPPO`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class or EsperPPO)
+        self.use_kl_loss = False
+
+    def get_default_learner_class(self) -> type[EsperPPOLearner]:
+        """The learner of this algorithm."""
+        return EsperPPOLearner
+
+    def _train_on(self) -> None:
+        """One update per iteration, over the rollouts of all runners."""
+        settings, rollout_length = self.settings, int(self.rollout_fragment_length)
+        learners = max(self.num_learners, 1)
+        envs = self.num_envs_per_env_runner * max(self.num_env_runners, 1)
+        shares = learners * settings.minibatches
+        if envs % shares:
+            raise ValueError(
+                f"{envs} envs cannot be dealt evenly to {learners} learner(s) × {settings.minibatches} "
+                f"minibatches: make envs_per_runner × num_env_runners a multiple of {shares}, or change minibatches"
+            )
+        if learners > 1 and settings.minibatches == 1:
+            raise ValueError(
+                f"{learners} learners need at least 2 minibatches, got 1: RLlib deals whole batches to one learner only"
+            )
+        batch_size = envs // learners * rollout_length
+        # RLlib counts a minibatch in steps, the artificial last one of every episode included, and takes the rows
+        # that they fill on average, rounded down. The step more keeps a quotient just below a whole number from
+        # losing a row, and a minibatch of one row from being empty. None is the whole batch.
+        minibatch_size = min(envs // shares * (rollout_length + 1) + 1, batch_size)
+        self.training(
+            lr=self.falling(settings.lr, settings.lr_final),
+            gamma=settings.gamma,
+            lambda_=settings.gae_lambda,
+            clip_param=settings.clip,
+            entropy_coeff=settings.entropy_coeff,
+            vf_loss_coeff=settings.value_loss_coeff,
+            grad_clip=settings.grad_clip,
+            num_epochs=settings.num_epochs,
+            minibatch_size=minibatch_size if settings.minibatches > 1 else None,
+            shuffle_batch_per_epoch=True,
+            train_batch_size_per_learner=batch_size,
+        )

@@ -1,0 +1,89 @@
+"""Metrics become TensorBoard: curves, choices, and now and then the picture of a held-out episode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.rllib.callbacks.callbacks import RLlibCallback
+
+from esper_ray.config import TrainConfig
+from esper_ray.learning.metrics import POLICY, SPEED, readable_metrics
+from esper_ray.measuring.episodes import held_out_seeds
+from policies.learned import LearnedPolicy
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoard(RLlibCallback):
+    """In the driver: writes every iteration's metrics, and now and then a held-out episode as a picture.
+
+    The horizontal axis is the number of host epochs trained. Where a run goes on from a checkpoint, TensorBoard hides
+    what was written after it before.
+
+    RLlib makes one in every runner too, where it does nothing. What it draws and writes with is therefore imported
+    where it is used: 32 MB that runners do without.
+
+    Args:
+        run_dir: Where the event files go.
+        config: The run's config, written as text.
+    """
+
+    def __init__(self, run_dir: Path, config: TrainConfig) -> None:
+        super().__init__()
+        self._run_dir, self._config = run_dir, config
+        self._writer: SummaryWriter | None = None
+        self._written = 0
+
+    def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
+        """Write one iteration."""
+        config = self._config.run
+        step = int(result["num_env_steps_sampled_lifetime"])
+        sampled, seconds = int(result["env_runners"]["num_env_steps_sampled"]), result["time_this_iter_s"]
+        writer = self._writer_after(step - sampled)
+        writer.add_scalar(f"{SPEED}/iteration_seconds", seconds, step)
+        writer.add_scalar(f"{SPEED}/epochs_per_second", sampled / seconds, step)
+        for name, value in readable_metrics(result):
+            writer.add_scalar(name, value, step)
+        self._write_choices(writer, result, step)
+        iteration = result["training_iteration"]
+        if iteration % config.replay_interval == 0 or iteration == config.iterations:
+            slots = self._config.env.make_task().slots
+            policy = LearnedPolicy(slots, algorithm.newest_network(slots, self._config.network))
+            host_seed = held_out_seeds(config.seed, 1)[0]
+            from esper_ray.measuring.replay import draw_replay
+
+            figure = draw_replay(policy, self._config.env, host_seed, f"held-out host, iteration {iteration}")
+            writer.add_figure("Replay/held_out_episode", figure, step)
+        writer.flush()
+        self._written = step
+
+    def _writer_after(self, step: int) -> SummaryWriter:
+        """The writer of what follows ``step``: a new one unless it wrote that step last."""
+        if self._writer is None or step != self._written:
+            from torch.utils.tensorboard import SummaryWriter
+
+            from esper_ray.learning.dashboard import write_hyperparameters, write_layout
+
+            self._writer = SummaryWriter(str(self._run_dir), purge_step=step + 1)
+            self._writer.add_text("config", f"```json\n{self._config.to_json()}```", step + 1)
+            write_layout(self._writer)
+            write_hyperparameters(self._writer, self._config)
+        return self._writer
+
+    def _write_choices(self, writer: SummaryWriter, result: Mapping[str, Any], step: int) -> None:
+        from esper_ray.learning.dashboard import write_choices
+
+        slots = self._config.env.make_task().slots
+        counts = result["env_runners"].get("choices", {})
+        for head, choices in (("op", slots.ops), ("blueprint", slots.blueprints)):
+            made = {choice.name: float(counts.get(head, {}).get(choice.name, 0)) for choice in choices}
+            total = sum(made.values())
+            if not total:
+                continue
+            write_choices(writer, f"{POLICY}/{head}", made, step)
+            if head == "blueprint":  # ops have their shares from the runners, per episode
+                for name, count in made.items():
+                    writer.add_scalar(f"{POLICY}/blueprint_share/{name}", count / total, step)

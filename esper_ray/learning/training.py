@@ -1,0 +1,216 @@
+"""The training loop: rollouts and updates, a line of progress each, checkpoints, and a clean stop."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ray.tune.registry import register_env
+from rich.console import Console
+
+from envs import ENV_ID
+from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.vocabulary import LifecycleOp
+from esper_ray.cluster import connected, runner_device
+from esper_ray.config import TrainConfig
+from esper_ray.errors import UserError
+from esper_ray.keeping.run_directory import POLICY_FILE, RLLIB_STATE, Checkpoint, RunDirectory
+from esper_ray.keeping.storage import Mirror
+from esper_ray.learning.algorithm import FactoredAlgorithm, FactoredConfig
+from esper_ray.learning.impala import EsperImpalaConfig
+from esper_ray.learning.metrics import EpisodeMetrics, flatten
+from esper_ray.learning.ppo import EsperPPOConfig
+from esper_ray.learning.tensorboard import TensorBoard
+from esper_ray.process import settle
+from policies.encoders import BlueprintEncoder
+from policies.weights import save_weights
+
+CONFIGS: dict[str, type[FactoredConfig]] = {"ppo": EsperPPOConfig, "impala": EsperImpalaConfig}
+
+
+def train(run: RunDirectory, config: TrainConfig, console: Console, address: str | None = None) -> None:
+    """Train until the config's iterations are done, from the latest checkpoint if the run has one.
+
+    The first Ctrl-C ends training after the iteration under way, which is saved; a second one at once.
+
+    Args:
+        run: Where checkpoints and TensorBoard files go.
+        config: All settings.
+        console: Where progress is printed.
+        address: Ray cluster to train on (see :func:`esper_ray.cluster.connected`).
+
+    Raises:
+        UserError: a checkpoint that cannot be read, or one of other sizes or of the other algorithm; a cluster that is
+            not there or too small.
+    """
+    settle()
+    done = run.index()["latest"].iteration if run.index() else 0
+    begun_with = run.config().run.algorithm
+    if config.run.algorithm != begun_with:
+        raise UserError(f"{run.path} was begun with --algorithm {begun_with} and cannot go on with another one")
+    if done >= config.run.iterations:
+        console.print(f"{run.path} has its {done} iterations already; give more with --iterations N --resume")
+        return
+    mirror = None if config.run.storage is None else Mirror(config.run.storage)
+    with connected(config.run, address, console):
+        algorithm = build(run, config, console)
+        with _stop_requests(console) as stop:
+            for saved in trained_iterations(algorithm, run, config, console):
+                if mirror is not None:
+                    _send(mirror, run, console, last=stop[0] or saved.iteration == config.run.iterations)
+                if stop[0]:
+                    console.print(f"stopped and saved; go on with: esper-ray train --run-dir {run.path} --resume")
+                    break
+        algorithm.stop()
+
+
+def build(run: RunDirectory, config: TrainConfig, console: Console) -> FactoredAlgorithm:
+    """Make a run's algorithm on the Ray that this process is connected to, as it was at the run's latest checkpoint.
+
+    Args:
+        run: May have no checkpoint yet.
+        config: All settings.
+        console: Told where the run goes on.
+
+    Raises:
+        UserError: a checkpoint that cannot be read, or one of other sizes; runners that cannot start.
+    """
+    algorithm = _algorithm_config(run, config).build_algo()
+    if run.index():
+        _restore(algorithm, run)
+        run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
+        console.print(f"resumed after iteration {algorithm.iteration}")
+    return algorithm
+
+
+def trained_iterations(
+    algorithm: FactoredAlgorithm, run: RunDirectory, config: TrainConfig, console: Console
+) -> Iterator[Checkpoint]:
+    """Train until the config's iterations are done; each is saved before it is handed out.
+
+    Args:
+        algorithm: As :func:`build` makes it.
+        run: Where checkpoints go.
+        config: All settings.
+        console: Where a line of progress is printed per iteration.
+
+    Yields:
+        What was saved.
+    """
+    began, beginning = time.perf_counter(), algorithm.iteration
+    while algorithm.iteration < config.run.iterations:
+        with console.status(f"iteration {algorithm.iteration + 1}: hosts train, then the policy"):
+            result = algorithm.train()
+        world = dict(flatten(result["env_runners"].get("world", {})))
+        # Scores of another world say nothing about which checkpoint is the best.
+        first = algorithm.iteration <= config.run.first_iterations
+        score = float("nan") if first else world.get("score", float("nan"))
+        saved = run.save(
+            algorithm.iteration,
+            score,
+            lambda path: _write_checkpoint(algorithm, config, path),
+            config.run.keep_checkpoints,
+        )
+        elapsed = time.perf_counter() - began
+        left = elapsed / (algorithm.iteration - beginning) * (config.run.iterations - algorithm.iteration)
+        rate = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
+        console.print(_progress_line(algorithm.iteration, config, world, rate, left), highlight=False)
+        yield saved
+
+
+def _send(mirror: Mirror, run: RunDirectory, console: Console, last: bool) -> None:
+    """Send the run's copy; a storage that cannot be reached for a while stops no training."""
+    try:
+        mirror.send(run)
+    except OSError as error:
+        if last:
+            raise UserError(
+                f"the run is complete in {run.path}, but its copy in {mirror.uri} is not: {error}. Mend that and send "
+                "it with --resume and one more of --iterations, or copy it by hand"
+            ) from error
+        console.print(f"not copied to {mirror.uri}, will be after the next iteration: {error}", highlight=False)
+
+
+def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float], rate: float, left: float) -> str:
+    shares = ((op, 100 * world[f"op_share/{op.name}"]) for op in LifecycleOp if f"op_share/{op.name}" in world)
+    mix = ", ".join(f"{op.name.split('_')[0].lower()} {share:.0f}" for op, share in shares)
+    return (
+        f"[bold]{iteration:>3}[/]/{config.run.iterations} score [bold]{world.get('score', float('nan')):.3f}[/] "
+        f"{world.get('episodes', 0):.0f} episodes {rate:,.0f} epochs/s [dim]% {mix}[/] "
+        f"{int(left // 60)}:{int(left % 60):02d} left"
+    )
+
+
+# ---------------------------------------------------------------------- RLlib
+def _make_env(env_config: dict[str, Any]) -> MorphogenesisVectorEnv:
+    return MorphogenesisVectorEnv(**env_config, device=runner_device())
+
+
+def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
+    register_env(ENV_ID, _make_env)
+    slots = config.env.make_task().slots
+    algorithm_config = CONFIGS[config.run.algorithm].of(
+        env_id=ENV_ID,
+        env_config={**config.env.keywords(), "gamma": config.learner.gamma},
+        first_iterations=config.run.first_iterations,
+        first_env_config={**config.first_env.keywords(), "gamma": config.learner.gamma},
+        heads=slots.heads,
+        encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=config.network.embedding_dim),
+        rollout_length=config.env.max_epochs,
+        fresh_rollouts=True,
+        envs_per_runner=config.run.hosts_per_runner,
+        num_env_runners=config.run.num_env_runners,
+        num_learners=config.run.num_learners,
+        network=config.network,
+        learner=config.learner,
+        total_steps=config.run.iterations * config.steps_per_iteration,
+        seed=config.run.seed,
+    )
+    metrics = functools.partial(EpisodeMetrics, slots)
+    algorithm_config.callbacks([metrics, functools.partial(TensorBoard, run.path, config)])
+    algorithm_config.env_runners(
+        num_cpus_per_env_runner=config.run.cpus_per_env_runner, num_gpus_per_env_runner=config.run.gpus_per_env_runner
+    )
+    algorithm_config.learners(num_gpus_per_learner=config.run.gpus_per_learner)
+    return algorithm_config
+
+
+def _write_checkpoint(algorithm: FactoredAlgorithm, config: TrainConfig, path: Path) -> None:
+    algorithm.save_to_path(str(path / RLLIB_STATE))
+    network = algorithm.newest_network(config.env.make_task().slots, config.network)
+    save_weights(network.state_dict(), path / POLICY_FILE)
+
+
+def _restore(algorithm: FactoredAlgorithm, run: RunDirectory) -> None:
+    _, path = run.checkpoint("latest")
+    try:
+        algorithm.restore_from_path(str(path / RLLIB_STATE))
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} cannot be restored with this config (were sizes changed since?): {reason[:300]}"
+        ) from error
+
+
+@contextmanager
+def _stop_requests(console: Console) -> Iterator[list[bool]]:
+    """A one-element list that turns True at the first Ctrl-C; the second one interrupts as usual."""
+    stop = [False]
+    usual = signal.getsignal(signal.SIGINT)
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop[0] = True
+        signal.signal(signal.SIGINT, usual)
+        console.print("stopping after this iteration; Ctrl-C again to stop at once and lose it")
+
+    signal.signal(signal.SIGINT, request)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, usual)

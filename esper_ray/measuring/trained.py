@@ -1,0 +1,115 @@
+"""A trained policy, found in a run directory or an export, and the world that it plays in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from envs.slots import SlotConfig
+from esper_ray.config import EnvConfig
+from esper_ray.errors import UserError
+from esper_ray.keeping.export import CARD_FILE, load_export
+from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory, Which
+from policies.network import NetworkConfig
+
+
+@dataclass(frozen=True)
+class World:
+    """What of the world a policy was trained in is replaced for playing.
+
+    Attributes:
+        task: Another task; None keeps the one of training.
+        task_args: Its arguments; with the task of training they are added to those it had.
+        data_dir: Where its data are, if not where they were in training. An export does not say it.
+    """
+
+    task: str | None = None
+    task_args: Mapping[str, str] = field(default_factory=dict)
+    data_dir: Path | None = None
+
+    def of(self, env: EnvConfig) -> EnvConfig:
+        """The world to play in, given the one of training.
+
+        Raises:
+            UserError: a task that does not exist, or one with other heads.
+        """
+        kept = self.task in (None, env.task)
+        arguments = (env.task_args if kept else {}) | dict(self.task_args)
+        data_dir = self.data_dir or (env.data_dir if kept else None)
+        other = dataclasses.replace(env, task=self.task or env.task, task_args=arguments, data_dir=data_dir)
+        if (other.task, other.task_args) == (env.task, env.task_args):
+            return other
+        trained_for, here = env.make_task().slots, other.make_task().slots
+        if [head.size for head in here.heads] != [head.size for head in trained_for.heads]:
+            raise UserError(
+                f"the policy cannot play task {other.task!r}: its heads are for {_heads(trained_for)}, as in "
+                f"{env.task!r}, where it was trained, and not for {_heads(here)}"
+            )
+        return other
+
+
+TRAINING_WORLD = World()
+
+
+def _heads(slots: SlotConfig) -> str:
+    levels = "with" if slots.internal_levels else "without"
+    return f"the slots {', '.join(slots.slot_ids)} {levels} internal levels"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained policy and the world it was trained in: a checkpoint of a run, or an export.
+
+    Attributes:
+        path: Directory of the run or the export; results about the policy go there.
+        which: What of it was taken.
+        iteration: Iterations that the policy was trained for.
+        env: The world.
+        network: Its widths, and how it is played.
+        weights: The file.
+    """
+
+    path: Path
+    which: Which | Literal["export"]
+    iteration: int
+    env: EnvConfig
+    network: NetworkConfig
+    weights: Path
+
+    @classmethod
+    def open(cls, path: Path, which: Which, world: World = TRAINING_WORLD) -> Trained:
+        """Find what was trained.
+
+        Args:
+            path: A run directory or an export.
+            which: Checkpoint of a run; an export has only one.
+            world: Where it shall play, if not where it was trained.
+
+        Raises:
+            UserError: there is neither, it is damaged, or its heads do not fit the other world.
+        """
+        if any((path / name).is_file() for name in (CARD_FILE, POLICY_FILE)):
+            card, _ = load_export(path)
+            trained = cls(
+                path.resolve(), "export", card.iteration, card.env, card.network, path.resolve() / POLICY_FILE
+            )
+        else:
+            run = RunDirectory.open(path)
+            config = run.config()
+            checkpoint, directory = run.checkpoint(which)
+            trained = cls(run.path, which, checkpoint.iteration, config.env, config.network, directory / POLICY_FILE)
+        return dataclasses.replace(trained, env=world.of(trained.env))
+
+    def at_temperature(self, temperature: float) -> Trained:
+        """The same policy, drawing at another temperature.
+
+        Raises:
+            UserError: a policy can't have that one.
+        """
+        try:
+            return dataclasses.replace(self, network=dataclasses.replace(self.network, play_temperature=temperature))
+        except ValueError as error:
+            raise UserError(str(error)) from error

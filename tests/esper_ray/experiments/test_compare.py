@@ -1,0 +1,74 @@
+"""Runs side by side."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from esper_ray.cli import parse
+from esper_ray.config import DEBUG
+from esper_ray.errors import UserError
+from esper_ray.experiments.compare import CURVES, compare, comparison_markdown
+from esper_ray.keeping.run_directory import RunDirectory
+from esper_ray.measuring.curves import read_curves
+
+
+@pytest.fixture
+def runs(tmp_path):
+    learners = {"a": DEBUG.learner, "b": dataclasses.replace(DEBUG.learner, lr=0.5)}
+    for name, learner in learners.items():
+        run = RunDirectory.create(tmp_path / name / "run", dataclasses.replace(DEBUG, learner=learner))
+        run.save(1, 0.5, lambda path: None)
+        with SummaryWriter(str(run.path)) as writer:
+            for tag in CURVES:
+                writer.add_scalar(tag, learner.lr, 48)
+    score = {"score": {"iqm": 0.75, "ci95": [0.7, 0.8]}}
+    played = {"checkpoint": {"which": "latest", "iteration": 1}, "temperature": 0.4}
+    policies = {"learned": score, "never_grow": score}
+    report = {"task": "digits", "episodes": 4, "seed": 0, **played, "policies": policies}
+    (tmp_path / "a" / "run" / "evaluation.json").write_text(json.dumps(report))
+    return [tmp_path / name / "run" for name in learners]
+
+
+def test_the_command_prints_and_writes_what_differs_and_what_came_out(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    parse(["compare", *map(str, runs), "--output", str(out)]).run(Console(width=120))
+    printed, page = capsys.readouterr().out, (out / "comparison.md").read_text()
+    for text in (printed, page):
+        assert "a/run" in text
+        assert "b/run" in text
+        assert "learner/lr" in text
+        assert "learner/gamma" not in text
+        assert "0.750 [0.700, 0.800]" in text
+    assert "| learner/lr | 0.0003 | 0.5 |" in page
+    assert "4 of digits, seed 0, iteration 1 at temperature 0.4" in page
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_name_is_as_short_as_tells_the_runs_apart(runs, tmp_path):
+    RunDirectory.create(tmp_path / "third", DEBUG)
+    compared = compare([*runs, tmp_path / "third", runs[0]])
+    assert [run.name for run in compared] == ["a/run", "b/run", "third"]
+    assert compared[2].iterations == 0
+    assert "| – |" in comparison_markdown(compared)
+
+
+def test_a_run_is_compared_with_another_one():
+    with pytest.raises(UserError, match="two or more"):
+        parse(["compare", "runs/a"]).run(Console())
+    with pytest.raises(UserError, match="not a run directory"):
+        compare([Path("nowhere"), Path("neither")])
+
+
+def test_epochs_that_were_written_twice_count_as_they_were_written_last(tmp_path):
+    for value in (1.0, 2.0):  # killed after step 20, gone on from step 10
+        with SummaryWriter(str(tmp_path), filename_suffix=f".{value}") as writer:
+            for step in (10, 20) if value == 1.0 else (20, 30):
+                writer.add_scalar("score", value, step)
+    curves = read_curves(tmp_path, ["score", "absent"])
+    assert curves["score"].epochs.tolist() == [10, 20, 30]
+    assert curves["score"].values.tolist() == [1, 2, 2]
+    assert len(curves["absent"].values) == 0

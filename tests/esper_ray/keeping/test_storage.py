@@ -1,0 +1,123 @@
+"""A run's copy elsewhere: equal to the run, and whole whenever its sender dies."""
+
+import datetime
+from dataclasses import replace
+
+import pytest
+from pyarrow.fs import LocalFileSystem, _MockFileSystem
+
+from esper_ray.config import DEBUG
+from esper_ray.errors import UserError
+from esper_ray.keeping.run_directory import RunDirectory
+from esper_ray.keeping.storage import Mirror
+
+
+def checkpoint(content):
+    def write(path):
+        (path / "rllib").mkdir()
+        (path / "rllib" / "state").write_text(content)
+        (path / "policy").write_text(content)
+
+    return write
+
+
+def contents(directory):
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", DEBUG)
+    (run.path / "events.out.tfevents.1").write_text("first")
+    return run
+
+
+@pytest.fixture(params=["path", "file", "mock"])
+def mirror(request, tmp_path):
+    """The copy, by a plain path, by a URI, and on a file system without directories of this machine."""
+    place = tmp_path / "store" / "copy"
+    if request.param == "mock":
+        return Mirror("bucket/runs/copy", _MockFileSystem(datetime.datetime.now(datetime.UTC)))
+    return Mirror(str(place) if request.param == "path" else f"file://{place}")
+
+
+def test_what_is_fetched_is_what_was_sent_last(run, mirror, tmp_path):
+    for iteration, score in ((1, 0.5), (2, 0.1), (3, 0.2)):
+        run.save(iteration, score, checkpoint(f"weights {iteration}"))
+        with (run.path / "events.out.tfevents.1").open("a") as file:
+            file.write("more")
+        (run.checkpoints / ".iteration-000004.unfinished").mkdir(exist_ok=True)
+        (run.checkpoints / ".iteration-000004.unfinished" / "half").write_text("a checkpoint")
+        mirror.send(run)
+        assert mirror.iteration() == iteration
+    mirror.fetch(tmp_path / "fetched")
+    expected = {name: data for name, data in contents(run.path).items() if "unfinished" not in name}
+    assert contents(tmp_path / "fetched") == expected
+    fetched = RunDirectory.open(tmp_path / "fetched")
+    assert {which: fetched.checkpoint(which)[0].iteration for which in ("latest", "best")} == {"latest": 3, "best": 1}
+
+
+def test_a_file_that_has_not_changed_is_not_sent_again(run, tmp_path):
+    mirror = Mirror(str(tmp_path / "copy"))
+    run.save(1, 0.5, checkpoint("weights"))
+    mirror.send(run)
+    sent = {path: path.stat().st_mtime_ns for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    mirror.send(run)
+    assert {path: path.stat().st_mtime_ns for path in sent} == sent
+
+
+class Dying:
+    """A file system whose connection breaks at one of the changes."""
+
+    type_name = "local"
+
+    def __init__(self, changes):
+        self._fs, self._left = LocalFileSystem(), changes
+
+    def __getattr__(self, name):
+        if name in ("move", "open_output_stream", "delete_file"):
+            self._left -= 1
+            if self._left < 0:
+                raise OSError("connection lost")
+        return getattr(self._fs, name)
+
+
+def test_the_copy_is_whole_wherever_sending_breaks_off(run, tmp_path):
+    place = str(tmp_path / "copy")
+    for iteration in (1, 2):
+        run.save(iteration, 0.5 - iteration / 10, checkpoint(f"weights {iteration}"))
+        Mirror(place).send(run)
+    run.save(3, 0.1, checkpoint("weights 3"))
+    broken = 0
+    for changes in range(40):
+        try:
+            Mirror(place, Dying(changes)).send(run)
+        except OSError:
+            broken += 1
+        Mirror(place).fetch(tmp_path / f"fetched-{changes}")
+        fetched = RunDirectory.open(tmp_path / f"fetched-{changes}")
+        for which in ("latest", "best"):
+            found, path = fetched.checkpoint(which)
+            assert (path / "rllib" / "state").read_text() == f"weights {found.iteration}"
+            assert (path / "policy").read_text() == f"weights {found.iteration}"
+    assert 5 < broken < 40
+    assert fetched.checkpoint("latest")[0].iteration == 3
+
+
+def test_what_holds_no_run_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        Mirror(str(tmp_path / "nowhere")).fetch(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert Mirror(str(tmp_path / "nowhere")).iteration() is None
+    with pytest.raises(UserError, match="no file system"):
+        Mirror("carrier-pigeon://roof/3")
+
+
+def test_the_newest_checkpoints_are_kept_beside_the_best(tmp_path):
+    config = replace(DEBUG, run=replace(DEBUG.run, keep_checkpoints=2))
+    run = RunDirectory.create(tmp_path / "run", config)
+    for iteration, score in ((1, 0.9), (2, 0.2), (3, 0.4), (4, 0.5)):
+        run.save(iteration, score, checkpoint("weights"), keep=config.run.keep_checkpoints)
+    assert sorted(path.name[-1] for path in run.checkpoints.glob("iteration-*")) == ["1", "3", "4"]
