@@ -13,7 +13,7 @@ from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
 from esper_ray.measuring.episodes import held_out_seeds
-from esper_ray.measuring.search import halving, playing
+from esper_ray.measuring.search import halving, schedule_episodes
 from esper_ray.measuring.search.halving import Brackets, SearchSettings, search_schedule
 from esper_ray.measuring.search.schedule_files import read_trace, trace_path, write_trace
 from policies.schedule import BY_HAND, GrowthSchedule
@@ -37,8 +37,8 @@ def landscape(monkeypatch):
     played = []
 
     def play(pool, env, episodes):
-        for i in range(0, len(episodes), playing.MAX_POPULATION):
-            part = episodes[i : i + playing.MAX_POPULATION]
+        for i in range(0, len(episodes), schedule_episodes.MAX_POPULATION):
+            part = episodes[i : i + schedule_episodes.MAX_POPULATION]
             played.extend(part)
             noise = [np.random.default_rng([seed, *map(ord, repr(schedule))]).normal() for schedule, seed in part]
             hosts = [np.random.default_rng(seed).normal() for _, seed in part]
