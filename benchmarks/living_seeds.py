@@ -8,6 +8,7 @@ import torch
 from envs.lifecycle import Lifecycle
 from envs.limits import LifecycleRules
 from envs.population.population import Population
+from envs.seeding import HostChance
 from envs.tasks import Task
 from envs.vocabulary import INTERNAL_KINDS, INTERNAL_MAX_LEVEL, AlphaAlgorithm, SeedStage
 
@@ -31,10 +32,13 @@ def fresh_population(
         seed: Of all chance.
     """
     rng = np.random.default_rng(seed)
-    population = Population(task, num_hosts, max_epochs, device)
-    population.reset(np.arange(num_hosts), rng.spawn(num_hosts))
-    lifecycle = Lifecycle(num_hosts, task.slots, LifecycleRules())
-    lifecycle.costs = population.costs
+    chance = HostChance(num_hosts)
+    population = Population(task, num_hosts, max_epochs, device, chance)
+    everybody = np.arange(num_hosts)
+    chance.seed(everybody, seed)
+    for state in (chance, population):
+        state.start(everybody)
+    lifecycle = Lifecycle(num_hosts, task.slots, LifecycleRules(), lambda: population.costs)
     shape = lifecycle.stage.shape
     cells = rng.permutation(lifecycle.stage.size)[: round(share * lifecycle.stage.size)]
     hosts, slots = np.unravel_index(cells, shape)

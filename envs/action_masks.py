@@ -79,6 +79,18 @@ def marginal_mask(mask: npt.NDArray[np.int8], heads: Sequence[HeadSpec]) -> npt.
     return np.concatenate(parts, axis=-1).astype(np.int8)
 
 
+def whole_numbers(actions: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Actions as indices.
+
+    Raises:
+        ValueError: something that is no whole number, which a conversion would silently round.
+    """
+    given = np.asarray(actions)
+    if not np.issubdtype(given.dtype, np.integer):
+        raise ValueError(f"actions must be whole numbers, got {given.dtype}: {given.reshape(-1)[:8].tolist()}")
+    return given.astype(np.int64)
+
+
 def refusals(
     actions: npt.NDArray[np.int64], mask: npt.NDArray[np.int8], heads: Sequence[HeadSpec]
 ) -> dict[str, npt.NDArray[np.bool_]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
+
+from envs.episode_state import EpisodeArrays, per_host
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -26,33 +29,39 @@ class Panic(IntEnum):
     DIVERGENCE = 3
 
 
-class Governor:
+class Governor(EpisodeArrays):
     """Three alarms per host, and the rhythm of snapshots.
 
     NON_FINITE: the validation loss is not finite. COLLAPSE: accuracy at most 1.2 × chance for 3 epochs in a row,
     after a best of at least 2 × chance. DIVERGENCE: for 3 epochs in a row a loss above 12, above mean + 6σ and
     above 3 × mean of the healthy epochs before.
 
+    An epoch is healthy where none of the three holds.
+
     Args:
         num_hosts: N.
-        chance_accuracy: Accuracy of guessing, in percent.
+        chance_accuracy: Accuracy of guessing, in percent. Where it is above 50 no host can reach twice as much, and
+            COLLAPSE never fires: a warning says so.
     """
 
-    def __init__(self, num_hosts: int, chance_accuracy: float) -> None:
-        self.chance = chance_accuracy
-        self._best = np.zeros(num_hosts)
-        self._collapsed = np.zeros(num_hosts, np.int64)
-        self._diverging = np.zeros(num_hosts, np.int64)
-        self._healthy = np.zeros(num_hosts, np.int64)
-        self._count = np.zeros(num_hosts)
-        self._mean = np.zeros(num_hosts)
-        self._squares = np.zeros(num_hosts)
+    _best: FloatArray = per_host(0.0)
+    _collapsed: IntArray = per_host(0)
+    _diverging: IntArray = per_host(0)
+    _healthy: IntArray = per_host(0)
+    _count: FloatArray = per_host(0.0)
+    _mean: FloatArray = per_host(0.0)
+    _squares: FloatArray = per_host(0.0)
 
-    def start(self, hosts: IntArray) -> None:
-        """Begin an episode for these hosts."""
-        for array in vars(self).values():
-            if isinstance(array, np.ndarray):
-                array[hosts] = 0
+    def __init__(self, num_hosts: int, chance_accuracy: float) -> None:
+        super().__init__(num_hosts)
+        self.chance = chance_accuracy
+        if LEARNT * chance_accuracy > 100.0:
+            warnings.warn(
+                f"always guessing the commonest label is right in {chance_accuracy:.1f} % of these data, and a host "
+                f"counts as having learnt something at {LEARNT:g} times that: its collapse will not be noticed (a "
+                "loss that diverges or is not finite will)",
+                stacklevel=3,
+            )
 
     def judge(self, loss: FloatArray, accuracy: FloatArray, committed: BoolArray) -> IntArray:
         """Look at one epoch's results.
@@ -81,9 +90,14 @@ class Governor:
         panic = np.where(self._collapsed >= PATIENCE, Panic.COLLAPSE, panic)
         return np.where(finite, panic, Panic.NON_FINITE)
 
+    @property
+    def healthy(self) -> BoolArray:
+        """``[N]`` hosts whose latest epoch was healthy."""
+        return self._healthy > 0
+
     def snapshot_due(self) -> BoolArray:
         """``[N]`` hosts with another five healthy epochs behind them."""
-        return (self._healthy > 0) & (self._healthy % SNAPSHOT_INTERVAL == 0)
+        return self.healthy & (self._healthy % SNAPSHOT_INTERVAL == 0)
 
     def _remember(self, loss: FloatArray, healthy: BoolArray) -> None:
         """Welford's running mean and sum of squared deviations, of healthy epochs only."""

@@ -1,38 +1,29 @@
-"""The stage machine of all slots of all hosts, as arrays: which ops are open, what they do, what time does.
+"""The stage machine of all slots of all hosts: what ops do, what time does, how an episode ends.
 
-One gate table (:meth:`Lifecycle.gates`) decides both what the action mask admits and what :meth:`Lifecycle.apply`
-executes, so the two cannot disagree (design: WORLD.md section 3).
+Nobody else writes the slots' state; what is measured of seeds is handed in to be booked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from envs.alpha import curve_value
-from envs.limits import DEFAULT_BUDGET_FACTOR, LifecycleRules, SeedCosts
-from envs.seed_report import SeedReport
-from envs.slots import SlotConfig
+from envs.grown import GrownSeeds
+from envs.slot_states import KIND, START_LEVEL, Fate, SlotStates
 from envs.vocabulary import (
+    ADVANCES,
     ALPHA_SPEED_EPOCHS,
     ALPHA_TARGET_VALUES,
-    INTERNAL_KINDS,
-    INTERNAL_MAX_LEVEL,
-    INTERNAL_START_LEVEL,
     NO_BLUEPRINT,
     STYLE_ALGORITHM,
     STYLE_CURVE,
     TEMPO_EPOCHS,
-    AlphaAlgorithm,
-    AlphaCurve,
+    TRANSITIONS,
     AlphaMode,
-    Blueprint,
-    GerminationStyle,
     LifecycleOp,
-    SeedInternalKind,
     SeedStage,
 )
 
@@ -45,200 +36,20 @@ _SPEED_EPOCHS = np.array(ALPHA_SPEED_EPOCHS)
 _TARGETS = np.array(ALPHA_TARGET_VALUES)
 _STYLE_CURVE = np.array(STYLE_CURVE)
 _STYLE_ALGORITHM = np.array(STYLE_ALGORITHM)
-_KIND = np.array([INTERNAL_KINDS.get(blueprint, SeedInternalKind.NONE) for blueprint in Blueprint])
-_MAX_LEVEL = np.array([INTERNAL_MAX_LEVEL[kind] for kind in SeedInternalKind])
-_START_LEVEL = np.array([INTERNAL_START_LEVEL[kind] for kind in SeedInternalKind])
+_NEXT_STAGE = np.array([ADVANCES.get(stage, stage) for stage in SeedStage])
 
 
-class Fate(IntEnum):
-    """How a seed's life ended, for the episode's books."""
+class Lifecycle(SlotStates):
+    """The slots of N hosts through their episodes (see :class:`envs.slot_states.SlotStates` for its arrays)."""
 
-    FOSSILIZED = 0
-    PRUNED = 1
-    UNFINISHED = 2  # removed at the episode's end because it was not fossilised
-    ROLLED_BACK = 3  # lost when the governor restored a snapshot
+    # ------------------------------------------------------------------ what is measured
+    def book_gradients(self, finite: BoolArray) -> None:
+        """Take in whether each seed's gradients of this epoch were finite, ``[N, S]``."""
+        self.gradients_ok = finite
 
-
-class Lifecycle:
-    """State of ``N × S`` slots, each field one array.
-
-    Public arrays (all ``[N, S]``): ``stage``, ``blueprint``, ``algorithm``, ``alpha``, ``alpha_target``, ``mode``,
-    ``epochs_in_stage``, ``pruning`` (a scheduled prune is ramping alpha down), ``internal_level``, ``alpha_velocity``
-    and ``epochs_to_target``. ``gradients_ok`` and ``measured_in_holding`` are written by the env from its measurements
-    and read by the gates. ``fates`` is ``[N, len(Fate)]``.
-    """
-
-    def __init__(self, num_hosts: int, slots: SlotConfig, rules: LifecycleRules) -> None:
-        shape = (num_hosts, slots.num_slots)
-        self.slots, self.rules = slots, rules
-        self.enabled = np.array(slots.enabled_mask)
-        self.max_living = slots.num_slots if rules.max_living_seeds is None else rules.max_living_seeds
-        self.stage = np.full(shape, SeedStage.DORMANT, np.int64)
-        self.blueprint = np.full(shape, NO_BLUEPRINT, np.int64)
-        self.internal_level = np.zeros(shape, np.int64)
-        self.algorithm = np.zeros(shape, np.int64)
-        self.mode = np.zeros(shape, np.int64)
-        self.curve = np.zeros(shape, np.int64)
-        self.tempo_epochs = np.zeros(shape, np.int64)
-        self.ramp_epochs = np.zeros(shape, np.int64)
-        self.ramp_elapsed = np.zeros(shape, np.int64)
-        self.epochs_in_stage = np.zeros(shape, np.int64)
-        self.alpha = np.zeros(shape)
-        self.alpha_start = np.zeros(shape)
-        self.alpha_target = np.zeros(shape)
-        self.alpha_before = np.zeros(shape)
-        self.pruning = np.zeros(shape, bool)
-        self.gradients_ok = np.zeros(shape, bool)
-        self.measured_in_holding = np.zeros(shape, bool)
-        self.fates = np.zeros((num_hosts, len(Fate)), np.int64)
-        self._costs: SeedCosts | None = None
-        self._places = np.indices(shape, sparse=True)
-
-    # ------------------------------------------------------------------ what holds now
-    @property
-    def costs(self) -> SeedCosts:
-        """Parameter counts of the hosts at hand, set by the env whenever a host is drawn."""
-        if self._costs is None:
-            raise RuntimeError("the lifecycle has no parameter counts yet: assign `costs` before using it")
-        return self._costs
-
-    @costs.setter
-    def costs(self, costs: SeedCosts) -> None:
-        self._costs = costs
-
-    @property
-    def living(self) -> BoolArray:
-        """``[N, S]`` whether a seed occupies the slot (GERMINATED to FOSSILIZED)."""
-        return (self.stage >= SeedStage.GERMINATED) & (self.stage <= SeedStage.FOSSILIZED)
-
-    @property
-    def computing(self) -> BoolArray:
-        """``[N, S]`` whether the slot's seed has weights that are run in training (TRAINING to FOSSILIZED)."""
-        return (self.stage >= SeedStage.TRAINING) & (self.stage <= SeedStage.FOSSILIZED)
-
-    @property
-    def settled(self) -> BoolArray:
-        """``[N, S]`` no alpha ramp is under way."""
-        return self.mode != AlphaMode.RAMP
-
-    @property
-    def alpha_velocity(self) -> FloatArray:
-        """``[N, S]`` change of alpha in the last epoch."""
-        return self.alpha - self.alpha_before
-
-    @property
-    def epochs_to_target(self) -> IntArray:
-        """``[N, S]`` epochs until a ramp under way ends; 0 where alpha is settled."""
-        return np.where(self.settled, 0, self.ramp_epochs - self.ramp_elapsed)
-
-    @property
-    def internal_kind(self) -> IntArray:
-        """``[N, S]`` ``SeedInternalKind`` of the slot's seed; NONE where there is no seed."""
-        return _KIND[np.maximum(self.blueprint, Blueprint.NOOP)]
-
-    @property
-    def internal_max_level(self) -> IntArray:
-        """``[N, S]`` highest level of the slot's seed, at least 1 always."""
-        return _MAX_LEVEL[self.internal_kind]
-
-    @property
-    def extra_parameters(self) -> IntArray:
-        """``[N]`` parameters of all living seeds, full size in every stage, gates included.
-
-        Of an internal structure only the levels that are switched on count.
-        """
-        return np.where(self.living, self.seed_costs(self.costs), 0).sum(axis=1)
-
-    def seed_costs(self, costs: SeedCosts) -> IntArray:
-        """``[N, S]`` what each slot's seed costs as it is now, its gate and internal levels included.
-
-        Meaningless where there is no seed.
-        """
-        hosts, slots = self._places
-        blueprint, kind = np.maximum(self.blueprint, Blueprint.NOOP), self.internal_kind
-        grown = (self.internal_level - _START_LEVEL[kind]) * costs.level[hosts, blueprint, slots]
-        gates = np.where(self.algorithm == AlphaAlgorithm.GATE, costs.gate, 0)
-        return costs.blueprint[hosts, blueprint, slots] + grown + gates
-
-    @property
-    def parameter_budget(self) -> IntArray:
-        """``[N]`` parameters that living seeds may have together."""
-        if self.rules.parameter_budget is not None:
-            return np.full(len(self.costs.host), self.rules.parameter_budget, np.int64)
-        return DEFAULT_BUDGET_FACTOR * self.costs.host
-
-    def report(self, host: int, slot: int) -> SeedReport:
-        """What one slot of one host is doing.
-
-        Raises:
-            ValueError: its internal level breaks the contract of :class:`envs.seed_report.SeedReport`.
-        """
-        cell = (host, slot)
-        return SeedReport(
-            slot_id=self.slots.slot_ids[slot],
-            stage=SeedStage(int(self.stage[cell])),
-            blueprint=Blueprint(int(self.blueprint[cell])) if self.living[cell] else None,
-            epochs_in_stage=int(self.epochs_in_stage[cell]),
-            alpha=float(self.alpha[cell]),
-            alpha_target=float(self.alpha_target[cell]),
-            algorithm=AlphaAlgorithm(int(self.algorithm[cell])),
-            pruning=bool(self.pruning[cell]),
-            internal_kind=SeedInternalKind(int(self.internal_kind[cell])),
-            internal_level=int(self.internal_level[cell]),
-            internal_max_level=int(self.internal_max_level[cell]),
-        )
-
-    # ------------------------------------------------------------------ the gate table
-    def blueprint_gate(self) -> BoolArray:
-        """``[N, num_blueprints]`` blueprints that fit, gate included, in every DORMANT enabled slot."""
-        left = self.parameter_budget - self.extra_parameters
-        fits = self.costs.blueprint + self.costs.gate[:, None, :] <= left[:, None, None]
-        germinable = (self.stage == SeedStage.DORMANT) & self.enabled
-        everywhere = (fits | ~germinable[:, None, :]).all(axis=2)
-        return everywhere & self.costs.offered & (np.arange(len(self.costs.offered)) != Blueprint.NOOP)
-
-    def style_gate(self, gates: BoolArray) -> BoolArray:
-        """``[N, num_styles]`` styles open to SET_ALPHA_TARGET: GATED_GATE needs its gate to fit where it is new.
-
-        Args:
-            gates: What :meth:`gates` says now.
-        """
-        left = self.parameter_budget - self.extra_parameters
-        fits = (self.algorithm == AlphaAlgorithm.GATE) | (self.costs.gate <= left[:, None])
-        retargetable = gates[:, LifecycleOp.SET_ALPHA_TARGET]
-        styles = np.ones((len(left), len(GerminationStyle)), bool)
-        styles[:, GerminationStyle.GATED_GATE] = (fits | ~retargetable).all(axis=1)
-        return styles
-
-    def gates(self) -> BoolArray:
-        """``[N, num_ops, S]`` where each op may act now. WAIT acts nowhere and is always open."""
-        stage, settled = self.stage, self.settled
-        gates = np.zeros((len(stage), len(self.slots.ops), stage.shape[1]), bool)
-        budget_left = (self.living.sum(axis=1) < self.max_living) & self.blueprint_gate().any(axis=1)
-        trained = (self.epochs_in_stage >= self.rules.min_training_epochs) & self.gradients_ok
-        gates[:, LifecycleOp.GERMINATE] = (stage == SeedStage.DORMANT) & budget_left[:, None]
-        gates[:, LifecycleOp.ADVANCE] = (
-            (stage == SeedStage.GERMINATED)
-            | ((stage == SeedStage.TRAINING) & trained)
-            | ((stage == SeedStage.BLENDING) & settled)
-        )
-        blended = ((stage == SeedStage.BLENDING) | (stage == SeedStage.HOLDING)) & settled
-        gates[:, LifecycleOp.SET_ALPHA_TARGET] = blended
-        gates[:, LifecycleOp.FOSSILIZE] = (stage == SeedStage.HOLDING) & settled & self.measured_in_holding
-        gates[:, LifecycleOp.PRUNE] = self.living & (stage != SeedStage.FOSSILIZED)
-        if self.slots.internal_levels:
-            gates[:, LifecycleOp.GROW_INTERNAL], gates[:, LifecycleOp.SHRINK_INTERNAL] = self._level_gates()
-        return gates & (self.enabled & ~self.pruning)[:, None, :]
-
-    def _level_gates(self) -> tuple[BoolArray, BoolArray]:
-        """``[N, S]`` each: where one more internal level exists and fits the budget, and where one can go."""
-        hosts, slots = self._places
-        price = self.costs.level[hosts, np.maximum(self.blueprint, Blueprint.NOOP), slots]
-        left = self.parameter_budget - self.extra_parameters
-        develops = (self.stage >= SeedStage.TRAINING) & (self.stage <= SeedStage.HOLDING)
-        adjustable = develops & (self.internal_kind != SeedInternalKind.NONE)
-        grows = adjustable & (self.internal_level < self.internal_max_level) & (price <= left[:, None])
-        return grows, adjustable & (self.internal_level > 0)
+    def book_measurement(self, measured: BoolArray) -> None:
+        """Take in which seeds' contributions were measured in this epoch, ``[N, S]``."""
+        self.measured_in_holding |= (self.stage == SeedStage.HOLDING) & measured
 
     # ------------------------------------------------------------------ ops
     def apply(self, actions: IntArray) -> None:
@@ -284,7 +95,7 @@ class Lifecycle:
         blueprint, style, tempo, target = actions[:, 2], actions[:, 3], actions[:, 4], actions[:, 5]
         self._enter(hosts, slots, SeedStage.GERMINATED)
         self.blueprint[hosts, slots] = blueprint
-        self.internal_level[hosts, slots] = _START_LEVEL[_KIND[blueprint]]
+        self.internal_level[hosts, slots] = START_LEVEL[KIND[blueprint]]
         self.algorithm[hosts, slots] = _STYLE_ALGORITHM[style]
         self.curve[hosts, slots] = _STYLE_CURVE[style]
         self.tempo_epochs[hosts, slots] = _TEMPO_EPOCHS[tempo]
@@ -293,7 +104,7 @@ class Lifecycle:
 
     def _advance(self, hosts: IntArray, slots: IntArray, actions: IntArray) -> None:
         starts_blending = self.stage[hosts, slots] == SeedStage.TRAINING
-        self._enter(hosts, slots, self.stage[hosts, slots] + 1)
+        self._enter(hosts, slots, _NEXT_STAGE[self.stage[hosts, slots]])
         h, s = hosts[starts_blending], slots[starts_blending]
         self._ramp(h, s, self.alpha_target[h, s], self.tempo_epochs[h, s], self.curve[h, s])
 
@@ -307,7 +118,7 @@ class Lifecycle:
     def _prune(self, hosts: IntArray, slots: IntArray, actions: IntArray) -> None:
         epochs = np.where(self.alpha[hosts, slots] == 0.0, 0, _SPEED_EPOCHS[actions[:, 6]])
         at_once = epochs == 0
-        self._remove(hosts[at_once], slots[at_once], SeedStage.PRUNED, Fate.PRUNED)
+        self._leave(hosts[at_once], slots[at_once], SeedStage.PRUNED, Fate.PRUNED)
         h, s = hosts[~at_once], slots[~at_once]
         self._ramp(h, s, np.zeros(len(h)), epochs[~at_once], actions[~at_once, 7])
         self.pruning[h, s] = True
@@ -329,26 +140,10 @@ class Lifecycle:
         self.mode[hosts, slots] = np.where(jump, AlphaMode.STEP, AlphaMode.RAMP)
         self.alpha[hosts[jump], slots[jump]] = target[jump]
 
-    def _remove(self, hosts: IntArray, slots: IntArray, stage: SeedStage, fate: Fate | None) -> None:
+    def _leave(self, hosts: IntArray, slots: IntArray, stage: SeedStage, fate: Fate | None) -> None:
         """Empty the slots and leave them in ``stage``; book the seeds' fate."""
+        self._empty((hosts, slots))
         self._enter(hosts, slots, stage)
-        self.blueprint[hosts, slots] = NO_BLUEPRINT
-        for array in (
-            self.internal_level,
-            self.algorithm,
-            self.mode,
-            self.tempo_epochs,
-            self.ramp_epochs,
-            self.ramp_elapsed,
-            self.alpha,
-            self.alpha_start,
-            self.alpha_target,
-            self.alpha_before,
-            self.pruning,
-            self.gradients_ok,
-        ):
-            array[hosts, slots] = 0
-        self.curve[hosts, slots] = AlphaCurve.LINEAR
         if fate is not None:
             np.add.at(self.fates[:, fate], hosts, 1)
 
@@ -356,11 +151,12 @@ class Lifecycle:
     def tick(self) -> None:
         """Let one epoch pass: emptied slots move towards DORMANT, ramps move, ages grow."""
         age, stage = self.epochs_in_stage, self.stage
-        for now, stays, then in (
-            (SeedStage.RESETTING, 1, SeedStage.DORMANT),
-            (SeedStage.EMBARGOED, self.rules.embargo_epochs, SeedStage.RESETTING),
-            (SeedStage.PRUNED, 1, SeedStage.EMBARGOED),
+        for now, stays in (  # the last first: one stage an epoch
+            (SeedStage.RESETTING, 1),
+            (SeedStage.EMBARGOED, self.rules.embargo_epochs),
+            (SeedStage.PRUNED, 1),
         ):
+            (then,) = TRANSITIONS[now]
             self._enter(*_cells((stage == now) & (age >= stays)), then)
         ramping = self.mode == AlphaMode.RAMP
         self.ramp_elapsed[ramping] += 1
@@ -370,16 +166,56 @@ class Lifecycle:
         self.alpha[ramping] = np.where(progress >= 1.0, target, start + (target - start) * share)
         arrived = ramping & (self.ramp_elapsed >= self.ramp_epochs)
         self.mode[arrived] = AlphaMode.HOLD
-        self._remove(*_cells(arrived & self.pruning), SeedStage.PRUNED, Fate.PRUNED)
+        self._leave(*_cells(arrived & self.pruning), SeedStage.PRUNED, Fate.PRUNED)
         self.epochs_in_stage += 1
 
-    # ------------------------------------------------------------------ ends
-    def clear(self, hosts: IntArray) -> None:
-        """Start an episode: every slot of these hosts is DORMANT and the books are empty."""
-        chosen = np.zeros_like(self.pruning)
-        chosen[hosts] = True
-        self._remove(*_cells(chosen), SeedStage.DORMANT, None)
-        self.fates[hosts] = 0
+    # ------------------------------------------------------------------ beginnings and ends
+    def plant(self, grown: GrownSeeds, hosts: IntArray) -> None:
+        """Put seeds into hosts whose episode begins, as FOSSILIZED; the population then draws their weights.
+
+        Arguments and errors are those of :meth:`plantable`.
+        """
+        present = self.plantable(grown, hosts)
+        self.stage[present] = SeedStage.FOSSILIZED
+        for target, source in (
+            (self.blueprint, grown.blueprint),
+            (self.algorithm, grown.algorithm),
+            (self.internal_level, grown.internal_level),
+            (self.alpha, grown.alpha),
+            (self.alpha_target, grown.alpha),
+            (self.alpha_before, grown.alpha),
+        ):
+            target[present] = source[present]
+        self.fates[:, Fate.FOSSILIZED] += present.sum(axis=1)
+
+    def plantable(self, grown: GrownSeeds, hosts: IntArray) -> BoolArray:
+        """Where the seeds of these hosts would be, ``[N, S]``; changes nothing.
+
+        Args:
+            grown: Of all N hosts; the others' are not looked at.
+            hosts: ``[m]`` indices.
+
+        Raises:
+            ValueError: arrays of another shape, a kind that the hosts do not offer, a disabled slot, an amplitude
+                out of range.
+        """
+        shape = self.stage.shape
+        for name, array in vars(grown).items():
+            if array.shape != shape:
+                raise ValueError(
+                    f"grown seeds of {shape[0]} hosts with {shape[1]} slots needed: {name} is {array.shape}"
+                )
+        present = np.zeros(shape, bool)
+        present[hosts] = grown.blueprint[hosts] != NO_BLUEPRINT
+        unknown = set(grown.blueprint[present]) - set(np.flatnonzero(self.costs.offered))
+        if unknown:
+            raise ValueError(f"these hosts offer no blueprint {', '.join(str(kind) for kind in sorted(unknown))}")
+        if (present & ~self.enabled).any():
+            raise ValueError(f"seeds can only be in the enabled slots, which are {self.enabled.tolist()}")
+        alpha = grown.alpha[present]
+        if not ((alpha > 0.0) & (alpha <= 1.0)).all():
+            raise ValueError(f"the alpha of a grown seed must be above 0 and at most 1, got {alpha.tolist()}")
+        return present
 
     def strip(self, hosts: IntArray) -> None:
         """End an episode: remove every seed of these hosts that is not FOSSILIZED (the commit)."""
@@ -395,8 +231,8 @@ class Lifecycle:
         doomed = np.zeros_like(self.pruning)
         doomed[hosts] = ~kept
         alive = doomed & self.living
-        self._remove(*_cells(alive), SeedStage.DORMANT, fate)
-        self._remove(*_cells(doomed & ~alive), SeedStage.DORMANT, None)
+        self._leave(*_cells(alive), SeedStage.DORMANT, fate)
+        self._leave(*_cells(doomed & ~alive), SeedStage.DORMANT, None)
 
 
 def _cells(mask: BoolArray) -> tuple[IntArray, IntArray]:

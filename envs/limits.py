@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,7 @@ DEFAULT_BUDGET_FACTOR = 16
 
 @dataclass(frozen=True)
 class SeedCosts:
-    """What hosts and seeds cost (N hosts, S slots).
-
-    In parameters, from which budgets, rent and observations are computed, or in FLOPs of one sample's forward.
+    """What hosts and seeds cost in one unit, which the subclasses name (N hosts, S slots).
 
     Attributes:
         host: ``[N]`` cost of each host alone.
@@ -34,9 +33,23 @@ class SeedCosts:
     gate: IntArray
     offered: BoolArray
 
-    def rows(self, index: IntArray) -> SeedCosts:
+    def rows(self, index: IntArray) -> Self:
         """Costs of the hosts ``index``, which may repeat."""
-        return SeedCosts(self.host[index], self.blueprint[index], self.level[index], self.gate[index], self.offered)
+        return replace(
+            self,
+            host=self.host[index],
+            blueprint=self.blueprint[index],
+            level=self.level[index],
+            gate=self.gate[index],
+        )
+
+
+class ParameterCosts(SeedCosts):
+    """In parameters, from which budgets, rent and observations are computed."""
+
+
+class FlopCosts(SeedCosts):
+    """In FLOPs of one sample's forward, from which the cost of a training is computed."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from envs.episode_state import EpisodeArrays, per_slot
 from envs.population.counterfactuals import Counterfactuals
 from envs.population.population import SeedGradients
 
@@ -12,7 +13,7 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 
 
-class SlotMeasurements:
+class SlotMeasurements(EpisodeArrays):
     """Latest measurements, ``[N, S]`` each; NaN where nothing was measured of the seed that lives there now.
 
     Attributes:
@@ -28,20 +29,16 @@ class SlotMeasurements:
         previous_health: The epoch before's; 1 at a seed's birth.
     """
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        def unmeasured() -> FloatArray:
-            return np.full(shape, np.nan)
-
-        self.contribution = unmeasured()
-        self.contribution_change = unmeasured()
-        self.interaction_sum = unmeasured()
-        self.interaction_best = unmeasured()
-        self.epochs_since = unmeasured()
-        self.gradient_norm = unmeasured()
-        self.vanishing = unmeasured()
-        self.exploding = unmeasured()
-        self.health = unmeasured()
-        self.previous_health = np.ones(shape)
+    contribution: FloatArray = per_slot(np.nan)
+    contribution_change: FloatArray = per_slot(np.nan)
+    interaction_sum: FloatArray = per_slot(np.nan)
+    interaction_best: FloatArray = per_slot(np.nan)
+    epochs_since: FloatArray = per_slot(np.nan)
+    gradient_norm: FloatArray = per_slot(np.nan)
+    vanishing: FloatArray = per_slot(np.nan)
+    exploding: FloatArray = per_slot(np.nan)
+    health: FloatArray = per_slot(np.nan)
+    previous_health: FloatArray = per_slot(1.0)
 
     def take_gradients(self, gradients: SeedGradients) -> None:
         """Book one epoch's gradient statistics."""
@@ -49,11 +46,9 @@ class SlotMeasurements:
         self.gradient_norm, self.health = gradients.norm, gradients.health
         self.vanishing, self.exploding = gradients.vanishing, gradients.exploding
 
-    def take_counterfactuals(self, measured: Counterfactuals | None) -> None:
-        """Book one epoch's counterfactuals, or that none were due."""
+    def take_counterfactuals(self, measured: Counterfactuals) -> None:
+        """Book one epoch's counterfactuals; most are of no member that was due."""
         self.epochs_since += 1
-        if measured is None:
-            return
         fresh = ~np.isnan(measured.contribution)
         self.contribution_change[fresh] = (measured.contribution - self.contribution)[fresh]
         self.contribution[fresh] = measured.contribution[fresh]
@@ -63,5 +58,4 @@ class SlotMeasurements:
 
     def forget(self, empty: BoolArray) -> None:
         """Drop what was measured of seeds that are gone (``empty`` is ``[N, S]``)."""
-        for name, array in vars(self).items():
-            array[empty] = 1.0 if name == "previous_health" else np.nan
+        self._empty(empty)

@@ -13,10 +13,12 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from envs.action_masks import build_mask, marginal_mask, mask_size, refusals
+from envs.action_masks import build_mask, marginal_mask, mask_size, refusals, whole_numbers
+from envs.computing import host_computation
+from envs.episode_state import EpisodeArrays, EpisodeState, per_host
 from envs.governor import Governor, Panic
 from envs.grown import GrownSeeds
-from envs.lifecycle import Fate, Lifecycle
+from envs.lifecycle import Lifecycle
 from envs.limits import LifecycleRules
 from envs.measurements import SlotMeasurements
 from envs.observation import HIGH, LOW, ObservationLayout
@@ -25,13 +27,39 @@ from envs.population.population import Population, draw_variant
 from envs.population.snapshots import Snapshots
 from envs.progress import HostProgress
 from envs.reward import COMPONENTS, RewardAccount, RewardConfig, RewardMode, score_components
+from envs.seeding import HostChance, episode_generator
+from envs.slot_states import Fate
 from envs.tasks import Task, make_task
-from envs.vocabulary import NO_BLUEPRINT, LifecycleOp, SeedStage
+from envs.vocabulary import HEAD_NAMES, NO_BLUEPRINT, LifecycleOp
 
 Observation = dict[str, npt.NDArray[Any]]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+
+
+class EpisodeSteps(EpisodeArrays):
+    """Where each host is in its episode.
+
+    Attributes:
+        epoch: ``[N]`` epochs done.
+        over: ``[N]`` episodes that ended with the step before; the next step starts new ones.
+        last_actions: ``[N, 8]`` what was executed last.
+        last_success: ``[N]`` whether the last action was executed as asked.
+    """
+
+    epoch: IntArray = per_host(0)
+    over: BoolArray = per_host(False)
+    last_actions: IntArray = per_host(LifecycleOp.WAIT, len(HEAD_NAMES))
+    last_success: BoolArray = per_host(True)
+
+    def tick(self) -> None:
+        """Count an epoch."""
+        self.epoch += 1
+
+    def book(self, executed: IntArray, success: BoolArray, over: BoolArray) -> None:
+        """Take in what an epoch's actions were, and which episodes it ended."""
+        self.last_actions, self.last_success, self.over = executed, success, over
 
 
 class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[Any]]):
@@ -63,9 +91,8 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         report_test: Evaluate each committed network on the test split too (in ``info``, never in the observation).
         seed_stream: Mixed into an int seed, so that a resumed run or a restarted worker does not repeat itself.
         device: Where hosts live.
-
-    Attributes:
-        last_actions: ``[N, 8]`` what was executed last, WAIT (all 0) after a refusal and at a reset.
+        num_threads: Of torch on the CPU while hosts train and are evaluated; the process's own number is put back
+            after every call. A second thread beside another busy process makes both wait for each other.
 
     Raises:
         envs.tasks.TaskError: an unknown task, arguments that it does not take, or data that are not there.
@@ -94,11 +121,13 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         report_test: bool = False,
         seed_stream: int = 0,
         device: str = "cpu",
+        num_threads: int = 1,
     ) -> None:
         for name, value in (
             ("num_envs", num_envs),
             ("max_epochs", max_epochs),
             ("counterfactual_interval", counterfactual_interval),
+            ("num_threads", num_threads),
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -106,20 +135,18 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
             raise ValueError(f"task_args are for a task given by name: task {task.name!r} is made already")
         self.task = make_task(task, task_args) if isinstance(task, str) else task
         self.num_envs, self.max_epochs = num_envs, max_epochs
-        self.counterfactual_interval, self.report_test, self.seed_stream = (
-            counterfactual_interval,
-            report_test,
-            seed_stream,
-        )
+        self.counterfactual_interval, self.report_test = counterfactual_interval, report_test
+        self.seed_stream, self.num_threads = seed_stream, num_threads
         slots = self.task.slots
         rules = LifecycleRules(min_training_epochs, embargo_epochs, max_living_seeds, parameter_budget)
-        self.lifecycle = Lifecycle(num_envs, slots, rules)
-        self.population = Population(self.task, num_envs, max_epochs, torch.device(device))
-        self.lifecycle.costs = self.population.costs
+        # Every EpisodeState is walked by every reset, in the order in which it is made here.
+        self.chance = HostChance(num_envs)
+        self.population = Population(self.task, num_envs, max_epochs, torch.device(device), self.chance)
+        self.lifecycle = Lifecycle(num_envs, slots, rules, lambda: self.population.costs)
         self.snapshots = Snapshots(self.population, slots.num_slots)
         self.layout = ObservationLayout(slots)
         self.progress = HostProgress(num_envs)
-        self.measurements = SlotMeasurements((num_envs, slots.num_slots))
+        self.measurements = SlotMeasurements(num_envs, slots.num_slots)
         self.governor = Governor(num_envs, self.task.chance_accuracy)
         self.account = RewardAccount(
             num_envs,
@@ -131,49 +158,72 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
                 germination_cost=germination_cost,
             ),
         )
+        self.steps = EpisodeSteps(num_envs)
         self.metadata = dict(type(self).metadata)
         self.single_observation_space = observation_space(self.layout)
         self.single_action_space = spaces.MultiDiscrete([head.size for head in slots.heads])
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.epoch = np.zeros(num_envs, np.int64)
-        self._episode = np.zeros(num_envs, np.int64)
-        self._seeds: IntArray | None = None
-        self._done = np.zeros(num_envs, bool)
-        self.last_actions = np.zeros((num_envs, len(slots.heads)), np.int64)
-        self._last_success = np.ones(num_envs, bool)
+        self._needs_reset = True
         self._mask = np.zeros((num_envs, mask_size(slots.heads)), np.int8)
+
+    @property
+    def episode_state(self) -> list[EpisodeState]:
+        """Whatever of this env lives for one episode."""
+        return [value for value in vars(self).values() if isinstance(value, EpisodeState)]
+
+    @property
+    def epoch(self) -> IntArray:
+        """``[N]`` epochs done in each host's episode."""
+        return self.steps.epoch
+
+    @property
+    def last_actions(self) -> IntArray:
+        """``[N, 8]`` what was executed last, WAIT (all 0) after a refusal and at a reset."""
+        return self.steps.last_actions
 
     # ------------------------------------------------------------------ Gymnasium
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start a new episode in every host.
+        """Start a new episode, in every host or in some.
 
         Args:
             seed: An int is spread over the hosts; a sequence seeds them singly; None goes on with the next episode
                 of the seeds at hand (or with fresh ones at the first call).
-            options: ``grown``, a :class:`envs.grown.GrownSeeds` of N hosts, lets these episodes start with the seeds
+            options: ``reset_mask``, bool ``[N]``, resets only the hosts that it marks, as Gymnasium has it.
+                ``grown``, a :class:`envs.grown.GrownSeeds` of N hosts, lets these episodes start with the seeds
                 in place: committed, and trained with the host from the first epoch on. Hosts that start anew in
                 :meth:`step` start without.
 
         Raises:
-            ValueError: seeds that do not fit the hosts.
+            ValueError: seeds, a mask or grown seeds that do not fit the hosts, or an unknown option. Nothing was
+                changed then.
+            gymnasium.error.ResetNeeded: a mask at the first reset, which must be of all hosts.
         """
-        if seed is not None or self._seeds is None:
-            self._seeds = spread_seeds(seed, self.num_envs, self.seed_stream)
-            self._episode[:] = 0
-        everybody = np.arange(self.num_envs)
-        self._begin(everybody)
-        grown: GrownSeeds | None = (options or {}).get("grown")
+        options = options or {}
+        if unknown := options.keys() - {"reset_mask", "grown"}:
+            raise ValueError(f"reset knows the options reset_mask and grown, got {', '.join(sorted(unknown))}")
+        hosts, grown = self._to_reset(options.get("reset_mask")), options.get("grown")
         if grown is not None:
-            grown.plant(self.lifecycle)
-        self.population.sync(self.lifecycle)
-        loss, accuracy = self._evaluate(everybody)
-        self._open_books(everybody, loss, accuracy)
-        self.progress.observe(loss, accuracy)
-        self._done[:] = False
-        return self._observe(), self._progress_info(accuracy)
+            self.lifecycle.plantable(grown, hosts)
+        self.chance.seed(hosts, seed, self.seed_stream)
+        with host_computation(self.num_threads):
+            self._begin(hosts, grown)
+        self._needs_reset = False
+        return self._observe(), self._progress_info()
+
+    def _to_reset(self, mask: BoolArray | None) -> IntArray:
+        if mask is None:
+            return np.arange(self.num_envs)
+        given = np.asarray(mask)
+        if given.dtype != np.bool_ or given.shape != (self.num_envs,) or not given.any():
+            raise ValueError(
+                f"reset_mask must be {self.num_envs} bools, at least one of them True, got {given.tolist()}"
+            )
+        if self._needs_reset:
+            raise gym.error.ResetNeeded("the first reset is of all hosts: leave reset_mask out")
+        return np.flatnonzero(given)
 
     def step(
         self, actions: npt.NDArray[np.int64]
@@ -187,37 +237,40 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
             Observation, rewards ``[N]`` float64, terminated ``[N]``, truncated ``[N]`` (always False), info.
 
         Raises:
-            ValueError: actions outside the action space.
+            ValueError: actions that are no whole numbers, or outside the action space.
         """
-        if self._seeds is None:
+        if self._needs_reset:
             raise gym.error.ResetNeeded("call reset() before step()")
-        resetting = self._done.copy()
-        actions = np.asarray(actions, np.int64)
+        actions = whole_numbers(actions)
         refused = refusals(actions, self._mask, self.task.slots.heads)
+        with host_computation(self.num_threads):
+            return self._step(actions, refused)
+
+    def _step(
+        self, actions: IntArray, refused: dict[str, BoolArray]
+    ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
+        resetting = self.steps.over.copy()
         wrong = np.any(list(refused.values()), axis=0) & ~resetting
         executed = np.where((wrong | resetting)[:, None], LifecycleOp.WAIT, actions)
-        self._grow_and_train(executed, resetting)
+        self._grow_and_train(executed)
         ending = (self.epoch >= self.max_epochs) & ~resetting
         self.lifecycle.strip(np.flatnonzero(ending))
-        newcomers = np.flatnonzero(resetting)
-        self._begin(newcomers)
         self.population.sync(self.lifecycle)
-        loss, accuracy = self._evaluate(np.arange(self.num_envs))
-        self._open_books(newcomers, loss[newcomers], accuracy[newcomers])
+        loss, accuracy = self._evaluate_running(~resetting)
         panic = np.where(resetting, Panic.NONE, self.governor.judge(loss, accuracy, ending | resetting))
-        self.governor.start(newcomers)  # an untrained host's result is no epoch of its episode
         stopped = panic != Panic.NONE
         measured = self._measure(~(ending | resetting | stopped), accuracy)
         self._guard(stopped, resetting | ending, loss, accuracy)
         self.progress.observe(loss, accuracy)
-        self.last_actions = executed
-        self._last_success = ~wrong
         terminated = ending | stopped
         scores = score_components(accuracy, self.lifecycle, self.account.config)
         germinated = executed[:, 0] == LifecycleOp.GERMINATE
         components = self.account.pay(scores, self.lifecycle, germinated, measured.contribution, terminated, stopped)
-        self._done = terminated
-        info = self._progress_info(accuracy)
+        components[resetting] = 0.0
+        self.steps.book(executed, ~wrong, terminated)
+        # Last, so that nothing of this step is booked to an episode that only begins.
+        self._begin(np.flatnonzero(resetting))
+        info = self._progress_info()
         for name, column in zip(COMPONENTS, components.T, strict=True):
             _add_info(info, f"reward_{name}", column)
         self._explain(info, refused, wrong)
@@ -229,55 +282,52 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         return marginal_mask(self._mask, self.task.slots.heads).astype(bool)
 
     # ------------------------------------------------------------------ one step's parts
-    def _begin(self, hosts: IntArray) -> None:
-        """Draw fresh hosts and forget everything about the old ones."""
+    def _begin(self, hosts: IntArray, grown: GrownSeeds | None = None) -> None:
+        """Start an episode of these hosts, and book their untrained results as its beginning."""
         if not len(hosts):
             return
-        assert self._seeds is not None
-        generators = [_generator(self._seeds[host], self._episode[host]) for host in hosts]
-        self._episode[hosts] += 1
-        self.population.reset(hosts, generators)
-        self.lifecycle.clear(hosts)
-        self.lifecycle.costs = self.population.costs
-        self.progress.start(hosts)
-        self.governor.start(hosts)
-        self.epoch[hosts] = 0
-        self.last_actions[hosts] = LifecycleOp.WAIT
-        self._last_success[hosts] = True
-
-    def _open_books(self, hosts: IntArray, loss: FloatArray, accuracy: FloatArray) -> None:
-        """Book the untrained hosts' results as the start of their episode."""
-        if not len(hosts):
-            return
-        everybody = np.zeros(self.num_envs)
-        everybody[hosts] = accuracy
-        self.account.open(hosts, score_components(everybody, self.lifecycle, self.account.config)[hosts])
+        for state in self.episode_state:
+            state.start(hosts)
+        if grown is not None:
+            self.lifecycle.plant(grown, hosts)
+        self.population.sync(self.lifecycle)
+        loss, accuracy = self._evaluate(hosts)
+        self.progress.open(hosts, loss, accuracy)
+        scores = score_components(self.progress.accuracy[:, -1], self.lifecycle, self.account.config)
+        self.account.open(hosts, scores[hosts])
         self.snapshots.take(hosts, self.lifecycle)
 
-    def _grow_and_train(self, executed: IntArray, resetting: BoolArray) -> None:
+    def _grow_and_train(self, executed: IntArray) -> None:
         self.lifecycle.apply(executed)
         self.lifecycle.tick()
         self.population.sync(self.lifecycle)
-        if not resetting.all():
+        if not self.steps.over.all():
             gradients = self.population.train_epoch(self.epoch, self.lifecycle)
             self.measurements.take_gradients(gradients)
             # Finite is enough to advance: straight-through gradients grow with the time in TRAINING, every update is
             # clipped anyway, and a gate on their size would lock a seed in for good.
-            self.lifecycle.gradients_ok = np.isfinite(gradients.norm)
-        self.epoch += 1
+            self.lifecycle.book_gradients(np.isfinite(gradients.norm))
+        self.steps.tick()
 
     def _evaluate(self, hosts: IntArray) -> tuple[FloatArray, FloatArray]:
         return self.population.evaluate(hosts, self.lifecycle.alpha[hosts], self.lifecycle, "validation")
 
+    def _evaluate_running(self, running: BoolArray) -> tuple[FloatArray, FloatArray]:
+        """Loss and accuracy ``[N]``; 0 for hosts whose episode is over."""
+        loss, accuracy = np.zeros(self.num_envs), np.zeros(self.num_envs)
+        hosts = np.flatnonzero(running)
+        if len(hosts):
+            loss[hosts], accuracy[hosts] = self._evaluate(hosts)
+        return loss, accuracy
+
     def _measure(self, candidates: BoolArray, accuracy: FloatArray) -> Counterfactuals:
         """Measure contributions of the hosts whose turn it is, at once where HOLDING has just begun."""
         self.measurements.forget(~self.lifecycle.living)
-        holding = self.lifecycle.stage == SeedStage.HOLDING
         turn = self.epoch % self.counterfactual_interval == 0
-        due = candidates & (turn | (holding & ~self.lifecycle.measured_in_holding).any(axis=1))
+        due = candidates & (turn | self.lifecycle.awaits_measurement.any(axis=1))
         measured = measure_counterfactuals(self.population, self.lifecycle, due, accuracy)
         self.measurements.take_counterfactuals(measured)
-        self.lifecycle.measured_in_holding |= holding & ~np.isnan(measured.contribution)
+        self.lifecycle.book_measurement(~np.isnan(measured.contribution))
         return measured
 
     def _guard(self, stopped: BoolArray, exempt: BoolArray, loss: FloatArray, accuracy: FloatArray) -> None:
@@ -287,9 +337,9 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
             self.snapshots.restore(hosts, self.lifecycle)
             loss[hosts], accuracy[hosts] = self._evaluate(hosts)
             self.measurements.forget(~self.lifecycle.living)
-        just_fossilized = (self.lifecycle.stage == SeedStage.FOSSILIZED) & (self.lifecycle.epochs_in_stage == 1)
-        due = self.governor.snapshot_due() | just_fossilized.any(axis=1)
-        hosts = np.flatnonzero(due & ~stopped & ~exempt)
+        # A fossil is saved in its own epoch, or in the first healthy one after it: what is restored must be worth it.
+        unsaved = self.governor.healthy & self.snapshots.lacks(self.lifecycle)
+        hosts = np.flatnonzero((self.governor.snapshot_due() | unsaved) & ~stopped & ~exempt)
         if len(hosts):
             self.snapshots.take(hosts, self.lifecycle)
 
@@ -302,16 +352,16 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
             self.measurements,
             self.epoch,
             self.max_epochs,
-            self.last_actions[:, 0],
-            self._last_success,
+            self.steps.last_actions[:, 0],
+            self.steps.last_success,
         )
         blueprints = np.where(self.lifecycle.living, self.lifecycle.blueprint, NO_BLUEPRINT)
         return {"obs": obs, "blueprint_indices": blueprints, "action_mask": self._mask.copy()}
 
-    def _progress_info(self, accuracy: FloatArray) -> dict[str, Any]:
+    def _progress_info(self) -> dict[str, Any]:
         info: dict[str, Any] = {}
         _add_info(info, "score", self.account.score.sum(axis=1))
-        _add_info(info, "val_accuracy", accuracy)
+        _add_info(info, "val_accuracy", self.progress.accuracy[:, -1].copy())
         _add_info(info, "extra_parameters", self.lifecycle.extra_parameters)
         return info
 
@@ -358,34 +408,9 @@ def observation_space(layout: ObservationLayout) -> spaces.Dict:
     )
 
 
-def spread_seeds(seed: int | Sequence[int] | None, num_hosts: int, stream: int = 0) -> IntArray:
-    """One seed per host.
-
-    Args:
-        seed: An int is spread, so that two workers with neighbouring seeds share no host; a sequence is taken as it
-            is; None draws from the operating system.
-        num_hosts: N.
-        stream: Other streams of the same int seed share no host either.
-
-    Raises:
-        ValueError: a sequence that does not have one seed per host.
-    """
-    if seed is None or isinstance(seed, int | np.integer):
-        sequence = np.random.SeedSequence(None if seed is None else int(seed), spawn_key=(stream,) if stream else ())
-        return sequence.generate_state(num_hosts).astype(np.int64)
-    if len(seed) != num_hosts:
-        raise ValueError(f"a sequence of seeds needs one per host: got {len(seed)} for {num_hosts} hosts")
-    return np.array([int(value) for value in seed], np.int64)
-
-
 def host_variant(task: Task, seed: int) -> int:
     """Index of the variant that a host seed's first episode draws."""
-    return draw_variant(task, _generator(seed, 0))
-
-
-def _generator(seed: int, episode: int) -> np.random.Generator:
-    """All chance of one host's episode."""
-    return np.random.default_rng(np.random.SeedSequence([int(seed), int(episode)]))
+    return draw_variant(task, episode_generator(seed, 0))
 
 
 def _add_info(

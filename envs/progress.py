@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from envs.episode_state import EpisodeArrays, per_host
+
+BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
@@ -14,7 +17,7 @@ STABLE_EPOCHS = 3
 PLATEAU_GAIN = 0.5
 
 
-class HostProgress:
+class HostProgress(EpisodeArrays):
     """Validation results over an episode; index 0 of a history is the oldest, and NaN means not yet measured.
 
     Attributes:
@@ -26,24 +29,19 @@ class HostProgress:
         stabilized: ``[N]`` latched by 3 epochs in a row with less than 3 % relative loss improvement.
     """
 
-    def __init__(self, num_hosts: int) -> None:
-        self.loss = np.full((num_hosts, HISTORY), np.nan)
-        self.accuracy = np.full((num_hosts, HISTORY), np.nan)
-        self.best_loss = np.full(num_hosts, np.inf)
-        self.best_accuracy = np.zeros(num_hosts)
-        self.plateau_epochs = np.zeros(num_hosts, np.int64)
-        self.stabilized = np.zeros(num_hosts, bool)
-        self._stable_epochs = np.zeros(num_hosts, np.int64)
+    loss: FloatArray = per_host(np.nan, HISTORY)
+    accuracy: FloatArray = per_host(np.nan, HISTORY)
+    best_loss: FloatArray = per_host(np.inf)
+    best_accuracy: FloatArray = per_host(0.0)
+    plateau_epochs: IntArray = per_host(0)
+    stabilized: BoolArray = per_host(False)
+    _stable_epochs: IntArray = per_host(0)
 
-    def start(self, hosts: IntArray) -> None:
-        """Forget these hosts: an episode begins."""
-        self.loss[hosts] = np.nan
-        self.accuracy[hosts] = np.nan
-        self.best_loss[hosts] = np.inf
-        self.best_accuracy[hosts] = 0.0
-        self.plateau_epochs[hosts] = 0
-        self.stabilized[hosts] = False
-        self._stable_epochs[hosts] = 0
+    def open(self, hosts: IntArray, loss: FloatArray, accuracy: FloatArray) -> None:
+        """Take in the untrained results ``[m]`` of hosts whose episode begins; the others' stay as they are."""
+        loss = np.where(np.isfinite(loss), loss, np.inf)
+        self.loss[hosts, -1], self.accuracy[hosts, -1] = loss, accuracy
+        self.best_loss[hosts], self.best_accuracy[hosts] = loss, accuracy
 
     def observe(self, loss: FloatArray, accuracy: FloatArray) -> None:
         """Take in this epoch's results, ``[N]`` each; a loss that is not finite counts as infinite."""

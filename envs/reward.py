@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from envs.episode_state import EpisodeArrays, per_host
 from envs.lifecycle import Lifecycle
 from envs.vocabulary import SeedStage
 
@@ -79,25 +80,28 @@ def score_components(accuracy: FloatArray, lifecycle: Lifecycle, config: RewardC
     return np.stack([accuracy / 100.0, -config.parameter_rent * growth, -config.path_rent * living], axis=1)
 
 
-class RewardAccount:
+class RewardAccount(EpisodeArrays):
     """Turns scores into rewards, host by host; every reward is the sum of its components.
 
     Args:
         num_hosts: N.
         config: Terms.
+
+    Attributes:
+        score: ``[N, 3]`` score components now, in ``SCORE_COMPONENTS`` order.
     """
 
+    score: FloatArray = per_host(0.0, len(SCORE_COMPONENTS))
+    _owed: FloatArray = per_host(0.0, len(COMPONENTS))
+    _potential: FloatArray = per_host(0.0)
+
     def __init__(self, num_hosts: int, config: RewardConfig) -> None:
+        super().__init__(num_hosts)
         self.config = config
-        self.score = np.zeros((num_hosts, len(SCORE_COMPONENTS)))
-        self._owed = np.zeros((num_hosts, len(COMPONENTS)))
-        self._potential = np.zeros(num_hosts)
 
     def open(self, hosts: npt.NDArray[np.int64], score: FloatArray) -> None:
-        """Begin an episode for ``hosts`` with their initial score components ``[len(hosts), 3]``."""
+        """Take in the initial score components ``[m, 3]`` of hosts whose episode begins."""
         self.score[hosts] = score
-        self._owed[hosts] = 0.0
-        self._potential[hosts] = 0.0
 
     def pay(
         self,

@@ -43,6 +43,29 @@ TRANSITIONS: dict[SeedStage, tuple[SeedStage, ...]] = {
 """Every stage change that can happen within an episode (an episode's end removes seeds outright)."""
 
 
+def stages_before(stage: SeedStage) -> tuple[SeedStage, ...]:
+    """The stages from which a slot can enter ``stage``."""
+    return tuple(before for before, then in TRANSITIONS.items() if stage in then)
+
+
+DEVELOPING_STAGES = stages_before(SeedStage.PRUNED)
+"""Stages of a seed whose fate is open."""
+
+ADVANCES = {
+    before: then
+    for before in DEVELOPING_STAGES
+    for then in TRANSITIONS[before]
+    if then in DEVELOPING_STAGES and then > before
+}
+"""Where ADVANCE leads from each stage that has a next one."""
+
+RETARGETABLE_STAGES = (
+    SeedStage.BLENDING,
+    *(stage for stage in stages_before(SeedStage.BLENDING) if stage not in ADVANCES),
+)
+"""Stages with an alpha that can be given another target: BLENDING, and what falls back to it."""
+
+
 class LifecycleOp(IntEnum):
     """The first head of the action: what to do this epoch. The last two exist with internal levels only."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from envs.blueprints.base import SeedModule
-from envs.limits import SeedCosts
+from envs.limits import FlopCosts
 from envs.tasks.base import Task
 from envs.vocabulary import INTERNAL_KINDS, INTERNAL_START_LEVEL, Blueprint, SeedInternalKind
 
@@ -18,7 +18,7 @@ FORWARDS_PER_TRAINING_STEP = 3
 """A backward computes two products, for inputs and for weights, where the forward computes one."""
 
 
-def variant_flops(task: Task, modules: dict[Blueprint, SeedModule]) -> SeedCosts:
+def variant_flops(task: Task, modules: dict[Blueprint, SeedModule]) -> FlopCosts:
     """FLOPs of one sample's forward, one row per host variant.
 
     Args:
@@ -42,7 +42,7 @@ def variant_flops(task: Task, modules: dict[Blueprint, SeedModule]) -> SeedCosts
         }
         seeds[:, blueprint] = at_level[start]
         levels[:, blueprint] = at_level[1] - at_level[0]  # every level costs what the first one costs
-    return SeedCosts(
+    return FlopCosts(
         host=np.array([host.flops(variant, sample_shape) for variant in variants]),
         blueprint=seeds,
         level=levels,

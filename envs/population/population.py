@@ -7,7 +7,6 @@ members concerned at a reset or a germination (design: WORLD.md sections 4, 5 an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,13 +18,15 @@ from torch import Tensor
 
 from envs.batched.parameters import ParameterLayout
 from envs.blueprints import blueprints_for
+from envs.episode_state import EpisodeState
 from envs.lifecycle import Lifecycle
-from envs.limits import SeedCosts
+from envs.limits import ParameterCosts
 from envs.population.bank import SeedBank
 from envs.population.blending import SeedRun, SlotSeeds, gate_parameters, grow
 from envs.population.flops import FORWARDS_PER_TRAINING_STEP, variant_flops
 from envs.population.optimizer import SeedOptimizer, sgd_step
 from envs.population.variants import VariantTables
+from envs.seeding import HostChance
 from envs.tasks.base import SplitName, Task
 from envs.vocabulary import AlphaAlgorithm, Blueprint, SeedStage
 
@@ -55,7 +56,7 @@ class SeedGradients:
     health: FloatArray
 
 
-class Population:
+class Population(EpisodeState):
     """Weights, optimiser state, batch orders and data of ``num_members`` hosts.
 
     Args:
@@ -63,6 +64,7 @@ class Population:
         num_members: N.
         max_epochs: Epochs of an episode; the learning rate's schedule and the batch order span them.
         device: Where hosts live.
+        chance: Of each host.
 
     Attributes:
         variant: ``[N]`` index of each host's variant.
@@ -71,7 +73,7 @@ class Population:
             of it (see ``envs.population.flops``). What is computed for padding alone does not count.
     """
 
-    def __init__(self, task: Task, num_members: int, max_epochs: int, device: torch.device) -> None:
+    def __init__(self, task: Task, num_members: int, max_epochs: int, device: torch.device, chance: HostChance) -> None:
         self.task, self.num_members, self.max_epochs, self.device = task, num_members, max_epochs, device
         self._data = {name: (split.x.to(device), split.y.to(device)) for name, split in task.splits.items()}
         host = task.host
@@ -89,7 +91,7 @@ class Population:
         shape = (num_members, max_epochs, task.batches_per_epoch, task.batch_size)
         self._order = np.zeros(shape, np.int32)
         self._augmentation = np.zeros(shape, np.int32)  # stays 0, and unread, where the task augments nothing
-        self._generators: list[np.random.Generator | None] = [None] * num_members
+        self._chance = chance
         self._rates = np.array([task.learning_rate(epoch / max_epochs) for epoch in range(max_epochs)], np.float32)
         self._tables = VariantTables(task, self.modules, self.layout, device)
         self._flops_of_variants = variant_flops(task, self.modules)
@@ -98,19 +100,19 @@ class Population:
 
     # ------------------------------------------------------------------ membership
     @property
-    def costs(self) -> SeedCosts:
+    def costs(self) -> ParameterCosts:
         """Parameter counts of the hosts at hand."""
         return self._tables.costs(self.variant)
 
-    def reset(self, members: IntArray, generators: Sequence[np.random.Generator]) -> None:
-        """Draw fresh hosts for these members: variant, rate, weights, the episode's batch order, its augmentation.
-
-        Args:
-            members: ``[m]``.
-            generators: One per member, kept for the episode's germinations.
-        """
+    def start(self, members: IntArray) -> None:
+        """Draw fresh hosts: variant, rate, weights, the episode's batch order, its augmentation; no seed is left."""
         host, task = self.task.host, self.task
-        for member, generator in zip(members, generators, strict=True):
+        chosen = np.zeros(self.num_members, bool)
+        chosen[members] = True
+        for bank in self.banks.values():
+            bank.drop(chosen)
+        for member in members:
+            generator = self._chance.of(member)
             variant = draw_variant(task, generator)
             self.variant[member] = variant
             if task.lr_spread > 1.0:
@@ -120,7 +122,6 @@ class Population:
             self._order[member] = self._draw_order(generator)
             if task.augment is not None:
                 self._augmentation[member] = task.augment.draw(generator, self._augmentation.shape[1:])
-            self._generators[member] = generator
         index = torch.from_numpy(members).to(self.device)
         self.momentum[index] = 0.0
         self._flops = self._flops_of_variants.rows(self.variant)
@@ -149,7 +150,8 @@ class Population:
         for slot, blueprint in sorted(used | self.banks.keys()):
             wanted = computing[:, slot] & (lifecycle.blueprint[:, slot] == blueprint)
             self.bank(slot, blueprint).sync(wanted, gated[:, slot], levels[:, slot], self._draw_seed)
-        self.banks = {key: bank for key, bank in self.banks.items() if len(bank.rows.members)}
+        # In a fixed order, whoever germinated first: the order of sums must not depend on former episodes.
+        self.banks = {key: bank for key, bank in sorted(self.banks.items()) if len(bank.rows.members)}
 
     def bank(self, slot: int, blueprint: Blueprint) -> SeedBank:
         """The bank of one blueprint in one slot; an empty one if nobody has that seed."""
@@ -160,11 +162,8 @@ class Population:
         return self.banks[key]
 
     def _draw_seed(self, bank: SeedBank, member: int) -> npt.NDArray[np.float32]:
-        generator = self._generators[member]
-        if generator is None:
-            raise RuntimeError(f"member {member} has no host yet: reset it before a seed germinates")
         width = self.task.host.slot_width(self.task.variants[self.variant[member]], bank.slot)
-        return bank.layout.draw(bank.module.parameters(width) | gate_parameters(width), generator)
+        return bank.layout.draw(bank.module.parameters(width) | gate_parameters(width), self._chance.of(member))
 
     def forward_flops(self, members: IntArray, running: BoolArray, lifecycle: Lifecycle) -> IntArray:
         """FLOPs of one sample's forward through some members, ``[J]``.

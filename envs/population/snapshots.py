@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from envs.episode_state import EpisodeState
 from envs.lifecycle import Lifecycle
 from envs.population.bank import MemberRows
 from envs.population.population import Population
@@ -15,7 +16,7 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 
-class Snapshots:
+class Snapshots(EpisodeState):
     """One snapshot per member, taken and restored for any set of members at once."""
 
     def __init__(self, population: Population, num_slots: int) -> None:
@@ -25,6 +26,17 @@ class Snapshots:
         self._buffers = {name: torch.zeros_like(buffer) for name, buffer in population.buffers.items()}
         self._fossils: dict[tuple[int, Blueprint], MemberRows] = {}
         self._fossilized = np.zeros((population.num_members, num_slots), bool)
+
+    def start(self, members: IntArray) -> None:
+        """Forget these members' snapshots; the next one is taken of the hosts as they are drawn."""
+        chosen = self._marked(members)
+        self._fossilized[members] = False
+        kept = {key: rows.only(~chosen) for key, rows in self._fossils.items()}
+        self._fossils = {key: rows for key, rows in kept.items() if len(rows.members)}
+
+    def lacks(self, lifecycle: Lifecycle) -> BoolArray:
+        """``[N]`` members with a fossil that is not in their snapshot."""
+        return ((lifecycle.stage == SeedStage.FOSSILIZED) & ~self._fossilized).any(axis=1)
 
     def take(self, members: IntArray, lifecycle: Lifecycle) -> None:
         """Save these members' hosts and fossilised seeds (parameters, momentum, running statistics)."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from envs.batched.parameters import ParameterLayout, count_parameters
 from envs.blueprints.base import SeedModule
-from envs.limits import SeedCosts
+from envs.limits import ParameterCosts
 from envs.population.blending import gate_parameters
 from envs.tasks.base import Task
 from envs.vocabulary import INTERNAL_KINDS, INTERNAL_START_LEVEL, Blueprint, SeedInternalKind
@@ -40,7 +40,7 @@ class VariantTables:
             seeds[:, blueprint] = [[count_parameters(spec, start) for spec in row] for row in specs]
             # Every level costs what the first one costs.
             levels[:, blueprint] = [[count_parameters(s, 1) - count_parameters(s, 0) for s in row] for row in specs]
-        self._costs = SeedCosts(
+        self._costs = ParameterCosts(
             host=np.array([count_parameters(host.parameters(variant)) for variant in variants]),
             blueprint=seeds,
             level=levels,
@@ -56,7 +56,7 @@ class VariantTables:
             for slot in slots
         ]
 
-    def costs(self, variant: IntArray) -> SeedCosts:
+    def costs(self, variant: IntArray) -> ParameterCosts:
         """Parameter counts of members of these variants (``[N]``)."""
         return self._costs.rows(variant)
 

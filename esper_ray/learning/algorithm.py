@@ -17,6 +17,7 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from envs.seeding import Purpose, seed_sequence
 from envs.slots import SlotConfig
 from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
@@ -40,9 +41,9 @@ FAILURES_IN_A_ROW = 3
 """As many errors of one runner without a complete rollout are no accident."""
 
 
-def seed_generators(seed: int, *key: int) -> None:
+def seed_generators(purpose: Purpose, seed: int, *key: int) -> None:
     """Seed Python's, numpy's and torch's generators of this process from a seed and what sets it apart."""
-    state = int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
+    state = int(seed_sequence(purpose, seed, *key).generate_state(1)[0])
     random.seed(state)
     np.random.seed(state)  # noqa: NPY002 (RLlib shuffles with this one)
     torch.manual_seed(state)
@@ -61,7 +62,7 @@ def begin_stream(env_runner: Any, stream: int, fresh_episodes: bool) -> None:
     # Only at an initial reset RLlib hands its seed to the env; the module draws from torch's generator.
     env_runner._needs_initial_reset |= fresh_episodes
     # A runner outside of a group has no index.
-    seed_generators(env_runner.config.seed or 0, env_runner.worker_index or 0, stream)
+    seed_generators(Purpose.RUNNER, env_runner.config.seed or 0, env_runner.worker_index or 0, stream)
 
 
 def _settle(*, env_runner: Any, **kwargs: Any) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from envs.governor import Panic
-from envs.lifecycle import Fate
 from envs.reward import COMPONENTS
+from envs.slot_states import Fate
 from envs.slots import SlotConfig
 from envs.vocabulary import HEAD_NAMES, LifecycleOp
 

@@ -18,6 +18,7 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
+from envs.seeding import Purpose
 from esper_ray.learning.algorithm import AGAIN, FactoredAlgorithm, FactoredConfig, begin_stream, seed_generators
 from esper_ray.learning.learner import EsperPPOLearner
 
@@ -71,7 +72,8 @@ class EsperPPO(FactoredAlgorithm, PPO):
             UserError: as for :meth:`has_runners`.
         """
         seed, stream = self.config.seed or 0, self.iteration
-        self.learner_group.foreach_learner(lambda learner: seed_generators(seed, 0, stream))  # they shuffle
+        # They shuffle.
+        self.learner_group.foreach_learner(lambda learner: seed_generators(Purpose.LEARNER, seed, stream))
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             rollouts = self._rollouts(stream)
             self.metrics.aggregate([rollout.metrics for rollout in rollouts], key=ENV_RUNNER_RESULTS)

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.grown import GrownSeeds
-from envs.lifecycle import Fate
 from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.seeding import Purpose, host_seeds
+from envs.slot_states import Fate
 from esper_ray.config import EnvConfig
 from policies.bundle import PolicyBundle
 from policies.player import Player
@@ -19,24 +20,17 @@ from policies.player import Player
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_HELD_OUT, _SEARCHED = 0x6E1D, 0x5EA4
-"""Spawn keys of two streams of host seeds: no training run's seed, spread without them, ever leads to these hosts."""
-
 Measured = Literal["validation", "test"]
 
 
 def held_out_seeds(seed: int, episodes: int) -> list[int]:
     """Seeds of hosts that no training run sees, one per episode."""
-    return _seeds(seed, (_HELD_OUT,), episodes)
+    return host_seeds(Purpose.HELD_OUT_HOSTS, seed, episodes).tolist()
 
 
-def search_seeds(seed: int, episodes: int, stream: int = 0) -> list[int]:
+def search_seeds(seed: int, episodes: int, part: int = 0) -> list[int]:
     """Seeds of hosts to choose a schedule on; none of them is held out for evaluation."""
-    return _seeds(seed, (_SEARCHED, stream), episodes)
-
-
-def _seeds(seed: int, key: tuple[int, ...], episodes: int) -> list[int]:
-    return np.random.SeedSequence(seed, spawn_key=key).generate_state(episodes).tolist()
+    return host_seeds(Purpose.SEARCH_HOSTS, seed, episodes, part).tolist()
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ def run_episodes(
     names |= {"training_flops": "training_flops"}
     names |= {fate.name.lower(): f"seeds_{fate.name.lower()}" for fate in Fate}
     results = {name: np.full(len(seeds), np.nan) for name in names}
-    committed = GrownSeeds.of(world.lifecycle)
+    committed = world.lifecycle.committed()
     running = np.ones(len(seeds), bool)
     if on_epoch:
         on_epoch(world)
@@ -103,7 +97,7 @@ def run_episodes(
         if first_end.any():
             for name, key in names.items():
                 results[name][first_end] = info[key][first_end]
-            committed = committed.replaced(first_end, GrownSeeds.of(world.lifecycle))
+            committed = committed.replaced(first_end, world.lifecycle.committed())
         running &= ~terminated
         if on_epoch:
             on_epoch(world)

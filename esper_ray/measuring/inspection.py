@@ -14,7 +14,7 @@ from rich.table import Table
 
 from envs.batched.parameters import ParameterLayout
 from envs.blueprints import blueprints_for
-from envs.limits import SeedCosts
+from envs.limits import ParameterCosts
 from envs.observation import Field, ObservationLayout
 from envs.population.variants import VariantTables
 from envs.tasks import Task
@@ -57,7 +57,7 @@ def inspect_task(task: Task) -> list[Section]:
     ]
 
 
-def _costs(task: Task) -> SeedCosts:
+def _costs(task: Task) -> ParameterCosts:
     """Parameter counts with one row per host variant, from the tables that the world itself uses."""
     host = task.host
     modules = blueprints_for(host.topology, task.slots.blueprints)
@@ -84,7 +84,7 @@ def _task(task: Task) -> Section:
     return Section("Task", "What a host is trained on, and how.", ("setting", "value"), tuple(settings.items()))
 
 
-def _hosts(task: Task, costs: SeedCosts) -> Section:
+def _hosts(task: Task, costs: ParameterCosts) -> Section:
     return Section(
         "Hosts",
         "The variants that an episode's host is drawn from, each equally likely.",
@@ -102,7 +102,7 @@ def _slots(task: Task) -> Section:
     return Section("Slots", note + _mixed(task), ("slot", "enabled", ">width"), tuple(rows))
 
 
-def _blueprints(task: Task, costs: SeedCosts) -> Iterator[Section]:
+def _blueprints(task: Task, costs: ParameterCosts) -> Iterator[Section]:
     """Parameters of each blueprint in each slot, a few slots to a table."""
     names = task.slots.slot_ids
     for start in range(0, len(names), SLOTS_PER_TABLE):

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from envs.seeding import Purpose, seed_sequence
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -106,7 +108,7 @@ def summarise_runs(
     numbers = {values.shape[1] for values in results.values()} | {len(kinds)}
     if len(numbers) != 1:
         raise ValueError(f"every policy must have played the same hosts, got numbers of hosts {sorted(numbers)}")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed_sequence(Purpose.BOOTSTRAP, seed))
     host = _drawn_hosts(np.asarray(kinds), resamples, rng)[:, None, :]
     rows: dict[str, IntArray] = {}
     summaries = {}

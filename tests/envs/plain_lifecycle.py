@@ -7,8 +7,9 @@ import pytest
 from hypothesis import strategies as st
 
 from envs.action_masks import build_mask, split_mask
-from envs.lifecycle import Fate, Lifecycle
-from envs.limits import LifecycleRules, SeedCosts
+from envs.lifecycle import Lifecycle
+from envs.limits import LifecycleRules, ParameterCosts
+from envs.slot_states import Fate
 from envs.slots import SlotConfig
 from envs.vocabulary import SeedStage
 
@@ -231,7 +232,6 @@ def build(world, hosts=1):
     enabled = tuple(slot for slot, on in zip(ids, world["enabled"], strict=True) if on)
     slots = SlotConfig(ids, enabled, internal_levels=world.get("rung") is not None)
     rules = LifecycleRules(world["min_training"], world["embargo"], world["max_living"], world["budget"])
-    life = Lifecycle(hosts, slots, rules)
     table = np.zeros((hosts, len(slots.blueprints), size), np.int64)
     levels = np.zeros_like(table)
     for blueprint, row in world["costs"].items():
@@ -240,7 +240,8 @@ def build(world, hosts=1):
         levels[:, LADDER] = world["rung"]
     gates = np.tile(np.array(world["gate"]), (hosts, 1))
     offered = np.isin(np.arange(len(slots.blueprints)), list(world["costs"]))
-    life.costs = SeedCosts(np.full(hosts, HOST_SIZE), table, levels, gates, offered)
+    costs = ParameterCosts(np.full(hosts, HOST_SIZE), table, levels, gates, offered)
+    life = Lifecycle(hosts, slots, rules, lambda: costs)
     plain = [
         PlainHost(
             world["enabled"],
@@ -327,9 +328,11 @@ def choose(move, model, pairs):
 def write(life, host, model, luck):
     """What the env writes after an epoch, into both."""
     model.write(luck)
-    for index, slot in enumerate(model.slots):
-        life.gradients_ok[host, index] = slot["healthy"]
-        life.measured_in_holding[host, index] = slot["measured"]
+    finite, measured = life.gradients_ok.copy(), np.zeros_like(life.gradients_ok)
+    finite[host] = [slot["healthy"] for slot in model.slots]
+    measured[host] = [slot["measured"] for slot in model.slots]
+    life.book_gradients(finite)
+    life.book_measurement(measured)
 
 
 def refuses(life, host, op, index):

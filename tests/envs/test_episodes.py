@@ -12,8 +12,9 @@ from gymnasium.utils.env_checker import check_env
 
 import envs
 from envs.batched.parameters import Init, ParameterLayout, ParameterSpec
-from envs.morphogenesis import MorphogenesisEnv, MorphogenesisVectorEnv, spread_seeds
+from envs.morphogenesis import MorphogenesisEnv, MorphogenesisVectorEnv
 from envs.population.optimizer import GradientMeter, sgd_step
+from envs.seeding import Purpose, host_seeds
 from envs.tasks import make_task, task_arguments, task_names
 from envs.vocabulary import Blueprint, LifecycleOp
 from tests.envs.helpers import (
@@ -73,12 +74,12 @@ def test_different_seeds_streams_and_hosts_differ():
 
 
 def test_an_int_seed_is_spread_so_that_neighbouring_seeds_share_no_host():
-    drawn = [int(value) for seed in range(50) for value in spread_seeds(seed, 8)]
+    drawn = [int(value) for seed in range(50) for value in host_seeds(Purpose.ROLLOUT_HOSTS, seed, 8)]
     assert len(set(drawn)) == len(drawn)
-    assert spread_seeds(3, 4).tolist() == np.random.SeedSequence(3).generate_state(4).tolist()
-    assert spread_seeds([5, 6], 2).tolist() == [5, 6]
-    with pytest.raises(ValueError, match="got 3 for 2 hosts"):
-        spread_seeds([1, 2, 3], 2)
+    spread, listed = tiny_env(2), tiny_env(2)
+    spread.reset(seed=3)
+    listed.reset(seed=host_seeds(Purpose.ROLLOUT_HOSTS, 3, 2, 0).tolist())
+    assert torch.equal(spread.population.flat, listed.population.flat)
 
 
 def test_a_listed_seed_is_the_same_host_at_any_place_and_in_a_single_env():

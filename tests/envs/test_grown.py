@@ -96,7 +96,7 @@ def test_what_an_episode_committed_grows_from_scratch_with_the_same_parameters()
     while not done:
         obs, _, terminated, _, info = env.step(random_valid_actions(env, obs, rng))
         done = terminated.any()
-    final, committed = GrownSeeds.of(env.lifecycle), info["committed_parameters"].copy()
+    final, committed = env.lifecycle.committed(), info["committed_parameters"].copy()
     assert ((final.blueprint != NO_BLUEPRINT).sum(axis=1) == info["seeds_fossilized"])[terminated].all()
     assert (final.blueprint[terminated] != NO_BLUEPRINT).any()
     again = tiny_env(6, VARIANTS, max_epochs=2, **NOTHING_LIMITS)
@@ -127,11 +127,11 @@ def test_what_was_planted_is_what_is_there(hosts):
     grown = grown_of(*({slot: cell for slot, cell in enumerate(row) if cell} for row in hosts))
     env = tiny_env(3)
     env.reset(seed=0, options={"grown": grown})
-    there = GrownSeeds.of(env.lifecycle)
+    there = env.lifecycle.committed()
     for name, planted in vars(grown).items():
         assert np.array_equal(getattr(there, name), planted)
     env.step(everyone(env, WAIT))
-    assert np.array_equal(GrownSeeds.of(env.lifecycle).alpha, grown.alpha), "no time changes them"
+    assert np.array_equal(env.lifecycle.committed().alpha, grown.alpha), "no time changes them"
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def test_the_marginal_mask_says_which_choice_is_open_under_some_op_and_never_sho
             row[0, 2] = np.flatnonzero(views["blueprint"])[0] if views["blueprint"].any() else 0
         life.apply(row)
         life.tick()
-        life.gradients_ok[:] = True
-        life.measured_in_holding[:] = True
+        life.book_gradients(np.ones_like(life.pruning))
+        life.book_measurement(np.ones_like(life.pruning))
 
 
 @pytest.mark.parametrize("curve", AlphaCurve)
@@ -108,8 +108,8 @@ FREE = {
 def step(life, op=LifecycleOp.WAIT, slot=0, blueprint=1, style=0, tempo=0, target=2, speed=0, curve=0):
     life.apply(np.array([[op, slot, blueprint, style, tempo, target, speed, curve]]))
     life.tick()
-    life.gradients_ok[:] = True
-    life.measured_in_holding[:] = True
+    life.book_gradients(np.ones_like(life.pruning))
+    life.book_measurement(np.ones_like(life.pruning))
 
 
 @pytest.mark.parametrize(("tempo", "epochs"), [(0, 3), (1, 5), (2, 8)])

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from envs.lifecycle import Fate
+from envs.slot_states import Fate
 from envs.vocabulary import SeedStage
 from tests.envs.plain_lifecycle import (
     MOVE,
@@ -80,7 +80,7 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     @rule(host=HOST)
     def start_anew(self, host):
-        self.life.clear(np.array([host]))
+        self.life.start(np.array([host]))
         self.models[host].keep(set())
         self.models[host].fates = {"FOSSILIZED": 0, "PRUNED": 0}
         self.lost[host], self.saved[host] = {"UNFINISHED": 0, "ROLLED_BACK": 0}, set()

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from envs.lifecycle import Fate
 from envs.reward import COMPONENTS
+from envs.slot_states import Fate
 from envs.vocabulary import Blueprint, LifecycleOp
 from esper_ray.cli import parse
 from esper_ray.errors import UserError

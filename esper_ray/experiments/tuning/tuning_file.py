@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from envs.seeding import Purpose, seed_sequence
 from esper_ray.config import PRESETS, LearnerConfig, TrainConfig, read_yaml, with_settings
 from esper_ray.errors import UserError
 from policies.network import NetworkConfig
@@ -141,7 +142,7 @@ class Tuning(BaseModel):
     @cached_property
     def draws(self) -> list[dict[str, Any]]:
         """What each trial's settings in the space are. They do not depend on the number of samples."""
-        sequences = (np.random.SeedSequence(self.seed, spawn_key=(trial,)) for trial in range(self.samples))
+        sequences = (seed_sequence(Purpose.TUNING, self.seed, trial) for trial in range(self.samples))
         generators = map(np.random.default_rng, sequences)
         return [{name: range_.draw(rng) for name, range_ in self.space.items()} for rng in generators]
 

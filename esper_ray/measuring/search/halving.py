@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.morphogenesis import host_variant
+from envs.seeding import Purpose, seed_sequence
 from envs.tasks import Task
 from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
@@ -174,7 +175,7 @@ def search_schedule(
     task = env.make_task()
     plan = Brackets.of(settings.host_epochs // env.max_epochs, len(task.variants))
     planned = plan.episodes * env.max_epochs
-    rng = np.random.default_rng(settings.seed)
+    rng = np.random.default_rng(seed_sequence(Purpose.SEARCH, settings.seed))
     space = ScheduleSpace.of(task, env.max_epochs)
     hosts = _balanced_seeds(task, settings.seed)
     rungs: list[Rung] = []
