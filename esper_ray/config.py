@@ -181,7 +181,7 @@ class EnvConfig:
             UserError: they are absent, or not the expected ones.
         """
         try:
-            len(self.make_task().splits)
+            self.make_task().check_data()
         except TaskError as error:
             raise UserError(str(error)) from error
 

@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from envs.observation import ObservationLayout
+from envs.tasks import make_task
+from esper_ray.measuring.inspection import inspect_task
+from policies.learned import build_network
+from policies.network import NetworkConfig
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -18,3 +24,17 @@ def test_the_readmes_links_and_pictures_exist():
     text = README.read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (README.parent / target).exists(), target
+
+
+def test_where_the_policys_input_comes_from_is_derived_and_said_alike_everywhere():
+    slots = make_task("digits_impaired").slots
+    measured, embedding = ObservationLayout(slots).size, NetworkConfig().embedding_dim
+    read = build_network(slots, NetworkConfig()).encoder.width
+    assert read == measured + slots.num_slots * embedding == 133
+    sum_ = f"{measured} measured + {slots.num_slots} × {embedding} embedded"
+    first_screen = " ".join("".join(README.read_text().splitlines(keepends=True)[:24]).split())
+    assert f"{read} numbers ({sum_}" in first_screen
+    (section,) = (
+        part for part in inspect_task(make_task("digits_impaired")) if part.title == "Observation of the host"
+    )
+    assert f"{read} numbers: {sum_}" in section.note

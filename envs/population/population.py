@@ -75,6 +75,7 @@ class Population(EpisodeState):
 
     def __init__(self, task: Task, num_members: int, max_epochs: int, device: torch.device, chance: HostChance) -> None:
         self.task, self.num_members, self.max_epochs, self.device = task, num_members, max_epochs, device
+        task.check_data()
         self._data = {name: (split.x.to(device), split.y.to(device)) for name, split in task.splits.items()}
         host = task.host
         self.layout = ParameterLayout(host.parameters(host.widest))

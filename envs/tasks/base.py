@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -110,6 +110,32 @@ class Task:
             raise ValueError(
                 f"task {self.name!r} names {self.slots.num_slots} slots but its host has {self.host.num_slots}"
             )
+
+    def check_data(self) -> None:
+        """Read the data, and look whether hosts can be trained on them.
+
+        Raises:
+            TaskError: a split is missing or empty, or its labels do not fit.
+        """
+        for name in get_args(SplitName):
+            if name not in self.splits:
+                raise TaskError(f"task {self.name!r} has no split {name!r}: give {', '.join(get_args(SplitName))}")
+            x, y = self.splits[name].x, self.splits[name].y
+            if not len(y) or len(x) != len(y):
+                raise TaskError(
+                    f"the split {name!r} of task {self.name!r} must have one or more samples and a label for each, "
+                    f"got {len(x)} samples and {len(y)} labels"
+                )
+            if y.dtype != torch.int64:
+                raise TaskError(f"the labels of split {name!r} of task {self.name!r} must be int64, got {y.dtype}")
+            least, most = int(y.min()), int(y.max())
+            if least < 0 or most >= self.num_classes:
+                raise TaskError(
+                    f"the labels of split {name!r} of task {self.name!r} must be 0 to {self.num_classes - 1}, as "
+                    f"num_classes says, got {least} to {most}"
+                )
+            if x.is_floating_point() and not x.isfinite().all():
+                raise TaskError(f"the samples of split {name!r} of task {self.name!r} hold numbers that are not finite")
 
     @cached_property
     def chance_accuracy(self) -> float:

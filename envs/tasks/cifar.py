@@ -63,23 +63,26 @@ def cifar_impaired(data_dir: Path | None = None) -> Task:
 
 
 def cifar_scale(data_dir: Path | None = None) -> Task:
-    """Five blocks and five slots; only the first block mixes space."""
-    return cifar_task("cifar_scale", SCALE, _official_splits(data_dir))
+    """Five blocks, five slots, and seeds that can be grown and shrunk inside; only the first block mixes space."""
+    return cifar_task("cifar_scale", SCALE, _official_splits(data_dir), internal_levels=True)
 
 
-def cifar_task(name: str, variant: CnnVariant, splits: Mapping[SplitName, Split]) -> Task:
+def cifar_task(
+    name: str, variant: CnnVariant, splits: Mapping[SplitName, Split], internal_levels: bool = False
+) -> Task:
     """A task on images in CIFAR-10's format, with crops and mirror images in training.
 
     Args:
         name: Of the task.
         variant: The host.
         splits: See :func:`read_cifar`.
+        internal_levels: Whether seeds can be grown and shrunk inside.
     """
     return Task(
         name=name,
         host=CnnHost(variant, in_channels=CHANNELS, num_classes=NUM_CLASSES),
         variants=(variant,),
-        slots=SlotConfig.for_row(len(variant.widths)),
+        slots=SlotConfig.for_row(len(variant.widths), internal_levels),
         num_classes=NUM_CLASSES,
         splits=splits,
         batches_per_epoch=16,
@@ -146,7 +149,10 @@ def _contents(data_dir: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
         for name in names:
             if not (folder / name).is_file():
                 raise TaskError(f"CIFAR-10 is incomplete: {folder / name} is missing; the files are from {SOURCE}")
-            yield name, (folder / name).read_bytes()
+            try:
+                yield name, (folder / name).read_bytes()
+            except OSError as error:
+                raise TaskError(f"{folder / name} cannot be read: {error.strerror}") from error
     elif archive.is_file():
         yield from _members(archive, names)
     else:

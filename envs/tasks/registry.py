@@ -53,7 +53,10 @@ def make_task(name: str, arguments: Mapping[str, str] | None = None) -> Task:
     Raises:
         TaskError: no such task, or arguments that it does not take.
     """
-    return _factory(name)(**_converted(name, arguments or {}))
+    task = _factory(name)(**_converted(name, arguments or {}))
+    if not isinstance(task, Task):
+        raise TaskError(f"the function of task {name!r} must return an envs.tasks.Task, got {task!r}")
+    return task
 
 
 def task_arguments(name: str) -> dict[str, type]:

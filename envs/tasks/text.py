@@ -58,7 +58,7 @@ def _corpus(text_file: Path | None) -> tuple[dict[SplitName, Split], int]:
     """
     if text_file is not None and not text_file.is_file():
         raise TaskError(f"text_file {text_file} is no file: give a UTF-8 text, or none for the default corpus")
-    corpus = "\n".join(topics[name] for name in sorted(topics)) if text_file is None else text_file.read_text("utf-8")
+    corpus = "\n".join(topics[name] for name in sorted(topics)) if text_file is None else _read(text_file)
     characters, codes = np.unique(np.frombuffer(corpus.encode("utf-32-le"), np.uint32), return_inverse=True)
     bounds = [0, int(0.8 * len(codes)), int(0.9 * len(codes)), len(codes)]
     if bounds[3] - bounds[2] <= CONTEXT:
@@ -70,6 +70,18 @@ def _corpus(text_file: Path | None) -> tuple[dict[SplitName, Split], int]:
     parts = zip(names, bounds[:-1], bounds[1:], strict=True)
     splits = {name: _windows(codes[start:end].astype(np.int64), MAX_WINDOWS[name]) for name, start, end in parts}
     return splits, len(characters)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise TaskError(
+            f"text_file {path} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}): convert it, for "
+            "instance with iconv -t utf-8"
+        ) from error
+    except OSError as error:
+        raise TaskError(f"text_file {path} cannot be read: {error.strerror}") from error
 
 
 def _windows(codes: IntArray, limit: int | None) -> Split:

@@ -19,6 +19,8 @@ from envs.observation import Field, ObservationLayout
 from envs.population.variants import VariantTables
 from envs.tasks import Task
 from envs.vocabulary import LifecycleOp
+from policies.encoders import BlueprintEncoder
+from policies.network import NetworkConfig
 
 COLUMNS = 100
 """Widest line on the terminal."""
@@ -136,10 +138,13 @@ def _observation(task: Task) -> Iterator[Section]:
     prefix = f"{slots[0]}."
     of_slot = [field for field in layout.fields if field.name.startswith(prefix)]
     of_host = [field for field in layout.fields if field.name.split(".")[0] not in slots]
+    embedding = NetworkConfig().embedding_dim
+    read = BlueprintEncoder(layout.size, len(slots), len(task.slots.blueprints), embedding).width
     yield Section(
         "Observation of the host",
-        f"`obs` has {layout.size} numbers: {len(of_host)} of the host, then {len(of_slot)} of each slot. The blueprint "
-        "in each slot comes beside it in `blueprint_indices`, -1 for none.",
+        f"`obs` has {layout.size} measured numbers: {len(of_host)} of the host, then {len(of_slot)} of each slot. The "
+        "blueprint in each slot comes beside it in `blueprint_indices`, -1 for none. A policy of the default size "
+        f"reads {read} numbers: {layout.size} measured + {len(slots)} × {embedding} embedded from those indices.",
         (">index", "field", ">low", ">high"),
         tuple((str(places[field.name]), field.name, *_range(field)) for field in of_host),
     )

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -174,3 +176,52 @@ def test_an_episodes_governor_does_not_depend_on_how_the_episode_was_started():
         assert torch.equal(automatic.snapshots._flat, called.snapshots._flat)
         obs_automatic, *_ = automatic.step(everyone(automatic, WAIT))
         obs_called, *_ = called.step(everyone(called, WAIT))
+
+
+def test_a_bad_epoch_is_never_saved_not_even_where_a_seed_fossilises_in_it():
+    """A host held at chance, fossilised in its second bad epoch, goes back to the healthy host before."""
+    env = tiny_env(1, max_epochs=30)
+    env.reset(seed=0)
+    plan = {1: germinate(0), 2: advance(), 5: advance(), 8: advance(), 11: fossilize()}
+    for epoch in range(1, 10):
+        env.step(everyone(env, plan.get(epoch, WAIT)))
+    env.governor._best[:] = 90.0  # as if it had learnt something before
+    healthy = env.snapshots._flat.clone()
+    panics = []
+    for epoch in range(10, 13):
+        with torch.no_grad():
+            env.population.flat[:] = 0.0  # every class is as likely: accuracy at chance
+        *_, terminated, _, info = env.step(everyone(env, plan.get(epoch, WAIT)))
+        panics.append(bool(terminated[0]))
+    assert panics == [False, False, True]
+    assert info["panic"][0] == Panic.COLLAPSE
+    assert torch.equal(env.population.flat, healthy)
+    assert healthy.any()
+    assert info["seeds_rolled_back"][0] == 1
+    assert info["seeds_fossilized"][0] == 0
+
+
+def test_a_fossil_of_a_bad_epoch_is_saved_in_the_first_healthy_one_after_it():
+    env = tiny_env(1, max_epochs=30)
+    env.reset(seed=0)
+    plan = {1: germinate(0), 2: advance(), 5: advance(), 8: advance(), 11: fossilize()}
+    for epoch in range(1, 13):
+        if epoch == 11:
+            healthy, best = env.population.flat.clone(), env.governor._best.copy()
+            env.governor._best[:] = 99.0
+            env.population.flat[:] = 0.0
+        if epoch == 12:
+            assert not env.governor.healthy[0]
+            assert env.snapshots.lacks(env.lifecycle)[0]
+            env.governor._best[:], env.population.flat[:] = best, healthy
+        env.step(everyone(env, plan.get(epoch, WAIT)))
+    assert env.governor.healthy[0]
+    assert not env.snapshots.lacks(env.lifecycle)[0]
+
+
+def test_where_guessing_is_right_half_of_the_time_it_is_said_that_no_collapse_can_be_noticed():
+    with pytest.warns(UserWarning, match=r"right in 60.0 % of these data.*its collapse will not be noticed"):
+        Governor(1, 60.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Governor(1, 50.0)

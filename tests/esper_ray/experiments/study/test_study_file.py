@@ -11,7 +11,7 @@ from esper_ray.errors import UserError
 from esper_ray.experiments.study.study_file import Study
 from tests.esper_ray.experiments.study.small import elsewhere, written
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SHIPPED = sorted((ROOT / "studies").glob("*.yaml"))
 
 
