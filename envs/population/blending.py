@@ -183,6 +183,10 @@ class SlotSeeds:
             self.parts += [tuple((run, name) for run in range(len(runs))) for name in (GATE_WEIGHT, GATE_BIAS)]
         self.parameters = self.merge([run.flat for run in runs])
 
+    def run_with(self, parameters: list[Tensor]) -> None:
+        """Compute with these merged parameters from now on, in the order of ``parts``."""
+        self.parameters = parameters
+
     def merge(self, flat: Sequence[Tensor]) -> list[Tensor]:
         """Each merged parameter, ``[members, *shape]``, from one flat ``[m, P]`` per run: the plan's, then the gates'.
 

@@ -153,7 +153,7 @@ class SeedOptimizer:
         self.leaves = [leaf.requires_grad_() for leaf in self._views(self._flat)]
         leaves = iter(self.leaves)
         for slot in slots:
-            slot.parameters = [next(leaves) for _ in slot.parameters]
+            slot.run_with([next(leaves) for _ in slot.parameters])
         sizes = [self._banks[s.bank].layout.specs[s.name].size for s in self._segments]
         rows = [counts[s.bank] for s in self._segments]
         columns = [list(bank.layout.specs) for bank in self._banks]

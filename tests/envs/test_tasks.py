@@ -3,13 +3,15 @@
 import importlib
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.tasks import LazySplits, TaskError, make_task, resolve_arguments, task_arguments, task_names
+from envs.tasks import LazySplits, Split, TaskError, make_task, resolve_arguments, task_arguments, task_names
 from tests.envs.helpers import WAIT, everyone, task_of
 from tests.envs.packages import install
 
@@ -34,8 +36,12 @@ def lists(sizes: list[int]) -> Task:
 
 def anything(**settings: str) -> Task:
     return toy()
+
+
+def nothing():
+    pass
 """
-ENTRIES = {name: f"toys:{name}" for name in ("toy", "strict", "lists", "anything", "absent")}
+ENTRIES = {name: f"toys:{name}" for name in ("toy", "strict", "lists", "anything", "absent", "nothing")}
 ENTRIES |= {"digits_mixed": "toys:toy", "unknown_module": "no_such_module:task"}
 
 
@@ -174,3 +180,40 @@ def test_lazy_splits_are_read_once_at_their_first_use():
     assert _load.calls == 1
     assert np.array_equal(copy["train"].y, splits["train"].y)
     assert _load.calls == 2
+
+
+def test_a_function_that_makes_no_task_is_refused(toys):
+    with pytest.raises(TaskError, match=r"'nothing' must return an envs\.tasks\.Task, got None"):
+        make_task("nothing")
+
+
+def _split(x=None, y=None):
+    return Split(torch.zeros(4, 8, 8, 1) if x is None else x, torch.arange(4) if y is None else y)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("validation", None, "has no split 'validation': give train, validation, test"),
+        ("train", _split(torch.zeros(0, 8, 8, 1), torch.zeros(0, dtype=torch.int64)), "got 0 samples and 0 labels"),
+        ("test", _split(y=torch.arange(3)), "got 4 samples and 3 labels"),
+        ("train", _split(y=torch.tensor([0, 1, 2, 10])), "must be 0 to 9, as num_classes says, got 0 to 10"),
+        ("train", _split(y=torch.tensor([0, 1, 2, -1])), "got -1 to 2"),
+        ("train", _split(y=torch.zeros(4)), "must be int64, got torch.float32"),
+        ("validation", _split(torch.full((4, 8, 8, 1), torch.nan)), "hold numbers that are not finite"),
+    ],
+)
+def test_data_that_no_host_could_be_trained_on_are_refused_at_the_start(name, split, message):
+    task = task_of()
+    splits = {**task.splits, name: split}
+    if split is None:
+        del splits[name]
+    with pytest.raises(TaskError, match=message):
+        MorphogenesisVectorEnv(1, task=replace(task, splits=splits))
+
+
+def test_a_text_in_another_encoding_is_refused_and_named(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes("Übermäßig viel Text. ".encode("latin-1") * 100)
+    with pytest.raises(TaskError, match=r"text is not UTF-8 \(byte 0 is 0xdc\): convert it"):
+        make_task("text", {"text_file": str(path)})
