@@ -1,4 +1,4 @@
-"""RLlib's learner with a per-head loss and what is watched; its PPO with a stop before the policy strays too far."""
+"""RLlib's learner with a per-head loss and what is watched: the part that all algorithms share."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from esper_ray.config import LearnerConfig
-from esper_ray.learning.advantages import FactoredAdvantages
 from esper_ray.learning.diagnostics import SATURATED_CLIPPING, alarms, minibatch_diagnostics
-from esper_ray.learning.loss import LossTerms, Minibatch, entropy_weights, ppo_loss
+from esper_ray.learning.loss import LossTerms, Minibatch, entropy_weights
 from policies.network import PolicyOutput, RecurrentPolicyNetwork
-from policies.rl_module import HEAD_LOG_PROBS, POLICY_OUTPUT, STATE_NORMS
+from policies.rl_module import POLICY_OUTPUT, STATE_NORMS
 
 Gradients = dict[Any, Tensor]
 """RLlib's gradients: parameter → gradient."""
@@ -225,47 +221,3 @@ class FactoredLearner(TorchLearner):
     def _count(self, module_id: str, counts: dict[str, int]) -> None:
         for name, count in counts.items():
             self.metrics.log_value((module_id, name), count, reduce="sum", window=None)
-
-
-class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
-    """PPO over a factored action.
-
-    Per minibatch: forward, loss, and the divergence from the rollout's policy *before* the step. Once that exceeds
-    ``kl_stop``, this step and the rest of the update are left out.
-    """
-
-    stays_with_rollout = True
-
-    def build(self) -> None:
-        """Set up as RLlib does, with these advantages instead of its own. A second call does nothing."""
-        if self._is_built:
-            return
-        super().build()
-        if self._learner_connector is not None:
-            self._learner_connector.remove("GeneralAdvantageEstimation")
-            self._learner_connector.append(
-                FactoredAdvantages(settings=self.settings, mean_over_learners=mean_over_learners)
-            )
-
-    def update(self, *args: Any, num_total_minibatches: int = 0, **kwargs: Any) -> Any:
-        """All epochs over one rollout: in every learner the same number of minibatches, epochs × minibatches.
-
-        RLlib's own count for several learners leaves out the artificial steps, which loses the last minibatch; with
-        one learner it goes on until every row has had its turn, which adds some if episodes differ in length.
-        """
-        steps = self.settings.num_epochs * self.settings.minibatches
-        return super().update(*args, num_total_minibatches=steps, **kwargs)
-
-    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:
-        """As the connector computed it from the whole rollout."""
-        return Minibatch(
-            actions=batch[Columns.ACTIONS].long(),
-            old_log_probs=batch[HEAD_LOG_PROBS],
-            advantages=batch[Postprocessing.ADVANTAGES],
-            returns=batch[Postprocessing.VALUE_TARGETS],
-            real=batch[Columns.LOSS_MASK],
-        )
-
-    def loss(self, output: PolicyOutput, minibatch: Minibatch, weights: Tensor) -> LossTerms:
-        """The clipped loss."""
-        return ppo_loss(output, minibatch, self.settings, weights, mean_over_learners)
