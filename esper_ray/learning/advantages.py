@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from esper_ray.config import CriticBaseline, LearnerConfig
-from policies.network import PolicyOutput
 from policies.observation_scale import ObservationScale
+from policies.results import ActorCriticResult
 from policies.return_scale import ReturnScale
 from policies.running_moments import power_sums
 
@@ -204,7 +204,7 @@ def advantage_means(streams: Tensor, counted: Tensor, mean_over_learners: MeanOv
 
 
 def scaled_advantages(
-    streams: Tensor, output: PolicyOutput, real: Tensor, centre: bool, mean_over_learners: MeanOverLearners
+    streams: Tensor, output: ActorCriticResult, real: Tensor, centre: bool, mean_over_learners: MeanOverLearners
 ) -> Tensor:
     """Both advantage streams over the scale of the first.
 
@@ -300,10 +300,10 @@ class FactoredAdvantages(ConnectorV2):
 
     def _complete(self, module: Any, columns: dict[str, Any]) -> None:
         settings = self.settings
-        output = module.policy_output(columns)
+        output = module.forward_result(columns)
         scale = module.network.return_scale
-        value = output.value * scale.value
-        q_value = output.q_value(columns[Columns.ACTIONS][..., 0].long()) * scale.value
+        value = output.value
+        q_value = output.q_value(columns[Columns.ACTIONS][..., 0].long())
         real = columns[Columns.LOSS_MASK]
         steps = torch.arange(real.shape[1], device=real.device)
         returns = returns_of_rows(

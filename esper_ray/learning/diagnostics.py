@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.vocabulary import HeadSpec
 from esper_ray.learning.loss import LossTerms, Minibatch
 from policies.distribution import take_entry
-from policies.network import PolicyOutput
+from policies.results import ActorCriticResult
 
 LOW_ENTROPY = 0.1
 """Normalised entropy below which a head counts as collapsed."""
@@ -37,7 +37,7 @@ def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def head_diagnostics(
-    heads: Sequence[HeadSpec], output: PolicyOutput, minibatch: Minibatch, terms: LossTerms, clip: float
+    heads: Sequence[HeadSpec], output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms, clip: float
 ) -> dict[str, Tensor]:
     """Numbers per head, under keys ``measure/head``.
 
@@ -72,7 +72,7 @@ def head_diagnostics(
 
 
 def critic_diagnostics(
-    ops: HeadSpec, output: PolicyOutput, minibatch: Minibatch, terms: LossTerms
+    ops: HeadSpec, output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms
 ) -> dict[str, Tensor]:
     """Numbers of the critic; errors in units of the running return scale.
 
@@ -86,16 +86,16 @@ def critic_diagnostics(
     """
     real, returns = minibatch.real, minibatch.returns
     variance = masked_variance(returns, real)
-    explained = 1 - masked_variance(returns - output.value, real) / variance
+    explained = 1 - masked_variance(returns - output.scaled_value, real) / variance
     numbers = {
         "value_loss": terms.value,
         "value_nrmse": terms.value.sqrt(),
         "explained_variance": explained.masked_fill(variance <= 0, torch.nan),
     }
-    if output.q_values is not None:
+    if output.scaled_q_values is not None:
         admitted = output.distribution.op_mask
-        highest = output.q_values.masked_fill(~admitted, -torch.inf).amax(dim=-1)
-        lowest = output.q_values.masked_fill(~admitted, torch.inf).amin(dim=-1)
+        highest = output.scaled_q_values.masked_fill(~admitted, -torch.inf).amax(dim=-1)
+        lowest = output.scaled_q_values.masked_fill(~admitted, torch.inf).amin(dim=-1)
         decided = real & ~output.distribution.forced
         numbers |= {"q_value_loss": terms.q_value, "q_spread": masked_mean(highest - lowest, decided)}
     for op, name in enumerate(ops.choices):
@@ -103,7 +103,7 @@ def critic_diagnostics(
     return numbers
 
 
-def policy_diagnostics(output: PolicyOutput, minibatch: Minibatch, terms: LossTerms) -> dict[str, Tensor]:
+def policy_diagnostics(output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms) -> dict[str, Tensor]:
     """Numbers of the joint policy.
 
     * ``loss``, ``policy_loss``: all, and the clipped surrogates summed over the heads.
@@ -123,7 +123,7 @@ def policy_diagnostics(output: PolicyOutput, minibatch: Minibatch, terms: LossTe
 
 
 def minibatch_diagnostics(
-    heads: Sequence[HeadSpec], output: PolicyOutput, minibatch: Minibatch, terms: LossTerms, clip: float
+    heads: Sequence[HeadSpec], output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms, clip: float
 ) -> dict[str, float]:
     """All numbers of a minibatch as Python floats, fetched from the device at once."""
     with torch.no_grad():

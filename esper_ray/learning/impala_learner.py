@@ -19,7 +19,8 @@ from esper_ray.learning.advantages import (
 )
 from esper_ray.learning.learner import FactoredLearner, mean_over_learners
 from esper_ray.learning.loss import LossTerms, Minibatch, decided_log_ratios, impala_loss
-from policies.network import PolicyOutput, RecurrentPolicyNetwork
+from policies.network import RecurrentPolicyNetwork
+from policies.results import ActorCriticResult
 from policies.rl_module import HEAD_LOG_PROBS
 
 
@@ -64,14 +65,14 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
 
     # The signals depend on the newest policy, but are constants to the gradient.
     @torch.no_grad()
-    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:
+    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
         """V-trace of whole rollouts: a row is one, with its last observation at its end as an artificial step."""
         settings, scale = self.settings, network.return_scale
         actions, real = batch[Columns.ACTIONS].long(), batch[Columns.LOSS_MASK]
         log_ratios, _ = decided_log_ratios(output, actions, batch[HEAD_LOG_PROBS], real)
         ratios = log_ratios.sum(dim=-1).exp()
-        value = output.value * scale.value
-        q_value = output.q_value(actions[..., 0]) * scale.value
+        value = output.value
+        q_value = output.q_value(actions[..., 0])
         # A row's last entry is an artificial step or padding, and so only the value after a played one.
         rewards, terminated = batch[Columns.REWARDS].float()[:, :-1], batch[Columns.TERMINATEDS].bool()[:, :-1]
         played = real[:, :-1]
@@ -95,6 +96,6 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
             q_returns=worth / scale.value,
         )
 
-    def loss(self, output: PolicyOutput, minibatch: Minibatch, weights: Tensor) -> LossTerms:
+    def loss(self, output: ActorCriticResult, minibatch: Minibatch, weights: Tensor) -> LossTerms:
         """The loss with the plain policy gradient."""
         return impala_loss(output, minibatch, self.settings, weights, mean_over_learners)

@@ -17,8 +17,9 @@ from torch import Tensor
 from esper_ray.config import LearnerConfig
 from esper_ray.learning.diagnostics import SATURATED_CLIPPING, alarms, minibatch_diagnostics
 from esper_ray.learning.loss import LossTerms, Minibatch, entropy_weights
-from policies.network import PolicyOutput, RecurrentPolicyNetwork
-from policies.rl_module import POLICY_OUTPUT, STATE_NORMS
+from policies.network import RecurrentPolicyNetwork
+from policies.results import ActorCriticResult
+from policies.rl_module import FORWARD_RESULT, STATE_NORMS
 
 Gradients = dict[Any, Tensor]
 """RLlib's gradients: parameter → gradient."""
@@ -105,11 +106,11 @@ class FactoredLearner(TorchLearner):
                 group.update(settings)
 
     @abstractmethod
-    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:
+    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
         """The learning signals of RLlib's minibatch, given the network's pass over it."""
 
     @abstractmethod
-    def loss(self, output: PolicyOutput, minibatch: Minibatch, weights: Tensor) -> LossTerms:
+    def loss(self, output: ActorCriticResult, minibatch: Minibatch, weights: Tensor) -> LossTerms:
         """The loss, given the weights of the heads' entropies ``[H]``."""
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -132,11 +133,11 @@ class FactoredLearner(TorchLearner):
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
         """Loss of one minibatch; logs what is watched and decides whether the update stops here."""
-        output = fwd_out[POLICY_OUTPUT]
+        output = fwd_out[FORWARD_RESULT]
         network = self.module[module_id].unwrapped().network
         heads = network.head_specs
         minibatch = self.minibatch(network, batch, output)
-        weights = output.value.new_tensor(entropy_weights(self.settings, heads)) * self._entropy_share
+        weights = output.scaled_value.new_tensor(entropy_weights(self.settings, heads)) * self._entropy_share
         terms = self.loss(output, minibatch, weights)
         numbers = minibatch_diagnostics(heads, output, minibatch, terms, self.settings.clip)
         hidden_norm, cell_norm = batch[STATE_NORMS][minibatch.real].mean(dim=0).tolist()

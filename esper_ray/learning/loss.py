@@ -11,7 +11,7 @@ from torch import Tensor
 from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
 from esper_ray.learning.advantages import MeanOverLearners
-from policies.network import PolicyOutput
+from policies.results import ActorCriticResult
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ def clipped_surrogate(
     return per_head_loss(gain, log_ratios, advantages, decided, average)
 
 
-def entropy_by_availability(output: PolicyOutput, real: Tensor, average: MeanOverLearners) -> tuple[Tensor, Tensor]:
+def entropy_by_availability(
+    output: ActorCriticResult, real: Tensor, average: MeanOverLearners
+) -> tuple[Tensor, Tensor]:
     """Normalised entropy of each head, whether or not an op that needs it was drawn.
 
     A head's rows are averaged over the (step, op) pairs in which the op is admitted, needs the head and leaves it
@@ -186,7 +188,7 @@ def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> T
 
 
 def decided_log_ratios(
-    output: PolicyOutput, actions: Tensor, old_log_probs: Tensor, real: Tensor
+    output: ActorCriticResult, actions: Tensor, old_log_probs: Tensor, real: Tensor
 ) -> tuple[Tensor, Tensor]:
     """New minus old log-probabilities, and which heads count.
 
@@ -205,7 +207,7 @@ def decided_log_ratios(
 
 
 def ppo_loss(
-    output: PolicyOutput,
+    output: ActorCriticResult,
     minibatch: Minibatch,
     settings: LearnerConfig,
     weights: Tensor,
@@ -233,7 +235,7 @@ def ppo_loss(
 
 
 def impala_loss(
-    output: PolicyOutput,
+    output: ActorCriticResult,
     minibatch: Minibatch,
     settings: LearnerConfig,
     weights: Tensor,
@@ -251,7 +253,7 @@ def impala_loss(
 
 
 def _whole_loss(
-    output: PolicyOutput,
+    output: ActorCriticResult,
     minibatch: Minibatch,
     settings: LearnerConfig,
     weights: Tensor,
@@ -268,12 +270,12 @@ def _whole_loss(
     def mean_squared_error(predicted: Tensor, returns: Tensor) -> Tensor:
         return torch.where(real, (predicted - returns).square(), 0.0).sum() / steps
 
-    value = mean_squared_error(output.value, minibatch.returns)
-    if output.q_values is None:  # Q is V, whose error counts once
+    value = mean_squared_error(output.scaled_value, minibatch.returns)
+    if output.scaled_q_values is None:  # Q is V, whose error counts once
         q_value = torch.zeros_like(value)
     else:
         q_returns = minibatch.returns if minibatch.q_returns is None else minibatch.q_returns
-        q_value = mean_squared_error(output.q_value(minibatch.ops), q_returns)
+        q_value = mean_squared_error(output.scaled_q_value(minibatch.ops), q_returns)
     total = policy.sum() + settings.value_loss_coeff * (value + q_value) - (weights * entropy).sum()
     return LossTerms(
         total=total,

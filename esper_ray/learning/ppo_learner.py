@@ -12,7 +12,8 @@ from torch import Tensor
 from esper_ray.learning.advantages import FactoredAdvantages
 from esper_ray.learning.learner import FactoredLearner, mean_over_learners
 from esper_ray.learning.loss import LossTerms, Minibatch, ppo_loss
-from policies.network import PolicyOutput, RecurrentPolicyNetwork
+from policies.network import RecurrentPolicyNetwork
+from policies.results import ActorCriticResult
 from policies.rl_module import HEAD_LOG_PROBS
 
 
@@ -45,7 +46,7 @@ class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
         steps = self.settings.num_epochs * self.settings.minibatches
         return super().update(*args, num_total_minibatches=steps, **kwargs)
 
-    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:
+    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
         """As the connector computed it from the whole rollout."""
         return Minibatch(
             actions=batch[Columns.ACTIONS].long(),
@@ -55,6 +56,6 @@ class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
             real=batch[Columns.LOSS_MASK],
         )
 
-    def loss(self, output: PolicyOutput, minibatch: Minibatch, weights: Tensor) -> LossTerms:
+    def loss(self, output: ActorCriticResult, minibatch: Minibatch, weights: Tensor) -> LossTerms:
         """The clipped loss."""
         return ppo_loss(output, minibatch, self.settings, weights, mean_over_learners)

@@ -18,7 +18,7 @@ from esper_ray.learning.loss import Minibatch, impala_loss, ppo_loss
 from esper_ray.learning.ppo import EsperPPOConfig
 from policies.encoders import BlueprintEncoder
 from policies.network import NetworkConfig
-from policies.rl_module import HEAD_LOG_PROBS, POLICY_OUTPUT
+from policies.rl_module import FORWARD_RESULT, HEAD_LOG_PROBS
 from tests.esper_ray.learning.masked_toy_env import ENV_ID, HEADS, register
 from tests.esper_ray.learning.test_advantages import alone, literal_returns
 from tests.esper_ray.learning.test_learner import EPISODE, MODULE, Parts
@@ -62,7 +62,7 @@ def impala_parts():
 
 
 def output_of(parts, batch):
-    return parts.learner.module.forward_train({MODULE: batch})[MODULE][POLICY_OUTPUT]
+    return parts.learner.module.forward_train({MODULE: batch})[MODULE][FORWARD_RESULT]
 
 
 def test_terminated_and_cut_episode_by_hand():
@@ -155,7 +155,7 @@ def test_an_aged_rollout_is_weighted_by_the_joint_ratio_of_the_heads_that_had_a_
     decided = output.distribution.decided(batch["actions"][..., 0].long())
     ratios = 0.5 ** decided.sum(-1)
     assert ratios[real].unique().numel() > 1
-    values = output.value * scale.value
+    values = output.scaled_value * scale.value
     rewards, terminated = batch["rewards"].float()[:, :-1], batch["terminateds"].bool()[:, :-1]
     settings = parts.config.settings
     expected = vtrace_returns(
@@ -176,7 +176,7 @@ def test_the_gradient_of_an_aged_minibatch_is_advantage_times_score(impala_parts
     output = output_of(parts, batch)
     actions, real = batch["actions"].long(), batch["loss_mask"]
     advantages = torch.randn(*real.shape, 2)
-    minibatch = Minibatch(actions, batch[HEAD_LOG_PROBS] + 1.0, advantages, output.value.detach(), real)
+    minibatch = Minibatch(actions, batch[HEAD_LOG_PROBS] + 1.0, advantages, output.scaled_value.detach(), real)
     nothing_else = LearnerConfig(value_loss_coeff=0.0)
     impala_loss(output, minibatch, nothing_else, torch.zeros(len(HEADS)), alone).total.backward()
     ours = {name: value.grad.clone() for name, value in parts.network.named_parameters() if value.grad is not None}

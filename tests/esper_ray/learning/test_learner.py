@@ -17,7 +17,7 @@ from esper_ray.config import LearnerConfig
 from esper_ray.learning.ppo import EsperPPO, EsperPPOConfig
 from policies.distribution import take_entry
 from policies.encoders import BlueprintEncoder
-from policies.network import Hidden, NetworkConfig
+from policies.network import NetworkConfig
 from policies.return_scale import ReturnScale
 from policies.rl_module import HEAD_LOG_PROBS, Q_VALUE
 from tests.esper_ray.learning.masked_toy_env import ENV_ID, HEADS, register
@@ -115,13 +115,13 @@ def test_training_reproduces_the_rollout_and_returns_are_those_of_the_episodes(c
         stored_rewards = [(np.asarray(episode.get_rewards()), episode.is_terminated) for episode in episodes]
         batch = parts.train_batch(episodes)[MODULE]
         with torch.no_grad():
-            output = parts.learner.module.forward_train({MODULE: batch})[MODULE]["policy_output"]
+            output = parts.learner.module.forward_train({MODULE: batch})[MODULE]["forward_result"]
         actions, real = batch[Columns.ACTIONS].long(), batch[Columns.LOSS_MASK]
         replayed = {
             HEAD_LOG_PROBS: output.distribution.log_prob(actions),
             Columns.ACTION_LOGP: output.distribution.log_prob(actions).sum(-1),
-            Columns.VF_PREDS: output.value * scale,
-            Q_VALUE: take_entry(output.q_values, actions[..., 0]) * scale,
+            Columns.VF_PREDS: output.scaled_value * scale,
+            Q_VALUE: take_entry(output.scaled_q_values, actions[..., 0]) * scale,
         }
         assert real.sum() == sum(len(rewards) for rewards, _ in stored_rewards)
         for column, values in replayed.items():
@@ -129,7 +129,7 @@ def test_training_reproduces_the_rollout_and_returns_are_those_of_the_episodes(c
         # The connector has meanwhile moved the return scale; targets are in its new units.
         returns = (batch[Postprocessing.VALUE_TARGETS] * parts.network.return_scale.value)[real]
         occupied = torch.arange(real.shape[1]) < batch[Columns.SEQ_LENS].unsqueeze(-1)
-        values = (output.value * scale)[occupied].split([len(rewards) + 1 for rewards, _ in stored_rewards])
+        values = (output.scaled_value * scale)[occupied].split([len(rewards) + 1 for rewards, _ in stored_rewards])
         expected = [
             literal_returns(rewards, value.tolist(), terminated, 1.0, 0.95)
             for (rewards, terminated), value in zip(stored_rewards, values, strict=True)
@@ -202,7 +202,7 @@ def test_centred_advantages_have_mean_0_over_steps_with_a_choice_and_the_usual_s
     batch = usual.train_batch(copy.deepcopy(episodes))[MODULE]
     after = centred.train_batch(episodes)[MODULE][Postprocessing.ADVANTAGES]
     before, real = batch[Postprocessing.ADVANTAGES], batch[Columns.LOSS_MASK]
-    counted = real & ~usual.learner.module[MODULE].policy_output(batch).distribution.forced
+    counted = real & ~usual.learner.module[MODULE].forward_result(batch).distribution.forced
     torch.testing.assert_close(after[counted].mean(dim=0), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(after[real], (before - before[counted].mean(dim=0))[real], atol=1e-5, rtol=1e-5)
     assert before[counted].mean(dim=0).abs().min() > 0.01
@@ -470,7 +470,9 @@ def test_inference_draws_at_its_temperature_unless_told_otherwise():
         },
         Columns.STATE_IN: {name: leaf.expand(64, -1) for name, leaf in module.get_initial_state().items()},
     }
-    distribution = module.network(batch[Columns.OBS], Hidden(**batch[Columns.STATE_IN])).distribution
+    distribution = module.network(
+        batch[Columns.OBS], tuple(batch[Columns.STATE_IN][name] for name in ("h", "c"))
+    ).distribution
     for draw, temperature in ((module.forward_inference, 0.5), (module.forward_exploration, 1.0)):
         drawn = draw(batch)
         log_probs = distribution.at_temperature(temperature).log_prob(drawn[Columns.ACTIONS])
