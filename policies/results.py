@@ -13,8 +13,8 @@ from torch import Tensor
 from policies.distribution import FactoredDistribution, take_entry
 
 HiddenState = tuple[Tensor, ...]
-"""What a policy remembers of each host's episode, tensors ``[B, ...]``; empty if it remembers nothing. The network's are
-the hidden and the cell vectors of its LSTM, each ``[B, hidden_dim]``, or ``[B, 0]`` without memory."""
+"""What a policy remembers of each host's episode, tensors ``[B, ...]``; empty if it remembers nothing.
+The network's are hidden and cell vectors of its LSTM, each ``[B, hidden_dim]``, or ``[B, 0]`` without memory."""
 
 
 @dataclass(frozen=True)

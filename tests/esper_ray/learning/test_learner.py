@@ -470,9 +470,7 @@ def test_inference_draws_at_its_temperature_unless_told_otherwise():
         },
         Columns.STATE_IN: {name: leaf.expand(64, -1) for name, leaf in module.get_initial_state().items()},
     }
-    distribution = module.network(
-        batch[Columns.OBS], tuple(batch[Columns.STATE_IN][name] for name in ("h", "c"))
-    ).distribution
+    distribution = module.forward_result(batch).distribution
     for draw, temperature in ((module.forward_inference, 0.5), (module.forward_exploration, 1.0)):
         drawn = draw(batch)
         log_probs = distribution.at_temperature(temperature).log_prob(drawn[Columns.ACTIONS])

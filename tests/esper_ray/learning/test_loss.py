@@ -14,10 +14,10 @@ from esper_ray.learning.loss import Minibatch, clipped_surrogate, divergence, en
 from policies.distribution import FactoredDistribution, head_masks, masked_log_softmax, needs_table, row_table
 from policies.encoders import BlueprintEncoder
 from policies.network import NetworkConfig, RecurrentPolicyNetwork
-from policies.results import ActorCriticResult, Hidden
+from policies.results import ActorCriticResult
 
 torch.set_num_threads(1)
-NO_HIDDEN = Hidden(torch.zeros(0), torch.zeros(0))
+NO_HIDDEN = ()
 
 
 def alone(value):
@@ -310,9 +310,8 @@ def test_two_learners_together_follow_the_gradient_of_the_undivided_minibatch(sp
         names = ("actions", "old_log_probs", "advantages", "returns", "real")
         batch = Minibatch(*(part(getattr(minibatch, name), learner) for name in names))
         joint = FactoredDistribution(tables, masks, joint.needs, joint.rows)
-        return ppo_loss(
-            ActorCriticResult(joint, NO_HIDDEN, *values, torch.ones(())), batch, LearnerConfig(), weights, average
-        )
+        result = ActorCriticResult(joint, NO_HIDDEN, *values, torch.ones(()))
+        return ppo_loss(result, batch, LearnerConfig(), weights, average)
 
     def gradient(total):
         return torch.autograd.grad(total, network.feature_net[0].weight, retain_graph=True)[0]
