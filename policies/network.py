@@ -25,6 +25,7 @@ from policies.distribution import (
     row_table,
 )
 from policies.encoders import ObservationEncoder
+from policies.normalisers import Normalisers
 from policies.results import ActionResult, ActorCriticResult, HiddenState
 from policies.return_scale import ReturnScale
 
@@ -193,6 +194,7 @@ class RecurrentPolicyNetwork(nn.Module):
         self.state_stream = _critic_stream(width, config.head_dim, 1)
         self.op_stream = _critic_stream(width, config.head_dim, num_ops) if len(heads) > 1 else None
         self.return_scale = ReturnScale()
+        self.normalisers = Normalisers(encoder.scale, self.return_scale)
         self.register_buffer("needs", needs_table(heads), persistent=False)
         self.register_buffer("rows", row_table(heads), persistent=False)
 

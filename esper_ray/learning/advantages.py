@@ -6,7 +6,7 @@ place of its own generalised advantage estimation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from esper_ray.config import CriticBaseline, LearnerConfig
-from policies.observation_scale import ObservationScale
 from policies.results import ActorCriticResult
-from policies.return_scale import ReturnScale
 from policies.running_moments import power_sums
 
 MeanOverLearners = Callable[[Tensor], Tensor]
@@ -225,56 +223,18 @@ def scaled_advantages(
     return torch.where(real.unsqueeze(-1), scaled, 0.0)
 
 
-def collect_observations(
-    scale: ObservationScale, obs: Mapping[str, Tensor], real: Tensor, mean_over_learners: MeanOverLearners
-) -> None:
-    """Show a scale the observations of the real steps; they take effect after the update.
-
-    Args:
-        scale: Of the numbers under ``obs``.
-        obs: Observation leaves ``[..., n]``.
-        real: bool ``[...]``.
-        mean_over_learners: Averages over learner processes.
-    """
-    scale.collect(mean_over_learners(power_sums(obs["obs"][real])))
-
-
-def take_in_returns(
-    scale: ReturnScale, returns: Tensor, real: Tensor, decay: float, mean_over_learners: MeanOverLearners
-) -> None:
-    """Update the return scale with the returns of the real steps.
-
-    Args:
-        scale: Changed in place.
-        returns: In reward units, ``[...]``.
-        real: bool ``[...]``.
-        decay: What the scale keeps of its past.
-        mean_over_learners: Averages over learner processes.
-
-    Raises:
-        FloatingPointError: a return is not finite; the scale is unchanged.
-    """
-    if not returns.isfinite().all():
-        bad = int((~returns.isfinite()).sum())
-        raise FloatingPointError(
-            f"{bad} of {int(real.sum())} returns are not finite: the env paid a NaN or infinite reward, or the "
-            "critic's weights are broken; resume from an earlier checkpoint"
-        )
-    scale.update(mean_over_learners(power_sums(returns[real])), decay)
-
-
 class FactoredAdvantages(ConnectorV2):
-    """Last piece of the learner pipeline: values, λ-returns, advantages and the scales of returns and observations.
+    """Last piece of the learner pipeline: values, λ-returns and advantages.
 
-    Raises FloatingPointError on a return that is not finite, before it reaches the return scale.
+    Raises FloatingPointError on a return that is not finite.
 
-    Adds to the batch ``advantages`` ``[R, T, 2]`` (scaled, 0 where not real) and ``value_targets`` ``[R, T]`` (in
-    units of the return scale, which first takes these returns in).
+    Adds to the batch ``advantages`` ``[R, T, 2]`` (scaled, 0 where not real) and ``value_targets`` ``[R, T]`` (the
+    returns, in reward units), and has the network's normalisers collect; committing is the learner's.
 
     Args:
         input_observation_space: Passed on to RLlib.
         input_action_space: Passed on to RLlib.
-        settings: Discount, λ, baseline, centring, decay of the return scale.
+        settings: Discount, λ, baseline, centring.
         mean_over_learners: Averages over learner processes.
     """
 
@@ -301,9 +261,7 @@ class FactoredAdvantages(ConnectorV2):
     def _complete(self, module: Any, columns: dict[str, Any]) -> None:
         settings = self.settings
         output = module.forward_result(columns)
-        scale = module.network.return_scale
-        value = output.value
-        q_value = output.q_value(columns[Columns.ACTIONS][..., 0].long())
+        value, q_value = output.value, output.q_value(columns[Columns.ACTIONS][..., 0].long())
         real = columns[Columns.LOSS_MASK]
         steps = torch.arange(real.shape[1], device=real.device)
         returns = returns_of_rows(
@@ -315,10 +273,9 @@ class FactoredAdvantages(ConnectorV2):
             settings.gamma,
             settings.gae_lambda,
         )
+        module.network.normalisers.collect(columns[Columns.OBS], returns, real, self.mean_over_learners)
         streams = advantage_streams(returns, value, q_value, settings.critic_baseline)
-        take_in_returns(scale, returns, real, settings.return_scale_decay, self.mean_over_learners)
-        collect_observations(module.network.encoder.scale, columns[Columns.OBS], real, self.mean_over_learners)
         columns[Postprocessing.ADVANTAGES] = scaled_advantages(
             streams, output, real, settings.centre_advantages, self.mean_over_learners
         )
-        columns[Postprocessing.VALUE_TARGETS] = returns / scale.value
+        columns[Postprocessing.VALUE_TARGETS] = returns

@@ -84,7 +84,7 @@ def critic_diagnostics(
       ``q_value_loss`` are absent if the critic does not look at the op.
     * ``advantage_mean/OP``: mean scaled advantage of the op head at steps that took this op.
     """
-    real, returns = minibatch.real, minibatch.returns
+    real, returns = minibatch.real, minibatch.scaled_returns
     variance = masked_variance(returns, real)
     explained = 1 - masked_variance(returns - output.scaled_value, real) / variance
     numbers = {

@@ -12,9 +12,7 @@ from torch import Tensor
 from esper_ray.learning.advantages import (
     action_returns,
     advantage_streams,
-    collect_observations,
     scaled_advantages,
-    take_in_returns,
     vtrace_returns,
 )
 from esper_ray.learning.learner import FactoredLearner, mean_over_learners
@@ -46,7 +44,8 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
 
         def remember_failure(**kwargs: Any) -> None:
             try:
-                update(**kwargs)
+                with self.transaction():
+                    update(**kwargs)
             except Exception as error:
                 self._failure = error
 
@@ -67,12 +66,11 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
     @torch.no_grad()
     def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
         """V-trace of whole rollouts: a row is one, with its last observation at its end as an artificial step."""
-        settings, scale = self.settings, network.return_scale
+        settings = self.settings
         actions, real = batch[Columns.ACTIONS].long(), batch[Columns.LOSS_MASK]
         log_ratios, _ = decided_log_ratios(output, actions, batch[HEAD_LOG_PROBS], real)
         ratios = log_ratios.sum(dim=-1).exp()
-        value = output.value
-        q_value = output.q_value(actions[..., 0])
+        value, q_value = output.value, output.q_value(actions[..., 0])
         # A row's last entry is an artificial step or padding, and so only the value after a played one.
         rewards, terminated = batch[Columns.REWARDS].float()[:, :-1], batch[Columns.TERMINATEDS].bool()[:, :-1]
         played = real[:, :-1]
@@ -83,17 +81,17 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
         targets, worth = (torch.nn.functional.pad(rows, (0, 1)) for rows in (targets, worth))
         streams = advantage_streams(worth, value, q_value, settings.critic_baseline)
         streams = ratios.clamp(max=1.0).unsqueeze(-1) * streams
+        network.normalisers.collect(batch[Columns.OBS], targets, real, mean_over_learners)
         # A minibatch is that part of a rollout.
-        decay = settings.return_scale_decay ** (1 / settings.minibatches)
-        take_in_returns(scale, targets, real, decay, mean_over_learners)
-        collect_observations(network.encoder.scale, batch[Columns.OBS], real, mean_over_learners)
+        network.normalisers.commit_returns(settings.return_scale_decay ** (1 / settings.minibatches))
+        scale = network.return_scale.value
         return Minibatch(
             actions=actions,
             old_log_probs=batch[HEAD_LOG_PROBS],
             advantages=scaled_advantages(streams, output, real, settings.centre_advantages, mean_over_learners),
-            returns=targets / scale.value,
+            scaled_returns=targets / scale,
             real=real,
-            q_returns=worth / scale.value,
+            scaled_q_returns=worth / scale,
         )
 
     def loss(self, output: ActorCriticResult, minibatch: Minibatch, weights: Tensor) -> LossTerms:

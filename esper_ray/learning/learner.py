@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -105,9 +107,21 @@ class FactoredLearner(TorchLearner):
             for group in optimizer.param_groups:
                 group.update(settings)
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Around an update, which changes the networks' normalisers as a whole or not at all."""
+        with ExitStack() as stack:
+            for _, module in self.module.items():
+                stack.enter_context(module.unwrapped().network.normalisers.transaction())
+            yield
+
     @abstractmethod
     def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
-        """The learning signals of RLlib's minibatch, given the network's pass over it."""
+        """The learning signals of RLlib's minibatch, given the network's pass over it.
+
+        The network's normalisers have collected its observations and returns, here or before, and commit the returns
+        here, before these are scaled.
+        """
 
     @abstractmethod
     def loss(self, output: ActorCriticResult, minibatch: Minibatch, weights: Tensor) -> LossTerms:
@@ -203,9 +217,7 @@ class FactoredLearner(TorchLearner):
             )
         saturated = int(record.clipped > SATURATED_CLIPPING * record.computed)
         for module_id, module in self.module.items():
-            network = module.unwrapped().network
-            network.encoder.scale.take_effect()
-            scale = network.return_scale.value.item()
+            scale = module.unwrapped().network.return_scale.value.item()
             numbers = {"applied_share": record.applied / record.offered, "return_scale": scale}
             numbers |= {"lr": self.get_optimizer(module_id).param_groups[0]["lr"]}
             numbers |= {"entropy_coeff": self._entropy_share * self.settings.entropy_coeff}

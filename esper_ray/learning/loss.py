@@ -22,17 +22,17 @@ class Minibatch:
         actions: int64 ``[B, T, H]``.
         old_log_probs: Per head, as stored in the rollout, ``[B, T, H]``.
         advantages: ``[B, T, 2]``: of the op, of its arguments.
-        returns: Targets of the critic in units of the return scale, ``[B, T]``.
+        scaled_returns: Targets of the critic in units of the return scale, ``[B, T]``.
         real: bool ``[B, T]``: False in padding and at artificial steps.
-        q_returns: Targets of Q(s, op taken) ``[B, T]``, likewise; ``returns`` if None.
+        scaled_q_returns: Targets of Q(s, op taken) ``[B, T]``, likewise; ``scaled_returns`` if None.
     """
 
     actions: Tensor
     old_log_probs: Tensor
     advantages: Tensor
-    returns: Tensor
+    scaled_returns: Tensor
     real: Tensor
-    q_returns: Tensor | None = None
+    scaled_q_returns: Tensor | None = None
 
     @property
     def ops(self) -> Tensor:
@@ -270,11 +270,11 @@ def _whole_loss(
     def mean_squared_error(predicted: Tensor, returns: Tensor) -> Tensor:
         return torch.where(real, (predicted - returns).square(), 0.0).sum() / steps
 
-    value = mean_squared_error(output.scaled_value, minibatch.returns)
+    value = mean_squared_error(output.scaled_value, minibatch.scaled_returns)
     if output.scaled_q_values is None:  # Q is V, whose error counts once
         q_value = torch.zeros_like(value)
     else:
-        q_returns = minibatch.returns if minibatch.q_returns is None else minibatch.q_returns
+        q_returns = minibatch.scaled_returns if minibatch.scaled_q_returns is None else minibatch.scaled_q_returns
         q_value = mean_squared_error(output.scaled_q_value(minibatch.ops), q_returns)
     total = policy.sum() + settings.value_loss_coeff * (value + q_value) - (weights * entropy).sum()
     return LossTerms(

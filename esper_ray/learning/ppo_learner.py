@@ -44,15 +44,17 @@ class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
         one learner it goes on until every row has had its turn, which adds some if episodes differ in length.
         """
         steps = self.settings.num_epochs * self.settings.minibatches
-        return super().update(*args, num_total_minibatches=steps, **kwargs)
+        with self.transaction():
+            return super().update(*args, num_total_minibatches=steps, **kwargs)
 
     def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
-        """As the connector computed it from the whole rollout."""
+        """As the connector computed it from the whole rollout, whose returns the scale takes in at the first one."""
+        network.normalisers.commit_returns(self.settings.return_scale_decay)
         return Minibatch(
             actions=batch[Columns.ACTIONS].long(),
             old_log_probs=batch[HEAD_LOG_PROBS],
             advantages=batch[Postprocessing.ADVANTAGES],
-            returns=batch[Postprocessing.VALUE_TARGETS],
+            scaled_returns=batch[Postprocessing.VALUE_TARGETS] / network.return_scale.value,
             real=batch[Columns.LOSS_MASK],
         )
 

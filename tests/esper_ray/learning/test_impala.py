@@ -132,9 +132,9 @@ def test_before_the_first_step_signals_and_gradients_are_those_of_ppo(case, base
     output, ppo_output = output_of(impala, batch), output_of(ppo, ppo_batch)
     signals = impala.learner.minibatch(impala.network, batch, output)
     ppo_signals = ppo.learner.minibatch(ppo.network, ppo_batch, ppo_output)
-    for name in ("actions", "real", "old_log_probs", "advantages", "returns"):
+    for name in ("actions", "real", "old_log_probs", "advantages", "scaled_returns"):
         torch.testing.assert_close(getattr(signals, name), getattr(ppo_signals, name), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(signals.q_returns, signals.returns, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(signals.scaled_q_returns, signals.scaled_returns, atol=1e-4, rtol=1e-4)
     weights = torch.full((len(HEADS),), 0.01)
     impala_loss(output, signals, learner, weights, alone).total.backward()
     ppo_loss(ppo_output, ppo_signals, learner, weights, alone).total.backward()
@@ -163,8 +163,8 @@ def test_an_aged_rollout_is_weighted_by_the_joint_ratio_of_the_heads_that_had_a_
     )
     worth = action_returns(rewards, values, terminated, real[:, :-1], expected, settings.gamma)
     signals = parts.learner.minibatch(parts.network, batch, output)
-    torch.testing.assert_close(signals.returns[:, :-1] * scale.value, expected)
-    torch.testing.assert_close(signals.q_returns[:, :-1] * scale.value, worth)
+    torch.testing.assert_close(signals.scaled_returns[:, :-1] * scale.value, expected)
+    torch.testing.assert_close(signals.scaled_q_returns[:, :-1] * scale.value, worth)
     op_advantages = (ratios[:, :-1] * (worth - values[:, :-1]))[real[:, :-1]]
     factors = op_advantages / signals.advantages[:, :-1, 0][real[:, :-1]]
     torch.testing.assert_close(factors, factors[:1].expand_as(factors), atol=0.0, rtol=1e-3)

@@ -126,8 +126,7 @@ def test_training_reproduces_the_rollout_and_returns_are_those_of_the_episodes(c
         assert real.sum() == sum(len(rewards) for rewards, _ in stored_rewards)
         for column, values in replayed.items():
             torch.testing.assert_close(values[real], batch[column][real], atol=1e-5, rtol=1e-5)
-        # The connector has meanwhile moved the return scale; targets are in its new units.
-        returns = (batch[Postprocessing.VALUE_TARGETS] * parts.network.return_scale.value)[real]
+        returns = batch[Postprocessing.VALUE_TARGETS][real]
         occupied = torch.arange(real.shape[1]) < batch[Columns.SEQ_LENS].unsqueeze(-1)
         values = (output.scaled_value * scale)[occupied].split([len(rewards) + 1 for rewards, _ in stored_rewards])
         expected = [
@@ -137,7 +136,6 @@ def test_training_reproduces_the_rollout_and_returns_are_those_of_the_episodes(c
         torch.testing.assert_close(
             returns, torch.tensor([g for episode in expected for g in episode]), atol=1e-4, rtol=1e-4
         )
-        parts.network.return_scale.load_state_dict(parts.runner.module.network.return_scale.state_dict())
 
 
 def test_streams_are_returns_less_v_and_less_q_over_one_scale():
@@ -145,7 +143,7 @@ def test_streams_are_returns_less_v_and_less_q_over_one_scale():
     parts.perturb()
     batch = parts.train_batch(parts.runner.sample())[MODULE]
     real = batch[Columns.LOSS_MASK]
-    returns = (batch[Postprocessing.VALUE_TARGETS] * parts.network.return_scale.value)[real]
+    returns = batch[Postprocessing.VALUE_TARGETS][real]
     op, argument = batch[Postprocessing.ADVANTAGES][real].unbind(-1)
     # V and Q as the rollout stored them; the scale is that of the op's stream, over steps with a choice of op.
     differences = returns - batch[Columns.VF_PREDS][real]
@@ -166,9 +164,6 @@ def test_cuts_of_25_and_50_steps_give_the_values_and_returns_of_whole_episodes()
             batch = parts.train_batch(parts.runner.sample())[MODULE]
             real = batch[Columns.LOSS_MASK]
             columns = [batch[name] for name in (Columns.REWARDS, Columns.VF_PREDS, Postprocessing.VALUE_TARGETS)]
-            # The targets are in units of a scale that each batch moves.
-            columns[-1] = columns[-1] * parts.network.return_scale.value
-            parts.network.return_scale.load_state_dict(parts.runner.module.network.return_scale.state_dict())
             rows.append(torch.stack([column[real] for column in columns], dim=-1).reshape(2, fragment, 3))
         return torch.cat(rows, dim=1)
 
@@ -243,6 +238,47 @@ def test_an_update_ends_by_taking_in_what_the_rollout_observed_once(fragment):
             assert set(count.tolist()) == {len(observed)}
             np.testing.assert_allclose(mean, observed.mean(axis=0), atol=1e-5)
             np.testing.assert_allclose(scale.deviation(0.0), observed.std(axis=0), atol=1e-4)
+
+
+def normalisers(parts):
+    """Moments of both scales, copied."""
+    both = parts.network.normalisers
+    return both.observations.moments.clone(), both.returns.moments.clone()
+
+
+def test_the_pipeline_collects_and_moves_neither_scale():
+    parts = Parts(config_of())
+    parts.perturb()
+    before = normalisers(parts)
+    parts.train_batch(parts.runner.sample())
+    assert all(map(torch.equal, normalisers(parts), before))
+
+
+def test_targets_are_in_units_of_a_scale_that_has_taken_in_their_returns(monkeypatch):
+    parts = Parts(config_of(LearnerConfig(num_epochs=2, minibatches=2, return_scale_decay=0.9)))
+    parts.perturb()
+    seen, make = [], parts.learner.minibatch
+
+    def recorded(network, rows, output):
+        minibatch = make(network, rows, output)
+        seen.append((rows[Postprocessing.VALUE_TARGETS], minibatch.scaled_returns))
+        return minibatch
+
+    monkeypatch.setattr(parts.learner, "minibatch", recorded)
+    past = parts.network.return_scale.moments.double()
+    episodes = parts.runner.sample()
+    batch = parts.train_batch(copy.deepcopy(episodes))[MODULE]
+    returns = batch[Postprocessing.VALUE_TARGETS][batch[Columns.LOSS_MASK]].double()
+    parts.update(episodes)
+    # Chan, Golub and LeVeque by hand, with 0.9 of what was there before; in force from the first minibatch, moved once.
+    count, mean, squared = 0.9 * past[0], past[1], 0.9 * past[2]
+    delta, total = returns.mean() - mean, count + len(returns)
+    squared = squared + (returns - returns.mean()).square().sum() + delta**2 * count * len(returns) / total
+    scale = (squared / total).sqrt()
+    assert len(seen) == 4
+    for targets, scaled in seen:
+        torch.testing.assert_close(scaled, (targets.double() / scale).float(), atol=1e-5, rtol=1e-5)
+    assert parts.network.return_scale.value.item() == pytest.approx(scale.item(), rel=1e-5)
 
 
 def test_learning_raises_the_return():
@@ -346,16 +382,16 @@ def test_without_a_limit_no_step_is_left_out():
 
 def test_a_reward_that_is_not_finite_ends_the_run_before_anything_is_touched():
     parts = Parts(config_of(reward_of_op=(math.nan, 0, 0, 0, 0, 0)))
-    before, moments = weights(parts), parts.network.return_scale.moments.clone()
+    before, scales = weights(parts), normalisers(parts)
     with pytest.raises(FloatingPointError, match="returns are not finite"):
         parts.update()
     assert all(torch.equal(before[name], value) for name, value in weights(parts).items())
-    assert torch.equal(moments, parts.network.return_scale.moments)
+    assert all(map(torch.equal, normalisers(parts), scales))
 
 
 def test_an_update_without_a_finite_gradient_is_an_error_and_changes_nothing():
     parts = Parts(config_of())
-    before = weights(parts)
+    before, scales = weights(parts), normalisers(parts)
     episodes = parts.runner.sample()
     for episode in episodes:
         for step in range(len(episode)):
@@ -363,6 +399,7 @@ def test_an_update_without_a_finite_gradient_is_an_error_and_changes_nothing():
     with pytest.raises(FloatingPointError, match="none of the 8 gradients"):
         parts.update(episodes)
     assert all(torch.equal(before[name], value) for name, value in weights(parts).items())
+    assert all(map(torch.equal, normalisers(parts), scales))
 
 
 def test_gradients_are_clipped_by_their_global_norm():

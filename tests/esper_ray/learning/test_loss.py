@@ -281,7 +281,7 @@ def test_padding_changes_nothing():
         output.scaled_q_values[1:],
         output.return_scale,
     )
-    fields = [getattr(minibatch, name) for name in ("actions", "old_log_probs", "advantages", "returns", "real")]
+    fields = [getattr(minibatch, name) for name in ("actions", "old_log_probs", "advantages", "scaled_returns", "real")]
     terms = [
         ppo_loss(padded, Minibatch(*(f[1:] for f in fields)), LearnerConfig(), weights, alone),
         ppo_loss(shorter, Minibatch(*(second(f) for f in fields)), LearnerConfig(), weights, alone),
@@ -307,7 +307,7 @@ def test_two_learners_together_follow_the_gradient_of_the_undivided_minibatch(sp
         joint = output.distribution
         tables, masks = (tuple(part(t, learner) for t in ts) for ts in (joint.log_probs, joint.masks))
         values = (part(output.scaled_value, learner), part(output.scaled_q_values, learner))
-        names = ("actions", "old_log_probs", "advantages", "returns", "real")
+        names = ("actions", "old_log_probs", "advantages", "scaled_returns", "real")
         batch = Minibatch(*(part(getattr(minibatch, name), learner) for name in names))
         joint = FactoredDistribution(tables, masks, joint.needs, joint.rows)
         result = ActorCriticResult(joint, NO_HIDDEN, *values, torch.ones(()))
@@ -334,7 +334,7 @@ def test_nothing_real_or_nothing_admitted_stays_finite():
         minibatch.actions,
         minibatch.old_log_probs,
         minibatch.advantages,
-        minibatch.returns,
+        minibatch.scaled_returns,
         torch.zeros_like(minibatch.real),
     )
     for batch in (minibatch, nothing):
