@@ -117,7 +117,7 @@ def returns_of_rows(
 
     Args:
         rewards: ``[R, T]``, as are all others.
-        values: V in reward units.
+        values: In reward units, see :func:`bootstrap_values`.
         terminated: bool, True at the last real step of a terminated episode.
         real: bool, steps that were played.
         occupied: bool, real steps and the artificial ones.
@@ -146,6 +146,25 @@ def returns_of_rows(
     rows = torch.zeros_like(rewards)
     rows[occupied] = torch.cat([row[:length] for row, length in zip(with_end, lengths, strict=True)])
     return rows
+
+
+def bootstrap_values(value: Tensor, q_value: Tensor, real: Tensor, baseline: CriticBaseline) -> Tensor:
+    """The values that λ-returns are built from, in the units given.
+
+    ``op`` conditions value and bootstrap on one op alike: Q(s, op taken) stands at a step, and so the next step's is
+    that of the op taken next. After a cut no op has been taken yet (RLlib copies the last one into its artificial
+    step). There V(s) = E_π[Q(s, ·)] stands: the mean of what a draw of that op would give, without the draw's noise.
+
+    Args:
+        value: V(s) ``[...]``.
+        q_value: Q(s, op taken) ``[...]``.
+        real: bool ``[...]``, False at artificial steps.
+        baseline: The critic's; all but ``op`` build on V.
+
+    Returns:
+        ``[...]``.
+    """
+    return torch.where(real, q_value, value) if baseline == "op" else value
 
 
 def advantage_streams(returns: Tensor, value: Tensor, q_value: Tensor, baseline: CriticBaseline) -> Tensor:
@@ -266,7 +285,7 @@ class FactoredAdvantages(ConnectorV2):
         steps = torch.arange(real.shape[1], device=real.device)
         returns = returns_of_rows(
             columns[Columns.REWARDS].float(),
-            value,
+            bootstrap_values(value, q_value, real, settings.critic_baseline),
             columns[Columns.TERMINATEDS].bool(),
             real,
             steps < columns[Columns.SEQ_LENS].to(real.device).unsqueeze(-1),

@@ -276,7 +276,10 @@ def _whole_loss(
     else:
         q_returns = minibatch.scaled_returns if minibatch.scaled_q_returns is None else minibatch.scaled_q_returns
         q_value = mean_squared_error(output.scaled_q_value(minibatch.ops), q_returns)
-    total = policy.sum() + settings.value_loss_coeff * (value + q_value) - (weights * entropy).sum()
+    # Q(s, op) has v(s) in it: where the critic is to be regressed at the op taken alone, v learns through Q.
+    at_the_op_alone = settings.critic_baseline == "op" and output.scaled_q_values is not None
+    critic = q_value if at_the_op_alone else value + q_value
+    total = policy.sum() + settings.value_loss_coeff * critic - (weights * entropy).sum()
     return LossTerms(
         total=total,
         policy=policy.detach(),

@@ -119,7 +119,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("baseline", ["factored", "state", "op"])
+@pytest.mark.parametrize("baseline", ["factored", "state"])
 def test_before_the_first_step_signals_and_gradients_are_those_of_ppo(case, baseline, impala_parts):
     learner = LearnerConfig(minibatches=1, gae_lambda=1.0, critic_baseline=baseline)
     impala = impala_parts(config_of(settings=learner, **case))
@@ -216,6 +216,7 @@ def test_a_failure_in_the_learner_thread_reaches_the_caller(impala_parts, ray_se
         ({"hosts": 3}, "multiple"),
         ({"num_learners": 2}, "num_learners = 2"),
         ({"sequence_length": 5}, "shorten rollout_length"),
+        ({"settings": LearnerConfig(critic_baseline="op")}, "critic_baseline op has no meaning with IMPALA"),
     ],
 )
 def test_what_is_not_supported_is_refused(arguments, says):

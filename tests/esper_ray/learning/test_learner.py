@@ -138,6 +138,29 @@ def test_training_reproduces_the_rollout_and_returns_are_those_of_the_episodes(c
         )
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_with_the_op_baseline_returns_are_built_from_the_ops_that_the_rollout_took(case):
+    parts = Parts(config_of(LearnerConfig(minibatches=2, critic_baseline="op"), **case))
+    parts.perturb()
+    episodes = parts.runner.sample()
+    # Q of every step's op as the rollout stored it; where an episode was cut nobody has acted yet, and V stands.
+    rewards = [(np.asarray(e.get_rewards()), e.get_extra_model_outputs(Q_VALUE), e.is_terminated) for e in episodes]
+    batch = parts.train_batch(episodes)[MODULE]
+    real, rows = batch[Columns.LOSS_MASK], batch[Columns.SEQ_LENS].unsqueeze(-1)
+    artificial = (torch.arange(real.shape[1]) < rows) & ~real
+    last = parts.learner.module[MODULE].forward_result(batch).value[artificial].tolist()
+    expected = [
+        literal_returns(reward, [*q_values, after], terminated, 1.0, 0.95)
+        for (reward, q_values, terminated), after in zip(rewards, last, strict=True)
+    ]
+    returns = batch[Postprocessing.VALUE_TARGETS][real]
+    torch.testing.assert_close(returns, torch.tensor([g for e in expected for g in e]), atol=1e-4, rtol=1e-4)
+    op, argument = batch[Postprocessing.ADVANTAGES][real].unbind(-1)
+    assert torch.equal(op, argument)
+    ratio = (returns - batch[Q_VALUE][real]) / op
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), atol=0.0, rtol=1e-2)
+
+
 def test_streams_are_returns_less_v_and_less_q_over_one_scale():
     parts = Parts(config_of(stop=0.1))
     parts.perturb()

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -289,6 +290,20 @@ def test_padding_changes_nothing():
     for name in ("total", "policy", "entropy", "value", "q_value", "kl"):
         torch.testing.assert_close(getattr(terms[0], name), getattr(terms[1], name))
     assert full.total.isfinite()
+
+
+@pytest.mark.parametrize(("baseline", "of_v"), [("factored", 1.0), ("state", 1.0), ("op", 0.0)])
+def test_the_op_baseline_regresses_the_critic_at_the_op_taken_alone(baseline, of_v):
+    _, output, minibatch = network_and_batch(op=1)
+    learner, none = LearnerConfig(critic_baseline=baseline, value_loss_coeff=0.5), torch.zeros(len(HEADS))
+    terms = ppo_loss(output, minibatch, learner, none, alone)
+    assert min(terms.value, terms.q_value) > 0
+    assert (terms.total - terms.policy.sum()).item() == pytest.approx(
+        0.5 * (of_v * terms.value + terms.q_value).item(), rel=1e-5
+    )
+    # A critic that does not look at the op has V alone, with any baseline.
+    plain = ppo_loss(replace(output, scaled_q_values=None), minibatch, learner, none, alone)
+    assert (plain.total - plain.policy.sum()).item() == pytest.approx(0.5 * plain.value.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
