@@ -6,12 +6,14 @@ leave NaN out of their averages.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from envs.vocabulary import HeadSpec
+from esper_ray.config import LearnerConfig
 from esper_ray.learning.loss import LossTerms, Minibatch
 from policies.distribution import take_entry
 from policies.results import ActorCriticResult
@@ -22,6 +24,10 @@ HIGH_RATIO = 10.0
 """Ratio of new to old probability above which an update counts as off its rollout."""
 LOW_Q_SPREAD = 0.01
 """Spread of Q over the admitted ops, in units of the return scale, below which the critic ignores the op."""
+REPLAY_LIMIT = 2e-3
+"""Replay error above which an update does not belong to its rollout: twice what a CPU and a GPU may differ by
+(LEARNER.md section 2). Measured: below 1e-6 on one device; 0.06 where the rollout's weights are one optimiser step
+old, and 0.006 in a network of 16 units."""
 SATURATED_CLIPPING = 0.9
 """Share of clipped gradients in an update above which the clip decides the step size."""
 
@@ -135,12 +141,12 @@ def minibatch_diagnostics(
 
 
 def alarms(numbers: Mapping[str, float]) -> dict[str, int]:
-    """Which thresholds a minibatch crossed, 1 or 0 per alarm (NaN crosses none but ``non_finite``).
+    """Which thresholds a minibatch crossed (NaN crosses none but ``replay``).
 
     * ``alarm/low_entropy``: number of heads below :data:`LOW_ENTROPY` where available.
     * ``alarm/high_ratio``: number of heads with a ratio above :data:`HIGH_RATIO`.
     * ``alarm/low_q_spread``: the spread of Q is below :data:`LOW_Q_SPREAD`.
-    * ``alarm/non_finite``: the loss is not a number.
+    * ``alarm/replay``: the replay error, if this minibatch measures it, is above :data:`REPLAY_LIMIT`.
     """
 
     def below(prefix: str, limit: float) -> int:
@@ -149,10 +155,44 @@ def alarms(numbers: Mapping[str, float]) -> dict[str, int]:
     def above(prefix: str, limit: float) -> int:
         return sum(value > limit for name, value in numbers.items() if name.startswith(prefix))
 
-    loss = numbers["loss"]
     return {
         "alarm/low_entropy": below("entropy_available/", LOW_ENTROPY),
         "alarm/high_ratio": above("ratio_max/", HIGH_RATIO),
         "alarm/low_q_spread": below("q_spread", LOW_Q_SPREAD),
-        "alarm/non_finite": int(not -float("inf") < loss < float("inf")),
+        "alarm/replay": int(not numbers.get("replay_error", 0.0) <= REPLAY_LIMIT),
     }
+
+
+def spoken_alarms(numbers: Mapping[str, float], settings: LearnerConfig) -> list[str]:
+    """What the person who watches must be told about an update: what happened, why it may, what to do.
+
+    These are the alarms that say that an update did not do what it is for. The others are on the metrics' page.
+
+    Args:
+        numbers: The learner's metrics of an iteration.
+        settings: The learner's.
+
+    Returns:
+        A line each; none after a healthy update.
+    """
+    lines = []
+    not_replayed = numbers.get("alarm/replay", 0) > 0
+    if not_replayed:
+        lines.append(
+            f"the update found other log-probabilities than the rollout had stored (replay_error "
+            f"{numbers.get('replay_error', math.nan):.2g}, the limit is {REPLAY_LIMIT:g}), so it learns from what its "
+            "policy did not do. Look for an env that changes observations after handing them out, an encoder that is "
+            "not the same twice, a runner with other code; if there is none, please report a bug"
+        )
+    if numbers.get("alarm/no_step", 0) > 0:
+        remedy = "the cause is above" if not_replayed else "by rounding alone: raise kl_stop"
+        lines.append(
+            f"the update made no step, the policy is as it was: kl {numbers['kl']:.2g} was above kl_stop "
+            f"{settings.kl_stop:g} before the first step, {remedy}"
+        )
+    if count := numbers.get("alarm/non_finite", 0):
+        lines.append(
+            f"gradients that were not finite, whose steps were left out: {count:.0f}. If it goes on, resume from an "
+            "earlier checkpoint with a smaller lr or grad_clip"
+        )
+    return lines

@@ -23,6 +23,9 @@ from policies.network import RecurrentPolicyNetwork
 from policies.results import ActorCriticResult
 from policies.rl_module import FORWARD_RESULT, STATE_NORMS
 
+REDUCED_TO = {"ratio_min": "min", "ratio_max": "max", "joint_ratio_max": "max", "replay_error": "max"}
+"""How minibatches and learners make one number where it is not their mean."""
+
 Gradients = dict[Any, Tensor]
 """RLlib's gradients: parameter → gradient."""
 
@@ -66,7 +69,8 @@ class FactoredLearner(TorchLearner):
     Metrics (``learners/default_policy/...``) are means over the minibatches of an update, ratio extremes are
     extremes, and ``alarm/...`` are counts. Their names are explained where they are computed
     (:mod:`esper_ray.learning.diagnostics`), but for ``gradient_norm/...`` (before clipping: per head, of the rest, and
-    ``all``), ``gradient_clipped_share``, ``applied_share`` (share of the minibatches that made a step),
+    ``all``), ``alarm/non_finite`` (gradients that were not), ``alarm/no_step`` (1 if the update made none),
+    ``alarm/clip_saturated``, ``gradient_clipped_share``, ``applied_share`` (share of the minibatches that made a step),
     ``replay_error`` (PPO only: largest difference between stored and recomputed log-probabilities before the first
     step, to be near 0), ``lr`` (after the update), ``entropy_coeff``, ``return_scale``, ``update_seconds`` and
     ``lstm_hidden_norm``, ``lstm_cell_norm``.
@@ -184,6 +188,7 @@ class FactoredLearner(TorchLearner):
         self._record.finite = math.isfinite(values["gradient_norm/all"])
         clipped = values["gradient_norm/all"] > self.settings.grad_clip
         self._log(module_id, values | {"gradient_clipped_share": float(clipped)})
+        self._count(module_id, {"alarm/non_finite": int(not self._record.finite)})
         self._record.computed += 1
         self._record.clipped += int(clipped)
         return {reference: gradient * factor for reference, gradient in module_gradients_dict.items()}
@@ -222,13 +227,13 @@ class FactoredLearner(TorchLearner):
             numbers |= {"lr": self.get_optimizer(module_id).param_groups[0]["lr"]}
             numbers |= {"entropy_coeff": self._entropy_share * self.settings.entropy_coeff}
             self._log(module_id, numbers | {"update_seconds": time.perf_counter() - record.began})
-            self._count(module_id, {"alarm/clip_saturated": saturated})
+            self._count(module_id, {"alarm/clip_saturated": saturated, "alarm/no_step": int(record.applied == 0)})
 
     def _log(self, module_id: str, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
             if math.isnan(value):
                 continue
-            reduce = {"ratio_min": "min", "ratio_max": "max", "joint_ratio_max": "max"}.get(name.split("/")[0], "mean")
+            reduce = REDUCED_TO.get(name.split("/")[0], "mean")
             self.metrics.log_value((module_id, name), value, reduce=reduce, window=None)
 
     def _count(self, module_id: str, counts: dict[str, int]) -> None:

@@ -14,6 +14,7 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from envs.slots import SlotConfig
 from esper_ray.config import LearnerConfig
+from esper_ray.learning.diagnostics import spoken_alarms
 from esper_ray.learning.ppo import EsperPPO, EsperPPOConfig
 from policies.distribution import take_entry
 from policies.encoders import BlueprintEncoder
@@ -386,8 +387,14 @@ def test_divergence_stops_the_update_before_the_step():
     assert set(steps) == {1.0}
     assert numbers["applied_share"] == pytest.approx(1 / 8)
 
+
+def spoken(parts, numbers):
+    return spoken_alarms(numbers, parts.config.settings)
+
+
+def test_an_update_that_does_not_belong_to_its_rollout_rings_makes_no_step_and_is_said():
+    parts = Parts(config_of())
     before = weights(parts)
-    parts.sync()
     episodes = parts.runner.sample()
     for episode in episodes:
         for step in range(len(episode)):
@@ -396,6 +403,47 @@ def test_divergence_stops_the_update_before_the_step():
     assert numbers["applied_share"] == 0
     assert numbers["kl"] > 1
     assert all(torch.equal(before[name], value) for name, value in weights(parts).items())
+    assert (numbers["alarm/replay"], numbers["alarm/no_step"]) == (1, 1)
+    replay, no_step = spoken(parts, numbers)
+    assert f"replay_error {numbers['replay_error']:.2g}" in replay
+    assert "made no step" in no_step
+    assert "the cause is above" in no_step
+
+
+def test_weights_one_update_older_than_the_rollouts_ring():
+    parts = Parts(config_of(LearnerConfig(minibatches=2, kl_stop=None)))
+    parts.update()
+    numbers = parts.update(parts.runner.sample())  # the runner has the weights from before
+    assert numbers["applied_share"] == 1
+    assert (numbers["alarm/replay"], numbers["alarm/no_step"]) == (1, 0)
+    assert len(spoken(parts, numbers)) == 1
+
+
+def test_a_limit_below_rounding_stops_before_the_first_step_and_that_is_said():
+    parts = Parts(config_of(LearnerConfig(kl_stop=1e-30, minibatches=2), hosts=8, stop=0.1))
+    parts.perturb()
+    numbers = parts.update()
+    assert (numbers["alarm/replay"], numbers["alarm/no_step"], numbers["applied_share"]) == (0, 1, 0)
+    (line,) = spoken(parts, numbers)
+    assert "above kl_stop 1e-30 before the first step" in line
+    assert "raise kl_stop" in line
+
+
+def test_a_healthy_update_says_nothing():
+    parts = Parts(config_of())
+    numbers = parts.update()
+    assert (numbers["alarm/replay"], numbers["alarm/no_step"], numbers["alarm/non_finite"]) == (0, 0, 0)
+    assert spoken(parts, numbers) == []
+
+
+def test_gradients_that_are_not_finite_are_counted_and_said():
+    parts = Parts(config_of(LearnerConfig(minibatches=4, num_epochs=1, kl_stop=None)))
+    episodes = parts.runner.sample()
+    for step in range(len(episodes[0])):
+        episodes[0].extra_model_outputs[HEAD_LOG_PROBS][step] = np.full(8, math.nan, np.float32)
+    numbers = parts.update(episodes)
+    assert (numbers["alarm/non_finite"], numbers["applied_share"]) == (1, 0.75)
+    assert "whose steps were left out: 1" in spoken(parts, numbers)[-1]
 
 
 def test_without_a_limit_no_step_is_left_out():

@@ -377,17 +377,18 @@ def test_diagnostics_of_an_unchanged_policy():
         "alarm/low_entropy": 0,
         "alarm/high_ratio": 0,
         "alarm/low_q_spread": int(numbers["q_spread"] < 0.01),
-        "alarm/non_finite": 0,
+        "alarm/replay": 0,
     }
 
 
-def test_alarms_ring():
+@pytest.mark.parametrize(("error", "rings"), [(1e-3, 0), (3e-3, 1), (math.nan, 1)])
+def test_alarms_ring(error, rings):
     numbers = {"entropy_available/op": 0.05, "entropy_available/slot": 0.5, "ratio_max/op": 11.0, "q_spread": 0.0}
-    assert alarms(numbers | {"loss": math.nan}) == {
+    assert alarms(numbers | {"replay_error": error}) == {
         "alarm/low_entropy": 1,
         "alarm/high_ratio": 1,
         "alarm/low_q_spread": 1,
-        "alarm/non_finite": 1,
+        "alarm/replay": rings,
     }
 
 
