@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from esper_ray.learning.advantages import (
 )
 from esper_ray.learning.learner import FactoredLearner, mean_over_learners
 from esper_ray.learning.loss import LossTerms, Minibatch, decided_log_ratios, impala_loss
+from esper_ray.ray_internals import wrap_learner_thread
 from policies.network import RecurrentPolicyNetwork
 from policies.results import ActorCriticResult
 from policies.rl_module import HEAD_LOG_PROBS
@@ -36,20 +38,21 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
 
     def build(self) -> None:
         """Set up as RLlib does. A second call does nothing."""
-        if self._is_built:
+        if self.is_built:
             return
         super().build()
-        # An exception would end RLlib's thread, and the caller would wait for its result for ever.
-        update = self._learner_thread._update_method
+        wrap_learner_thread(self, self._with_failures_remembered)
 
-        def remember_failure(**kwargs: Any) -> None:
+    def _with_failures_remembered(self, update: Callable[..., None]) -> Callable[..., None]:
+        # An exception would end RLlib's thread, and the caller would wait for its result for ever.
+        def whole_update(**kwargs: Any) -> None:
             try:
                 with self.transaction():
                     update(**kwargs)
             except Exception as error:
                 self._failure = error
 
-        self._learner_thread._update_method = remember_failure
+        return whole_update
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Hand a rollout to RLlib's learner thread, one pass of ``minibatches`` steps.

@@ -19,6 +19,7 @@ from torch import Tensor
 from esper_ray.config import LearnerConfig
 from esper_ray.learning.diagnostics import SATURATED_CLIPPING, alarms, minibatch_diagnostics
 from esper_ray.learning.loss import LossTerms, Minibatch, entropy_weights
+from esper_ray.ray_internals import OpenLearner
 from policies.network import RecurrentPolicyNetwork
 from policies.results import ActorCriticResult
 from policies.rl_module import FORWARD_RESULT, STATE_NORMS
@@ -61,7 +62,7 @@ class _UpdateRecord:
     """What RLlib got for the latest minibatch with a gradient."""
 
 
-class FactoredLearner(TorchLearner):
+class FactoredLearner(OpenLearner, TorchLearner):
     """What all algorithms share (LEARNER.md sections 3 to 5); comes before RLlib's learner of the algorithm.
 
     A step whose gradient is not finite is left out.
@@ -80,11 +81,10 @@ class FactoredLearner(TorchLearner):
     """
 
     stays_with_rollout: ClassVar[bool]
-    _weights_seq_no: int
 
     def build(self) -> None:
         """Set up as RLlib does. A second call does nothing."""
-        if self._is_built:
+        if self.is_built:
             return
         self.settings: LearnerConfig = self.config.settings
         self._record = _UpdateRecord()
@@ -92,24 +92,15 @@ class FactoredLearner(TorchLearner):
         self._entropy_schedule = Scheduler(self.config.falling(1.0, self.settings.entropy_final))
         super().build()
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Take over a state, also an older one: its weights count as newer than any before.
-
-        Runners refuse weights whose number is below that of their own, and so would RLlib's learner.
-        """
-        newest, self._weights_seq_no = self._weights_seq_no, 0
-        super().set_state(state)
-        self._weights_seq_no = max(newest, self._weights_seq_no) + 1
-
-    def _set_optimizer_state(self, state: dict[str, Any]) -> None:
-        """Take over Adam's moments, but not the settings of the run that saved them: this config may have others."""
-        super()._set_optimizer_state(state)
+    def optimizers_restored(self) -> None:
+        """Keep Adam's moments, but not the settings of the run that saved them: this config may have others."""
         settings = {"eps": self.settings.adam_epsilon}
         if isinstance(self.config.lr, float):  # a schedule's value at that time is part of the state
             settings["lr"] = self.config.lr
-        for optimizer in self._named_optimizers.values():
-            for group in optimizer.param_groups:
-                group.update(settings)
+        for module_id in self.module.keys():  # noqa: SIM118 (RLlib's module is no mapping)
+            for _, optimizer in self.get_optimizers_for_module(module_id):
+                for group in optimizer.param_groups:
+                    group.update(settings)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -133,7 +124,7 @@ class FactoredLearner(TorchLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Adam with this config's epsilon."""
-        parameters = self.get_parameters(self._module[module_id])
+        parameters = self.get_parameters(self.module[module_id])
         self.register_optimizer(
             module_id=module_id,
             optimizer=torch.optim.Adam(parameters, eps=config.settings.adam_epsilon),
@@ -199,10 +190,10 @@ class FactoredLearner(TorchLearner):
             super().apply_gradients(gradients_dict)
             self._record.applied += 1
 
-    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
+    def update_minibatch(self, batch: dict[str, Any], **kwargs: Any) -> Any:
         """One minibatch, or nothing once the update has stopped."""
         if not self._record.stopped:
-            self._record.last_result = super()._update(batch, **kwargs)
+            self._record.last_result = super().update_minibatch(batch, **kwargs)
         self._record.offered += 1
         return self._record.last_result
 

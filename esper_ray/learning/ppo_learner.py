@@ -28,14 +28,13 @@ class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
 
     def build(self) -> None:
         """Set up as RLlib does, with these advantages instead of its own. A second call does nothing."""
-        if self._is_built:
+        if self.is_built:
             return
         super().build()
-        if self._learner_connector is not None:
-            self._learner_connector.remove("GeneralAdvantageEstimation")
-            self._learner_connector.append(
-                FactoredAdvantages(settings=self.settings, mean_over_learners=mean_over_learners)
-            )
+        self.replace_in_pipeline(
+            "GeneralAdvantageEstimation",
+            FactoredAdvantages(settings=self.settings, mean_over_learners=mean_over_learners),
+        )
 
     def update(self, *args: Any, num_total_minibatches: int = 0, **kwargs: Any) -> Any:
         """All epochs over one rollout: in every learner the same number of minibatches, epochs × minibatches.
