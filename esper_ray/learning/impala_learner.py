@@ -29,8 +29,8 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
 
     The ratio of V-trace is that of the joint action, over the heads that its op needs. V is regressed on the V-trace
     target ``vs``, Q(s, op taken) on ``y = r + γ vs'``; the op's advantage is ``ρ (y − V)`` and its arguments'
-    ``ρ (y − Q)``, with the critic's baseline as in PPO. ``kl`` and the ratios tell how far the policy has moved on
-    since it played; no step is left out for it.
+    ``ρ (y − Q)``, or ``ρ (y − V)`` with the baseline ``state``; there is no baseline ``op`` here. ``kl`` and the
+    ratios tell how far the policy has moved on since it played; no step is left out for it.
     """
 
     stays_with_rollout = False

@@ -21,7 +21,7 @@ from policies.network import NetworkConfig
 from policies.rl_module import FORWARD_RESULT, HEAD_LOG_PROBS
 from tests.esper_ray.learning.masked_toy_env import ENV_ID, HEADS, register
 from tests.esper_ray.learning.test_advantages import alone, literal_returns
-from tests.esper_ray.learning.test_learner import EPISODE, MODULE, Parts
+from tests.esper_ray.learning.test_learner import EPISODE, MODULE, Parts, normalisers
 
 torch.set_num_threads(1)
 
@@ -200,6 +200,7 @@ def test_a_failure_in_the_learner_thread_reaches_the_caller(impala_parts, ray_se
     with torch.no_grad():
         for parameter in parts.network.parameters():
             parameter.fill_(torch.nan)
+    scales = normalisers(parts)
     with pytest.raises(FloatingPointError, match="not finite"):
         parts.learner.update(
             training_data=data,
@@ -208,6 +209,7 @@ def test_a_failure_in_the_learner_thread_reaches_the_caller(impala_parts, ray_se
             minibatch_size=parts.config.minibatch_size,
             shuffle_batch_per_epoch=True,
         )
+    assert all(map(torch.equal, normalisers(parts), scales))
 
 
 @pytest.mark.parametrize(
