@@ -25,6 +25,7 @@ from benchmarks.scaling import one_and_all, replay
 from esper_ray.cluster import connected
 from esper_ray.config import RunConfig
 from esper_ray.process import settle
+from esper_ray.ray_internals import runner_actors
 
 RUNNERS = 2
 RECOVERY_SECONDS = 180.0
@@ -131,7 +132,7 @@ class Driver:
         """One iteration with a death at half the time that a quiet one takes."""
         group = algorithm.env_runner_group
         pid = group.foreach_env_runner(lambda _: os.getpid(), local_env_runner=False, remote_worker_ids=[1])[0]
-        actor = group._worker_manager.actors()[1]
+        actor = runner_actors(group)[1]
         back: list[float] = []
 
         def die_and_watch() -> None:

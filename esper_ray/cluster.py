@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -16,11 +15,7 @@ from pathlib import Path
 
 import ray
 import torch
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # the stubs lack it
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from rich.console import Console
 
@@ -29,11 +24,9 @@ import esper_ray
 import policies
 from esper_ray.config import RunConfig
 from esper_ray.errors import UserError
+from esper_ray.ray_internals import JOB_VARIABLE, autoscaler_report, infeasible_groups
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in what ``ray job submit`` starts."""
-
 REACH_SECONDS = 5.0
 GRACE_SECONDS = 3.0
 """How long Ray may take to find room before it is asked why there is none; nodes report what is free every second."""
@@ -187,19 +180,13 @@ def _cannot_grow(group: PlacementGroup, asked: float) -> bool:
     start. The first reports what it is starting, every five seconds: nothing, once it has seen the request, means that
     it will start no more. It runs without a cluster file, too, and starts nothing then.
     """
-    reply = GetClusterStatusReply()
-    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
-    state = reply.autoscaling_state
-    if state.autoscaler_state_version:
-        return any(group.id.hex() in request.details for request in state.infeasible_gang_resource_requests)
-    report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    infeasible = infeasible_groups()
+    if infeasible is not None:
+        return any(group.id.hex() in description for description in infeasible)
+    report = autoscaler_report()
     if report is None:
         return True
-    status = json.loads(report)
-    nodes = status.get("autoscaler_report")
-    if nodes is None or status["time"] - status["gcs_request_time"] < asked:
-        return False
-    return not (nodes["pending_nodes"] or nodes["pending_launches"])
+    return report.starting is False and report.asked >= asked
 
 
 # ---------------------------------------------------------------------- connection

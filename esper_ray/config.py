@@ -22,6 +22,8 @@ from policies.network import NetworkConfig
 
 Algorithm = Literal["ppo", "impala"]
 CriticBaseline = Literal["factored", "state", "op"]
+OP_WITHOUT_VTRACE = "V-trace corrects values of states, not of ops taken"
+"""Why IMPALA refuses the critic baseline ``op``."""
 
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
@@ -74,12 +76,13 @@ class LearnerConfig:
     """Divergence from the rollout's policy at which the rest of an update is skipped; none: never. PPO only."""
     critic_baseline: CriticBaseline = "factored"
     """What is subtracted from the return: "factored" takes V(s) for the op head and Q(s, op) for its arguments,
-    "state" takes V(s) for all heads, "op" takes Q(s, op) for all (starves the op head; for the ablation)."""
+    "state" takes V(s) for all heads, "op" takes Q(s, op) for all and builds the returns from it, too (starves the op
+    head; for the ablation; PPO only)."""
     centre_advantages: bool = False
     """Subtract the mean advantage over unforced steps, as most implementations do: a baseline while the critic knows
     little. Off by default: the heads share one scale, and what an op is worth against V is to keep its sign."""
     value_loss_coeff: float = 0.5
-    """Weight of the critic's squared errors, of V and Q together."""
+    """Weight of the critic's squared errors, of V and Q together (of Q alone where critic_baseline is "op")."""
     return_scale_decay: float = 0.9
     """What the running scale of returns keeps of its past at every rollout, between 0 and 1."""
     entropy_coeff: float = 0.01
@@ -277,6 +280,8 @@ class TrainConfig:
         hosts = self.run.hosts_per_runner * (1 if impala else max(self.run.num_env_runners, 1))
         if impala and learners > 1:
             raise UserError(f"impala learns in one process, got num_learners = {learners}: use ppo, or one learner")
+        if impala and self.learner.critic_baseline == "op":
+            raise UserError(f"critic_baseline op has no meaning with impala ({OP_WITHOUT_VTRACE}): give factored")
         if learners > 1 and minibatches == 1:
             raise UserError(f"{learners} learners need at least 2 minibatches, got 1: change --minibatches")
         if hosts % (learners * minibatches):

@@ -17,17 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from envs.slots import SlotConfig
-from policies.distribution import FactoredDistribution
 from policies.network import NetworkConfig
+from policies.results import ActionResult, EvalResult, ForwardResult, HiddenState
 
 Observations = dict[str, npt.NDArray[Any]]
 """Batched observations of the env: ``obs``, ``blueprint_indices``, ``action_mask``, each with leading axis N."""
 
 Actions = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-
-HiddenState = tuple[Tensor, ...]
-"""What a policy remembers of each host's episode, tensors ``[B, ...]``; empty if it remembers nothing."""
 
 
 class UnsupportedByPolicyError(NotImplementedError):
@@ -47,58 +44,6 @@ class PolicySettings:
     slots: SlotConfig
     max_epochs: int
     network: NetworkConfig = field(default_factory=NetworkConfig)
-
-
-@dataclass(frozen=True)
-class ActionResult:
-    """One decision per host.
-
-    Attributes:
-        actions: int64 ``[B, H]``; 0 in heads that the op does not need.
-        head_log_probs: float32 ``[B, H]``, 0 in heads that the op does not need; their sum is the joint one.
-        value: State value ``[B]``; None in a policy without a critic.
-        hidden: State to hand to the next call.
-        op_probs: Probabilities of the ops ``[B, num_ops]``.
-    """
-
-    actions: Tensor
-    head_log_probs: Tensor
-    value: Tensor | None
-    hidden: HiddenState
-    op_probs: Tensor
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """What a policy thinks of stored actions.
-
-    Attributes:
-        head_log_probs: float32 ``[B, T, H]``, 0 in heads that the stored op does not need, −inf for a choice that
-            the policy would never make.
-        entropies: Per head ``[B, T, K_h]``, see :meth:`FactoredDistribution.normalised_entropies`.
-        value: State values ``[B, T]``; None in a policy without a critic.
-        hidden: State after the last step.
-    """
-
-    head_log_probs: Tensor
-    entropies: tuple[Tensor, ...]
-    value: Tensor | None
-    hidden: HiddenState
-
-
-@dataclass(frozen=True)
-class ForwardResult:
-    """What one pass over sequences yields.
-
-    Attributes:
-        distribution: Joint distribution per step, leading axes ``[B, T]``.
-        value: State values ``[B, T]``; None in a policy without a critic.
-        hidden: State after the last step.
-    """
-
-    distribution: FactoredDistribution
-    value: Tensor | None
-    hidden: HiddenState
 
 
 class PolicyBundle(Protocol):

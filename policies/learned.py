@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
-from policies.bundle import ActionResult, EvalResult, ForwardResult, HiddenState, PolicySettings
+from policies.bundle import PolicySettings
 from policies.encoders import BlueprintEncoder
-from policies.network import Hidden, NetworkConfig, RecurrentPolicyNetwork
+from policies.network import NetworkConfig, RecurrentPolicyNetwork
 from policies.registry import register
+from policies.results import ActionResult, ActorCriticResult, EvalResult, HiddenState
 
 LEARNED = "learned"
 """Name of the trained policy in the registry."""
@@ -99,28 +101,20 @@ class LearnedPolicy:
         deterministic: bool = False,
     ) -> ActionResult:
         """Draw from the network's distribution at its temperature, or take its mode."""
-        result = self._network.act(obs, Hidden(*hidden), generator, deterministic, self._temperature)
-        return ActionResult(result.actions, result.head_log_probs, result.value, result.hidden, result.op_probs)
+        return self._network.act(obs, hidden, generator, deterministic, self._temperature)
 
-    def forward(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> ForwardResult:
+    def forward(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> ActorCriticResult:
         """One pass, with gradients."""
-        output = self._network(obs, Hidden(*hidden))
-        distribution = output.distribution.at_temperature(self._temperature)
-        return ForwardResult(distribution, output.value * self._network.return_scale.value, output.hidden)
+        result: ActorCriticResult = self._network(obs, hidden)
+        return replace(result, distribution=result.distribution.at_temperature(self._temperature))
 
     def evaluate_actions(self, obs: Mapping[str, Tensor], actions: Tensor, hidden: HiddenState) -> EvalResult:
         """One pass, with gradients; reproduces the log-probabilities of :meth:`get_action`."""
-        result = self.forward(obs, hidden)
-        distribution = result.distribution
-        return EvalResult(
-            distribution.log_prob(actions), distribution.normalised_entropies(), result.value, result.hidden
-        )
+        return self.forward(obs, hidden).evaluated(actions)
 
     def get_value(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> Tensor:
         """The critic's V(s)."""
-        value = self.forward(obs, hidden).value
-        assert value is not None
-        return value
+        return self.forward(obs, hidden).value
 
     def initial_hidden(self, batch_size: int) -> HiddenState:
         """Zeros; ordinary tensors even within inference mode."""

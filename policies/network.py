@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,10 @@ from policies.distribution import (
     masked_log_softmax,
     needs_table,
     row_table,
-    take_entry,
 )
 from policies.encoders import ObservationEncoder
+from policies.normalisers import Normalisers
+from policies.results import ActionResult, ActorCriticResult, HiddenState
 from policies.return_scale import ReturnScale
 
 COLDEST = 0.01
@@ -67,58 +67,6 @@ class NetworkConfig:
             )
         if self.head_dim < 2:
             raise ValueError(f"network head_dim must be at least 2, half of it is a width; got {self.head_dim}")
-
-
-class Hidden(NamedTuple):
-    """Recurrent state: hidden and cell vectors, each ``[B, hidden_dim]``; ``[B, 0]`` in a policy without memory."""
-
-    h: Tensor
-    c: Tensor
-
-
-@dataclass(frozen=True)
-class PolicyOutput:
-    """What one pass over sequences yields; values are in units of the return scale.
-
-    Attributes:
-        distribution: Joint distribution per step, leading axes ``[B, T]``.
-        value: State value v(s), ``[B, T]``.
-        q_values: Q(s, op) of every op, ``[B, T, num_ops]``; their mean under the policy is ``value``. None if the
-            critic does not look at the op.
-        hidden: State after the last step.
-    """
-
-    distribution: FactoredDistribution
-    value: Tensor
-    q_values: Tensor | None
-    hidden: Hidden
-
-    def q_value(self, op: Tensor) -> Tensor:
-        """Q(s, op) of the ops ``[B, T]``, or v(s) if the critic does not look at the op."""
-        return self.value if self.q_values is None else take_entry(self.q_values, op)
-
-
-@dataclass(frozen=True)
-class ActResult:
-    """One decision per host; values are in reward units.
-
-    Attributes:
-        actions: int64 ``[B, H]``.
-        head_log_probs: float32 ``[B, H]``, 0 in heads that the op does not need.
-        log_prob: Joint log-probability ``[B]``.
-        value: State value ``[B]``.
-        q_value: Q of the drawn op, or the state value if the critic does not look at the op, ``[B]``.
-        op_probs: Probabilities of the ops ``[B, num_ops]``.
-        hidden: State to hand to the next call.
-    """
-
-    actions: Tensor
-    head_log_probs: Tensor
-    log_prob: Tensor
-    value: Tensor
-    q_value: Tensor
-    op_probs: Tensor
-    hidden: Hidden
 
 
 def _linear(inputs: int, outputs: int, gain: float = math.sqrt(2.0)) -> nn.Linear:
@@ -246,15 +194,16 @@ class RecurrentPolicyNetwork(nn.Module):
         self.state_stream = _critic_stream(width, config.head_dim, 1)
         self.op_stream = _critic_stream(width, config.head_dim, num_ops) if len(heads) > 1 else None
         self.return_scale = ReturnScale()
+        self.normalisers = Normalisers(encoder.scale, self.return_scale)
         self.register_buffer("needs", needs_table(heads), persistent=False)
         self.register_buffer("rows", row_table(heads), persistent=False)
 
-    def initial_hidden(self, batch_size: int) -> Hidden:
+    def initial_hidden(self, batch_size: int) -> HiddenState:
         """The state at the start of an episode: zeros, on the network's device."""
         zeros = self.lstm_norm.weight.new_zeros(batch_size, self.config.hidden_dim if self.config.memory else 0)
-        return Hidden(zeros, zeros.clone())
+        return zeros, zeros.clone()
 
-    def forward(self, obs: Mapping[str, Tensor], hidden: Hidden) -> PolicyOutput:
+    def forward(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> ActorCriticResult:
         """Read whole sequences.
 
         Args:
@@ -262,7 +211,7 @@ class RecurrentPolicyNetwork(nn.Module):
             hidden: State before the first step.
 
         Returns:
-            Distribution and values of every step; values in units of the return scale.
+            Distribution and values of every step.
         """
         features, hidden = self._features(obs, hidden)
         masks = head_masks(self._action_mask(obs, features), self.head_specs)
@@ -271,17 +220,18 @@ class RecurrentPolicyNetwork(nn.Module):
         )
         distribution = FactoredDistribution(log_probs, masks, self.needs, self.rows)
         value = self.state_stream(features).squeeze(-1).float()
-        return PolicyOutput(distribution, value, self._q_values(features, value, distribution), hidden)
+        q_values = self._q_values(features, value, distribution)
+        return ActorCriticResult(distribution, hidden, value, q_values, self.return_scale.value)
 
     @torch.no_grad()
     def act(
         self,
         obs: Mapping[str, Tensor],
-        hidden: Hidden,
+        hidden: HiddenState,
         generator: torch.Generator | None = None,
         deterministic: bool = False,
         temperature: float = 1.0,
-    ) -> ActResult:
+    ) -> ActionResult:
         """Decide one step for a batch of hosts.
 
         Args:
@@ -292,33 +242,31 @@ class RecurrentPolicyNetwork(nn.Module):
             temperature: Of the distribution that is drawn from, see :meth:`FactoredDistribution.at_temperature`.
 
         Returns:
-            Actions, their log-probabilities and values in reward units.
+            Actions, their log-probabilities, V(s) and Q(s, op drawn).
         """
-        output = self({name: leaf.unsqueeze(1) for name, leaf in obs.items()}, hidden)
+        output: ActorCriticResult = self({name: leaf.unsqueeze(1) for name, leaf in obs.items()}, hidden)
         distribution = output.distribution.at_temperature(temperature)
         actions = distribution.sample(generator, deterministic)
-        head_log_probs = distribution.log_prob(actions)
-        scale = self.return_scale.value
-        return ActResult(
+        return ActionResult(
             actions=actions.squeeze(1),
-            head_log_probs=head_log_probs.squeeze(1),
-            log_prob=head_log_probs.sum(dim=-1).squeeze(1),
-            value=(output.value * scale).squeeze(1),
-            q_value=(output.q_value(actions[..., 0]) * scale).squeeze(1),
+            head_log_probs=distribution.log_prob(actions).squeeze(1),
             op_probs=distribution.op_log_probs.exp().squeeze(1),
             hidden=output.hidden,
+            value=output.value.squeeze(1),
+            q_value=output.q_value(actions[..., 0]).squeeze(1),
         )
 
-    def _features(self, obs: Mapping[str, Tensor], hidden: Hidden) -> tuple[Tensor, Hidden]:
+    def _features(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> tuple[Tensor, HiddenState]:
         """What heads and critic read, ``[B, T, width]``, and the state after the last step."""
         inputs = self.feature_net(self.encoder(obs))
         if self.lstm is None:
             return self.lstm_norm(inputs), hidden
-        outputs, (h, c) = self.lstm(inputs, (hidden.h.unsqueeze(0), hidden.c.unsqueeze(0)))
-        return self.lstm_norm(outputs), Hidden(h.squeeze(0), c.squeeze(0))
+        h, c = hidden
+        outputs, (h, c) = self.lstm(inputs, (h.unsqueeze(0), c.unsqueeze(0)))
+        return self.lstm_norm(outputs), (h.squeeze(0), c.squeeze(0))
 
     def _q_values(self, features: Tensor, value: Tensor, distribution: FactoredDistribution) -> Tensor | None:
-        """Q(s, op) ``[B, T, num_ops]``, shifted so that its mean under the policy is v(s)."""
+        """Q(s, op) ``[B, T, num_ops]`` in the units of ``value``, shifted so that its mean under the policy is that."""
         if self.op_stream is None:
             return None
         advantages = self.op_stream(features).float()

@@ -23,23 +23,6 @@ class ObservationScale(RunningMoments):
     LIMIT = 5.0
     """Largest magnitude of a scaled number: a flag seen for the first time must not drown all else."""
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features)
-        self._collected: Tensor | None = None
-
-    def collect(self, sums: Tensor) -> None:
-        """Add what a rollout observed, ``[3, num_features]`` (see :meth:`update`); changes nothing yet.
-
-        The log-probabilities of a rollout belong to the scale that it was played with, so an update keeps to it.
-        """
-        self._collected = sums if self._collected is None else self._collected + sums
-
-    def take_effect(self) -> None:
-        """From here on scale by what was collected, too."""
-        if self._collected is not None:
-            self.update(self._collected, decay=1.0)
-        self._collected = None
-
     def forward(self, numbers: Tensor) -> Tensor:
         """Scale ``[..., num_features]``; unchanged before anything was seen."""
         count, mean, _ = self.moments.unbind()

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from envs.vocabulary import HeadSpec
 from policies.encoders import EncoderFactory
-from policies.network import Hidden, PolicyOutput, RecurrentPolicyNetwork
+from policies.network import RecurrentPolicyNetwork
+from policies.results import ActorCriticResult
 
 HEAD_LOG_PROBS = "head_log_probs"
 """Column of the rollout: log-probability of each head, ``[..., H]``."""
@@ -27,8 +28,8 @@ Q_VALUE = "q_value"
 """Column of the rollout: Q of the drawn op in reward units, V if the critic does not look at the op, ``[...]``."""
 STATE_NORMS = "lstm_state_norms"
 """Column of the rollout: Euclidean norms of the hidden and the cell state, ``[..., 2]``."""
-POLICY_OUTPUT = "policy_output"
-"""Key of the :class:`PolicyOutput` in what the training forward returns."""
+FORWARD_RESULT = "forward_result"
+"""Key of the :class:`ActorCriticResult` in what the training forward returns."""
 
 
 class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
@@ -65,25 +66,25 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
 
     def get_initial_state(self) -> dict[str, Tensor]:
         """The recurrent state at the start of an episode, without a batch axis."""
-        hidden = self.network.initial_hidden(1)
-        return {"h": hidden.h[0], "c": hidden.c[0]}
+        h, c = self.network.initial_hidden(1)
+        return {"h": h[0], "c": c[0]}
 
-    def policy_output(self, batch: dict[str, Any]) -> PolicyOutput:
+    def forward_result(self, batch: dict[str, Any]) -> ActorCriticResult:
         """Read a training batch: observation leaves ``[rows, T, ...]``, state ``[rows, ...]``."""
         state = batch[Columns.STATE_IN]
-        output: PolicyOutput = self.network(batch[Columns.OBS], Hidden(state["h"], state["c"]))
-        return output
+        result: ActorCriticResult = self.network(batch[Columns.OBS], (state["h"], state["c"]))
+        return result
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         """State values V(s) in reward units, ``[rows, T]`` (demanded by RLlib's PPO)."""
-        return self.policy_output(batch).value * self.network.return_scale.value
+        return self.forward_result(batch).value
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Load weights; unlike RLlib's version a missing or unknown entry is an error."""
         self.load_state_dict(convert_to_torch_tensor(state), strict=True)
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return {POLICY_OUTPUT: self.policy_output(batch)}
+        return {FORWARD_RESULT: self.forward_result(batch)}
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return self._act(batch)
@@ -96,18 +97,20 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         """One step; RLlib wants a time axis of length 1 on everything except the recurrent state."""
         state = batch[Columns.STATE_IN]
         obs = {name: leaf.squeeze(1) for name, leaf in batch[Columns.OBS].items()}
-        hidden = Hidden(state["h"], state["c"])
+        hidden = (state["h"], state["c"])
         result = self.network.act(obs, hidden, deterministic=deterministic, temperature=temperature)
-        norms = torch.stack([result.hidden.h.norm(dim=-1), result.hidden.c.norm(dim=-1)], dim=-1)
+        h, c = result.hidden
+        assert result.value is not None
+        assert result.q_value is not None
         columns = {
             Columns.ACTIONS: result.actions,
             Columns.ACTION_LOGP: result.log_prob,
             HEAD_LOG_PROBS: result.head_log_probs,
             Columns.VF_PREDS: result.value,
             Q_VALUE: result.q_value,
-            STATE_NORMS: norms,
+            STATE_NORMS: torch.stack([h.norm(dim=-1), c.norm(dim=-1)], dim=-1),
         }
         return {
             **{name: column.unsqueeze(1) for name, column in columns.items()},
-            Columns.STATE_OUT: {"h": result.hidden.h, "c": result.hidden.c},
+            Columns.STATE_OUT: {"h": h, "c": c},
         }

@@ -14,16 +14,13 @@ from torch import Tensor
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from policies.bundle import (
-    ActionResult,
     Actions,
-    EvalResult,
-    ForwardResult,
-    HiddenState,
     Observations,
     PolicySettings,
     UnsupportedByPolicyError,
 )
 from policies.distribution import FactoredDistribution, masked_log_softmax, needs_table, row_table
+from policies.results import ActionResult, EvalResult, ForwardResult, HiddenState
 
 Memory = npt.NDArray[np.float64]
 """What a rule remembers, ``[N, hidden_dim]``."""
@@ -134,9 +131,8 @@ class RulePolicy(ABC):
         return ActionResult(
             actions=actions,
             head_log_probs=distribution.log_prob(actions),
-            value=None,
-            hidden=self._hidden(memory),
             op_probs=distribution.op_log_probs.exp(),
+            hidden=self._hidden(memory),
         )
 
     def forward(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> ForwardResult:
@@ -145,9 +141,7 @@ class RulePolicy(ABC):
 
     def evaluate_actions(self, obs: Mapping[str, Tensor], actions: Tensor, hidden: HiddenState) -> EvalResult:
         """Step by step; the rule remembers what was done."""
-        result = self._read(obs, hidden, actions)
-        distribution = result.distribution
-        return EvalResult(distribution.log_prob(actions), distribution.normalised_entropies(), None, result.hidden)
+        return self._read(obs, hidden, actions).evaluated(actions)
 
     def get_value(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> Tensor:
         """Always an error."""
@@ -199,7 +193,7 @@ class RulePolicy(ABC):
             self._needs,
             self._rows,
         )
-        return ForwardResult(joint, None, self._hidden(memory))
+        return ForwardResult(joint, self._hidden(memory))
 
     def _memory(self, hidden: HiddenState, batch_size: int) -> Memory:
         return hidden[0].cpu().numpy() if self.is_recurrent else np.zeros((batch_size, 0))

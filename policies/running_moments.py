@@ -9,7 +9,8 @@ from torch import Tensor, nn
 class RunningMoments(nn.Module):
     """What has been seen of one number or of several, each on its own.
 
-    Moments are buffers: they travel with the weights, into every checkpoint and to every env runner.
+    Moments are buffers: they travel with the weights, into every checkpoint and to every env runner. They change by a
+    transaction, which does not travel (see :class:`policies.normalisers.Normalisers`).
 
     Args:
         shape: Of what is seen at a time, ``()`` for one number.
@@ -23,6 +24,27 @@ class RunningMoments(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.register_buffer("moments", torch.zeros(3, *shape))
+        self._before: Tensor = self.moments
+        self._collected: Tensor | None = None
+
+    def begin(self) -> None:
+        """Start a transaction: nothing is collected."""
+        self._before, self._collected = self.moments.clone(), None
+
+    def collect(self, sums: Tensor) -> None:
+        """Add sums ``[3, *shape]`` (see :meth:`update`) to what is collected; the moments stay."""
+        self._collected = sums if self._collected is None else self._collected + sums
+
+    def commit(self, decay: float) -> None:
+        """Merge what is collected into the moments, if anything is (see :meth:`update`)."""
+        if self._collected is not None:
+            self.update(self._collected, decay)
+        self._collected = None
+
+    def roll_back(self) -> None:
+        """The moments as they were at :meth:`begin`."""
+        self.moments.copy_(self._before)
+        self._collected = None
 
     @torch.no_grad()
     def update(self, sums: Tensor, decay: float) -> None:

@@ -6,7 +6,7 @@ place of its own generalised advantage estimation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from esper_ray.config import CriticBaseline, LearnerConfig
-from policies.network import PolicyOutput
-from policies.observation_scale import ObservationScale
-from policies.return_scale import ReturnScale
+from policies.results import ActorCriticResult
 from policies.running_moments import power_sums
 
 MeanOverLearners = Callable[[Tensor], Tensor]
@@ -119,7 +117,7 @@ def returns_of_rows(
 
     Args:
         rewards: ``[R, T]``, as are all others.
-        values: V in reward units.
+        values: In reward units, see :func:`bootstrap_values`.
         terminated: bool, True at the last real step of a terminated episode.
         real: bool, steps that were played.
         occupied: bool, real steps and the artificial ones.
@@ -148,6 +146,25 @@ def returns_of_rows(
     rows = torch.zeros_like(rewards)
     rows[occupied] = torch.cat([row[:length] for row, length in zip(with_end, lengths, strict=True)])
     return rows
+
+
+def bootstrap_values(value: Tensor, q_value: Tensor, real: Tensor, baseline: CriticBaseline) -> Tensor:
+    """The values that λ-returns are built from, in the units given.
+
+    ``op`` conditions value and bootstrap on one op alike: Q(s, op taken) stands at a step, and so the next step's is
+    that of the op taken next. After a cut no op has been taken yet (RLlib copies the last one into its artificial
+    step). There V(s) = E_π[Q(s, ·)] stands: the mean of what a draw of that op would give, without the draw's noise.
+
+    Args:
+        value: V(s) ``[...]``.
+        q_value: Q(s, op taken) ``[...]``.
+        real: bool ``[...]``, False at artificial steps.
+        baseline: The critic's; all but ``op`` build on V.
+
+    Returns:
+        ``[...]``.
+    """
+    return torch.where(real, q_value, value) if baseline == "op" else value
 
 
 def advantage_streams(returns: Tensor, value: Tensor, q_value: Tensor, baseline: CriticBaseline) -> Tensor:
@@ -204,7 +221,7 @@ def advantage_means(streams: Tensor, counted: Tensor, mean_over_learners: MeanOv
 
 
 def scaled_advantages(
-    streams: Tensor, output: PolicyOutput, real: Tensor, centre: bool, mean_over_learners: MeanOverLearners
+    streams: Tensor, output: ActorCriticResult, real: Tensor, centre: bool, mean_over_learners: MeanOverLearners
 ) -> Tensor:
     """Both advantage streams over the scale of the first.
 
@@ -225,56 +242,18 @@ def scaled_advantages(
     return torch.where(real.unsqueeze(-1), scaled, 0.0)
 
 
-def collect_observations(
-    scale: ObservationScale, obs: Mapping[str, Tensor], real: Tensor, mean_over_learners: MeanOverLearners
-) -> None:
-    """Show a scale the observations of the real steps; they take effect after the update.
-
-    Args:
-        scale: Of the numbers under ``obs``.
-        obs: Observation leaves ``[..., n]``.
-        real: bool ``[...]``.
-        mean_over_learners: Averages over learner processes.
-    """
-    scale.collect(mean_over_learners(power_sums(obs["obs"][real])))
-
-
-def take_in_returns(
-    scale: ReturnScale, returns: Tensor, real: Tensor, decay: float, mean_over_learners: MeanOverLearners
-) -> None:
-    """Update the return scale with the returns of the real steps.
-
-    Args:
-        scale: Changed in place.
-        returns: In reward units, ``[...]``.
-        real: bool ``[...]``.
-        decay: What the scale keeps of its past.
-        mean_over_learners: Averages over learner processes.
-
-    Raises:
-        FloatingPointError: a return is not finite; the scale is unchanged.
-    """
-    if not returns.isfinite().all():
-        bad = int((~returns.isfinite()).sum())
-        raise FloatingPointError(
-            f"{bad} of {int(real.sum())} returns are not finite: the env paid a NaN or infinite reward, or the "
-            "critic's weights are broken; resume from an earlier checkpoint"
-        )
-    scale.update(mean_over_learners(power_sums(returns[real])), decay)
-
-
 class FactoredAdvantages(ConnectorV2):
-    """Last piece of the learner pipeline: values, λ-returns, advantages and the scales of returns and observations.
+    """Last piece of the learner pipeline: values, λ-returns and advantages.
 
-    Raises FloatingPointError on a return that is not finite, before it reaches the return scale.
+    Raises FloatingPointError on a return that is not finite.
 
-    Adds to the batch ``advantages`` ``[R, T, 2]`` (scaled, 0 where not real) and ``value_targets`` ``[R, T]`` (in
-    units of the return scale, which first takes these returns in).
+    Adds to the batch ``advantages`` ``[R, T, 2]`` (scaled, 0 where not real) and ``value_targets`` ``[R, T]`` (the
+    returns, in reward units), and has the network's normalisers collect; committing is the learner's.
 
     Args:
         input_observation_space: Passed on to RLlib.
         input_action_space: Passed on to RLlib.
-        settings: Discount, λ, baseline, centring, decay of the return scale.
+        settings: Discount, λ, baseline, centring.
         mean_over_learners: Averages over learner processes.
     """
 
@@ -300,25 +279,22 @@ class FactoredAdvantages(ConnectorV2):
 
     def _complete(self, module: Any, columns: dict[str, Any]) -> None:
         settings = self.settings
-        output = module.policy_output(columns)
-        scale = module.network.return_scale
-        value = output.value * scale.value
-        q_value = output.q_value(columns[Columns.ACTIONS][..., 0].long()) * scale.value
+        output = module.forward_result(columns)
+        value, q_value = output.value, output.q_value(columns[Columns.ACTIONS][..., 0].long())
         real = columns[Columns.LOSS_MASK]
         steps = torch.arange(real.shape[1], device=real.device)
         returns = returns_of_rows(
             columns[Columns.REWARDS].float(),
-            value,
+            bootstrap_values(value, q_value, real, settings.critic_baseline),
             columns[Columns.TERMINATEDS].bool(),
             real,
             steps < columns[Columns.SEQ_LENS].to(real.device).unsqueeze(-1),
             settings.gamma,
             settings.gae_lambda,
         )
+        module.network.normalisers.collect(columns[Columns.OBS], returns, real, self.mean_over_learners)
         streams = advantage_streams(returns, value, q_value, settings.critic_baseline)
-        take_in_returns(scale, returns, real, settings.return_scale_decay, self.mean_over_learners)
-        collect_observations(module.network.encoder.scale, columns[Columns.OBS], real, self.mean_over_learners)
         columns[Postprocessing.ADVANTAGES] = scaled_advantages(
             streams, output, real, settings.centre_advantages, self.mean_over_learners
         )
-        columns[Postprocessing.VALUE_TARGETS] = returns / scale.value
+        columns[Postprocessing.VALUE_TARGETS] = returns

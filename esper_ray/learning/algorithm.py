@@ -24,6 +24,7 @@ from esper_ray.config import LearnerConfig
 from esper_ray.errors import UserError
 from esper_ray.learning.runner import HostRunner, failed_start, failures
 from esper_ray.process import release_memory, settle
+from esper_ray.ray_internals import actor_id, ask_for_reset, runner_actors
 from policies.encoders import EncoderFactory
 from policies.learned import build_network
 from policies.network import NetworkConfig, RecurrentPolicyNetwork
@@ -60,7 +61,8 @@ def begin_stream(env_runner: Any, stream: int, fresh_episodes: bool) -> None:
     if env_runner.env is not None:  # the driver's has none while others play
         env_runner.env.unwrapped.seed_stream = stream
     # Only at an initial reset RLlib hands its seed to the env; the module draws from torch's generator.
-    env_runner._needs_initial_reset |= fresh_episodes
+    if fresh_episodes:
+        ask_for_reset(env_runner)
     # A runner outside of a group has no index.
     seed_generators(Purpose.RUNNER, env_runner.config.seed or 0, env_runner.worker_index or 0, stream)
 
@@ -136,8 +138,8 @@ class FactoredAlgorithm(Algorithm):
 
     def _stop_if_failing(self) -> None:
         """An error that comes back after every restart would else be repeated until no restart is left."""
-        for index, actor in self.env_runner_group._worker_manager.actors().items():
-            found = failures(actor._actor_id.hex())
+        for index, actor in runner_actors(self.env_runner_group).items():
+            found = failures(actor_id(actor))
             if found and found.in_a_row >= FAILURES_IN_A_ROW:
                 raise UserError(
                     f"env runner {index} failed {found.in_a_row} times in a row, the last time with {found.error}"

@@ -6,15 +6,17 @@ leave NaN out of their averages.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from envs.vocabulary import HeadSpec
+from esper_ray.config import LearnerConfig
 from esper_ray.learning.loss import LossTerms, Minibatch
 from policies.distribution import take_entry
-from policies.network import PolicyOutput
+from policies.results import ActorCriticResult
 
 LOW_ENTROPY = 0.1
 """Normalised entropy below which a head counts as collapsed."""
@@ -22,6 +24,10 @@ HIGH_RATIO = 10.0
 """Ratio of new to old probability above which an update counts as off its rollout."""
 LOW_Q_SPREAD = 0.01
 """Spread of Q over the admitted ops, in units of the return scale, below which the critic ignores the op."""
+REPLAY_LIMIT = 2e-3
+"""Replay error above which an update does not belong to its rollout: twice what a CPU and a GPU may differ by
+(LEARNER.md section 2). Measured: below 1e-6 on one device; 0.06 where the rollout's weights are one optimiser step
+old, and 0.006 in a network of 16 units."""
 SATURATED_CLIPPING = 0.9
 """Share of clipped gradients in an update above which the clip decides the step size."""
 
@@ -37,7 +43,7 @@ def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def head_diagnostics(
-    heads: Sequence[HeadSpec], output: PolicyOutput, minibatch: Minibatch, terms: LossTerms, clip: float
+    heads: Sequence[HeadSpec], output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms, clip: float
 ) -> dict[str, Tensor]:
     """Numbers per head, under keys ``measure/head``.
 
@@ -72,7 +78,7 @@ def head_diagnostics(
 
 
 def critic_diagnostics(
-    ops: HeadSpec, output: PolicyOutput, minibatch: Minibatch, terms: LossTerms
+    ops: HeadSpec, output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms
 ) -> dict[str, Tensor]:
     """Numbers of the critic; errors in units of the running return scale.
 
@@ -84,18 +90,18 @@ def critic_diagnostics(
       ``q_value_loss`` are absent if the critic does not look at the op.
     * ``advantage_mean/OP``: mean scaled advantage of the op head at steps that took this op.
     """
-    real, returns = minibatch.real, minibatch.returns
+    real, returns = minibatch.real, minibatch.scaled_returns
     variance = masked_variance(returns, real)
-    explained = 1 - masked_variance(returns - output.value, real) / variance
+    explained = 1 - masked_variance(returns - output.scaled_value, real) / variance
     numbers = {
         "value_loss": terms.value,
         "value_nrmse": terms.value.sqrt(),
         "explained_variance": explained.masked_fill(variance <= 0, torch.nan),
     }
-    if output.q_values is not None:
+    if output.scaled_q_values is not None:
         admitted = output.distribution.op_mask
-        highest = output.q_values.masked_fill(~admitted, -torch.inf).amax(dim=-1)
-        lowest = output.q_values.masked_fill(~admitted, torch.inf).amin(dim=-1)
+        highest = output.scaled_q_values.masked_fill(~admitted, -torch.inf).amax(dim=-1)
+        lowest = output.scaled_q_values.masked_fill(~admitted, torch.inf).amin(dim=-1)
         decided = real & ~output.distribution.forced
         numbers |= {"q_value_loss": terms.q_value, "q_spread": masked_mean(highest - lowest, decided)}
     for op, name in enumerate(ops.choices):
@@ -103,7 +109,7 @@ def critic_diagnostics(
     return numbers
 
 
-def policy_diagnostics(output: PolicyOutput, minibatch: Minibatch, terms: LossTerms) -> dict[str, Tensor]:
+def policy_diagnostics(output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms) -> dict[str, Tensor]:
     """Numbers of the joint policy.
 
     * ``loss``, ``policy_loss``: all, and the clipped surrogates summed over the heads.
@@ -123,7 +129,7 @@ def policy_diagnostics(output: PolicyOutput, minibatch: Minibatch, terms: LossTe
 
 
 def minibatch_diagnostics(
-    heads: Sequence[HeadSpec], output: PolicyOutput, minibatch: Minibatch, terms: LossTerms, clip: float
+    heads: Sequence[HeadSpec], output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms, clip: float
 ) -> dict[str, float]:
     """All numbers of a minibatch as Python floats, fetched from the device at once."""
     with torch.no_grad():
@@ -135,12 +141,12 @@ def minibatch_diagnostics(
 
 
 def alarms(numbers: Mapping[str, float]) -> dict[str, int]:
-    """Which thresholds a minibatch crossed, 1 or 0 per alarm (NaN crosses none but ``non_finite``).
+    """Which thresholds a minibatch crossed (NaN crosses none but ``replay``).
 
     * ``alarm/low_entropy``: number of heads below :data:`LOW_ENTROPY` where available.
     * ``alarm/high_ratio``: number of heads with a ratio above :data:`HIGH_RATIO`.
     * ``alarm/low_q_spread``: the spread of Q is below :data:`LOW_Q_SPREAD`.
-    * ``alarm/non_finite``: the loss is not a number.
+    * ``alarm/replay``: the replay error, if this minibatch measures it, is above :data:`REPLAY_LIMIT`.
     """
 
     def below(prefix: str, limit: float) -> int:
@@ -149,10 +155,44 @@ def alarms(numbers: Mapping[str, float]) -> dict[str, int]:
     def above(prefix: str, limit: float) -> int:
         return sum(value > limit for name, value in numbers.items() if name.startswith(prefix))
 
-    loss = numbers["loss"]
     return {
         "alarm/low_entropy": below("entropy_available/", LOW_ENTROPY),
         "alarm/high_ratio": above("ratio_max/", HIGH_RATIO),
         "alarm/low_q_spread": below("q_spread", LOW_Q_SPREAD),
-        "alarm/non_finite": int(not -float("inf") < loss < float("inf")),
+        "alarm/replay": int(not numbers.get("replay_error", 0.0) <= REPLAY_LIMIT),
     }
+
+
+def spoken_alarms(numbers: Mapping[str, float], settings: LearnerConfig) -> list[str]:
+    """What the person who watches must be told about an update: what happened, why it may, what to do.
+
+    These are the alarms that say that an update did not do what it is for. The others are on the metrics' page.
+
+    Args:
+        numbers: The learner's metrics of an iteration.
+        settings: The learner's.
+
+    Returns:
+        A line each; none after a healthy update.
+    """
+    lines = []
+    not_replayed = numbers.get("alarm/replay", 0) > 0
+    if not_replayed:
+        lines.append(
+            f"the update found other log-probabilities than the rollout had stored (replay_error "
+            f"{numbers.get('replay_error', math.nan):.2g}, the limit is {REPLAY_LIMIT:g}), so it learns from what its "
+            "policy did not do. Look for an env that changes observations after handing them out, an encoder that is "
+            "not the same twice, a runner with other code; if there is none, please report a bug"
+        )
+    if numbers.get("alarm/no_step", 0) > 0:
+        remedy = "the cause is above" if not_replayed else "by rounding alone: raise kl_stop"
+        lines.append(
+            f"the update made no step, the policy is as it was: kl {numbers['kl']:.2g} was above kl_stop "
+            f"{settings.kl_stop:g} before the first step, {remedy}"
+        )
+    if count := numbers.get("alarm/non_finite", 0):
+        lines.append(
+            f"gradients that were not finite, whose steps were left out: {count:.0f}. If it goes on, resume from an "
+            "earlier checkpoint with a smaller lr or grad_clip"
+        )
+    return lines

@@ -7,6 +7,7 @@ from typing import Any
 
 from ray.rllib.algorithms.impala.impala import IMPALA, IMPALAConfig
 
+from esper_ray.config import OP_WITHOUT_VTRACE
 from esper_ray.learning.algorithm import AGAIN, FactoredAlgorithm, FactoredConfig, begin_stream
 from esper_ray.learning.impala_learner import EsperImpalaLearner
 
@@ -55,6 +56,8 @@ class EsperImpalaConfig(FactoredConfig, IMPALAConfig):
                 f"IMPALA learns in one process here, got num_learners = {self.num_learners}: give 0 (this process) or "
                 "1, or use PPO"
             )
+        if settings.critic_baseline == "op":
+            raise ValueError(f"critic_baseline op has no meaning with IMPALA ({OP_WITHOUT_VTRACE}): give factored")
         if envs % settings.minibatches:
             raise ValueError(
                 f"the {envs} envs of a runner cannot be dealt evenly to {settings.minibatches} minibatches: make "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ from torch import Tensor
 from esper_ray.learning.advantages import (
     action_returns,
     advantage_streams,
-    collect_observations,
     scaled_advantages,
-    take_in_returns,
     vtrace_returns,
 )
 from esper_ray.learning.learner import FactoredLearner, mean_over_learners
 from esper_ray.learning.loss import LossTerms, Minibatch, decided_log_ratios, impala_loss
-from policies.network import PolicyOutput, RecurrentPolicyNetwork
+from esper_ray.ray_internals import wrap_learner_thread
+from policies.network import RecurrentPolicyNetwork
+from policies.results import ActorCriticResult
 from policies.rl_module import HEAD_LOG_PROBS
 
 
@@ -28,8 +29,8 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
 
     The ratio of V-trace is that of the joint action, over the heads that its op needs. V is regressed on the V-trace
     target ``vs``, Q(s, op taken) on ``y = r + γ vs'``; the op's advantage is ``ρ (y − V)`` and its arguments'
-    ``ρ (y − Q)``, with the critic's baseline as in PPO. ``kl`` and the ratios tell how far the policy has moved on
-    since it played; no step is left out for it.
+    ``ρ (y − Q)``, or ``ρ (y − V)`` with the baseline ``state``; there is no baseline ``op`` here. ``kl`` and the
+    ratios tell how far the policy has moved on since it played; no step is left out for it.
     """
 
     stays_with_rollout = False
@@ -37,19 +38,21 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
 
     def build(self) -> None:
         """Set up as RLlib does. A second call does nothing."""
-        if self._is_built:
+        if self.is_built:
             return
         super().build()
-        # An exception would end RLlib's thread, and the caller would wait for its result for ever.
-        update = self._learner_thread._update_method
+        wrap_learner_thread(self, self._with_failures_remembered)
 
-        def remember_failure(**kwargs: Any) -> None:
+    def _with_failures_remembered(self, update: Callable[..., None]) -> Callable[..., None]:
+        # An exception would end RLlib's thread, and the caller would wait for its result for ever.
+        def whole_update(**kwargs: Any) -> None:
             try:
-                update(**kwargs)
+                with self.transaction():
+                    update(**kwargs)
             except Exception as error:
                 self._failure = error
 
-        self._learner_thread._update_method = remember_failure
+        return whole_update
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Hand a rollout to RLlib's learner thread, one pass of ``minibatches`` steps.
@@ -64,14 +67,13 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
 
     # The signals depend on the newest policy, but are constants to the gradient.
     @torch.no_grad()
-    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:
+    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
         """V-trace of whole rollouts: a row is one, with its last observation at its end as an artificial step."""
-        settings, scale = self.settings, network.return_scale
+        settings = self.settings
         actions, real = batch[Columns.ACTIONS].long(), batch[Columns.LOSS_MASK]
         log_ratios, _ = decided_log_ratios(output, actions, batch[HEAD_LOG_PROBS], real)
         ratios = log_ratios.sum(dim=-1).exp()
-        value = output.value * scale.value
-        q_value = output.q_value(actions[..., 0]) * scale.value
+        value, q_value = output.value, output.q_value(actions[..., 0])
         # A row's last entry is an artificial step or padding, and so only the value after a played one.
         rewards, terminated = batch[Columns.REWARDS].float()[:, :-1], batch[Columns.TERMINATEDS].bool()[:, :-1]
         played = real[:, :-1]
@@ -82,19 +84,19 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
         targets, worth = (torch.nn.functional.pad(rows, (0, 1)) for rows in (targets, worth))
         streams = advantage_streams(worth, value, q_value, settings.critic_baseline)
         streams = ratios.clamp(max=1.0).unsqueeze(-1) * streams
+        network.normalisers.collect(batch[Columns.OBS], targets, real, mean_over_learners)
         # A minibatch is that part of a rollout.
-        decay = settings.return_scale_decay ** (1 / settings.minibatches)
-        take_in_returns(scale, targets, real, decay, mean_over_learners)
-        collect_observations(network.encoder.scale, batch[Columns.OBS], real, mean_over_learners)
+        network.normalisers.commit_returns(settings.return_scale_decay ** (1 / settings.minibatches))
+        scale = network.return_scale.value
         return Minibatch(
             actions=actions,
             old_log_probs=batch[HEAD_LOG_PROBS],
             advantages=scaled_advantages(streams, output, real, settings.centre_advantages, mean_over_learners),
-            returns=targets / scale.value,
+            scaled_returns=targets / scale,
             real=real,
-            q_returns=worth / scale.value,
+            scaled_q_returns=worth / scale,
         )
 
-    def loss(self, output: PolicyOutput, minibatch: Minibatch, weights: Tensor) -> LossTerms:
+    def loss(self, output: ActorCriticResult, minibatch: Minibatch, weights: Tensor) -> LossTerms:
         """The loss with the plain policy gradient."""
         return impala_loss(output, minibatch, self.settings, weights, mean_over_learners)

@@ -1,28 +1,31 @@
-"""RLlib's learner with a per-head loss and what is watched; its PPO with a stop before the policy strays too far."""
+"""RLlib's learner with a per-head loss and what is watched: the part that all algorithms share."""
 
 from __future__ import annotations
 
 import math
 import time
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from esper_ray.config import LearnerConfig
-from esper_ray.learning.advantages import FactoredAdvantages
 from esper_ray.learning.diagnostics import SATURATED_CLIPPING, alarms, minibatch_diagnostics
-from esper_ray.learning.loss import LossTerms, Minibatch, entropy_weights, ppo_loss
-from policies.network import PolicyOutput, RecurrentPolicyNetwork
-from policies.rl_module import HEAD_LOG_PROBS, POLICY_OUTPUT, STATE_NORMS
+from esper_ray.learning.loss import LossTerms, Minibatch, entropy_weights
+from esper_ray.ray_internals import OpenLearner
+from policies.network import RecurrentPolicyNetwork
+from policies.results import ActorCriticResult
+from policies.rl_module import FORWARD_RESULT, STATE_NORMS
+
+REDUCED_TO = {"ratio_min": "min", "ratio_max": "max", "joint_ratio_max": "max", "replay_error": "max"}
+"""How minibatches and learners make one number where it is not their mean."""
 
 Gradients = dict[Any, Tensor]
 """RLlib's gradients: parameter → gradient."""
@@ -59,7 +62,7 @@ class _UpdateRecord:
     """What RLlib got for the latest minibatch with a gradient."""
 
 
-class FactoredLearner(TorchLearner):
+class FactoredLearner(OpenLearner, TorchLearner):
     """What all algorithms share (LEARNER.md sections 3 to 5); comes before RLlib's learner of the algorithm.
 
     A step whose gradient is not finite is left out.
@@ -67,7 +70,8 @@ class FactoredLearner(TorchLearner):
     Metrics (``learners/default_policy/...``) are means over the minibatches of an update, ratio extremes are
     extremes, and ``alarm/...`` are counts. Their names are explained where they are computed
     (:mod:`esper_ray.learning.diagnostics`), but for ``gradient_norm/...`` (before clipping: per head, of the rest, and
-    ``all``), ``gradient_clipped_share``, ``applied_share`` (share of the minibatches that made a step),
+    ``all``), ``alarm/non_finite`` (gradients that were not), ``alarm/no_step`` (1 if the update made none),
+    ``alarm/clip_saturated``, ``gradient_clipped_share``, ``applied_share`` (share of the minibatches that made a step),
     ``replay_error`` (PPO only: largest difference between stored and recomputed log-probabilities before the first
     step, to be near 0), ``lr`` (after the update), ``entropy_coeff``, ``return_scale``, ``update_seconds`` and
     ``lstm_hidden_norm``, ``lstm_cell_norm``.
@@ -77,11 +81,10 @@ class FactoredLearner(TorchLearner):
     """
 
     stays_with_rollout: ClassVar[bool]
-    _weights_seq_no: int
 
     def build(self) -> None:
         """Set up as RLlib does. A second call does nothing."""
-        if self._is_built:
+        if self.is_built:
             return
         self.settings: LearnerConfig = self.config.settings
         self._record = _UpdateRecord()
@@ -89,36 +92,39 @@ class FactoredLearner(TorchLearner):
         self._entropy_schedule = Scheduler(self.config.falling(1.0, self.settings.entropy_final))
         super().build()
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Take over a state, also an older one: its weights count as newer than any before.
-
-        Runners refuse weights whose number is below that of their own, and so would RLlib's learner.
-        """
-        newest, self._weights_seq_no = self._weights_seq_no, 0
-        super().set_state(state)
-        self._weights_seq_no = max(newest, self._weights_seq_no) + 1
-
-    def _set_optimizer_state(self, state: dict[str, Any]) -> None:
-        """Take over Adam's moments, but not the settings of the run that saved them: this config may have others."""
-        super()._set_optimizer_state(state)
+    def optimizers_restored(self) -> None:
+        """Keep Adam's moments, but not the settings of the run that saved them: this config may have others."""
         settings = {"eps": self.settings.adam_epsilon}
         if isinstance(self.config.lr, float):  # a schedule's value at that time is part of the state
             settings["lr"] = self.config.lr
-        for optimizer in self._named_optimizers.values():
-            for group in optimizer.param_groups:
-                group.update(settings)
+        for module_id in self.module.keys():  # noqa: SIM118 (RLlib's module is no mapping)
+            for _, optimizer in self.get_optimizers_for_module(module_id):
+                for group in optimizer.param_groups:
+                    group.update(settings)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Around an update, which changes the networks' normalisers as a whole or not at all."""
+        with ExitStack() as stack:
+            for _, module in self.module.items():
+                stack.enter_context(module.unwrapped().network.normalisers.transaction())
+            yield
 
     @abstractmethod
-    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:
-        """The learning signals of RLlib's minibatch, given the network's pass over it."""
+    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
+        """The learning signals of RLlib's minibatch, given the network's pass over it.
+
+        The network's normalisers have collected its observations and returns, here or before, and commit the returns
+        here, before these are scaled.
+        """
 
     @abstractmethod
-    def loss(self, output: PolicyOutput, minibatch: Minibatch, weights: Tensor) -> LossTerms:
+    def loss(self, output: ActorCriticResult, minibatch: Minibatch, weights: Tensor) -> LossTerms:
         """The loss, given the weights of the heads' entropies ``[H]``."""
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Adam with this config's epsilon."""
-        parameters = self.get_parameters(self._module[module_id])
+        parameters = self.get_parameters(self.module[module_id])
         self.register_optimizer(
             module_id=module_id,
             optimizer=torch.optim.Adam(parameters, eps=config.settings.adam_epsilon),
@@ -136,11 +142,11 @@ class FactoredLearner(TorchLearner):
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
         """Loss of one minibatch; logs what is watched and decides whether the update stops here."""
-        output = fwd_out[POLICY_OUTPUT]
+        output = fwd_out[FORWARD_RESULT]
         network = self.module[module_id].unwrapped().network
         heads = network.head_specs
         minibatch = self.minibatch(network, batch, output)
-        weights = output.value.new_tensor(entropy_weights(self.settings, heads)) * self._entropy_share
+        weights = output.scaled_value.new_tensor(entropy_weights(self.settings, heads)) * self._entropy_share
         terms = self.loss(output, minibatch, weights)
         numbers = minibatch_diagnostics(heads, output, minibatch, terms, self.settings.clip)
         hidden_norm, cell_norm = batch[STATE_NORMS][minibatch.real].mean(dim=0).tolist()
@@ -173,6 +179,7 @@ class FactoredLearner(TorchLearner):
         self._record.finite = math.isfinite(values["gradient_norm/all"])
         clipped = values["gradient_norm/all"] > self.settings.grad_clip
         self._log(module_id, values | {"gradient_clipped_share": float(clipped)})
+        self._count(module_id, {"alarm/non_finite": int(not self._record.finite)})
         self._record.computed += 1
         self._record.clipped += int(clipped)
         return {reference: gradient * factor for reference, gradient in module_gradients_dict.items()}
@@ -183,10 +190,10 @@ class FactoredLearner(TorchLearner):
             super().apply_gradients(gradients_dict)
             self._record.applied += 1
 
-    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
+    def update_minibatch(self, batch: dict[str, Any], **kwargs: Any) -> Any:
         """One minibatch, or nothing once the update has stopped."""
         if not self._record.stopped:
-            self._record.last_result = super()._update(batch, **kwargs)
+            self._record.last_result = super().update_minibatch(batch, **kwargs)
         self._record.offered += 1
         return self._record.last_result
 
@@ -206,66 +213,20 @@ class FactoredLearner(TorchLearner):
             )
         saturated = int(record.clipped > SATURATED_CLIPPING * record.computed)
         for module_id, module in self.module.items():
-            network = module.unwrapped().network
-            network.encoder.scale.take_effect()
-            scale = network.return_scale.value.item()
+            scale = module.unwrapped().network.return_scale.value.item()
             numbers = {"applied_share": record.applied / record.offered, "return_scale": scale}
             numbers |= {"lr": self.get_optimizer(module_id).param_groups[0]["lr"]}
             numbers |= {"entropy_coeff": self._entropy_share * self.settings.entropy_coeff}
             self._log(module_id, numbers | {"update_seconds": time.perf_counter() - record.began})
-            self._count(module_id, {"alarm/clip_saturated": saturated})
+            self._count(module_id, {"alarm/clip_saturated": saturated, "alarm/no_step": int(record.applied == 0)})
 
     def _log(self, module_id: str, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
             if math.isnan(value):
                 continue
-            reduce = {"ratio_min": "min", "ratio_max": "max", "joint_ratio_max": "max"}.get(name.split("/")[0], "mean")
+            reduce = REDUCED_TO.get(name.split("/")[0], "mean")
             self.metrics.log_value((module_id, name), value, reduce=reduce, window=None)
 
     def _count(self, module_id: str, counts: dict[str, int]) -> None:
         for name, count in counts.items():
             self.metrics.log_value((module_id, name), count, reduce="sum", window=None)
-
-
-class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
-    """PPO over a factored action.
-
-    Per minibatch: forward, loss, and the divergence from the rollout's policy *before* the step. Once that exceeds
-    ``kl_stop``, this step and the rest of the update are left out.
-    """
-
-    stays_with_rollout = True
-
-    def build(self) -> None:
-        """Set up as RLlib does, with these advantages instead of its own. A second call does nothing."""
-        if self._is_built:
-            return
-        super().build()
-        if self._learner_connector is not None:
-            self._learner_connector.remove("GeneralAdvantageEstimation")
-            self._learner_connector.append(
-                FactoredAdvantages(settings=self.settings, mean_over_learners=mean_over_learners)
-            )
-
-    def update(self, *args: Any, num_total_minibatches: int = 0, **kwargs: Any) -> Any:
-        """All epochs over one rollout: in every learner the same number of minibatches, epochs × minibatches.
-
-        RLlib's own count for several learners leaves out the artificial steps, which loses the last minibatch; with
-        one learner it goes on until every row has had its turn, which adds some if episodes differ in length.
-        """
-        steps = self.settings.num_epochs * self.settings.minibatches
-        return super().update(*args, num_total_minibatches=steps, **kwargs)
-
-    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: PolicyOutput) -> Minibatch:
-        """As the connector computed it from the whole rollout."""
-        return Minibatch(
-            actions=batch[Columns.ACTIONS].long(),
-            old_log_probs=batch[HEAD_LOG_PROBS],
-            advantages=batch[Postprocessing.ADVANTAGES],
-            returns=batch[Postprocessing.VALUE_TARGETS],
-            real=batch[Columns.LOSS_MASK],
-        )
-
-    def loss(self, output: PolicyOutput, minibatch: Minibatch, weights: Tensor) -> LossTerms:
-        """The clipped loss."""
-        return ppo_loss(output, minibatch, self.settings, weights, mean_over_learners)

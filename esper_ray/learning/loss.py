@@ -11,7 +11,7 @@ from torch import Tensor
 from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
 from esper_ray.learning.advantages import MeanOverLearners
-from policies.network import PolicyOutput
+from policies.results import ActorCriticResult
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Minibatch:
         actions: int64 ``[B, T, H]``.
         old_log_probs: Per head, as stored in the rollout, ``[B, T, H]``.
         advantages: ``[B, T, 2]``: of the op, of its arguments.
-        returns: Targets of the critic in units of the return scale, ``[B, T]``.
+        scaled_returns: Targets of the critic in units of the return scale, ``[B, T]``.
         real: bool ``[B, T]``: False in padding and at artificial steps.
-        q_returns: Targets of Q(s, op taken) ``[B, T]``, likewise; ``returns`` if None.
+        scaled_q_returns: Targets of Q(s, op taken) ``[B, T]``, likewise; ``scaled_returns`` if None.
     """
 
     actions: Tensor
     old_log_probs: Tensor
     advantages: Tensor
-    returns: Tensor
+    scaled_returns: Tensor
     real: Tensor
-    q_returns: Tensor | None = None
+    scaled_q_returns: Tensor | None = None
 
     @property
     def ops(self) -> Tensor:
@@ -139,7 +139,9 @@ def clipped_surrogate(
     return per_head_loss(gain, log_ratios, advantages, decided, average)
 
 
-def entropy_by_availability(output: PolicyOutput, real: Tensor, average: MeanOverLearners) -> tuple[Tensor, Tensor]:
+def entropy_by_availability(
+    output: ActorCriticResult, real: Tensor, average: MeanOverLearners
+) -> tuple[Tensor, Tensor]:
     """Normalised entropy of each head, whether or not an op that needs it was drawn.
 
     A head's rows are averaged over the (step, op) pairs in which the op is admitted, needs the head and leaves it
@@ -186,7 +188,7 @@ def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> T
 
 
 def decided_log_ratios(
-    output: PolicyOutput, actions: Tensor, old_log_probs: Tensor, real: Tensor
+    output: ActorCriticResult, actions: Tensor, old_log_probs: Tensor, real: Tensor
 ) -> tuple[Tensor, Tensor]:
     """New minus old log-probabilities, and which heads count.
 
@@ -205,7 +207,7 @@ def decided_log_ratios(
 
 
 def ppo_loss(
-    output: PolicyOutput,
+    output: ActorCriticResult,
     minibatch: Minibatch,
     settings: LearnerConfig,
     weights: Tensor,
@@ -233,7 +235,7 @@ def ppo_loss(
 
 
 def impala_loss(
-    output: PolicyOutput,
+    output: ActorCriticResult,
     minibatch: Minibatch,
     settings: LearnerConfig,
     weights: Tensor,
@@ -251,7 +253,7 @@ def impala_loss(
 
 
 def _whole_loss(
-    output: PolicyOutput,
+    output: ActorCriticResult,
     minibatch: Minibatch,
     settings: LearnerConfig,
     weights: Tensor,
@@ -268,13 +270,16 @@ def _whole_loss(
     def mean_squared_error(predicted: Tensor, returns: Tensor) -> Tensor:
         return torch.where(real, (predicted - returns).square(), 0.0).sum() / steps
 
-    value = mean_squared_error(output.value, minibatch.returns)
-    if output.q_values is None:  # Q is V, whose error counts once
+    value = mean_squared_error(output.scaled_value, minibatch.scaled_returns)
+    if output.scaled_q_values is None:  # Q is V, whose error counts once
         q_value = torch.zeros_like(value)
     else:
-        q_returns = minibatch.returns if minibatch.q_returns is None else minibatch.q_returns
-        q_value = mean_squared_error(output.q_value(minibatch.ops), q_returns)
-    total = policy.sum() + settings.value_loss_coeff * (value + q_value) - (weights * entropy).sum()
+        q_returns = minibatch.scaled_returns if minibatch.scaled_q_returns is None else minibatch.scaled_q_returns
+        q_value = mean_squared_error(output.scaled_q_value(minibatch.ops), q_returns)
+    # Q(s, op) has v(s) in it: where the critic is to be regressed at the op taken alone, v learns through Q.
+    at_the_op_alone = settings.critic_baseline == "op" and output.scaled_q_values is not None
+    critic = q_value if at_the_op_alone else value + q_value
+    total = policy.sum() + settings.value_loss_coeff * critic - (weights * entropy).sum()
     return LossTerms(
         total=total,
         policy=policy.detach(),

@@ -20,7 +20,7 @@ from ray.rllib.utils.metrics import (
 
 from envs.seeding import Purpose
 from esper_ray.learning.algorithm import AGAIN, FactoredAlgorithm, FactoredConfig, begin_stream, seed_generators
-from esper_ray.learning.learner import EsperPPOLearner
+from esper_ray.learning.ppo_learner import EsperPPOLearner
 
 
 class Rollout(NamedTuple):

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 import warnings
 from typing import Any, NamedTuple
 
-import numpy as np
 import ray
-import torch
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
-NAMESPACE = b"esper-ray"
+from esper_ray.ray_internals import SeededRunner, discard, store, stored
 
 
 class Failures(NamedTuple):
@@ -28,7 +22,7 @@ class Failures(NamedTuple):
 def failures(runner: str) -> Failures | None:
     """What a runner left behind, by the id of its actor, which it keeps over restarts; None if all is well."""
     # Ray's own store outlives a failed process, and RLlib ends it without a word to the driver.
-    found = _internal_kv_get(runner, namespace=NAMESPACE)
+    found = stored(runner)
     return Failures(*json.loads(found)) if found else None
 
 
@@ -37,10 +31,10 @@ def failed_start() -> str | None:
     if not ray.is_initialized():
         return None
     key = ray.get_runtime_context().get_job_id()
-    found = _internal_kv_get(key, namespace=NAMESPACE)
+    found = stored(key)
     if found:
-        _internal_kv_del(key, namespace=NAMESPACE)
-    return found.decode() if found else None
+        discard(key)
+    return found
 
 
 def _cause(error: BaseException) -> str:
@@ -50,27 +44,8 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-class _Seeded(EnvRunner):
-    """Seeds the process's generators as RLlib does, but leaves torch's deterministic algorithms off.
-
-    RLlib switches them on where torch is built without CUDA. Hosts that train on one CPU thread repeat bit for bit
-    without, and the switch imports torch's compiler: 76 MB in every runner.
-    """
-
-    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
-        unseeded = config.copy(copy_frozen=False)
-        unseeded.seed = None
-        super().__init__(config=unseeded, **kwargs)
-        self.config.seed = config.seed
-        if config.seed is not None:
-            self._seed = int(config.seed) + (self.worker_index or 0)  # of the env's first reset, too
-            random.seed(self._seed)
-            np.random.seed(self._seed)  # noqa: NPY002 (RLlib's own code draws from it)
-            torch.manual_seed(self._seed)
-
-
-class HostRunner(SingleAgentEnvRunner, _Seeded):
-    """RLlib's runner for vector envs; Python calls the seeding above in between its two constructors."""
+class HostRunner(SeededRunner, SingleAgentEnvRunner):
+    """RLlib's runner for vector envs."""
 
     def __init__(self, **kwargs: Any) -> None:
         try:
@@ -78,7 +53,7 @@ class HostRunner(SingleAgentEnvRunner, _Seeded):
         except Exception as error:
             if ray.is_initialized():
                 key = ray.get_runtime_context().get_job_id()  # that of the actor is lost with it
-                _internal_kv_put(key, _cause(error).encode(), namespace=NAMESPACE)
+                store(key, _cause(error))
             raise
 
     def play_in(self, env_config: dict[str, Any]) -> None:
@@ -100,8 +75,8 @@ class HostRunner(SingleAgentEnvRunner, _Seeded):
             episodes = super().sample(**kwargs)
         except Exception as error:
             now = Failures(1 + (before.in_a_row if before else 0), _cause(error))
-            _internal_kv_put(runner, json.dumps(now), namespace=NAMESPACE)
+            store(runner, json.dumps(now))
             raise
         if before:
-            _internal_kv_del(runner, namespace=NAMESPACE)
+            discard(runner)
         return episodes

@@ -23,6 +23,7 @@ from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import POLICY_FILE, RLLIB_STATE, Checkpoint, RunDirectory
 from esper_ray.keeping.storage import Mirror
 from esper_ray.learning.algorithm import FactoredAlgorithm, FactoredConfig
+from esper_ray.learning.diagnostics import spoken_alarms
 from esper_ray.learning.impala import EsperImpalaConfig
 from esper_ray.learning.metrics import EpisodeMetrics, flatten
 from esper_ray.learning.ppo import EsperPPOConfig
@@ -121,6 +122,10 @@ def trained_iterations(
         left = elapsed / (algorithm.iteration - beginning) * (config.run.iterations - algorithm.iteration)
         rate = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
         console.print(_progress_line(algorithm.iteration, config, world, rate, left), highlight=False)
+        # IMPALA's learner may have nothing to tell yet.
+        learnt = dict(flatten(result.get("learners", {}).get("default_policy", {})))
+        for alarm in spoken_alarms(learnt, config.learner):
+            console.print(alarm, style="yellow", highlight=False, markup=False)
         yield saved
 
 

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from esper_ray.ray_internals import AsgiDeployment
 from esper_ray.serving.messages import ActRequest, Interface, OpenRequest, Refusal, RefusedError, parse
 from esper_ray.serving.sessions import SessionNames
 
@@ -30,7 +31,7 @@ ANSWER_SECONDS = 20.0
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class Gateway:
+class Gateway(AsgiDeployment):
     """One process; everything it knows about sessions is in their names.
 
     Args:
@@ -53,8 +54,8 @@ class Gateway:
         self._names, self._replicas = names, replicas
         self._turns = itertools.cycle(range(len(replicas)))
 
-    def __serve_build_asgi_app__(self) -> Starlette:
-        """The routes; Serve calls this once per process."""
+    def application(self) -> Starlette:
+        """The routes."""
         routes = [
             Route("/health", self._health),
             Route("/ready", self._ready),

@@ -17,8 +17,9 @@ from esper_ray.process import settle
 from esper_ray.serving.messages import Refusal
 from esper_ray.serving.sessions import EndedError, FullError, Sessions
 from esper_ray.serving.settings import ServiceConfig
-from policies.bundle import Actions, HiddenState, Observations, PolicyBundle
+from policies.bundle import Actions, Observations, PolicyBundle
 from policies.distribution import FactoredDistribution
+from policies.results import HiddenState
 
 ENDED = Refusal(410, "this session has ended (unused for too long, closed, or its replica died): open another one")
 

@@ -348,6 +348,7 @@ def test_a_corrupt_export_is_refused_in_one_clear_line(run_dir, tmp_path):
         (["train", "--clip", "-1"], "clip"),
         (["train", "--debug", "--algorithm", "impala", "--minibatches", "3"], "hosts_per_runner"),
         (["train", "--debug", "--algorithm", "impala", "--num-learners", "2"], "num_learners = 2"),
+        (["train", "--debug", "--algorithm", "impala", "--critic-baseline", "op"], "no meaning with impala"),
         (["train", "--no-such-flag"], "no-such-flag"),
         (["train", "--resume"], "--run-dir"),
         (["train", "--resume", "--run-dir", "nowhere"], "not a run directory"),

@@ -13,7 +13,7 @@ from envs.vocabulary import HEAD_NAMES, AlphaTarget, LifecycleOp
 from policies.bundle import PolicySettings, UnsupportedByPolicyError
 from policies.factory import build_policy
 from policies.heuristic import NEXT_BLUEPRINT
-from policies.network import Hidden, NetworkConfig
+from policies.network import NetworkConfig
 from policies.player import Player
 from policies.registry import registered
 from tests.envs.helpers import tiny_env
@@ -298,12 +298,12 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 def test_the_learned_policy_plays_at_its_temperature_and_explores_at_one(episodes):
     policy, obs, results = episodes["learned"]
     hidden = policy.initial_hidden(HOSTS)
-    trained = policy.network(obs, Hidden(*hidden)).distribution
+    trained = policy.network(obs, hidden).distribution
     played = policy.forward(obs, hidden).distribution
     for ours, theirs in zip(played.log_probs, trained.at_temperature(0.5).log_probs, strict=True):
         assert torch.equal(ours, theirs)
     torch.testing.assert_close(results[0].op_probs, played.op_log_probs[:, 0].exp())
-    explored = policy.network.act({leaf: values[:, 0] for leaf, values in obs.items()}, Hidden(*hidden)).op_probs
+    explored = policy.network.act({leaf: values[:, 0] for leaf, values in obs.items()}, hidden).op_probs
     torch.testing.assert_close(explored, trained.op_log_probs[:, 0].exp())
     assert not torch.allclose(explored, results[0].op_probs)
 

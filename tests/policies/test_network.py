@@ -62,8 +62,8 @@ def test_default_size_is_that_of_the_design():
 def test_sizes_follow_the_slots(slots):
     network = build(slots)
     output = network(observations(network, 2, 4), network.initial_hidden(2))
-    assert output.value.shape == (2, 4)
-    assert output.q_values.shape == (2, 4, 6)
+    assert output.scaled_value.shape == (2, 4)
+    assert output.scaled_q_values.shape == (2, 4, 6)
     for head, table in zip(network.head_specs, output.distribution.log_probs, strict=True):
         rows = 1 if head.name == "op" else len(head.needed_by)
         assert table.shape == (2, 4, rows, head.size)
@@ -72,9 +72,9 @@ def test_sizes_follow_the_slots(slots):
 def test_mean_of_q_under_the_policy_is_the_state_value():
     network = perturbed()
     output = network(observations(network, 4, 9), network.initial_hidden(4))
-    mean = (output.distribution.op_log_probs.exp() * output.q_values).sum(-1)
-    torch.testing.assert_close(mean, output.value, atol=1e-6, rtol=1e-6)
-    assert (output.q_values.amax(-1) - output.q_values.amin(-1)).min() > 1e-3
+    mean = (output.distribution.op_log_probs.exp() * output.scaled_q_values).sum(-1)
+    torch.testing.assert_close(mean, output.scaled_value, atol=1e-6, rtol=1e-6)
+    assert (output.scaled_q_values.amax(-1) - output.scaled_q_values.amin(-1)).min() > 1e-3
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -100,15 +100,15 @@ def test_one_pass_reproduces_the_steps_of_a_rollout(device):
     replayed = {
         "head_log_probs": output.distribution.log_prob(actions),
         "log_prob": output.distribution.log_prob(actions).sum(-1),
-        "value": output.value * scale,
-        "q_value": take_entry(output.q_values, actions[..., 0]) * scale,
+        "value": output.scaled_value * scale,
+        "q_value": take_entry(output.scaled_q_values, actions[..., 0]) * scale,
         "op_probs": output.distribution.op_log_probs.exp(),
     }
     assert scale > 1.5
     tolerance = 1e-5 if device == "cpu" else 1e-3  # between two devices
     for name, values in stored.items():
         torch.testing.assert_close(replayed[name], values, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(output.hidden.c.cpu(), hidden.c, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(output.hidden[1].cpu(), hidden[1], atol=tolerance, rtol=tolerance)
 
 
 @given(
@@ -138,7 +138,7 @@ def test_padded_rows_of_any_cut_replay_a_rollout(lengths, cut, density, mask_typ
         rows, chunk = slice(start, start + cut), real[:, start : start + cut]
         output = network({name: leaf[:, rows] for name, leaf in padded.items()}, states[start])
         actions = torch.stack([result.actions for result in stored[rows]], dim=1)
-        replayed = (output.distribution.log_prob(actions), output.value, output.q_value(actions[..., 0]))
+        replayed = (output.distribution.log_prob(actions), output.scaled_value, output.scaled_q_value(actions[..., 0]))
         for values, name in zip(replayed, ("head_log_probs", "value", "q_value"), strict=True):
             expected = torch.stack([getattr(result, name) for result in stored[rows]], dim=1)
             torch.testing.assert_close(values[chunk], expected[chunk], atol=1e-5, rtol=1e-5)
@@ -166,7 +166,7 @@ def test_log_probability_reaches_the_needed_heads_and_no_others(op):
 def test_the_critic_pushes_no_head():
     network = perturbed()
     output = network(observations(network, 3, 4), network.initial_hidden(3))
-    output.q_values.square().sum().backward()
+    output.scaled_q_values.square().sum().backward()
     assert all(parameter.grad is None for parameter in network.heads.parameters())
     assert network.op_stream[0].weight.grad.norm() > 0
 
@@ -212,7 +212,7 @@ def test_an_empty_slot_has_its_own_embedding():
     values = []
     for index in (-1, 0, NUM_BLUEPRINTS - 1):
         obs["blueprint_indices"] = torch.full((1, 1, 3), index)
-        values.append(network(obs, network.initial_hidden(1)).value.item())
+        values.append(network(obs, network.initial_hidden(1)).scaled_value.item())
     assert len(set(values)) == 3
     obs["blueprint_indices"] = torch.full((1, 1, 3), NUM_BLUEPRINTS + 1)
     with pytest.raises(IndexError):
@@ -226,8 +226,8 @@ def test_a_single_head_makes_a_plain_recurrent_policy():
     output = network(obs, network.initial_hidden(3))
     assert output.distribution.sample().shape == (3, 5, 1)
     # Its critic is V alone, and a mask of ones is what no mask means.
-    assert output.q_values is None
-    assert torch.equal(output.q_value(torch.zeros(3, 5, dtype=torch.int64)), output.value)
+    assert output.scaled_q_values is None
+    assert torch.equal(output.scaled_q_value(torch.zeros(3, 5, dtype=torch.int64)), output.scaled_value)
     assert network.op_stream is None
     masked = network(obs | {"action_mask": torch.ones(3, 5, 2, dtype=torch.int8)}, network.initial_hidden(3))
     assert torch.equal(masked.distribution.op_log_probs, output.distribution.op_log_probs)
@@ -239,9 +239,9 @@ def test_without_memory_the_past_does_not_matter():
         network = RecurrentPolicyNetwork([head], FlatEncoder(4), replace(SMALL, memory=memory))
         past = torch.randn(3, 5, 4)
         other = torch.cat([torch.randn(3, 4, 4), past[:, 4:]], dim=1)
-        values = [network({"obs": obs}, network.initial_hidden(3)).value[:, -1] for obs in (past, other)]
+        values = [network({"obs": obs}, network.initial_hidden(3)).scaled_value[:, -1] for obs in (past, other)]
         assert torch.equal(*values) != memory
-        assert network.initial_hidden(3).h.shape == (3, 12 if memory else 0)
+        assert network.initial_hidden(3)[0].shape == (3, 12 if memory else 0)
 
 
 @pytest.mark.parametrize("field", ["feature_dim", "hidden_dim", "head_dim", "embedding_dim"])

@@ -9,6 +9,7 @@ from esper_ray.learning.advantages import (
     advantage_means,
     advantage_scale,
     advantage_streams,
+    bootstrap_values,
     lambda_returns,
     returns_of_rows,
 )
@@ -78,6 +79,24 @@ def test_rows_give_the_returns_of_their_episodes(episodes, row_length, discounts
     expected = tensors.pop("expected")
     returns = returns_of_rows(**tensors, gamma=discounts[0], gae_lambda=discounts[1])
     torch.testing.assert_close(returns, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_the_op_baseline_builds_returns_from_the_ops_taken_and_the_mean_after_a_cut_by_hand():
+    # γ = 0.5, λ = 0.5, r = (1, 2, 4), Q of the ops taken (8, 4, 2), V = (100, 100, 100); after the end V = 16, and Q of
+    # the copied op, which nobody took, 50.
+    # Terminated: δ = (1 + 2 − 8, 2 + 1 − 4, 4 − 2) = (−5, −1, 2); A = (−5.125, −0.5, 2); G = (2.875, 3.5, 4).
+    # Cut: δ_2 = 4 + 0.5·16 − 2 = 10; A = (−4.625, 1.5, 10); G = (3.375, 5.5, 12).
+    value, q_value = torch.tensor([[100.0, 100.0, 100.0, 16.0]]), torch.tensor([[8.0, 4.0, 2.0, 50.0]])
+    real = torch.tensor([[True, True, True, False]])
+    values = bootstrap_values(value, q_value, real, "op")
+    rewards, ends = torch.tensor([[1.0, 2.0, 4.0, 0.0]]), torch.tensor([[False, False, True, False]])
+    for terminated, expected in ((ends, [2.875, 3.5, 4.0]), (torch.zeros_like(ends), [3.375, 5.5, 12.0])):
+        returns = returns_of_rows(rewards, values, terminated, real, torch.ones_like(real), gamma=0.5, gae_lambda=0.5)
+        assert returns.tolist() == [[*expected, 0.0]]
+        streams = advantage_streams(returns, value, q_value, "op")[real]
+        assert streams.tolist() == [[g - q, g - q] for g, q in zip(expected, (8.0, 4.0, 2.0), strict=True)]
+    for baseline in ("factored", "state"):
+        assert bootstrap_values(value, q_value, real, baseline) is value
 
 
 @pytest.mark.parametrize(

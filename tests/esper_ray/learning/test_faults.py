@@ -16,6 +16,7 @@ from esper_ray.config import LearnerConfig
 from esper_ray.errors import UserError
 from esper_ray.learning.impala import EsperImpalaConfig
 from esper_ray.learning.ppo import EsperPPOConfig
+from esper_ray.ray_internals import runner_actors
 from tests.esper_ray.learning.masked_toy_env import ENV_ID, MaskedToyVectorEnv
 from tests.esper_ray.learning.test_impala import config_of
 from tests.esper_ray.learning.test_learner import EPISODE
@@ -153,7 +154,7 @@ def test_killed_runners_cost_no_iteration_and_no_step_is_missing_or_counts_twice
 
 def replace_unnoticed(group, index):
     """Kill an idle runner, and return when Ray has made another."""
-    actor = group._worker_manager.actors()[index]
+    actor = runner_actors(group)[index]
     ray.get(actor.apply.remote(lambda runner: threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()))
     time.sleep(1.0)
     deadline = time.monotonic() + 120

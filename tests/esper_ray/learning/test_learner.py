@@ -14,10 +14,11 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from envs.slots import SlotConfig
 from esper_ray.config import LearnerConfig
+from esper_ray.learning.diagnostics import spoken_alarms
 from esper_ray.learning.ppo import EsperPPO, EsperPPOConfig
 from policies.distribution import take_entry
 from policies.encoders import BlueprintEncoder
-from policies.network import Hidden, NetworkConfig
+from policies.network import NetworkConfig
 from policies.return_scale import ReturnScale
 from policies.rl_module import HEAD_LOG_PROBS, Q_VALUE
 from tests.esper_ray.learning.masked_toy_env import ENV_ID, HEADS, register
@@ -115,21 +116,20 @@ def test_training_reproduces_the_rollout_and_returns_are_those_of_the_episodes(c
         stored_rewards = [(np.asarray(episode.get_rewards()), episode.is_terminated) for episode in episodes]
         batch = parts.train_batch(episodes)[MODULE]
         with torch.no_grad():
-            output = parts.learner.module.forward_train({MODULE: batch})[MODULE]["policy_output"]
+            output = parts.learner.module.forward_train({MODULE: batch})[MODULE]["forward_result"]
         actions, real = batch[Columns.ACTIONS].long(), batch[Columns.LOSS_MASK]
         replayed = {
             HEAD_LOG_PROBS: output.distribution.log_prob(actions),
             Columns.ACTION_LOGP: output.distribution.log_prob(actions).sum(-1),
-            Columns.VF_PREDS: output.value * scale,
-            Q_VALUE: take_entry(output.q_values, actions[..., 0]) * scale,
+            Columns.VF_PREDS: output.scaled_value * scale,
+            Q_VALUE: take_entry(output.scaled_q_values, actions[..., 0]) * scale,
         }
         assert real.sum() == sum(len(rewards) for rewards, _ in stored_rewards)
         for column, values in replayed.items():
             torch.testing.assert_close(values[real], batch[column][real], atol=1e-5, rtol=1e-5)
-        # The connector has meanwhile moved the return scale; targets are in its new units.
-        returns = (batch[Postprocessing.VALUE_TARGETS] * parts.network.return_scale.value)[real]
+        returns = batch[Postprocessing.VALUE_TARGETS][real]
         occupied = torch.arange(real.shape[1]) < batch[Columns.SEQ_LENS].unsqueeze(-1)
-        values = (output.value * scale)[occupied].split([len(rewards) + 1 for rewards, _ in stored_rewards])
+        values = (output.scaled_value * scale)[occupied].split([len(rewards) + 1 for rewards, _ in stored_rewards])
         expected = [
             literal_returns(rewards, value.tolist(), terminated, 1.0, 0.95)
             for (rewards, terminated), value in zip(stored_rewards, values, strict=True)
@@ -137,7 +137,29 @@ def test_training_reproduces_the_rollout_and_returns_are_those_of_the_episodes(c
         torch.testing.assert_close(
             returns, torch.tensor([g for episode in expected for g in episode]), atol=1e-4, rtol=1e-4
         )
-        parts.network.return_scale.load_state_dict(parts.runner.module.network.return_scale.state_dict())
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_with_the_op_baseline_returns_are_built_from_the_ops_that_the_rollout_took(case):
+    parts = Parts(config_of(LearnerConfig(minibatches=2, critic_baseline="op"), **case))
+    parts.perturb()
+    episodes = parts.runner.sample()
+    # Q of every step's op as the rollout stored it; where an episode was cut nobody has acted yet, and V stands.
+    rewards = [(np.asarray(e.get_rewards()), e.get_extra_model_outputs(Q_VALUE), e.is_terminated) for e in episodes]
+    batch = parts.train_batch(episodes)[MODULE]
+    real, rows = batch[Columns.LOSS_MASK], batch[Columns.SEQ_LENS].unsqueeze(-1)
+    artificial = (torch.arange(real.shape[1]) < rows) & ~real
+    last = parts.learner.module[MODULE].forward_result(batch).value[artificial].tolist()
+    expected = [
+        literal_returns(reward, [*q_values, after], terminated, 1.0, 0.95)
+        for (reward, q_values, terminated), after in zip(rewards, last, strict=True)
+    ]
+    returns = batch[Postprocessing.VALUE_TARGETS][real]
+    torch.testing.assert_close(returns, torch.tensor([g for e in expected for g in e]), atol=1e-4, rtol=1e-4)
+    op, argument = batch[Postprocessing.ADVANTAGES][real].unbind(-1)
+    assert torch.equal(op, argument)
+    ratio = (returns - batch[Q_VALUE][real]) / op
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), atol=0.0, rtol=1e-2)
 
 
 def test_streams_are_returns_less_v_and_less_q_over_one_scale():
@@ -145,7 +167,7 @@ def test_streams_are_returns_less_v_and_less_q_over_one_scale():
     parts.perturb()
     batch = parts.train_batch(parts.runner.sample())[MODULE]
     real = batch[Columns.LOSS_MASK]
-    returns = (batch[Postprocessing.VALUE_TARGETS] * parts.network.return_scale.value)[real]
+    returns = batch[Postprocessing.VALUE_TARGETS][real]
     op, argument = batch[Postprocessing.ADVANTAGES][real].unbind(-1)
     # V and Q as the rollout stored them; the scale is that of the op's stream, over steps with a choice of op.
     differences = returns - batch[Columns.VF_PREDS][real]
@@ -166,9 +188,6 @@ def test_cuts_of_25_and_50_steps_give_the_values_and_returns_of_whole_episodes()
             batch = parts.train_batch(parts.runner.sample())[MODULE]
             real = batch[Columns.LOSS_MASK]
             columns = [batch[name] for name in (Columns.REWARDS, Columns.VF_PREDS, Postprocessing.VALUE_TARGETS)]
-            # The targets are in units of a scale that each batch moves.
-            columns[-1] = columns[-1] * parts.network.return_scale.value
-            parts.network.return_scale.load_state_dict(parts.runner.module.network.return_scale.state_dict())
             rows.append(torch.stack([column[real] for column in columns], dim=-1).reshape(2, fragment, 3))
         return torch.cat(rows, dim=1)
 
@@ -202,7 +221,7 @@ def test_centred_advantages_have_mean_0_over_steps_with_a_choice_and_the_usual_s
     batch = usual.train_batch(copy.deepcopy(episodes))[MODULE]
     after = centred.train_batch(episodes)[MODULE][Postprocessing.ADVANTAGES]
     before, real = batch[Postprocessing.ADVANTAGES], batch[Columns.LOSS_MASK]
-    counted = real & ~usual.learner.module[MODULE].policy_output(batch).distribution.forced
+    counted = real & ~usual.learner.module[MODULE].forward_result(batch).distribution.forced
     torch.testing.assert_close(after[counted].mean(dim=0), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(after[real], (before - before[counted].mean(dim=0))[real], atol=1e-5, rtol=1e-5)
     assert before[counted].mean(dim=0).abs().min() > 0.01
@@ -243,6 +262,47 @@ def test_an_update_ends_by_taking_in_what_the_rollout_observed_once(fragment):
             assert set(count.tolist()) == {len(observed)}
             np.testing.assert_allclose(mean, observed.mean(axis=0), atol=1e-5)
             np.testing.assert_allclose(scale.deviation(0.0), observed.std(axis=0), atol=1e-4)
+
+
+def normalisers(parts):
+    """Moments of both scales, copied."""
+    both = parts.network.normalisers
+    return both.observations.moments.clone(), both.returns.moments.clone()
+
+
+def test_the_pipeline_collects_and_moves_neither_scale():
+    parts = Parts(config_of())
+    parts.perturb()
+    before = normalisers(parts)
+    parts.train_batch(parts.runner.sample())
+    assert all(map(torch.equal, normalisers(parts), before))
+
+
+def test_targets_are_in_units_of_a_scale_that_has_taken_in_their_returns(monkeypatch):
+    parts = Parts(config_of(LearnerConfig(num_epochs=2, minibatches=2, return_scale_decay=0.9)))
+    parts.perturb()
+    seen, make = [], parts.learner.minibatch
+
+    def recorded(network, rows, output):
+        minibatch = make(network, rows, output)
+        seen.append((rows[Postprocessing.VALUE_TARGETS], minibatch.scaled_returns))
+        return minibatch
+
+    monkeypatch.setattr(parts.learner, "minibatch", recorded)
+    past = parts.network.return_scale.moments.double()
+    episodes = parts.runner.sample()
+    batch = parts.train_batch(copy.deepcopy(episodes))[MODULE]
+    returns = batch[Postprocessing.VALUE_TARGETS][batch[Columns.LOSS_MASK]].double()
+    parts.update(episodes)
+    # Chan, Golub and LeVeque by hand, with 0.9 of what was there before; in force from the first minibatch, moved once.
+    count, mean, squared = 0.9 * past[0], past[1], 0.9 * past[2]
+    delta, total = returns.mean() - mean, count + len(returns)
+    squared = squared + (returns - returns.mean()).square().sum() + delta**2 * count * len(returns) / total
+    scale = (squared / total).sqrt()
+    assert len(seen) == 4
+    for targets, scaled in seen:
+        torch.testing.assert_close(scaled, (targets.double() / scale).float(), atol=1e-5, rtol=1e-5)
+    assert parts.network.return_scale.value.item() == pytest.approx(scale.item(), rel=1e-5)
 
 
 def test_learning_raises_the_return():
@@ -327,8 +387,14 @@ def test_divergence_stops_the_update_before_the_step():
     assert set(steps) == {1.0}
     assert numbers["applied_share"] == pytest.approx(1 / 8)
 
+
+def spoken(parts, numbers):
+    return spoken_alarms(numbers, parts.config.settings)
+
+
+def test_an_update_that_does_not_belong_to_its_rollout_rings_makes_no_step_and_is_said():
+    parts = Parts(config_of())
     before = weights(parts)
-    parts.sync()
     episodes = parts.runner.sample()
     for episode in episodes:
         for step in range(len(episode)):
@@ -337,6 +403,47 @@ def test_divergence_stops_the_update_before_the_step():
     assert numbers["applied_share"] == 0
     assert numbers["kl"] > 1
     assert all(torch.equal(before[name], value) for name, value in weights(parts).items())
+    assert (numbers["alarm/replay"], numbers["alarm/no_step"]) == (1, 1)
+    replay, no_step = spoken(parts, numbers)
+    assert f"replay_error {numbers['replay_error']:.2g}" in replay
+    assert "made no step" in no_step
+    assert "the cause is above" in no_step
+
+
+def test_weights_one_update_older_than_the_rollouts_ring():
+    parts = Parts(config_of(LearnerConfig(minibatches=2, kl_stop=None)))
+    parts.update()
+    numbers = parts.update(parts.runner.sample())  # the runner has the weights from before
+    assert numbers["applied_share"] == 1
+    assert (numbers["alarm/replay"], numbers["alarm/no_step"]) == (1, 0)
+    assert len(spoken(parts, numbers)) == 1
+
+
+def test_a_limit_below_rounding_stops_before_the_first_step_and_that_is_said():
+    parts = Parts(config_of(LearnerConfig(kl_stop=1e-30, minibatches=2), hosts=8, stop=0.1))
+    parts.perturb()
+    numbers = parts.update()
+    assert (numbers["alarm/replay"], numbers["alarm/no_step"], numbers["applied_share"]) == (0, 1, 0)
+    (line,) = spoken(parts, numbers)
+    assert "above kl_stop 1e-30 before the first step" in line
+    assert "raise kl_stop" in line
+
+
+def test_a_healthy_update_says_nothing():
+    parts = Parts(config_of())
+    numbers = parts.update()
+    assert (numbers["alarm/replay"], numbers["alarm/no_step"], numbers["alarm/non_finite"]) == (0, 0, 0)
+    assert spoken(parts, numbers) == []
+
+
+def test_gradients_that_are_not_finite_are_counted_and_said():
+    parts = Parts(config_of(LearnerConfig(minibatches=4, num_epochs=1, kl_stop=None)))
+    episodes = parts.runner.sample()
+    for step in range(len(episodes[0])):
+        episodes[0].extra_model_outputs[HEAD_LOG_PROBS][step] = np.full(8, math.nan, np.float32)
+    numbers = parts.update(episodes)
+    assert (numbers["alarm/non_finite"], numbers["applied_share"]) == (1, 0.75)
+    assert "whose steps were left out: 1" in spoken(parts, numbers)[-1]
 
 
 def test_without_a_limit_no_step_is_left_out():
@@ -346,16 +453,16 @@ def test_without_a_limit_no_step_is_left_out():
 
 def test_a_reward_that_is_not_finite_ends_the_run_before_anything_is_touched():
     parts = Parts(config_of(reward_of_op=(math.nan, 0, 0, 0, 0, 0)))
-    before, moments = weights(parts), parts.network.return_scale.moments.clone()
+    before, scales = weights(parts), normalisers(parts)
     with pytest.raises(FloatingPointError, match="returns are not finite"):
         parts.update()
     assert all(torch.equal(before[name], value) for name, value in weights(parts).items())
-    assert torch.equal(moments, parts.network.return_scale.moments)
+    assert all(map(torch.equal, normalisers(parts), scales))
 
 
 def test_an_update_without_a_finite_gradient_is_an_error_and_changes_nothing():
     parts = Parts(config_of())
-    before = weights(parts)
+    before, scales = weights(parts), normalisers(parts)
     episodes = parts.runner.sample()
     for episode in episodes:
         for step in range(len(episode)):
@@ -363,6 +470,7 @@ def test_an_update_without_a_finite_gradient_is_an_error_and_changes_nothing():
     with pytest.raises(FloatingPointError, match="none of the 8 gradients"):
         parts.update(episodes)
     assert all(torch.equal(before[name], value) for name, value in weights(parts).items())
+    assert all(map(torch.equal, normalisers(parts), scales))
 
 
 def test_gradients_are_clipped_by_their_global_norm():
@@ -470,7 +578,7 @@ def test_inference_draws_at_its_temperature_unless_told_otherwise():
         },
         Columns.STATE_IN: {name: leaf.expand(64, -1) for name, leaf in module.get_initial_state().items()},
     }
-    distribution = module.network(batch[Columns.OBS], Hidden(**batch[Columns.STATE_IN])).distribution
+    distribution = module.forward_result(batch).distribution
     for draw, temperature in ((module.forward_inference, 0.5), (module.forward_exploration, 1.0)):
         drawn = draw(batch)
         log_probs = distribution.at_temperature(temperature).log_prob(drawn[Columns.ACTIONS])

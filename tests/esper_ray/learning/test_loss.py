@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from esper_ray.learning.diagnostics import alarms, minibatch_diagnostics
 from esper_ray.learning.loss import Minibatch, clipped_surrogate, divergence, entropy_weights, ppo_loss
 from policies.distribution import FactoredDistribution, head_masks, masked_log_softmax, needs_table, row_table
 from policies.encoders import BlueprintEncoder
-from policies.network import Hidden, NetworkConfig, PolicyOutput, RecurrentPolicyNetwork
+from policies.network import NetworkConfig, RecurrentPolicyNetwork
+from policies.results import ActorCriticResult
 
 torch.set_num_threads(1)
-NO_HIDDEN = Hidden(torch.zeros(0), torch.zeros(0))
+NO_HIDDEN = ()
 
 
 def alone(value):
@@ -78,7 +80,7 @@ class Bandit:
             torch.ones_like(ops, dtype=torch.bool),
         )
         steps = self.actions.shape[:2]
-        output = PolicyOutput(joint, value.expand(steps), q_values.expand(*steps, 6), NO_HIDDEN)
+        output = ActorCriticResult(joint, NO_HIDDEN, value.expand(steps), q_values.expand(*steps, 6), torch.ones(()))
         terms = ppo_loss(output, minibatch, LearnerConfig(), torch.zeros(2), alone)
         gradients = torch.autograd.grad(terms.total, self.logits)
         probs = joint.log_probs[1][0, 0].detach().exp()[ops[0]]
@@ -188,7 +190,7 @@ def test_without_the_entropy_bonus_such_a_head_gets_none():
 def op_gradient_and_critic(network, obs, actions, real, old, rewards):
     """Gradient of the policy loss in the op head, V, Q and G, with advantages from the network's own critic."""
     output = network(obs, network.initial_hidden(2))
-    value, q_value = output.value.detach(), output.q_value(actions[..., 0]).detach()
+    value, q_value = output.scaled_value.detach(), output.scaled_q_value(actions[..., 0]).detach()
     after = torch.cat([value, torch.zeros(2, 1)], dim=1)
     returns = lambda_returns(rewards, after, torch.zeros_like(real), real, gamma=0.9, gae_lambda=0.95)
     streams = advantage_streams(returns, value, q_value, "factored")
@@ -197,7 +199,7 @@ def op_gradient_and_critic(network, obs, actions, real, old, rewards):
         output, Minibatch(actions, old, streams, returns, real), LearnerConfig(), torch.zeros(len(HEADS)), alone
     )
     gradient = torch.autograd.grad(terms.total, network.heads["op"].output.weight)[0]
-    return gradient, value, output.q_values.detach(), returns
+    return gradient, value, output.scaled_q_values.detach(), returns
 
 
 @pytest.mark.parametrize("of_the_op", [False, True])
@@ -262,23 +264,25 @@ def test_padding_changes_nothing():
     def second(tensor):
         return torch.cat([tensor[1, cut]])[None]
 
-    shorter = PolicyOutput(
+    shorter = ActorCriticResult(
         FactoredDistribution(
             tuple(second(t) for t in joint.log_probs), tuple(second(m) for m in joint.masks), joint.needs, joint.rows
         ),
-        second(output.value),
-        second(output.q_values),
         NO_HIDDEN,
+        second(output.scaled_value),
+        second(output.scaled_q_values),
+        output.return_scale,
     )
-    padded = PolicyOutput(
+    padded = ActorCriticResult(
         FactoredDistribution(
             tuple(t[1:] for t in joint.log_probs), tuple(m[1:] for m in joint.masks), joint.needs, joint.rows
         ),
-        output.value[1:],
-        output.q_values[1:],
         NO_HIDDEN,
+        output.scaled_value[1:],
+        output.scaled_q_values[1:],
+        output.return_scale,
     )
-    fields = [getattr(minibatch, name) for name in ("actions", "old_log_probs", "advantages", "returns", "real")]
+    fields = [getattr(minibatch, name) for name in ("actions", "old_log_probs", "advantages", "scaled_returns", "real")]
     terms = [
         ppo_loss(padded, Minibatch(*(f[1:] for f in fields)), LearnerConfig(), weights, alone),
         ppo_loss(shorter, Minibatch(*(second(f) for f in fields)), LearnerConfig(), weights, alone),
@@ -286,6 +290,20 @@ def test_padding_changes_nothing():
     for name in ("total", "policy", "entropy", "value", "q_value", "kl"):
         torch.testing.assert_close(getattr(terms[0], name), getattr(terms[1], name))
     assert full.total.isfinite()
+
+
+@pytest.mark.parametrize(("baseline", "of_v"), [("factored", 1.0), ("state", 1.0), ("op", 0.0)])
+def test_the_op_baseline_regresses_the_critic_at_the_op_taken_alone(baseline, of_v):
+    _, output, minibatch = network_and_batch(op=1)
+    learner, none = LearnerConfig(critic_baseline=baseline, value_loss_coeff=0.5), torch.zeros(len(HEADS))
+    terms = ppo_loss(output, minibatch, learner, none, alone)
+    assert min(terms.value, terms.q_value) > 0
+    assert (terms.total - terms.policy.sum()).item() == pytest.approx(
+        0.5 * (of_v * terms.value + terms.q_value).item(), rel=1e-5
+    )
+    # A critic that does not look at the op has V alone, with any baseline.
+    plain = ppo_loss(replace(output, scaled_q_values=None), minibatch, learner, none, alone)
+    assert (plain.total - plain.policy.sum()).item() == pytest.approx(0.5 * plain.value.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -303,11 +321,12 @@ def test_two_learners_together_follow_the_gradient_of_the_undivided_minibatch(sp
     def loss(learner, average):
         joint = output.distribution
         tables, masks = (tuple(part(t, learner) for t in ts) for ts in (joint.log_probs, joint.masks))
-        values = (part(output.value, learner), part(output.q_values, learner))
-        names = ("actions", "old_log_probs", "advantages", "returns", "real")
+        values = (part(output.scaled_value, learner), part(output.scaled_q_values, learner))
+        names = ("actions", "old_log_probs", "advantages", "scaled_returns", "real")
         batch = Minibatch(*(part(getattr(minibatch, name), learner) for name in names))
         joint = FactoredDistribution(tables, masks, joint.needs, joint.rows)
-        return ppo_loss(PolicyOutput(joint, *values, NO_HIDDEN), batch, LearnerConfig(), weights, average)
+        result = ActorCriticResult(joint, NO_HIDDEN, *values, torch.ones(()))
+        return ppo_loss(result, batch, LearnerConfig(), weights, average)
 
     def gradient(total):
         return torch.autograd.grad(total, network.feature_net[0].weight, retain_graph=True)[0]
@@ -330,7 +349,7 @@ def test_nothing_real_or_nothing_admitted_stays_finite():
         minibatch.actions,
         minibatch.old_log_probs,
         minibatch.advantages,
-        minibatch.returns,
+        minibatch.scaled_returns,
         torch.zeros_like(minibatch.real),
     )
     for batch in (minibatch, nothing):
@@ -358,17 +377,18 @@ def test_diagnostics_of_an_unchanged_policy():
         "alarm/low_entropy": 0,
         "alarm/high_ratio": 0,
         "alarm/low_q_spread": int(numbers["q_spread"] < 0.01),
-        "alarm/non_finite": 0,
+        "alarm/replay": 0,
     }
 
 
-def test_alarms_ring():
+@pytest.mark.parametrize(("error", "rings"), [(1e-3, 0), (3e-3, 1), (math.nan, 1)])
+def test_alarms_ring(error, rings):
     numbers = {"entropy_available/op": 0.05, "entropy_available/slot": 0.5, "ratio_max/op": 11.0, "q_spread": 0.0}
-    assert alarms(numbers | {"loss": math.nan}) == {
+    assert alarms(numbers | {"replay_error": error}) == {
         "alarm/low_entropy": 1,
         "alarm/high_ratio": 1,
         "alarm/low_q_spread": 1,
-        "alarm/non_finite": 1,
+        "alarm/replay": rings,
     }
 
 
