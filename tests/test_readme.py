@@ -3,9 +3,10 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+from tests.places import ROOT
+
+README = ROOT / "README.md"
 
 
 def test_the_readmes_example_runs_in_a_process_of_its_own(tmp_path):
