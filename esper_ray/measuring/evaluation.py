@@ -28,11 +28,11 @@ def evaluate(
     episodes: int,
     seed: int,
     workers: int,
-    on_done: Callable[[str], None] = lambda name: None,
+    on_done: Callable[[str], None],
     *,
-    names: Sequence[str] = POLICIES,
-    schedule: GrowthSchedule | None = None,
-    output: Path | None = None,
+    names: Sequence[str],
+    schedule: GrowthSchedule | None,
+    output: Path,
 ) -> dict[str, Any]:
     """Play every policy on the same held-out hosts and write a report.
 
@@ -44,7 +44,7 @@ def evaluate(
         on_done: Called with each policy's name when it is through.
         names: Who plays; ``STATIC_FINAL`` needs ``LEARNED`` to do so.
         schedule: Of ``BEST_SCHEDULE``, if that plays.
-        output: File to write; by default ``evaluation.json`` beside the policy.
+        output: File to write.
 
     Raises:
         UserError: no usable weights, a policy that is unknown or lacks what it needs.
@@ -75,7 +75,7 @@ def evaluate(
     }
     for name, policy in report["policies"].items():
         policy["episodes"] = results[name].measures | results[name].fates
-    replace_text(output or trained.path / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    replace_text(output, json.dumps(report, indent=2) + "\n")
     return report
 
 

@@ -96,7 +96,11 @@ class Playing:
             results.variant.tolist(),
             {measure: getattr(results, measure).tolist() for measure in MEASURES},
             {fate: counts.tolist() for fate, counts in results.fates.items()},
-            {name: getattr(recorder, name).tolist() for name in ("ops", "germinated", "fossilized")},
+            {
+                "ops": recorder.ops.tolist(),
+                "germinated": recorder.germinated.tolist(),
+                "fossilized": recorder.fossilized.tolist(),
+            },
         )
         return played, results.grown
 
