@@ -29,7 +29,7 @@ def is_stopped(tuning: Tuning, recorded: Sequence[Result], iteration: int, score
     if iteration >= tuning.base.run.iterations or iteration not in _rungs(tuning):
         return False
     earlier = [result.score for result in recorded if result.iteration == iteration and not np.isnan(result.score)]
-    return bool(earlier) and score < np.percentile(earlier, 100 * (1 - 1 / tuning.reduction_factor))
+    return bool(earlier) and bool(score < np.percentile(earlier, 100 * (1 - 1 / tuning.reduction_factor)))
 
 
 def _rungs(tuning: Tuning) -> list[int]:
