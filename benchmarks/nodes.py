@@ -53,6 +53,9 @@ class Nodes:
         head: Arguments of the head's ``ray start``.
         port: Of the cluster; any free one by default.
         environment: Of the head alone.
+
+    Attributes:
+        workers: Nodes beside the head; whoever kills one takes it out.
     """
 
     def __init__(self, *head: str, port: int | None = None, environment: dict[str, str] | None = None) -> None:
@@ -74,6 +77,7 @@ class Nodes:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self.launched: list[subprocess.Popen[str]] = []
+        self.workers: list[subprocess.Popen[str]] = []
         self.known: dict[int, set[int]] = {}
         self.count = 0
         arguments = ("--head", f"--port={self.port}", f"--dashboard-host={HOST}", *head)

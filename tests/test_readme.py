@@ -3,15 +3,15 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from envs.observation import ObservationLayout
 from envs.tasks import make_task
 from esper_ray.measuring.inspection import inspect_task
 from policies.learned import build_network
 from policies.network import NetworkConfig
+from tests.places import ROOT
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 
 
 def test_the_readmes_example_runs_in_a_process_of_its_own(tmp_path):

@@ -220,7 +220,7 @@ class Replay:
             raise UserError(f"--output {output} names no picture: end it on .png, .svg or .pdf")
         writable(output)
         trained.env.load_data()
-        policy = make_policy(self.policy, trained)
+        policy = make_policy(self.policy, trained.env, trained)
         title = f"{trained.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"
         figure = draw_replay(policy, trained.env, held_out_seeds(self.seed, 1)[0], title)
         figure.savefig(output)

@@ -122,10 +122,8 @@ def _place(run: ComparedRun) -> str:
     if run.evaluation is None:
         return "–"
     told = run.evaluation
-    played = f", iteration {told['checkpoint']['iteration']}"
-    # Reports from before policies had a temperature of their own are of 1.
-    played += f" at temperature {told.get('temperature', 1.0):g}"
-    return f"{told['episodes']} of {told['task']}, seed {told['seed']}{played}"
+    played = f"iteration {told['checkpoint']['iteration']} at temperature {told['temperature']:g}"
+    return f"{told['episodes']} of {told['task']}, seed {told['seed']}, {played}"
 
 
 def _score(run: ComparedRun, policy: str) -> str:

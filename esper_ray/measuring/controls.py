@@ -50,28 +50,31 @@ FOLLOWING = (LEARNED_GREEDY, STATIC_FINAL)
 """Controls that play once per training, for they come from its policy."""
 
 
-def make_policy(name: str, trained: Trained, schedule: GrowthSchedule | None = None) -> PolicyBundle:
-    """Build the trained policy, or a control for the same world.
+def make_policy(
+    name: str, env: EnvConfig, trained: Trained | None = None, schedule: GrowthSchedule | None = None
+) -> PolicyBundle:
+    """Build the trained policy, or a control.
 
     Args:
-        name: One of ``LEARNED``, ``LEARNED_GREEDY``, ``CONTROLS`` and ``BEST_SCHEDULE``.
-        trained: Weights and world.
-        schedule: What ``BEST_SCHEDULE`` plays.
+        name: One of ``LEARNED``, ``LEARNED_GREEDY``, ``CONTROLS``, ``BEST_SCHEDULE`` and ``TRAINING_SCHEDULE``.
+        env: The world that it plays in.
+        trained: Weights of the learned policy, and how it is played.
+        schedule: What a schedule that was searched for is.
 
     Raises:
         UserError: an unknown name, no weights, weights of other sizes, or a schedule that does not fit the world.
     """
-    settings = PolicySettings(trained.env.make_task().slots, trained.env.max_epochs, trained.network)
-    if name in (LEARNED, LEARNED_GREEDY):
-        return load_policy(settings, trained.weights)
-    if name == BEST_SCHEDULE and schedule is not None:
+    slots, max_epochs = env.make_task().slots, env.max_epochs
+    if name in (LEARNED, LEARNED_GREEDY) and trained is not None:
+        return load_policy(PolicySettings(slots, max_epochs, trained.network), trained.weights)
+    if name in (BEST_SCHEDULE, TRAINING_SCHEDULE) and schedule is not None:
         try:
-            return FixedSchedule(settings.slots, settings.max_epochs, schedule)
+            return FixedSchedule(slots, max_epochs, schedule)
         except ValueError as error:
-            raise UserError(f"the schedule does not fit task {trained.env.task!r}: {error}") from error
+            raise UserError(f"the schedule does not fit task {env.task!r}: {error}") from error
     if name not in CONTROLS:
         raise UserError(f"unknown policy {name!r}: choose one of {', '.join((LEARNED, *CONTROLS))}")
-    return build_policy(name, settings)
+    return build_policy(name, PolicySettings(slots, max_epochs))
 
 
 def static_big(env: EnvConfig, num_hosts: int) -> GrownSeeds:

@@ -4,40 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from envs.grown import GrownSeeds
 from esper_ray.errors import UserError
 from esper_ray.keeping.revision import git_commit
 from esper_ray.keeping.run_directory import replace_text
-from esper_ray.measuring.controls import (
-    CONTROLS,
-    LEARNED_GREEDY,
-    STATIC,
-    STATIC_BIG,
-    STATIC_FINAL,
-    make_policy,
-    static_big,
-)
-from esper_ray.measuring.episodes import EpisodeResults, held_out_seeds, run_episodes
+from esper_ray.measuring.controls import CONTROLS, STATIC, STATIC_FINAL, make_policy
+from esper_ray.measuring.playing import MEASURES, Played, Playing, play_all
 from esper_ray.measuring.statistics import mean_by_kind, summarise_runs
 from esper_ray.measuring.trained import Trained
-from esper_ray.process import host_processes, settle
 from policies.learned import LEARNED
 from policies.schedule import GrowthSchedule
 
-IntArray = npt.NDArray[np.int64]
-
 POLICIES = (LEARNED, *CONTROLS, *STATIC)
 """Who plays unless somebody else is asked for."""
-
-MEASURES = ("score", "accuracy", "parameters", "training_flops")
-"""What is reported of every episode, and summarised."""
 
 
 def evaluate(
@@ -45,11 +28,11 @@ def evaluate(
     episodes: int,
     seed: int,
     workers: int,
-    on_done: Callable[[str], None] = lambda name: None,
+    on_done: Callable[[str], None],
     *,
-    names: Sequence[str] = POLICIES,
-    schedule: GrowthSchedule | None = None,
-    output: Path | None = None,
+    names: Sequence[str],
+    schedule: GrowthSchedule | None,
+    output: Path,
 ) -> dict[str, Any]:
     """Play every policy on the same held-out hosts and write a report.
 
@@ -61,103 +44,81 @@ def evaluate(
         on_done: Called with each policy's name when it is through.
         names: Who plays; ``STATIC_FINAL`` needs ``LEARNED`` to do so.
         schedule: Of ``BEST_SCHEDULE``, if that plays.
-        output: File to write; by default ``evaluation.json`` beside the policy.
+        output: File to write.
 
     Raises:
         UserError: no usable weights, a policy that is unknown or lacks what it needs.
     """
     for name in names:  # what is wrong is found before any work is done
         if name not in STATIC:
-            make_policy(name, trained, schedule)
+            make_policy(name, trained.env, trained, schedule)
     if STATIC_FINAL in names and LEARNED not in names:
         raise UserError(f"{STATIC_FINAL} trains what the learned policy grew: add {LEARNED} to --policies")
-    seeds = held_out_seeds(seed, episodes)
-    variants = trained.env.make_task().variants
-    results = _play_all(trained, seeds, names, schedule, workers, on_done)
-    kinds = next(iter(results.values())).variant
+    together = tuple(name for name in (LEARNED, STATIC_FINAL) if name in names)
+    groups = [together, *((name,) for name in names if name not in together)]
+    playings = [Playing(trained.env, group, trained, schedule, episodes, seed) for group in groups if group]
+    results: dict[str, Played] = {}
+    for playing, played in play_all(playings, workers):
+        results |= played
+        for name in playing.policies:
+            on_done(name)
     report = {
-        "task": trained.env.task,
-        "task_args": dict(trained.env.task_args),
-        "episodes": episodes,
-        "seed": seed,
-        "host_seeds": seeds,
-        "host_variants": kinds.tolist(),
-        "variants": [str(variant) for variant in variants],
-        "hosts_by_variant": np.bincount(kinds, minlength=len(variants)).tolist(),
-        "split": "test",
-        "max_epochs": trained.env.max_epochs,
+        **summarise(
+            playings[0], {name: [results[name]] for name in names}, [name for name in names if name == LEARNED]
+        ),
+        "host_seeds": playings[0].host_seeds,
+        "host_variants": results[names[0]].variants,
         "checkpoint": {"which": trained.which, "iteration": trained.iteration},
         "temperature": trained.network.play_temperature,
         "schedule": None if schedule is None else schedule.to_json(),
         "git_commit": git_commit(),
-        **_measured({name: results[name] for name in names}, kinds, len(variants)),
     }
-    replace_text(output or trained.path / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    for name, policy in report["policies"].items():
+        policy["episodes"] = results[name].measures | results[name].fates
+    replace_text(output, json.dumps(report, indent=2) + "\n")
     return report
 
 
-def _play_all(
-    trained: Trained,
-    seeds: list[int],
-    names: Sequence[str],
-    schedule: GrowthSchedule | None,
-    workers: int,
-    on_done: Callable[[str], None],
-) -> dict[str, EpisodeResults]:
-    """Everybody's episodes, each policy in one of the processes; ``STATIC_FINAL`` after the learned policy."""
-    results: dict[str, EpisodeResults] = {}
-    with host_processes(workers) as pool:
-        jobs: dict[Future[EpisodeResults], str] = {}
+def summarise(
+    playing: Playing,
+    played: Mapping[str, Sequence[Played]],
+    arms: Sequence[str],
+    origins: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What a report says of a world, of every policy there, and of how far the learned ones are ahead of the others.
 
-        def start(name: str, grown: GrownSeeds | None = None) -> None:
-            jobs[pool.submit(_play, name, trained, seeds, schedule, grown)] = name
-
-        for name in names:
-            if name != STATIC_FINAL:
-                start(name, static_big(trained.env, len(seeds)) if name == STATIC_BIG else None)
-        while jobs:
-            for job in wait(jobs, return_when=FIRST_COMPLETED).done:
-                name = jobs.pop(job)
-                results[name] = job.result()
-                on_done(name)
-                if name == LEARNED and STATIC_FINAL in names:
-                    start(STATIC_FINAL, results[name].grown)
-    return results
-
-
-def _play(
-    name: str, trained: Trained, seeds: list[int], schedule: GrowthSchedule | None, grown: GrownSeeds | None
-) -> EpisodeResults:
-    """One policy's episodes, in a process of its own."""
-    settle()
-    policy = make_policy("never_grow" if name in STATIC else name, trained, schedule)
-    return run_episodes(policy, trained.env, seeds, deterministic=name == LEARNED_GREEDY, grown=grown)
-
-
-def _measured(results: Mapping[str, EpisodeResults], kinds: IntArray, num_kinds: int) -> dict[str, Any]:
-    """What the report says of every policy, and of how far the learned one is ahead of the others."""
-    measured = {measure: {name: getattr(each, measure) for name, each in results.items()} for measure in MEASURES}
-    summaries = {
-        measure: summarise_runs({name: values[None] for name, values in by_policy.items()}, kinds)
-        for measure, by_policy in measured.items()
+    Args:
+        playing: Any of those in the world.
+        played: By policy, its episodes with each of K training seeds; one of K = 1 for a control.
+        arms: The learned policies.
+        origins: As for :func:`esper_ray.measuring.statistics.summarise_runs`.
+    """
+    env, variants = playing.env, playing.env.make_task().variants
+    kinds = next(iter(played.values()))[0].variants
+    measured = {
+        measure: {name: np.array([run.measures[measure] for run in runs]) for name, runs in played.items()}
+        for measure in MEASURES
     }
+    summaries = {measure: summarise_runs(values, kinds, origins=origins) for measure, values in measured.items()}
     score = summaries["score"]
     return {
+        "task": env.task,
+        "task_args": dict(env.task_args),
+        "max_epochs": env.max_epochs,
+        "episodes": playing.episodes,
+        "seed": playing.evaluation_seed,
+        "split": "test",
+        "variants": [str(variant) for variant in variants],
+        "hosts_by_variant": np.bincount(kinds, minlength=len(variants)).tolist(),
         "policies": {
             name: {
                 **{measure: summaries[measure][name].to_json() for measure in MEASURES},
-                "fates": {fate: float(counts.mean()) for fate, counts in each.fates.items()},
-                "score_by_variant": mean_by_kind(each.score[None], kinds, num_kinds),
-                "episodes": {
-                    **{measure: by_policy[name].tolist() for measure, by_policy in measured.items()},
-                    **{fate: counts.tolist() for fate, counts in each.fates.items()},
-                },
+                "fates": {fate: float(np.mean([run.fates[fate] for run in runs])) for fate in runs[0].fates},
+                "score_by_variant": mean_by_kind(measured["score"][name], kinds, len(variants)),
             }
-            for name, each in results.items()
+            for name, runs in played.items()
         },
         "differences": {
-            arm: {other: (score[arm] - score[other]).to_json() for other in results if other != arm}
-            for arm in results
-            if arm == LEARNED
+            arm: {other: (score[arm] - score[other]).to_json() for other in played if other != arm} for arm in arms
         },
     }

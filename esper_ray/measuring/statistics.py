@@ -20,9 +20,13 @@ RESAMPLES = 4999
 TRIMMED_EACH_SIDE = 0.25
 
 
-def interquartile_mean(values: FloatArray, axis: int = -1) -> FloatArray:
-    """Mean of the middle half: steadier than the mean, less wasteful than the median (Agarwal et al. 2021)."""
-    return stats.trim_mean(values, TRIMMED_EACH_SIDE, axis=axis)
+def interquartile_mean(values: FloatArray) -> FloatArray:
+    """Mean of the middle half: steadier than the mean, less wasteful than the median (Agarwal et al. 2021).
+
+    Args:
+        values: ``[..., R]``; the mean is over the last axis.
+    """
+    return stats.trim_mean(values, TRIMMED_EACH_SIDE, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,6 @@ def summarise_runs(
     results: Mapping[str, FloatArray],
     kinds: Sequence[int] | IntArray,
     resamples: int = RESAMPLES,
-    seed: int = 0,
     origins: Mapping[str, str] | None = None,
 ) -> dict[str, Summary]:
     """Mean and interquartile mean of every policy in one world, with their stratified-bootstrap distributions.
@@ -98,7 +101,6 @@ def summarise_runs(
         results: ``[K, E]`` per policy, K training seeds on the same E hosts.
         kinds: The kind of each host, ``[E]``.
         resamples: R.
-        seed: Of the draws.
         origins: Policies that come from another one's trainings, row by row, and that policy's name: they share its
             draws of training seeds, so that differences are paired there too.
 
@@ -108,7 +110,7 @@ def summarise_runs(
     numbers = {values.shape[1] for values in results.values()} | {len(kinds)}
     if len(numbers) != 1:
         raise ValueError(f"every policy must have played the same hosts, got numbers of hosts {sorted(numbers)}")
-    rng = np.random.default_rng(seed_sequence(Purpose.BOOTSTRAP, seed))
+    rng = np.random.default_rng(seed_sequence(Purpose.BOOTSTRAP, 0))
     host = _drawn_hosts(np.asarray(kinds), resamples, rng)[:, None, :]
     rows: dict[str, IntArray] = {}
     summaries = {}

@@ -14,6 +14,7 @@ from envs.population.bank import SeedBank
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
 from envs.seed_report import SeedReport, check_internal_levels
 from envs.vocabulary import AlphaAlgorithm, Blueprint, LifecycleOp, SeedInternalKind, SeedStage
+from tests.envs.blueprints.test_blueprints import MODULES, activation, run_of
 from tests.envs.helpers import (
     STYLE_OF,
     WAIT,
@@ -27,7 +28,6 @@ from tests.envs.helpers import (
     tiny_env,
     views_of,
 )
-from tests.envs.test_blueprints import MODULES, activation, run_of
 
 LADDER, TOP, MEMBERS = Blueprint.CONV_LADDER, 4, 3
 WITH_LEVELS = {"internal_levels": True}

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -19,8 +18,8 @@ from envs.vocabulary import Blueprint, LifecycleOp
 from esper_ray.cli import parse
 from esper_ray.errors import UserError
 from tests.esper_ray.learning.masked_toy_env import HEADS
+from tests.places import ROOT
 
-REPOSITORY = Path(__file__).parents[2]
 SMALL = ["--debug", "--max-epochs", "8", "--hosts-per-runner", "2", "--minibatches", "2"]
 
 
@@ -112,7 +111,7 @@ def explained():
         "PART": ["[a-z_]+"],
     }
     rows = {}
-    for line in (REPOSITORY / "docs" / "metrics.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
         if line.startswith("| `"):
             names, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             for name in re.findall("`([^`]+)`", names):

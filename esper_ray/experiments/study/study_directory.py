@@ -8,13 +8,14 @@ from pathlib import Path
 
 from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
-from esper_ray.experiments.study.study_episodes import Playing
+from esper_ray.experiments.study.study_episodes import StudyPlaying
 from esper_ray.experiments.study.study_file import Study
 from esper_ray.keeping.export import file_sha256
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.measuring.controls import BEST_SCHEDULE, FOLLOWING, INDEPENDENT, TRAINING_SCHEDULE
 from esper_ray.measuring.search.schedule_files import read_schedule
 from esper_ray.measuring.trained import Trained
+from policies.learned import LEARNED
 
 
 @dataclass(frozen=True)
@@ -108,17 +109,17 @@ class StudyDirectory:
         wanted = self.study.worlds if BEST_SCHEDULE in self.study.controls else {}
         return {evaluation: self.schedule_path(evaluation) for evaluation in wanted}
 
-    def controls(self) -> list[Playing]:
+    def controls(self) -> list[StudyPlaying]:
         """The independent controls' episodes in all worlds, but for schedules that are yet to be found."""
         return [
-            self._playing(control, None, evaluation, None)
+            self._playing(control, evaluation, (control,))
             for evaluation in self.study.worlds
             for control in self.study.controls
             if control in INDEPENDENT
             and ((schedule := self._schedule_of(control, evaluation)) is None or schedule.is_file())
         ]
 
-    def evaluations(self, training: Training) -> list[Playing]:
+    def evaluations(self, training: Training) -> list[StudyPlaying]:
         """A trained policy's episodes in all worlds.
 
         Raises:
@@ -126,31 +127,32 @@ class StudyDirectory:
         """
         trained = Trained.open(training.path, self.study.checkpoint)
         digest = file_sha256(trained.weights)
+        policies = (LEARNED, *(control for control in FOLLOWING if control in self.study.controls))
         return [
-            self._playing(training.arm, training.seed, evaluation, trained, digest) for evaluation in self.study.worlds
+            self._playing(training.arm, evaluation, policies, training.seed, trained, digest)
+            for evaluation in self.study.worlds
         ]
 
     def _playing(
         self,
         policy: str,
-        seed: int | None,
         evaluation: str,
-        trained: Trained | None,
+        policies: tuple[str, ...],
+        seed: int | None = None,
+        trained: Trained | None = None,
         weights_sha256: str | None = None,
-    ) -> Playing:
-        study = self.study
+    ) -> StudyPlaying:
         schedule = self._schedule_of(policy, evaluation)
         name = policy if seed is None else f"{policy}.seed-{seed}"
-        return Playing(
-            policy,
-            seed,
-            evaluation,
-            study.worlds[evaluation],
+        return StudyPlaying(
+            self.study.worlds[evaluation],
+            policies,
             trained,
-            weights_sha256,
-            () if trained is None else tuple(control for control in FOLLOWING if control in study.controls),
             None if schedule is None else read_schedule(schedule),
-            study.episodes,
-            study.evaluation_seed,
+            self.study.episodes,
+            self.study.evaluation_seed,
+            policy,
+            evaluation,
+            weights_sha256,
             self.path / "episodes" / evaluation / f"{name}.json",
         )

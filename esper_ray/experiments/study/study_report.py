@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from esper_ray.experiments.study.study_directory import StudyDirectory, Training
-from esper_ray.experiments.study.study_episodes import Playing
+from esper_ray.experiments.study.study_episodes import StudyPlaying
 from esper_ray.experiments.study.study_figures import behaviour_figure, cost_figure, learning_figure, score_figure
 from esper_ray.keeping.revision import git_commit
 from esper_ray.keeping.run_directory import replace_text
 from esper_ray.measuring.controls import FOLLOWING, LEARNED_GREEDY, STATIC_FINAL
 from esper_ray.measuring.curves import Curve, read_curves
-from esper_ray.measuring.evaluation import MEASURES
+from esper_ray.measuring.evaluation import summarise
 from esper_ray.measuring.evaluation_report import LABELS, clock
-from esper_ray.measuring.statistics import mean_by_kind, summarise_runs
+from esper_ray.measuring.playing import Played
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -86,65 +86,39 @@ def _without_nan(values: FloatArray) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[Playing]) -> dict[str, Any]:
-    study, world = directory.study, directory.study.worlds[name]
-    task = world.make_task()
-    slots = task.slots
-    played: dict[str, list[dict[str, Any]]] = {policy: [] for policy in study.arms}
+def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[StudyPlaying]) -> dict[str, Any]:
+    study, slots = directory.study, directory.study.worlds[name].make_task().slots
+    played: dict[str, list[Played]] = {policy: [] for policy in study.arms}
     origins: dict[str, str] = {}
     for playing in sorted(playings, key=lambda playing: playing.trained is None):  # controls come last
-        for policy, results in playing.results()["policies"].items():
+        for policy, results in playing.kept().items():
             shown = _name(playing, policy)
             played.setdefault(shown, []).append(results)
             origins[shown] = playing.policy
-    kinds = next(iter(played.values()))[0]["variants"]
-    measured = {
-        measure: {policy: np.array([run["measures"][measure] for run in runs]) for policy, runs in played.items()}
-        for measure in MEASURES
-    }
-    summaries = {measure: summarise_runs(values, kinds, origins=origins) for measure, values in measured.items()}
-    score = summaries["score"]
-    return {
+    evaluation = {
         "name": name,
-        "task": world.task,
-        "task_args": world.task_args,
-        "max_epochs": world.max_epochs,
-        "episodes": study.episodes,
-        "seed": study.evaluation_seed,
-        "split": "test",
         "arms": list(study.arms),
         "ops": [op.name for op in slots.ops],
         "slots": list(slots.slot_ids),
         "blueprints": [blueprint.name for blueprint in slots.blueprints],
-        "variants": [str(variant) for variant in task.variants],
-        "hosts_by_variant": np.bincount(kinds, minlength=len(task.variants)).tolist(),
-        "policies": {
-            policy: {
-                **{measure: summaries[measure][policy].to_json() for measure in MEASURES},
-                "fates": {fate: float(np.mean([run["fates"][fate] for run in runs])) for fate in runs[0]["fates"]},
-                "score_by_variant": mean_by_kind(measured["score"][policy], kinds, len(task.variants)),
-                "behaviour": _behaviour(runs, study.episodes),
-            }
-            for policy, runs in played.items()
-        },
-        "differences": {
-            arm: {other: (score[arm] - score[other]).to_json() for other in played if other != arm}
-            for arm in study.arms
-        },
+        **summarise(playings[0], played, list(study.arms), origins),
     }
+    for policy, result in evaluation["policies"].items():
+        result["behaviour"] = _behaviour(played[policy], study.episodes)
+    return evaluation
 
 
-def _name(playing: Playing, policy: str) -> str:
+def _name(playing: StudyPlaying, policy: str) -> str:
     """Of a policy in the report: what comes from a training is called after its arm."""
     if policy in FOLLOWING:
         return f"{playing.policy}, {SHORT_LABELS[policy]}"
     return playing.policy
 
 
-def _behaviour(runs: Sequence[dict[str, Any]], episodes: int) -> dict[str, Any]:
+def _behaviour(runs: Sequence[Played], episodes: int) -> dict[str, Any]:
     """Ops as shares of the hosts that were still in their episode, seeds per episode."""
     total = {
-        name: np.sum([run["behaviour"][name] for run in runs], axis=0) for name in ("ops", "germinated", "fossilized")
+        name: np.sum([run.behaviour[name] for run in runs], axis=0) for name in ("ops", "germinated", "fossilized")
     }
     hosts = total["ops"].sum(axis=1, keepdims=True)
     return {

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from esper_ray.config import EnvConfig
 from esper_ray.experiments.study.study_directory import StudyDirectory
-from esper_ray.experiments.study.study_episodes import Playing
-from esper_ray.keeping.run_directory import replace_text
+from esper_ray.experiments.study.study_episodes import StudyPlaying
 from esper_ray.measuring.controls import INDEPENDENT
 from esper_ray.measuring.evaluation_report import clock
+from esper_ray.measuring.playing import play_all
 from esper_ray.measuring.search.halving import FINAL, SearchSettings, search_schedule
 from esper_ray.measuring.search.schedule_files import read_trace, write_schedule, write_trace
 from esper_ray.measuring.search.search_report import search_progress, search_table
-from esper_ray.process import host_processes
 
 
 class StudyInterruptedError(Exception):
@@ -86,29 +82,15 @@ def _search(env: EnvConfig, settings: SearchSettings, path: Path, workers: int, 
     console.print(search_table(env, result))
 
 
-def _play(playings: Iterable[Playing], workers: int, progress: _Progress, console: Console) -> None:
+def _play(playings: Iterable[StudyPlaying], workers: int, progress: _Progress, console: Console) -> None:
     waiting = [playing for playing in playings if not playing.is_finished()]
     if not waiting:
         return
     with progress.measured("evaluations"):
-        for playing, results in _played(waiting, workers):
-            playing.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(playing.path, json.dumps(results) + "\n")
+        for playing, played in play_all(waiting, workers):
+            playing.keep(played)
             console.print(f"played {playing.evaluation}: {playing.path.stem}", highlight=False)
     console.print(progress.line(), highlight=False)
-
-
-def _played(playings: Sequence[Playing], workers: int) -> Iterator[tuple[Playing, dict[str, Any]]]:
-    """Results as they come."""
-    if not workers:
-        yield from ((playing, playing.play()) for playing in playings)
-        return
-    with host_processes(workers) as pool:
-        jobs = {pool.submit(playing.play): playing for playing in playings}
-        try:
-            yield from ((jobs[job], job.result()) for job in as_completed(jobs))
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 class _Progress:

@@ -7,20 +7,19 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as RayTrial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
 from esper_ray.cluster import connected, demand
 from esper_ray.config import RunConfig
 from esper_ray.errors import UserError
+from esper_ray.experiments.tuning.halving_rule import is_stopped
 from esper_ray.experiments.tuning.tuning_directory import Result, TuningDirectory, last_results
-from esper_ray.experiments.tuning.tuning_file import Tuning
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.training import build, trained_iterations
 from esper_ray.process import settle
@@ -41,26 +40,22 @@ SETTINGS = {
 
 
 class RecordedHalving(FIFOScheduler):
-    """Ray's ASHA, told first what is recorded, which records what it is told from then on.
-
-    Ray's own restore of an experiment forgets what its schedulers knew.
+    """Stops trials by what is recorded, and records what it is told.
 
     Args:
         directory: Whose tuning, and where results are recorded.
         recorded: In the order of the decisions.
         console: Where a line is printed per result.
+
+    Attributes:
+        failures: Why trials failed, by name.
     """
 
     def __init__(self, directory: TuningDirectory, recorded: list[Result], console: Console) -> None:
         super().__init__()
-        self._directory, self._console = directory, console
-        self._iterations = directory.tuning.base.run.iterations
-        self._asha = asha(directory.tuning)
-        self._last: dict[str, Result] = {}
+        self._directory, self._recorded, self._console = directory, list(recorded), console
+        self._last = last_results(recorded)
         self.failures: dict[str, str] = {}
-        for result in recorded:
-            self._stops(result.trial, result.iteration, result.score)
-            self._last[result.trial] = result
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         """Let the trial go on, or stop it."""
@@ -70,14 +65,14 @@ class RecordedHalving(FIFOScheduler):
             return TrialScheduler.STOP
         if name in self._last and iteration <= self._last[name].iteration:
             return TrialScheduler.CONTINUE  # it was let go on then
-        stops = self._stops(name, iteration, score)
-        self._last[name] = Result(name, iteration, score, stops and iteration < self._iterations)
-        self._directory.append(self._last[name])
-        end = ", stopped" if self._last[name].stopped else ""
-        self._console.print(
-            f"trial {name}: {iteration}/{self._iterations} score [bold]{score:.3f}[/]{end}", highlight=False
-        )
-        return TrialScheduler.STOP if stops else TrialScheduler.CONTINUE
+        tuning, iterations = self._directory.tuning, self._directory.tuning.base.run.iterations
+        told = Result(name, iteration, score, is_stopped(tuning, self._recorded, iteration, score))
+        self._directory.append(told)
+        self._recorded.append(told)
+        self._last[name] = told
+        end = ", stopped" if told.stopped else ""
+        self._console.print(f"trial {name}: {iteration}/{iterations} score [bold]{score:.3f}[/]{end}", highlight=False)
+        return TrialScheduler.STOP if told.stopped or iteration >= iterations else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: RayTrial) -> None:
         """A trial's process died too often."""
@@ -87,25 +82,6 @@ class RecordedHalving(FIFOScheduler):
     def _failed(self, name: str, reason: str) -> None:
         self.failures[name] = reason
         self._console.print(f"trial {name} failed: {reason}", highlight=False, markup=False)
-
-    def _stops(self, name: str, iteration: int, score: float) -> bool:
-        known = SimpleNamespace(trial_id=name)  # Ray's own ids are others each time
-        if name not in self._last:
-            self._asha.on_trial_add(None, known)
-        decision = self._asha.on_trial_result(None, known, {ITERATION: iteration, SCORE: score})
-        return bool(decision == TrialScheduler.STOP)
-
-
-def asha(tuning: Tuning) -> ASHAScheduler:
-    """The scheduler as the tuning wants it."""
-    return ASHAScheduler(
-        time_attr=ITERATION,
-        metric=SCORE,
-        mode="max",
-        max_t=tuning.base.run.iterations,
-        grace_period=tuning.grace_iterations,
-        reduction_factor=tuning.reduction_factor,
-    )
 
 
 def name_of(trial: RayTrial) -> str:

@@ -40,6 +40,9 @@ ATTEMPTS = 20
 
 SEEDS_AT_A_TIME = 256
 
+START = (GrowthSchedule(), BY_HAND)
+"""Schedules that take part in the first bracket, beside the random ones."""
+
 FINAL = "final"
 """Name of the last rung."""
 
@@ -52,13 +55,11 @@ class SearchSettings:
         host_epochs: Training epochs of hosts that it may spend in all.
         seed: Of the schedules drawn and of the hosts.
         workers: Processes that train hosts; the result does not depend on it.
-        start: Schedules that take part in the first bracket, beside the random ones.
     """
 
     host_epochs: int
     seed: int = 0
     workers: int = 1
-    start: tuple[GrowthSchedule, ...] = (GrowthSchedule(), BY_HAND)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def search_schedule(
 
     with host_processes(settings.workers) as pool:
         for bracket in range(BRACKETS):
-            start = settings.start if bracket == 0 else ()
+            start = START if bracket == 0 else ()
             field = _candidates(space, plan.candidates[0], start, _elites(rungs), rungs, rng)
             for rung, (count, num_hosts) in enumerate(zip(plan.candidates, plan.hosts, strict=True)):
                 field = measure(f"bracket {bracket + 1}, rung {rung + 1}", field[:count], num_hosts).ranked()

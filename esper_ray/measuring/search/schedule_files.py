@@ -14,7 +14,7 @@ from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.revision import git_commit
 from esper_ray.keeping.run_directory import RunDirectory, replace_text
-from esper_ray.measuring.search.halving import Rung, SearchResult, SearchSettings
+from esper_ray.measuring.search.halving import START, Rung, SearchResult, SearchSettings
 from policies.schedule import GrowthSchedule
 
 
@@ -81,7 +81,7 @@ def read_trace(path: Path, env: EnvConfig, settings: SearchSettings) -> list[Run
 
 def _identity(env: EnvConfig, settings: SearchSettings) -> dict[str, Any]:
     """What a search's course depends on, as JSON reads it back."""
-    start = [schedule.to_json() for schedule in settings.start]
+    start = [schedule.to_json() for schedule in START]
     identity = {"env": asdict(env), "host_epochs": settings.host_epochs, "seed": settings.seed, "start": start}
     return json.loads(json.dumps(identity, default=str))
 

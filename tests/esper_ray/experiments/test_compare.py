@@ -64,10 +64,12 @@ def test_a_run_is_compared_with_another_one():
 
 
 def test_epochs_that_were_written_twice_count_as_they_were_written_last(tmp_path):
-    for value in (1.0, 2.0):  # killed after step 20, gone on from step 10
-        with SummaryWriter(str(tmp_path), filename_suffix=f".{value}") as writer:
-            for step in (10, 20) if value == 1.0 else (20, 30):
-                writer.add_scalar("score", value, step)
+    for second, steps in ((1, (10, 20)), (2, (20, 30))):  # killed after step 20, gone on from step 10
+        with SummaryWriter(str(tmp_path), filename_suffix=".new") as writer:
+            for step in steps:
+                writer.add_scalar("score", float(second), step)
+        (file,) = tmp_path.glob("*.new")
+        file.rename(tmp_path / f"events.out.tfevents.{second:010d}")
     curves = read_curves(tmp_path, ["score", "absent"])
     assert curves["score"].epochs.tolist() == [10, 20, 30]
     assert curves["score"].values.tolist() == [1, 2, 2]

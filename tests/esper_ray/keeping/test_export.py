@@ -135,10 +135,12 @@ def test_an_export_stands_for_its_run(export):
     found = Trained.open(export, "latest")
     assert (found.path, found.which, found.iteration) == (export, "export", 2)
     assert found.env == CONFIG.env
-    assert make_policy("learned", found).state_dict().keys() == make_policy("learned", found).state_dict().keys()
-    assert make_policy("heuristic", found).slot_config == SLOTS
+    _, kept = load_export(export)
+    weights = make_policy("learned", found.env, found).state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in kept.state_dict().items())
+    assert make_policy("heuristic", found.env).slot_config == SLOTS
     with pytest.raises(UserError, match="unknown policy 'magic'"):
-        make_policy("magic", found)
+        make_policy("magic", found.env, found)
 
 
 def test_nothing_is_overwritten_and_nothing_is_left_of_what_fails(tmp_path):

@@ -2,7 +2,6 @@
 
 import io
 import re
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -18,8 +17,9 @@ from esper_ray.cli import parse
 from esper_ray.commands.inspection import Inspect
 from esper_ray.measuring.inspection import COLUMNS, inspect_task, markdown
 from tests.envs.helpers import task_of
+from tests.places import ROOT
 
-PAGE = Path(__file__).parents[3] / "docs" / "inspect.md"
+PAGE = ROOT / "docs" / "inspect.md"
 
 
 def output_of(*arguments, width=COLUMNS):

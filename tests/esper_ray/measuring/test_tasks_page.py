@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -17,9 +16,9 @@ from esper_ray.cli import parse
 from esper_ray.errors import UserError
 from tests.envs.cifar_files import md5_of, write_cifar
 from tests.envs.packages import install
+from tests.places import ROOT
 
-REPOSITORY = Path(__file__).parents[3]
-PAGE = (REPOSITORY / "docs" / "tasks.md").read_text()
+PAGE = (ROOT / "docs" / "tasks.md").read_text()
 SMALL = ["--debug", "--max-epochs", "2", "--hosts-per-runner", "2", "--minibatches", "2", "--iterations", "1"]
 
 
@@ -45,7 +44,7 @@ def site(tmp_path_factory):
 
 
 def esper_ray(site, *arguments, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(site), str(REPOSITORY)))}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))}
     return subprocess.run(
         [sys.executable, "-m", "esper_ray", *map(str, arguments)],
         capture_output=True,
@@ -120,4 +119,4 @@ def test_the_page_lists_every_built_in_task():
 
 def test_the_pages_links_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", PAGE):
-        assert (REPOSITORY / "docs" / target).exists(), target
+        assert (ROOT / "docs" / target).exists(), target

@@ -1,7 +1,6 @@
 """What a study's file may say; what can't be done is refused before anything starts."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,8 @@ from esper_ray.config import DEBUG
 from esper_ray.errors import UserError
 from esper_ray.experiments.study.study_file import Study
 from tests.esper_ray.experiments.study.small import elsewhere, written
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[4]
 SHIPPED = sorted((ROOT / "studies").glob("*.yaml"))
 
 

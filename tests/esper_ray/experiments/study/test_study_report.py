@@ -10,6 +10,8 @@ from esper_ray.config import DEBUG
 from esper_ray.experiments.study.study_directory import StudyDirectory
 from esper_ray.experiments.study.study_file import Study
 from esper_ray.experiments.study.study_report import write_report
+from esper_ray.measuring.evaluation import evaluate
+from esper_ray.measuring.trained import Trained
 from tests.esper_ray.experiments.study.small import FakeTraining, run_with, written
 
 SLOTS = make_task(DEBUG.env.task).slots
@@ -50,3 +52,25 @@ def test_the_report_has_every_policy_with_paired_differences_and_pictures(tmp_pa
     for picture in ("learning_curves", "mixed-costs", "mixed-behaviour"):
         assert f"({picture}.png)" in page
         assert (directory.path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_study_of_one_training_says_what_evaluate_says_of_it(tmp_path, monkeypatch):
+    controls = ["never_grow", "static_big", "static_final", "learned_greedy"]
+    file = written(tmp_path, arms={"learned": {}}, seeds=1, evaluations={}, episodes=3, controls=controls)
+    directory = StudyDirectory(tmp_path / "out", Study.read(file))
+    run_with(monkeypatch, FakeTraining(), directory)
+    (found,) = write_report(directory)["evaluations"].values()
+    (training,) = directory.trainings
+    trained = Trained.open(training.path, "latest")
+    done, output = [], tmp_path / "evaluation.json"
+    alone = evaluate(trained, 3, 0, 1, done.append, names=("learned", *controls), schedule=None, output=output)
+    assert json.loads(output.read_text()) == alone
+    assert sorted(done) == sorted(alone["policies"])
+    names = {"static_final": "learned, static final", "learned_greedy": "learned, greedy"}
+    for policy, result in alone["policies"].items():
+        inside = found["policies"][names.get(policy, policy)]
+        for part in ("score", "accuracy", "parameters", "training_flops"):
+            assert result[part]["iqm"] == inside[part]["iqm"]
+        assert (result["fates"], result["score_by_variant"]) == (inside["fates"], inside["score_by_variant"])
+    shared = {"task", "task_args", "max_epochs", "episodes", "seed", "split", "variants", "hosts_by_variant"}
+    assert {key: alone[key] for key in shared} == {key: found[key] for key in shared}

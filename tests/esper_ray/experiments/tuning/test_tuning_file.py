@@ -1,15 +1,14 @@
 """What a tuning's file may say; what can't be done is refused before anything starts."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from esper_ray.errors import UserError
 from esper_ray.experiments.tuning.tuning_file import Tuning
 from tests.esper_ray.experiments.tuning.small import SMALL, written
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[4]
 SHIPPED = sorted((ROOT / "studies" / "tuning").glob("*.yaml"))
 
 

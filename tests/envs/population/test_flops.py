@@ -18,7 +18,7 @@ from envs.hosts.transformer import TransformerVariant
 from envs.population.flops import FORWARDS_PER_TRAINING_STEP
 from envs.vocabulary import INTERNAL_MAX_LEVEL, AlphaAlgorithm, Blueprint, LifecycleOp, SeedInternalKind
 from tests.envs.helpers import CNN_BLUEPRINTS, WAIT, everyone, random_valid_actions, task_of, tiny_env
-from tests.envs.test_topology_oracles import plain_network
+from tests.envs.hosts.test_topology_oracles import plain_network
 from tests.envs.topologies import CONTEXT, env_of
 
 WIDE, NARROW = CnnVariant((8, 16, 16), (3, 1, 3)), CnnVariant((2, 4, 8), (1, 3, 1))

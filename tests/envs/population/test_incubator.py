@@ -10,6 +10,7 @@ from envs.batched.activations import IMAGES
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, SlotSeeds, grow
 from envs.vocabulary import Blueprint, LifecycleOp
+from tests.envs.blueprints.test_blueprints import MEMBERS, MODULES, activation, run_of, seeds_at_birth
 from tests.envs.helpers import (
     CNN_BLUEPRINTS,
     STYLE_OF,
@@ -23,7 +24,6 @@ from tests.envs.helpers import (
     tiny_env,
     views_of,
 )
-from tests.envs.test_blueprints import MEMBERS, MODULES, activation, run_of, seeds_at_birth
 
 CELLS = [
     (blueprint, style, index % 3)
