@@ -14,7 +14,7 @@ import numpy.typing as npt
 from envs.grown import GrownSeeds
 from esper_ray.errors import UserError
 from esper_ray.keeping.revision import git_commit
-from esper_ray.keeping.run_directory import replace_text
+from esper_ray.keeping.writing import replace_text
 from esper_ray.measuring.controls import (
     CONTROLS,
     LEARNED_GREEDY,

@@ -10,7 +10,6 @@ from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.experiments.study.study_episodes import Playing
 from esper_ray.experiments.study.study_file import Study
-from esper_ray.keeping.export import file_sha256
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.measuring.controls import BEST_SCHEDULE, FOLLOWING, INDEPENDENT, TRAINING_SCHEDULE
 from esper_ray.measuring.search.schedule_files import read_schedule
@@ -29,8 +28,7 @@ class Training:
     @property
     def iterations_done(self) -> int:
         """Of the latest checkpoint."""
-        index = RunDirectory(self.path).index()
-        return index["latest"].iteration if index else 0
+        return RunDirectory(self.path).iterations_done() if self.path.exists() else 0
 
     def is_finished(self) -> bool:
         """Whether all iterations are done."""
@@ -125,19 +123,9 @@ class StudyDirectory:
             UserError: it has no checkpoint.
         """
         trained = Trained.open(training.path, self.study.checkpoint)
-        digest = file_sha256(trained.weights)
-        return [
-            self._playing(training.arm, training.seed, evaluation, trained, digest) for evaluation in self.study.worlds
-        ]
+        return [self._playing(training.arm, training.seed, evaluation, trained) for evaluation in self.study.worlds]
 
-    def _playing(
-        self,
-        policy: str,
-        seed: int | None,
-        evaluation: str,
-        trained: Trained | None,
-        weights_sha256: str | None = None,
-    ) -> Playing:
+    def _playing(self, policy: str, seed: int | None, evaluation: str, trained: Trained | None) -> Playing:
         study = self.study
         schedule = self._schedule_of(policy, evaluation)
         name = policy if seed is None else f"{policy}.seed-{seed}"
@@ -147,7 +135,6 @@ class StudyDirectory:
             evaluation,
             study.worlds[evaluation],
             trained,
-            weights_sha256,
             () if trained is None else tuple(control for control in FOLLOWING if control in study.controls),
             None if schedule is None else read_schedule(schedule),
             study.episodes,

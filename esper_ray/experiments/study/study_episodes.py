@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter
+
 from envs.grown import GrownSeeds
 from esper_ray.config import EnvConfig
 from esper_ray.keeping.export import load_policy
@@ -17,11 +19,29 @@ from esper_ray.measuring.episodes import held_out_seeds, run_episodes
 from esper_ray.measuring.evaluation import MEASURES
 from esper_ray.measuring.trained import Trained
 from esper_ray.process import settle
+from esper_ray.reading import checked, read_json
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
 from policies.learned import LEARNED
 from policies.schedule import GrowthSchedule
 from policies.scripted import FixedSchedule, NeverGrow
+
+
+class _Played(BaseModel):
+    """Of one policy."""
+
+    variants: list[int]
+    measures: dict[str, list[float]]
+    fates: dict[str, list[float]]
+    behaviour: dict[str, list[Any]]
+
+
+class _Results(BaseModel):
+    """What a file of episodes holds."""
+
+    settings: dict[str, Any]
+    seconds: float
+    policies: dict[str, _Played]
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,6 @@ class Playing:
         evaluation: Name of the world.
         env: The world.
         trained: What plays; None for a control.
-        weights_sha256: Of its file.
         following: Which of ``FOLLOWING`` play after the trained policy.
         schedule: What ``BEST_SCHEDULE`` and ``TRAINING_SCHEDULE`` play.
         episodes: Hosts.
@@ -47,7 +66,6 @@ class Playing:
     evaluation: str
     env: EnvConfig
     trained: Trained | None
-    weights_sha256: str | None
     following: tuple[str, ...]
     schedule: GrowthSchedule | None
     episodes: int
@@ -59,7 +77,7 @@ class Playing:
         settings = {
             "policy": self.policy,
             "world": self.env.keywords(),
-            "weights_sha256": self.weights_sha256,
+            "weights_sha256": None if self.trained is None else self.trained.weights.sha256,
             "temperature": None if self.trained is None else self.trained.network.play_temperature,
             "following": self.following,
             "schedule": None if self.schedule is None else self.schedule.to_json(),
@@ -69,8 +87,14 @@ class Playing:
         return json.loads(json.dumps(settings))
 
     def results(self) -> dict[str, Any]:
-        """What :meth:`play` returned, from the file."""
-        return json.loads(self.path.read_text())
+        """What :meth:`play` returned, from the file.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        content: dict[str, Any] = read_json(self.path)
+        checked(content, TypeAdapter(_Results), f"{self.path} is damaged, remove it and its episodes are played again")
+        return content
 
     def is_finished(self) -> bool:
         """Whether the file holds these results."""

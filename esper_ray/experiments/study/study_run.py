@@ -17,7 +17,8 @@ from rich.console import Console
 from esper_ray.config import EnvConfig
 from esper_ray.experiments.study.study_directory import StudyDirectory
 from esper_ray.experiments.study.study_episodes import Playing
-from esper_ray.keeping.run_directory import replace_text
+from esper_ray.keeping.lock import held
+from esper_ray.keeping.writing import make_directories, replace_text
 from esper_ray.measuring.controls import INDEPENDENT
 from esper_ray.measuring.evaluation_report import clock
 from esper_ray.measuring.search.halving import FINAL, SearchSettings, search_schedule
@@ -63,7 +64,7 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
         for training in trainings:
             if not training.is_finished():
                 console.print(f"[bold]training {training.arm}, seed {seed}[/]", highlight=False)
-                with progress.measured("iterations"):
+                with progress.measured("iterations"), held(training.path):
                     train(training.open(), training.config, console)
                 if not training.is_finished():
                     raise StudyInterruptedError
@@ -73,7 +74,7 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
 
 def _search(env: EnvConfig, settings: SearchSettings, path: Path, workers: int, console: Console) -> None:
     """Find the best schedule of a world; nothing that the trace knows is played again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(path.parent)
     settings = dataclasses.replace(settings, workers=workers)
     known = read_trace(path, env, settings)
     if known and known[-1].name == FINAL and path.is_file():
@@ -92,7 +93,7 @@ def _play(playings: Iterable[Playing], workers: int, progress: _Progress, consol
         return
     with progress.measured("evaluations"):
         for playing, results in _played(waiting, workers):
-            playing.path.parent.mkdir(parents=True, exist_ok=True)
+            make_directories(playing.path.parent)
             replace_text(playing.path, json.dumps(results) + "\n")
             console.print(f"played {playing.evaluation}: {playing.path.stem}", highlight=False)
     console.print(progress.line(), highlight=False)

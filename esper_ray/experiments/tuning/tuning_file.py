@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from esper_ray.config import PRESETS, LearnerConfig, TrainConfig, read_yaml, with_settings
+from esper_ray.config import PRESETS, LearnerConfig, TrainConfig, with_settings
 from esper_ray.errors import UserError
+from esper_ray.reading import read_yaml
 from policies.network import NetworkConfig
 
 DIGITS = 4
