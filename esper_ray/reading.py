@@ -22,13 +22,13 @@ def expand_home(word: str) -> str:
     Raises:
         UserError: the home of a user who does not exist.
     """
-    name, equals, value = word.rpartition("=") if "=~" in word else ("", "", word)
-    if not value.startswith("~"):
+    start = 0 if word.startswith("~") else word.find("=~") + 1
+    if not word[start:].startswith("~"):
         return word
     try:
-        return f"{name}{equals}{Path(value).expanduser()}"
+        return word[:start] + str(Path(word[start:]).expanduser())
     except RuntimeError as error:
-        raise UserError(f"{word}: no user has the home {value.partition('/')[0]}") from error
+        raise UserError(f"{word}: there is no user of the name in {word[start:].partition('/')[0]}") from error
 
 
 def read_text(path: Path) -> str:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
@@ -116,7 +116,9 @@ def _taken_over(lock: Path, what: Path) -> bool:
         file.write(dumps(asdict(Owner.this())))
         file.flush()
         # Whoever read the owner's name, then saw it die, may have come after its last act, which removed the file.
-        return lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        return False
 
 
 def _refuse_living(content: str, lock: Path, what: Path) -> None:

@@ -53,6 +53,19 @@ class Mirror:
             raise UserError(f"{uri} names no file system that can be used: {error}") from error
         self._sent: dict[str, tuple[int, int]] = {}
 
+    def check_apart(self, run: RunDirectory) -> None:
+        """Refuse a copy in the run's directory, which would be copied too, or around it.
+
+        Raises:
+            UserError: it is one.
+        """
+        root = Path(self._root).resolve()
+        overlap = root == run.path or root in run.path.parents or run.path in root.parents
+        if self._fs.type_name == "local" and overlap:
+            raise UserError(
+                f"--storage {self.uri} and the run directory {run.path} overlap: choose one beside the other"
+            )
+
     def send(self, run: RunDirectory) -> None:
         """Bring the copy up to date.
 

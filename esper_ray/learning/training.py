@@ -56,6 +56,8 @@ def train(run: RunDirectory, config: TrainConfig, console: Console, address: str
         console.print(f"{run.path} has its {done} iterations already; give more with --iterations N --resume")
         return
     mirror = None if config.run.storage is None else Mirror(config.run.storage)
+    if mirror is not None:
+        mirror.check_apart(run)
     with connected(config.run, address, console):
         algorithm = build(run, config, console)
         with _stop_requests(console) as stop:
@@ -79,9 +81,10 @@ def build(run: RunDirectory, config: TrainConfig, console: Console) -> FactoredA
     Raises:
         UserError: a checkpoint that cannot be read, or one of other sizes; runners that cannot start.
     """
+    checkpoint = run.checkpoint("latest")[1] if run.index() else None  # damage is found before anything starts
     algorithm = _algorithm_config(run, config).build_algo()
-    if run.index():
-        _restore(algorithm, run)
+    if checkpoint is not None:
+        _restore(algorithm, checkpoint)
         run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
         console.print(f"resumed after iteration {algorithm.iteration}")
     return algorithm
@@ -185,8 +188,7 @@ def _write_checkpoint(algorithm: FactoredAlgorithm, config: TrainConfig, path: P
     save_weights(network.state_dict(), path / POLICY_FILE)
 
 
-def _restore(algorithm: FactoredAlgorithm, run: RunDirectory) -> None:
-    _, path = run.checkpoint("latest")
+def _restore(algorithm: FactoredAlgorithm, path: Path) -> None:
     try:
         algorithm.restore_from_path(str(path / RLLIB_STATE))
     except Exception as error:  # whatever unpickling what another version wrote may raise

@@ -22,10 +22,7 @@ from policies.schedule import GrowthSchedule
 
 def trained_host_epochs(run: RunDirectory) -> int:
     """Host epochs that a run's training has had so far."""
-    config = run.config()
-    return (
-        run.iterations_done() * max(1, config.run.num_env_runners) * config.run.hosts_per_runner * config.env.max_epochs
-    )
+    return run.iterations_done() * run.config().steps_per_iteration
 
 
 def trace_path(path: Path) -> Path:

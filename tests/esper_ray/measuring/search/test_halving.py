@@ -116,7 +116,7 @@ def test_a_trace_of_another_search_is_refused_and_so_is_a_damaged_one(landscape,
             read_trace(path, ENV, dataclasses.replace(asked, **other))
     with pytest.raises(UserError, match="another env: give another --output, or remove it"):
         read_trace(path, dataclasses.replace(ENV, max_epochs=61), asked)
-    trace_path(path).write_text("{")
+    trace_path(path).write_text("[]")
     with pytest.raises(UserError, match="is no trace of a search"):
         read_trace(path, ENV, asked)
 
