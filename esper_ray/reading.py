@@ -108,12 +108,11 @@ class _KeysOnce(yaml.SafeLoader):
     """Plain YAML, but for keys that are given twice: PyYAML would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for name, _ in node.value:
-            key = self.construct_object(name, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise UserError(f"line {name.start_mark.line + 1}: {key!r} is given twice")
-            seen |= {key} if isinstance(key, Hashable) else set()
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise UserError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice")
+            seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
 

@@ -19,7 +19,7 @@ from esper_ray.commands.inspection import Inspect
 from esper_ray.measuring.inspection import COLUMNS, inspect_task, markdown
 from tests.envs.helpers import task_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "inspect.md"
+PAGE = Path(__file__).parents[3] / "docs" / "inspect.md"
 
 
 def output_of(*arguments, width=COLUMNS):

@@ -18,7 +18,7 @@ from esper_ray.errors import UserError
 from tests.envs.cifar_files import md5_of, write_cifar
 from tests.envs.packages import install
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 PAGE = (REPOSITORY / "docs" / "tasks.md").read_text()
 SMALL = ["--debug", "--max-epochs", "2", "--hosts-per-runner", "2", "--minibatches", "2", "--iterations", "1"]
 

@@ -11,7 +11,7 @@ from esper_ray.errors import UserError
 from esper_ray.experiments.study.study_file import Study
 from tests.esper_ray.experiments.study.small import elsewhere, written
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SHIPPED = sorted((ROOT / "studies").glob("*.yaml"))
 
 
@@ -51,6 +51,8 @@ def test_the_repository_has_studies():
         ({"seeds": [1, 1]}, "seeds"),
         ({"seeds": 0}, "seeds"),
         ({"settings": {"seed": 3}}, "under seeds"),
+        ({"settings": {"storage": "s3://somewhere"}}, "settings: .* which they would share; leave storage out"),
+        ({"arms": {"one": {"storage": "s3://somewhere"}}}, "arm 'one': .* leave storage out"),
         ({"evaluations": {"there": {"task": "digit"}}}, "evaluation 'there': unknown task 'digit'"),
         ({"evaluations": {"there": {"lr": 0.1}}}, "evaluation 'there': .* others belong to an arm"),
         ({"evaluations": {"there": {"task": "digits_scale"}}}, "cannot play evaluation 'there'"),

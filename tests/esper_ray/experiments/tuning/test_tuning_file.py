@@ -9,7 +9,7 @@ from esper_ray.errors import UserError
 from esper_ray.experiments.tuning.tuning_file import Tuning
 from tests.esper_ray.experiments.tuning.small import SMALL, written
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SHIPPED = sorted((ROOT / "studies" / "tuning").glob("*.yaml"))
 
 
