@@ -21,6 +21,7 @@ from esper_ray.commands.training import Train
 from esper_ray.config import PRESETS, TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import RunDirectory
+from esper_ray.reading import expand_home
 
 LOG_COLUMNS = 120
 
@@ -28,7 +29,7 @@ LOG_COLUMNS = 120
 def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     """Where the other flags of ``train`` start from: a preset, or with --resume the run's own settings."""
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--preset", choices=PRESETS, default="default")
+    flags.add_argument("--preset", choices=PRESETS)
     flags.add_argument("--debug", action="store_true")
     flags.add_argument("--resume", action="store_true")
     flags.add_argument("--run-dir", "--run_dir")
@@ -45,8 +46,10 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
             from esper_ray.keeping.storage import Mirror
 
             Mirror(known.storage).fetch(run_dir)
+        if known.debug or known.preset is not None:
+            raise UserError("--resume goes on with the run's own settings: leave out --preset and --debug")
         return RunDirectory.open(run_dir).config()
-    return PRESETS["debug" if known.debug else known.preset]
+    return PRESETS["debug" if known.debug else known.preset or "default"]
 
 
 def parse(
@@ -58,6 +61,7 @@ def parse(
         UserError: a value out of range.
         SystemExit: anything that the parser refuses (code 2), or --help (code 0).
     """
+    arguments = [expand_home(argument) for argument in arguments]
     defaults = _train_defaults(arguments[1:]) if arguments[:1] == ["train"] else TrainConfig()
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", default=Train(config=defaults))]

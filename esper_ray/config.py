@@ -9,15 +9,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.reward import RewardMode
 from envs.tasks import Task, TaskError, make_task, resolve_arguments
 from esper_ray.errors import UserError
+from esper_ray.reading import describe_problems, read_json
 from policies.network import NetworkConfig
 
 Algorithm = Literal["ppo", "impala"]
@@ -35,6 +35,9 @@ def _parse_pairs(words: list[str]) -> dict[str, str]:
     pairs = [word.partition("=") for word in words]
     if not all(key and equals for key, equals, _ in pairs):
         raise ValueError(f"expected NAME=VALUE, got {' '.join(words)}")
+    names = [key for key, _, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"every NAME can be given once, got {' '.join(words)}")
     return {key: value for key, _, value in pairs}
 
 
@@ -309,6 +312,34 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), indent=2, default=os.fspath) + "\n"
 
 
+CHANGEABLE = {field.name for field in dataclasses.fields(LearnerConfig)} | {
+    *("iterations", "num_env_runners", "hosts_per_runner", "cpus_per_env_runner", "gpus_per_env_runner"),
+    *("num_learners", "gpus_per_learner", "replay_interval", "keep_checkpoints", "storage"),
+    *("data_dir", "play_temperature"),
+}
+"""Settings that may be others when a run goes on: how it is learnt, how much of it, and where. The others say what the
+world and the network are, and what is drawn: with another one it would be two runs in one."""
+
+
+def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
+    """Refuse to go on with a run in another world, or with another network.
+
+    Args:
+        before: Settings of the run.
+        now: Those that it is to go on with.
+
+    Raises:
+        UserError: a setting that cannot change has changed.
+    """
+    old, new = (
+        {name: value for part in dataclasses.asdict(config).values() for name, value in part.items()}
+        for config in (before, now)
+    )
+    if changed := [name for name in old if name not in CHANGEABLE and old[name] != new[name]]:
+        changes = ", ".join(f"{name} from {old[name]!r} to {new[name]!r}" for name in changed)
+        raise UserError(f"a run cannot go on with another world or network, got {changes}: train anew with that")
+
+
 class _StoredConfig(BaseModel):
     """The border check of stored configs: types and unknown fields, in nested parts too."""
 
@@ -322,12 +353,9 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         UserError: unreadable, not JSON, an unknown field, or a value of the wrong kind.
     """
+    content = read_json(path)
     try:
-        return _checked(json.loads(path.read_text()))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+        return _checked(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except ValidationError as error:
@@ -359,35 +387,8 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
         raise UserError(describe_problems(error)) from error
 
 
-def _checked(parts: Mapping[str, Any]) -> TrainConfig:
+def _checked(parts: object) -> TrainConfig:
     return _StoredConfig.model_validate({"config": parts}).config
-
-
-Definition = TypeVar("Definition", bound=BaseModel)
-
-
-def read_yaml(path: Path, kind: type[Definition]) -> Definition:
-    """Read what a YAML file defines.
-
-    Raises:
-        UserError: unreadable, an unknown key, or a value of the wrong kind; names the file and the place.
-    """
-    try:
-        return kind.model_validate(yaml.safe_load(path.read_text()) or {})
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe_problems(error)}") from error
-
-
-def describe_problems(error: ValidationError) -> str:
-    """What pydantic found, in one line."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc'] if part != 'config')}: {problem['msg']}"
-        for problem in error.errors()
-    )
 
 
 QUICKSTART = TrainConfig(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from policies.bundle import PolicyBundle
@@ -14,13 +18,44 @@ from policies.bundle import PolicyBundle
 SHOWN_DIFFERENCES = 3
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights, read whole: whatever becomes of the file, and in whichever process it is used.
+
+    Attributes:
+        path: Where it was, for messages.
+        content: Its bytes.
+    """
+
+    path: Path
+    content: bytes = field(repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return cls(path, path.read_bytes())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the content, hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state dict."""
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    """Write a state dict.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.write_bytes(safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()}))
 
 
-def load_weights(policy: PolicyBundle, path: Path) -> None:
-    """Give a policy the weights of a file. Names and shapes are compared before any tensor is read.
+def load_weights(policy: PolicyBundle, weights: Weights) -> None:
+    """Give a policy the weights of a file. Names, shapes and types are compared before any of them is changed.
 
     Raises:
         ValueError: the file is not safetensors, or does not hold a policy of these sizes.
@@ -28,23 +63,23 @@ def load_weights(policy: PolicyBundle, path: Path) -> None:
     expected = policy.state_dict()
     slots = policy.slot_config.num_slots
     try:
-        with safe_open(path, framework="pt", device=str(policy.device)) as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            problems = _differences({name: tuple(tensor.shape) for name, tensor in expected.items()}, shapes)
-            if not problems:
-                state = {name: file.get_tensor(name) for name in shapes}
-                problems = _differences(_types(expected), _types(state))
-    except (SafetensorError, OSError) as error:
+        state = safetensors.torch.load(weights.content)
+    except (SafetensorError, KeyError) as error:  # the latter for a type that torch lacks
         raise ValueError(
-            f"{path} does not hold a policy for {slots} slots: it is not a readable safetensors file ({error})"
+            f"{weights.path} does not hold a policy for {slots} slots: it is not a readable safetensors file ({error})"
         ) from error
+    problems = _differences(_shapes(expected), _shapes(state)) or _differences(_types(expected), _types(state))
     if problems:
         more = f", and {len(problems) - SHOWN_DIFFERENCES} more" if len(problems) > SHOWN_DIFFERENCES else ""
         raise ValueError(
-            f"{path} does not hold a policy for {slots} slots of the widths in its config: "
+            f"{weights.path} does not hold a policy for {slots} slots of the widths in its config: "
             f"{', '.join(problems[:SHOWN_DIFFERENCES])}{more}"
         )
     policy.load_state_dict(state)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _types(state: Mapping[str, Tensor]) -> dict[str, str]:

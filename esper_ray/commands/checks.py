@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from esper_ray.errors import UserError
+from esper_ray.keeping.writing import check_writable, make_directories
 
 
 def at_least(flag: str, value: int, least: int) -> None:
@@ -22,13 +22,6 @@ def writable(path: Path) -> Path:
     """
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a directory")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"cannot write {path}: a file is in the way of its directory") from error
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}: {error.filename}") from error
-    # Reports replace the file before them, which takes permission for the directory.
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write {path}: no permission to write in {path.parent}")
+    make_directories(path.parent)
+    check_writable(path.parent)  # reports replace the file before them
     return path

@@ -14,7 +14,9 @@ from rich.console import Console
 from esper_ray.commands.checks import at_least, writable
 from esper_ray.config import EnvConfig, TaskArgs
 from esper_ray.errors import UserError
+from esper_ray.keeping.lock import LOCK_FILE, locked
 from esper_ray.keeping.run_directory import RunDirectory, Which
+from esper_ray.keeping.writing import replace_figure
 
 if TYPE_CHECKING:
     from esper_ray.measuring.trained import Trained
@@ -102,7 +104,7 @@ class Evaluate:
         console.print(evaluation_table(report))
         if report["differences"]:
             console.print(comparison_table(report))
-        evaluation_figure(report).savefig(picture)
+        replace_figure(picture, evaluation_figure(report))
         console.print(f"written: {output} and {picture.name} beside it")
 
     def _name(self) -> str:
@@ -146,14 +148,15 @@ class Search:
             writable(file)
         env.load_data()
         settings = SearchSettings(host_epochs, self.seed, self.workers)
-        known = read_trace(path, env, settings)
-        if known:
-            console.print(f"goes on after {known[-1].name} of {path.name}")
-        with search_progress(console) as on_progress:
-            result = search_schedule(
-                env, settings, on_progress, lambda rungs: write_trace(path, env, settings, rungs), known
-            )
-        write_schedule(path, env, settings, result)
+        with locked(path.with_name(f".{path.name}{LOCK_FILE}"), path):
+            known = read_trace(path, env, settings)
+            if known:
+                console.print(f"goes on after {known[-1].name} of {path.name}")
+            with search_progress(console) as on_progress:
+                result = search_schedule(
+                    env, settings, on_progress, lambda rungs: write_trace(path, env, settings, rungs), known
+                )
+            write_schedule(path, env, settings, result)
         console.print(search_table(env, result))
         console.print(f"written: {path}    play it: esper-ray evaluate RUN --schedule {path}")
 
@@ -223,7 +226,7 @@ class Replay:
         policy = make_policy(self.policy, trained.env, trained)
         title = f"{trained.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"
         figure = draw_replay(policy, trained.env, held_out_seeds(self.seed, 1)[0], title)
-        figure.savefig(output)
+        replace_figure(output, figure)
         console.print(f"written: {output}")
 
 

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from esper_ray.commands.checks import at_least, writable
 from esper_ray.errors import UserError
+from esper_ray.keeping.lock import held
+from esper_ray.keeping.writing import replace_figure, replace_text
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,13 @@ class Study:
             first = f"esper-ray study {self.study.with_name(f'{spec.trained_by}{self.study.suffix}')}"
             first += f" --output {self.output.with_name(directory.trainer.path.name)}" if self.output else ""
             raise UserError(f"{directory.trainer.path} lacks {'; '.join(lacking)}: first run {first}")
-        try:
-            run_study(directory, self.workers, console)
-        except (StudyInterruptedError, KeyboardInterrupt):
-            again = f"esper-ray study {self.study}" + (f" --output {self.output}" if self.output else "")
-            raise KeyboardInterrupt(f"what is done is kept; go on with: {again}") from None
-        report = write_report(directory)
+        with held(directory.path):
+            try:
+                run_study(directory, self.workers, console)
+            except (StudyInterruptedError, KeyboardInterrupt):
+                again = f"esper-ray study {self.study}" + (f" --output {self.output}" if self.output else "")
+                raise KeyboardInterrupt(f"what is done is kept; go on with: {again}") from None
+            report = write_report(directory)
         for evaluation in report["evaluations"].values():
             console.print(evaluation_table(evaluation))
             for arm in spec.arms:
@@ -83,11 +86,12 @@ class Tune:
         spec.base.env.load_data()
         directory = TuningDirectory(output, spec)
         again = f"esper-ray tune {self.tuning}" + (f" --output {self.output}" if self.output else "")
-        try:
-            failures = run_tuning(directory, self.address, console)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"what is done is kept; go on with: {again}") from None
-        console.print(tuning_table(directory, write_report(directory, failures)))
+        with held(directory.path):
+            try:
+                failures = run_tuning(directory, self.address, console)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"what is done is kept; go on with: {again}") from None
+            console.print(tuning_table(directory, write_report(directory, failures)))
         console.print(
             f"written: {directory.path}/tune.md, tune.json and best.yaml    "
             f"watch: tensorboard --logdir {directory.path}/trials"
@@ -122,6 +126,6 @@ class Compare:
             comparison = compare([stack.enter_context(at_hand(run)) for run in dict.fromkeys(self.runs)])
         for table in comparison_tables(comparison):
             console.print(table)
-        comparison_figure(comparison).savefig(picture)
-        page.write_text(comparison_markdown(comparison))
+        replace_figure(picture, comparison_figure(comparison))
+        replace_text(page, comparison_markdown(comparison))
         console.print(f"written: {picture} and {page.name}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +15,9 @@ from rich.console import Console
 
 from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
+from esper_ray.keeping.lock import held
 from esper_ray.keeping.run_directory import RunDirectory
+from esper_ray.keeping.writing import make_directories, remove_empty
 
 Preset = Literal["default", "quickstart", "thorough", "debug"]
 
@@ -26,7 +30,8 @@ class Train:
     run_dir: Path | None = None
     """Where everything goes; by default runs/TASK-DATE-TIME."""
     resume: bool = False
-    """Go on with the run in --run-dir, with its own settings but for those given here."""
+    """Go on with the run in --run-dir, with its own settings but for those given here: of how much is trained, where,
+    and how it is learnt. The world and the network stay as they were."""
     address: str | None = None
     """Ray cluster to train on: HOST:PORT, or auto for that of this machine. By default the cluster of RAY_ADDRESS,
     which `ray job submit` sets, and else a Ray of its own on this machine."""
@@ -37,34 +42,52 @@ class Train:
 
     def run(self, console: Console) -> None:
         """Train, and say where the results are."""
-        from esper_ray.cluster import in_a_job
         from esper_ray.learning.training import train
 
         config = self.config
         config.env.load_data()  # before anything is written
+        with self._held_run() as run:
+            console.print(f"{config.env.task}: {config.run.iterations} iterations, run directory {run.path}")
+            train(run, config, console, self.address)
+        console.print(f"watch: tensorboard --logdir {run.path}    compare: esper-ray evaluate {run.path}")
+
+    @contextmanager
+    def _held_run(self) -> Iterator[RunDirectory]:
+        """The run to train, new or found, and kept from other processes."""
+        from esper_ray.cluster import in_a_job
+
+        storage = self.config.run.storage
         if self.resume:
             if self.run_dir is None:
                 raise UserError("--resume needs --run-dir: which run shall go on?")
             run = RunDirectory.open(self.run_dir)
-            _check_not_behind(run, config.run.storage)
-        else:
-            _check_unused(config.run.storage)
-            now = datetime.now(UTC).astimezone()
-            path = self.run_dir or Path("runs") / f"{config.env.task}-{now:%Y%m%d-%H%M%S}"
-            if in_a_job() and not path.is_absolute() and config.run.storage is None:
-                raise UserError(
-                    f"a job's working directory is thrown away after it, and {path} with it: give an absolute "
-                    "--run-dir, or --storage"
-                )
-            run = RunDirectory.create(path, config)
-        console.print(f"{config.env.task}: {config.run.iterations} iterations, run directory {run.path}")
+            with held(run.path):
+                _check_not_behind(run, storage)
+                yield run
+            return
+        _check_unused(storage)
+        if in_a_job() and storage is None and (self.run_dir is None or not self.run_dir.is_absolute()):
+            raise UserError(
+                "a job's working directory is thrown away after it, and what is written there with it: give an "
+                "absolute --run-dir, or --storage"
+            )
+        made = _new_directories(self.config.env.task) if self.run_dir is None else []
         try:
-            train(run, config, console, self.address)
-        except UserError:
-            if not self.resume and not run.index():
-                shutil.rmtree(run.path)  # nothing is in it yet, and the same command is to work once that is mended
-            raise
-        console.print(f"watch: tensorboard --logdir {run.path}    compare: esper-ray evaluate {run.path}")
+            with RunDirectory.started(self.run_dir or made[-1], self.config) as run:
+                yield run
+        finally:
+            remove_empty(made)
+
+
+def _new_directories(task: str) -> list[Path]:
+    """Make a directory for a run that was given none; two commands of one second get two.
+
+    Returns:
+        What was made: the directory, and before it the one that it is in if that was not there.
+    """
+    stem = f"{task}-{datetime.now(UTC).astimezone():%Y%m%d-%H%M%S}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(filter(None, (make_directories(Path("runs", name)) for name in names)))
 
 
 def _check_unused(storage: str | None) -> None:
@@ -78,7 +101,7 @@ def _check_not_behind(run: RunDirectory, storage: str | None) -> None:
     """A run that went on elsewhere must not be overwritten by its older self."""
     from esper_ray.keeping.storage import Mirror
 
-    done = run.index()["latest"].iteration if run.index() else 0
+    done = run.iterations_done()
     sent = 0 if storage is None else Mirror(storage).iteration() or 0
     if sent > done:
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from pydantic import BaseModel, TypeAdapter
 from rich import box
 from rich.table import Table
 
@@ -17,6 +17,7 @@ from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.dashboard import hyperparameters
 from esper_ray.measuring.curves import Curve, read_curves
 from esper_ray.measuring.evaluation_report import COLOURS, LABELS
+from esper_ray.reading import checked, read_json
 
 CURVES = {
     "World/score": "committed validation score",
@@ -27,6 +28,30 @@ CURVES = {
     "Speed/epochs_per_second": "host epochs per second",
 }
 """Tags that are drawn, and their titles."""
+
+
+class _Score(BaseModel):
+    iqm: float
+    ci95: tuple[float, float]
+
+
+class _Policy(BaseModel):
+    score: _Score
+
+
+class _Played(BaseModel):
+    iteration: int
+
+
+class Evaluation(BaseModel):
+    """What of an evaluation.json is compared."""
+
+    task: str
+    episodes: int
+    seed: int
+    checkpoint: _Played
+    temperature: float
+    policies: dict[str, _Policy]
 
 
 @dataclass(frozen=True)
@@ -45,7 +70,7 @@ class ComparedRun:
     settings: dict[str, Any]
     iterations: int
     curves: dict[str, Curve]
-    evaluation: dict[str, Any] | None
+    evaluation: Evaluation | None
 
 
 def compare(paths: Sequence[Path]) -> list[ComparedRun]:
@@ -60,17 +85,22 @@ def compare(paths: Sequence[Path]) -> list[ComparedRun]:
     runs = {run.path: run for run in map(RunDirectory.open, paths)}
     compared = []
     for path, run in runs.items():
-        index, evaluation = run.index(), run.path / "evaluation.json"
         compared.append(
             ComparedRun(
                 _short_name(path, list(runs)),
                 hyperparameters(run.config()),
-                index["latest"].iteration if index else 0,
+                run.iterations_done(),
                 read_curves(run.path, list(CURVES)),
-                json.loads(evaluation.read_text()) if evaluation.is_file() else None,
+                _read_evaluation(run.path / "evaluation.json"),
             )
         )
     return compared
+
+
+def _read_evaluation(path: Path) -> Evaluation | None:
+    if not path.is_file():
+        return None
+    return checked(read_json(path), TypeAdapter(Evaluation), f"{path} is damaged, evaluate the run again or remove it")
 
 
 def _short_name(path: Path, paths: Sequence[Path]) -> str:
@@ -104,7 +134,7 @@ def _grids(runs: Sequence[ComparedRun]) -> list[_Grid]:
         _Grid("settings that differ", differing or {"none": [""] * len(runs)}),
         _Grid("at the end of training", training),
     ]
-    policies = dict.fromkeys(name for run in runs if run.evaluation for name in run.evaluation["policies"])
+    policies = dict.fromkeys(name for run in runs if run.evaluation for name in run.evaluation.policies)
     evaluated: dict[str, list[str]] = {}
     if policies:
         evaluated["held-out hosts"] = [_place(run) for run in runs]
@@ -122,16 +152,16 @@ def _place(run: ComparedRun) -> str:
     if run.evaluation is None:
         return "–"
     told = run.evaluation
-    played = f"iteration {told['checkpoint']['iteration']} at temperature {told['temperature']:g}"
-    return f"{told['episodes']} of {told['task']}, seed {told['seed']}, {played}"
+    played = f"iteration {told.checkpoint.iteration} at temperature {told.temperature:g}"
+    return f"{told.episodes} of {told.task}, seed {told.seed}, {played}"
 
 
 def _score(run: ComparedRun, policy: str) -> str:
-    if run.evaluation is None or policy not in run.evaluation["policies"]:
+    if run.evaluation is None or policy not in run.evaluation.policies:
         return "–"
-    score = run.evaluation["policies"][policy]["score"]
-    low, high = score["ci95"]
-    return f"{score['iqm']:.3f} [{low:.3f}, {high:.3f}]"
+    score = run.evaluation.policies[policy].score
+    low, high = score.ci95
+    return f"{score.iqm:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def comparison_tables(runs: Sequence[ComparedRun]) -> list[Table]:

@@ -6,9 +6,7 @@ An export is a directory with ``policy.safetensors`` and ``card.json``. Reading 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-import shutil
 from pathlib import Path
 from typing import Literal, Self
 
@@ -18,11 +16,12 @@ from envs.slots import SlotConfig
 from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import POLICY_FILE, Checkpoint, RunDirectory, Which
+from esper_ray.keeping.writing import UNFINISHED, make_directories, remove_empty, replace_bytes, replace_text
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
 from policies.learned import LEARNED
 from policies.network import NetworkConfig
-from policies.weights import load_weights
+from policies.weights import Weights, load_weights
 
 CARD_FILE = "card.json"
 LONGEST_REASON = 200
@@ -111,7 +110,7 @@ class Card(_Strict):
 
 
 def write_export(run: RunDirectory, which: Which, out: Path) -> Card:
-    """Write a checkpoint's policy and its card into a new directory.
+    """Write a checkpoint's policy into a new or empty directory, and then its card, which makes it an export.
 
     Args:
         run: Whose checkpoint.
@@ -122,36 +121,54 @@ def write_export(run: RunDirectory, which: Which, out: Path) -> Card:
         The card.
 
     Raises:
-        UserError: no usable checkpoint, or ``out`` holds something.
+        UserError: no usable checkpoint, or ``out`` holds something or cannot be written.
     """
-    config, index = run.config(), run.index()
-    checkpoint, directory = run.checkpoint(which)
-    weights = directory / POLICY_FILE
+    config = run.config()
+    index, weights = run.policy(which)
     settings = PolicySettings(config.env.make_task().slots, config.env.max_epochs, config.network)
     policy = load_policy(settings, weights)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: choose another directory for the export")
     card = Card(
         env=dataclasses.replace(config.env, data_dir=None),
         slots=settings.slots,
         network=settings.network,
         sizes=Sizes.of(policy),
-        git_commit=checkpoint.git_commit,
-        iteration=checkpoint.iteration,
+        git_commit=index[which].git_commit,
+        iteration=index[which].iteration,
         latest=Score.of(index["latest"]),
         best=Score.of(index["best"]),
-        weights_sha256=file_sha256(weights),
+        weights_sha256=weights.sha256,
     )
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    shutil.copyfile(weights, unfinished / POLICY_FILE)
-    (unfinished / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n")
-    unfinished.rename(out)
+    made = make_directories(out)
+    try:
+        if not all(path.name.endswith(UNFINISHED) for path in out.iterdir()):
+            raise UserError(f"{out} exists and is not empty: choose another directory for the export")
+        _write_files(out, weights, card)
+    finally:
+        remove_empty(made)
     return card
 
 
+def _write_files(out: Path, weights: Weights, card: Card) -> None:
+    """Both or neither."""
+    replace_bytes(out / POLICY_FILE, weights.content)
+    try:
+        replace_text(out / CARD_FILE, card.model_dump_json(indent=2) + "\n")
+    except UserError:
+        (out / POLICY_FILE).unlink()
+        raise
+
+
 def load_export(path: Path) -> tuple[Card, PolicyBundle]:
+    """The policy that :func:`write_export` wrote, here or elsewhere, and its card.
+
+    Raises:
+        UserError: as :func:`read_export`, or the weights are not of this policy's sizes.
+    """
+    card, weights = read_export(path)
+    return card, load_policy(PolicySettings(card.slots, card.env.max_epochs, card.network), weights)
+
+
+def read_export(path: Path) -> tuple[Card, Weights]:
     """Read what :func:`write_export` wrote, here or elsewhere.
 
     Raises:
@@ -175,20 +192,23 @@ def load_export(path: Path) -> tuple[Card, PolicyBundle]:
             raise UserError(
                 f"{path} does not fit this version: {name} is {there.get(name)} in its card, {here.get(name)} here"
             )
-    weights = path / POLICY_FILE
-    if weights.is_file() and file_sha256(weights) != card.weights_sha256:
-        raise UserError(f"{weights} is not the file that {CARD_FILE} describes: its SHA-256 differs, copy it again")
-    return card, load_policy(settings, weights)
+    try:
+        weights = Weights.read(path / POLICY_FILE)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror}): copy the export again") from error
+    if weights.sha256 != card.weights_sha256:
+        raise UserError(
+            f"{weights.path} is not the file that {CARD_FILE} describes: its SHA-256 differs, copy it again"
+        )
+    return card, weights
 
 
-def load_policy(settings: PolicySettings, weights: Path) -> PolicyBundle:
+def load_policy(settings: PolicySettings, weights: Weights) -> PolicyBundle:
     """The trained policy with its weights.
 
     Raises:
-        UserError: no such file, or not one of these sizes.
+        UserError: they are not of these sizes.
     """
-    if not weights.is_file():
-        raise UserError(f"{weights} is missing: train on with --resume, or copy the export again")
     policy = build_policy(LEARNED, settings)
     try:
         load_weights(policy, weights)
@@ -214,9 +234,3 @@ def _read_card(path: Path) -> Card:
 
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

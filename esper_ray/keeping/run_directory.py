@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import TypeAdapter
 
 from esper_ray.config import TrainConfig, load_config
 from esper_ray.errors import UserError
+from esper_ray.keeping.lock import LOCK_FILE, held
+from esper_ray.keeping.manifest import check_manifest, write_manifest
 from esper_ray.keeping.revision import git_commit
+from esper_ray.keeping.writing import UNFINISHED, make_directories, new_directory, replace_text
+from esper_ray.reading import checked, read_json
+
+if TYPE_CHECKING:
+    from policies.weights import Weights
 
 Which = Literal["latest", "best"]
 
@@ -47,11 +56,16 @@ class Checkpoint:
     git_commit: str | None = None
 
 
+Index = dict[Which, Checkpoint]
+"""The latest and the best checkpoint; empty before the first."""
+
+
 class RunDirectory:
     """``config.json``, ``checkpoints/``, TensorBoard's event files, and what evaluation adds.
 
-    ``checkpoints/index.json`` names the latest and the best checkpoint. It is replaced in one step after a
-    checkpoint is complete, so that a run killed at any moment still has the one before.
+    ``checkpoints/index.json`` names the latest and the best checkpoint. It is there from the beginning, and is replaced
+    in one step after a checkpoint is complete and on disk, so that a run killed at any moment still has the one before.
+    Who writes holds the directory (:func:`esper_ray.keeping.lock.held`); whoever reads does not have to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,14 +76,36 @@ class RunDirectory:
         """Begin a run.
 
         Raises:
-            UserError: the directory already holds something.
+            UserError: the directory already holds something, or cannot be written.
         """
         run = cls(path)
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-            raise UserError(f"{path} exists and is not empty: choose another --run-dir, or go on with --resume")
-        run.checkpoints.mkdir(parents=True)
+        make_directories(run.path)
+        if not run._is_unused():
+            raise UserError(f"{path} exists and is not empty: choose another directory, or go on with --resume")
+        make_directories(run.checkpoints)
+        run._write_index({})
         run.write_config(config)
         return run
+
+    @classmethod
+    @contextmanager
+    def started(cls, path: Path, config: TrainConfig) -> Iterator[RunDirectory]:
+        """Begin a run, and hold its directory.
+
+        What was made is removed should the user be told of an error before the first checkpoint: the same command is to
+        work once that is mended.
+
+        Raises:
+            UserError: as :meth:`create`, or another process has the directory.
+        """
+        with held(path):
+            run = cls.create(path, config)
+            try:
+                yield run
+            except UserError:
+                if not run.index():
+                    run._remove_made()
+                raise
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -90,11 +126,10 @@ class RunDirectory:
         A play temperature has no part in training: another one than before is noted, and what is trained stays.
 
         Raises:
-            UserError: it was begun with other settings.
+            UserError: it was begun with other settings, or the directory holds something else.
         """
         run = cls(path)
         if not run.config_path.is_file():
-            shutil.rmtree(path, ignore_errors=True)  # killed while the directory was made
             return cls.create(path, config)
         before = run.config()
         if before.playing_at(config.network.play_temperature) != config:
@@ -102,6 +137,17 @@ class RunDirectory:
         if before != config:
             run.write_config(config)
         return run
+
+    def _is_unused(self) -> bool:
+        """Whether nothing is in the directory but what is there before a run has its config."""
+        own = {self.path / LOCK_FILE, self.checkpoints, self.path / INDEX_FILE}
+        return all(path in own or path.name.endswith(UNFINISHED) for path in self.path.rglob("*"))
+
+    def _remove_made(self) -> None:
+        """Remove what a run has before its first checkpoint; other files stay."""
+        shutil.rmtree(self.checkpoints)
+        for path in (self.config_path, *self.path.glob("events.out.tfevents.*")):
+            path.unlink(missing_ok=True)
 
     @property
     def config_path(self) -> Path:
@@ -125,34 +171,73 @@ class RunDirectory:
         """Store the config, in one step."""
         replace_text(self.config_path, config.to_json())
 
-    def index(self) -> dict[str, Checkpoint]:
-        """Checkpoints by ``latest`` and ``best``; empty before the first.
+    def index(self) -> Index:
+        """The checkpoints that there are.
 
         Raises:
-            UserError: the index is damaged.
+            UserError: the index is missing or damaged.
         """
         path = self.path / INDEX_FILE
+        damaged = f"{path} is damaged, restore it from a copy of the run or train anew"
         if not path.is_file():
-            return {}
-        try:
-            return {which: Checkpoint(**entry) for which, entry in json.loads(path.read_text()).items()}
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}): restore it or train anew") from error
+            raise UserError(
+                f"{path} is missing, and without it nobody knows what the checkpoints are: restore it from a copy of "
+                "the run, or train anew in another directory; nothing was changed"
+            )
+        index = checked(read_json(path), TypeAdapter(Index), damaged)
+        if len(index) == 1:
+            raise UserError(f"{damaged}: it must name the latest and the best checkpoint, or none")
+        return index
 
-    def checkpoint(self, which: Which) -> tuple[Checkpoint, Path]:
-        """A checkpoint and its directory.
+    def iterations_done(self) -> int:
+        """Iterations at the latest checkpoint; 0 before the first.
 
         Raises:
-            UserError: there is none.
+            UserError: the index is missing or damaged.
         """
         index = self.index()
-        if which not in index:
-            raise UserError(f"{self.path} has no checkpoint yet: train for at least one iteration first")
-        found = index[which]
+        return index["latest"].iteration if index else 0
+
+    def _write_index(self, index: Index) -> None:
+        entries = {which: asdict(checkpoint) for which, checkpoint in index.items()}
+        replace_text(self.path / INDEX_FILE, json.dumps(entries, indent=2) + "\n")
+
+    def checkpoint(self, which: Which) -> tuple[Checkpoint, Path]:
+        """A checkpoint and its directory, for who holds the run.
+
+        Raises:
+            UserError: there is none, or it is not what was written.
+        """
+        found = self._named(self.index(), which)
         path = self.checkpoints / found.name
         if not path.is_dir():
             raise UserError(f"the {which} checkpoint {path} is missing: restore it or train anew")
+        check_manifest(path)
         return found, path
+
+    def policy(self, which: Which) -> tuple[Index, Weights]:
+        """The checkpoints and the weights of one, read at once: a training that goes on replaces both at any time.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        from policies.weights import Weights  # and torch with it, which takes a while
+
+        while True:
+            index = self.index()
+            name = self._named(index, which).name
+            try:
+                return index, Weights.read(self.checkpoints / name / POLICY_FILE)
+            except FileNotFoundError as error:
+                if self._named(self.index(), which).name == name:
+                    raise UserError(f"{error.filename} is missing: restore it or train anew") from error
+            except OSError as error:
+                raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    def _named(self, index: Index, which: Which) -> Checkpoint:
+        if which not in index:
+            raise UserError(f"{self.path} has no checkpoint yet: train for at least one iteration first")
+        return index[which]
 
     def save(self, iteration: int, score: float, write: Callable[[Path], None], keep: int = 1) -> Checkpoint:
         """Keep a new latest checkpoint, and it as the best if its moving average of scores is the highest yet.
@@ -165,6 +250,9 @@ class RunDirectory:
 
         Returns:
             The new one.
+
+        Raises:
+            UserError: it cannot be written, for a full disk, say; those before it are as they were.
         """
         index = self.index()
         before = index["latest"].average if index else math.nan
@@ -174,17 +262,15 @@ class RunDirectory:
             average = before + AVERAGE_STEP * (score - before)
         new = Checkpoint(f"iteration-{iteration:06d}", iteration, score, average, git_commit())
         target = self.checkpoints / new.name
-        unfinished = self.checkpoints / f".{new.name}.unfinished"
-        for leftover in (unfinished, target):
-            shutil.rmtree(leftover, ignore_errors=True)
-        unfinished.mkdir()
-        write(unfinished)
-        unfinished.rename(target)
+        for leftover in (target, *self.checkpoints.glob(f".*{UNFINISHED}")):  # of a process that was killed
+            _remove(leftover)
+        with new_directory(target) as unfinished:
+            write(unfinished)
+            write_manifest(unfinished)
         best = index.get("best")
         index["latest"] = new
         index["best"] = new if best is None or not average <= best.average else best
-        entries = {which: asdict(checkpoint) for which, checkpoint in index.items()}
-        replace_text(self.path / INDEX_FILE, json.dumps(entries, indent=2) + "\n")
+        self._write_index(index)
         # One beyond the latest is left from before a restart from it.
         present = sorted(path.name for path in self.checkpoints.glob("iteration-*") if path.name <= new.name)
         kept = {*present[-keep:], index["best"].name}
@@ -194,8 +280,8 @@ class RunDirectory:
         return new
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees either the old or the new content."""
-    temporary = path.with_name(f".{path.name}.unfinished")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

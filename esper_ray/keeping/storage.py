@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,11 +16,14 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE
+from esper_ray.keeping.lock import LOCK_FILE
 from esper_ray.keeping.run_directory import CONFIG_FILE, INDEX_FILE, RLLIB_STATE, RunDirectory
+from esper_ray.keeping.writing import UNFINISHED, make_directories, new_directory
 
 WHOLE_AT_ONCE = frozenset({"s3", "gcs", "abfs"})
 """Object stores: what is written appears when it is complete. Elsewhere it is written aside and then renamed."""
-UNFINISHED = ".unfinished"
+ATTEMPTS = 5
+"""At fetching a copy that its sender changes meanwhile."""
 
 
 class Mirror:
@@ -50,6 +53,19 @@ class Mirror:
             raise UserError(f"{uri} names no file system that can be used: {error}") from error
         self._sent: dict[str, tuple[int, int]] = {}
 
+    def check_apart(self, run: RunDirectory) -> None:
+        """Refuse a copy in the run's directory, which would be copied too, or around it.
+
+        Raises:
+            UserError: it is one.
+        """
+        root = Path(self._root).resolve()
+        overlap = root == run.path or root in run.path.parents or run.path in root.parents
+        if self._fs.type_name == "local" and overlap:
+            raise UserError(
+                f"--storage {self.uri} and the run directory {run.path} overlap: choose one beside the other"
+            )
+
     def send(self, run: RunDirectory) -> None:
         """Bring the copy up to date.
 
@@ -71,31 +87,53 @@ class Mirror:
         """Make a run directory of the copy; ``path`` appears when it is complete.
 
         Raises:
-            UserError: there is no run, or it cannot be read.
+            UserError: there is no run, it cannot be read, or ``path`` cannot be written.
         """
-        unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        names = self.names()
-        if CONFIG_FILE not in names:
+        if CONFIG_FILE not in self.names():
             raise UserError(f"{self.uri} holds no run: it has no {CONFIG_FILE}")
-        self.copy(names, unfinished)
-        (unfinished / "checkpoints").mkdir(exist_ok=True)
-        unfinished.rename(path)
+        make_directories(path.parent)
+        with new_directory(path) as unfinished:
+            self.copy(unfinished)
 
-    def copy(self, names: Iterable[str], path: Path) -> None:
-        """Write files of the copy into a directory of this machine.
+    def copy(self, path: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Write files of the copy into a directory of this machine, as they are together at one time.
+
+        Args:
+            path: The directory.
+            wanted: Which files, by their path in the copy.
 
         Raises:
             UserError: they cannot be read.
         """
         try:
-            for name in names:
-                target = path / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with self._fs.open_input_stream(f"{self._root}/{name}") as source, target.open("wb") as file:
-                    shutil.copyfileobj(source, file)
+            for _ in range(ATTEMPTS):
+                before = self._index()
+                try:
+                    self._copy_files((name for name in self._names("") if wanted(name)), path)
+                except FileNotFoundError:
+                    if self._index() == before:
+                        raise
+                if self._index() == before:
+                    return
+                shutil.rmtree(path / "checkpoints", ignore_errors=True)  # its sender has gone on: other ones by now
         except (ArrowException, OSError) as error:
             raise UserError(f"cannot fetch {self.uri}: {error}") from error
+        raise UserError(f"cannot fetch {self.uri}: its training replaces checkpoints faster than they can be copied")
+
+    def _copy_files(self, names: Iterable[str], path: Path) -> None:
+        for name in names:
+            target = path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self._fs.open_input_stream(f"{self._root}/{name}") as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file)
+
+    def _index(self) -> bytes | None:
+        """Of the checkpoints, as it is now; None if there is none."""
+        if self._fs.get_file_info(f"{self._root}/{INDEX_FILE}").type != FileType.File:
+            return None
+        with self._fs.open_input_stream(f"{self._root}/{INDEX_FILE}") as file:
+            content: bytes = file.read()
+        return content
 
     def names(self) -> list[str]:
         """Complete files, by their path in the copy.
@@ -115,10 +153,8 @@ class Mirror:
             UserError: it cannot be read.
         """
         try:
-            if self._fs.get_file_info(f"{self._root}/{INDEX_FILE}").type != FileType.File:
-                return None
-            with self._fs.open_input_stream(f"{self._root}/{INDEX_FILE}") as file:
-                return int(json.loads(file.read())["latest"]["iteration"])
+            index = json.loads(self._index() or "{}")
+            return int(index["latest"]["iteration"]) if index else None
         except (ArrowException, OSError, ValueError, LookupError) as error:
             raise UserError(f"cannot read {self.uri}: {error}") from error
 
@@ -177,11 +213,11 @@ def at_hand(place: str) -> Iterator[Path]:
     parts = [part for part in (url.hostname or "", *url.path.split("/")) if part not in ("", ".", "..")]
     with tempfile.TemporaryDirectory(prefix="esper-") as folder:
         path = Path(folder, *parts)  # named as there, for tables and messages
-        copy.copy((name for name in names if RLLIB_STATE not in name.split("/")), path)
+        copy.copy(path, lambda name: RLLIB_STATE not in name.split("/"))
         yield path
 
 
 def _finished(directory: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(directory):
         subfolders[:] = [name for name in subfolders if not name.endswith(UNFINISHED)]
-        yield from (Path(folder, name) for name in names if not name.endswith(UNFINISHED))
+        yield from (Path(folder, name) for name in names if not name.endswith((UNFINISHED, LOCK_FILE)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from esper_ray.config import TrainConfig
+from esper_ray.keeping.writing import writing
 from esper_ray.learning.metrics import POLICY, SPEED, readable_metrics
 from esper_ray.measuring.episodes import held_out_seeds
 from policies.learned import LearnedPolicy
@@ -38,7 +39,15 @@ class TensorBoard(RLlibCallback):
         self._written = 0
 
     def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
-        """Write one iteration."""
+        """Write one iteration.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with writing(self._run_dir):
+            self._write(algorithm, result)
+
+    def _write(self, algorithm: Any, result: dict[str, Any]) -> None:
         config = self._config.run
         step = int(result["num_env_steps_sampled_lifetime"])
         sampled, seconds = int(result["env_runners"]["num_env_steps_sampled"]), result["time_this_iter_s"]

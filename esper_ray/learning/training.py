@@ -18,7 +18,7 @@ from envs import ENV_ID
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.vocabulary import LifecycleOp
 from esper_ray.cluster import connected, runner_device
-from esper_ray.config import TrainConfig
+from esper_ray.config import TrainConfig, check_resumable
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import POLICY_FILE, RLLIB_STATE, Checkpoint, RunDirectory
 from esper_ray.keeping.storage import Mirror
@@ -41,24 +41,24 @@ def train(run: RunDirectory, config: TrainConfig, console: Console, address: str
     The first Ctrl-C ends training after the iteration under way, which is saved; a second one at once.
 
     Args:
-        run: Where checkpoints and TensorBoard files go.
+        run: Where checkpoints and TensorBoard files go; the caller holds it (:func:`esper_ray.keeping.lock.held`).
         config: All settings.
         console: Where progress is printed.
         address: Ray cluster to train on (see :func:`esper_ray.cluster.connected`).
 
     Raises:
-        UserError: a checkpoint that cannot be read, or one of other sizes or of the other algorithm; a cluster that is
-            not there or too small.
+        UserError: a checkpoint that cannot be read, or settings that a run cannot go on with; a disk that is full; a
+            cluster that is not there or too small.
     """
     settle()
-    done = run.index()["latest"].iteration if run.index() else 0
-    begun_with = run.config().run.algorithm
-    if config.run.algorithm != begun_with:
-        raise UserError(f"{run.path} was begun with --algorithm {begun_with} and cannot go on with another one")
+    check_resumable(run.config(), config)
+    done = run.iterations_done()
     if done >= config.run.iterations:
         console.print(f"{run.path} has its {done} iterations already; give more with --iterations N --resume")
         return
     mirror = None if config.run.storage is None else Mirror(config.run.storage)
+    if mirror is not None:
+        mirror.check_apart(run)
     with connected(config.run, address, console):
         algorithm = build(run, config, console)
         with _stop_requests(console) as stop:
@@ -82,9 +82,10 @@ def build(run: RunDirectory, config: TrainConfig, console: Console) -> FactoredA
     Raises:
         UserError: a checkpoint that cannot be read, or one of other sizes; runners that cannot start.
     """
+    checkpoint = run.checkpoint("latest")[1] if run.index() else None  # damage is found before anything starts
     algorithm = _algorithm_config(run, config).build_algo()
-    if run.index():
-        _restore(algorithm, run)
+    if checkpoint is not None:
+        _restore(algorithm, checkpoint)
         run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
         console.print(f"resumed after iteration {algorithm.iteration}")
     return algorithm
@@ -192,11 +193,10 @@ def _write_checkpoint(algorithm: FactoredAlgorithm, config: TrainConfig, path: P
     save_weights(network.state_dict(), path / POLICY_FILE)
 
 
-def _restore(algorithm: FactoredAlgorithm, run: RunDirectory) -> None:
-    _, path = run.checkpoint("latest")
+def _restore(algorithm: FactoredAlgorithm, path: Path) -> None:
     try:
         algorithm.restore_from_path(str(path / RLLIB_STATE))
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # whatever unpickling what another version wrote may raise
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} cannot be restored with this config (were sizes changed since?): {reason[:300]}"

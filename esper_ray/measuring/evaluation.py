@@ -11,7 +11,7 @@ import numpy as np
 
 from esper_ray.errors import UserError
 from esper_ray.keeping.revision import git_commit
-from esper_ray.keeping.run_directory import replace_text
+from esper_ray.keeping.writing import replace_text
 from esper_ray.measuring.controls import CONTROLS, STATIC, STATIC_FINAL, make_policy
 from esper_ray.measuring.playing import MEASURES, Played, Playing, play_all
 from esper_ray.measuring.statistics import mean_by_kind, summarise_runs

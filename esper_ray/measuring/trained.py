@@ -11,9 +11,10 @@ from typing import Literal
 from envs.slots import SlotConfig
 from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
-from esper_ray.keeping.export import CARD_FILE, load_export
+from esper_ray.keeping.export import CARD_FILE, read_export
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory, Which
 from policies.network import NetworkConfig
+from policies.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,15 @@ def _heads(slots: SlotConfig) -> str:
 class Trained:
     """A trained policy and the world it was trained in: a checkpoint of a run, or an export.
 
+    Nothing of it is read again: the run may be trained on meanwhile.
+
     Attributes:
         path: Directory of the run or the export; results about the policy go there.
         which: What of it was taken.
         iteration: Iterations that the policy was trained for.
         env: The world.
         network: Its widths, and how it is played.
-        weights: The file.
+        weights: Of the policy.
     """
 
     path: Path
@@ -77,11 +80,11 @@ class Trained:
     iteration: int
     env: EnvConfig
     network: NetworkConfig
-    weights: Path
+    weights: Weights
 
     @classmethod
     def open(cls, path: Path, which: Which, world: World = TRAINING_WORLD) -> Trained:
-        """Find what was trained.
+        """Read what was trained.
 
         Args:
             path: A run directory or an export.
@@ -92,15 +95,13 @@ class Trained:
             UserError: there is neither, it is damaged, or its heads do not fit the other world.
         """
         if any((path / name).is_file() for name in (CARD_FILE, POLICY_FILE)):
-            card, _ = load_export(path)
-            trained = cls(
-                path.resolve(), "export", card.iteration, card.env, card.network, path.resolve() / POLICY_FILE
-            )
+            card, weights = read_export(path)
+            trained = cls(path.resolve(), "export", card.iteration, card.env, card.network, weights)
         else:
             run = RunDirectory.open(path)
             config = run.config()
-            checkpoint, directory = run.checkpoint(which)
-            trained = cls(run.path, which, checkpoint.iteration, config.env, config.network, directory / POLICY_FILE)
+            index, weights = run.policy(which)
+            trained = cls(run.path, which, index[which].iteration, config.env, config.network, weights)
         return dataclasses.replace(trained, env=world.of(trained.env))
 
     def at_temperature(self, temperature: float) -> Trained:

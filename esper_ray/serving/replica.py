@@ -6,13 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from ray import serve
 
-from esper_ray.keeping.export import load_export
 from esper_ray.process import settle
 from esper_ray.serving.messages import Refusal
 from esper_ray.serving.sessions import EndedError, FullError, Sessions
@@ -146,13 +144,13 @@ class PolicyReplica(SessionKeeper):
     Requests of different sessions that come together share a pass of the network.
 
     Args:
-        export: Directory of the policy.
+        policy: Decides.
         config: Limits.
     """
 
-    def __init__(self, export: Path, config: ServiceConfig) -> None:
+    def __init__(self, policy: PolicyBundle, config: ServiceConfig) -> None:
         settle()
-        super().__init__(load_export(export)[1], config)
+        super().__init__(policy, config)
         self._decide_together.set_max_batch_size(config.max_batch)
         self._decide_together.set_batch_wait_timeout_s(config.batch_wait_seconds)
 

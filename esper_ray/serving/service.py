@@ -55,7 +55,7 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
     Raises:
         UserError: no usable export, token or port.
     """
-    card, _ = load_export(export)
+    card, policy = load_export(export)
     token = config.token()
     digest = None if token is None else hashlib.sha256(token.encode()).digest()
     _check_free(config.host, config.port)
@@ -77,9 +77,7 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
         # request would go to another one, which does not know the session.
         limits = {"max_ongoing_requests": CONCURRENT, "max_queued_requests": CONCURRENT}
         decider = serve.deployment(PolicyReplica, num_replicas=1, **limits)
-        replicas = [
-            decider.options(name=f"policy-{number}").bind(export.resolve(), config) for number in range(config.replicas)
-        ]
+        replicas = [decider.options(name=f"policy-{number}").bind(policy, config) for number in range(config.replicas)]
         gateway = serve.deployment(
             serve.ingress()(Gateway), name="gateway", num_replicas=1, ray_actor_options={"num_cpus": 0}, **limits
         )

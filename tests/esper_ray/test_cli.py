@@ -17,6 +17,8 @@ from envs.slot_states import Fate
 from envs.vocabulary import Blueprint, LifecycleOp
 from esper_ray.cli import parse
 from esper_ray.errors import UserError
+from esper_ray.keeping.run_directory import RunDirectory
+from tests.esper_ray.keeping.places import read_only
 from tests.esper_ray.learning.masked_toy_env import HEADS
 from tests.places import ROOT
 
@@ -140,7 +142,7 @@ def test_the_asynchronous_algorithm_trains_and_its_run_stays_with_it(impala_dir,
     }
     result = esper_ray("train", "--run-dir", path, "--resume", "--iterations", 2, "--algorithm", "ppo")
     assert result.returncode == 2, result.stdout + result.stderr
-    assert "begun with --algorithm impala" in result.stderr
+    assert "algorithm from 'impala' to 'ppo'" in result.stderr
     result = esper_ray("train", "--run-dir", path, "--resume", "--iterations", 2)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "2/2" in result.stdout
@@ -158,7 +160,7 @@ def test_the_asynchronous_algorithms_run_is_evaluated_and_replayed_like_any_othe
     assert (impala_dir / "replay-learned-0.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+def test_a_run_in_training_is_read_by_others_trained_by_none_and_ctrl_c_saves_it(tmp_path):
     command = [sys.executable, "-m", "esper_ray", "train", *SMALL, "--iterations", "500", "--run-dir", "run"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, start_new_session=True
@@ -168,11 +170,18 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
         lines.append(line)
         if "2/500" in line and not told:
             told = True
+            second = esper_ray("train", "--resume", "--run-dir", tmp_path / "run")
+            played = esper_ray("evaluate", tmp_path / "run", "--episodes", 2, "--workers", 1, "--policies", "learned")
+            done = RunDirectory(tmp_path / "run").iterations_done()
             # To the whole group, as a terminal does: the workers must survive it until the iteration is saved.
             os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 0, "".join(lines)
+    assert (second.returncode, second.stderr.count("\n")) == (2, 1), second.stderr
+    assert f"run is in use by process {process.pid} on " in second.stderr
+    assert played.returncode == 0, played.stdout + played.stderr
     last = json.loads((tmp_path / "run" / "checkpoints" / "index.json").read_text())["latest"]["iteration"]
-    assert 2 <= last <= 4
+    assert done <= last <= done + 2
+    assert not (tmp_path / "run" / ".lock").exists()
     assert "stopped and saved; go on with: esper-ray train --run-dir" in "".join(lines)
 
 
@@ -238,10 +247,10 @@ def test_evaluate_plays_other_worlds_where_the_heads_fit_and_says_where_they_do_
 @pytest.mark.parametrize(
     ("command", "work", "name"),
     [
-        ("evaluate", "evaluation.evaluate", "report.json"),
-        ("search", "search.halving.search_schedule", "schedule.json"),
-        ("replay", "replay.draw_replay", "picture.png"),
-        ("compare", "compare.compare", ""),
+        ("evaluate", "measuring.evaluation.evaluate", "report.json"),
+        ("search", "measuring.search.halving.search_schedule", "schedule.json"),
+        ("replay", "measuring.replay.draw_replay", "picture.png"),
+        ("compare", "experiments.compare.compare", ""),
     ],
 )
 def test_where_nothing_can_be_written_is_said_before_the_work(run_dir, tmp_path, monkeypatch, command, work, name):
@@ -269,9 +278,8 @@ def test_where_nothing_can_be_written_is_said_before_the_work(run_dir, tmp_path,
     if command == "replay":
         with pytest.raises(UserError, match="names no picture"):
             run(tmp_path / "picture.txt")
-    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # who runs as root may write everywhere
-    with pytest.raises(UserError, match="no permission"):
-        run(tmp_path / (name or "."))
+    with read_only(tmp_path / "disk") as disk, pytest.raises(UserError, match=f"cannot write {disk}: "):
+        run(disk / (name or "."))
 
 
 def test_search_spends_what_a_run_has_trained_for_and_writes_a_schedule_that_evaluate_plays(run_dir):
@@ -368,7 +376,7 @@ def test_resuming_with_other_sizes_is_refused_and_changes_nothing(run_dir):
     before = (run_dir / "config.json").read_text()
     result = esper_ray("train", "--run-dir", run_dir, "--resume", "--iterations", 9, "--hidden-dim", 24)
     assert result.returncode == 2, result.stdout + result.stderr
-    assert "cannot be restored" in result.stderr
+    assert "hidden_dim from 32 to 24" in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     assert (run_dir / "config.json").read_text() == before
 
@@ -376,6 +384,13 @@ def test_resuming_with_other_sizes_is_refused_and_changes_nothing(run_dir):
 def test_a_damaged_run_is_refused_and_left_as_it_is(run_dir, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy)
+    state = next(copy.glob("checkpoints/*/rllib/**/module_state.pkl"))
+    content = state.read_bytes()
+    state.write_bytes(b"")
+    result = esper_ray("train", "--run-dir", copy, "--resume", "--iterations", 9)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "module_state.pkl is not what was written" in result.stderr
+    state.write_bytes(content)
     config = json.loads((copy / "config.json").read_text())
     config["network"]["hidden_dim"] = 48
     (copy / "config.json").write_text(json.dumps(config))

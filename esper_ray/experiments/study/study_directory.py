@@ -10,7 +10,6 @@ from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.experiments.study.study_episodes import StudyPlaying
 from esper_ray.experiments.study.study_file import Study
-from esper_ray.keeping.export import file_sha256
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.measuring.controls import BEST_SCHEDULE, FOLLOWING, INDEPENDENT, TRAINING_SCHEDULE
 from esper_ray.measuring.search.schedule_files import read_schedule
@@ -30,8 +29,7 @@ class Training:
     @property
     def iterations_done(self) -> int:
         """Of the latest checkpoint."""
-        index = RunDirectory(self.path).index()
-        return index["latest"].iteration if index else 0
+        return RunDirectory(self.path).iterations_done() if self.path.exists() else 0
 
     def is_finished(self) -> bool:
         """Whether all iterations are done."""
@@ -126,10 +124,9 @@ class StudyDirectory:
             UserError: it has no checkpoint.
         """
         trained = Trained.open(training.path, self.study.checkpoint)
-        digest = file_sha256(trained.weights)
         policies = (LEARNED, *(control for control in FOLLOWING if control in self.study.controls))
         return [
-            self._playing(training.arm, evaluation, policies, training.seed, trained, digest)
+            self._playing(training.arm, evaluation, policies, training.seed, trained)
             for evaluation in self.study.worlds
         ]
 
@@ -140,7 +137,6 @@ class StudyDirectory:
         policies: tuple[str, ...],
         seed: int | None = None,
         trained: Trained | None = None,
-        weights_sha256: str | None = None,
     ) -> StudyPlaying:
         schedule = self._schedule_of(policy, evaluation)
         name = policy if seed is None else f"{policy}.seed-{seed}"
@@ -153,6 +149,5 @@ class StudyDirectory:
             self.study.evaluation_seed,
             policy,
             evaluation,
-            weights_sha256,
             self.path / "episodes" / evaluation / f"{name}.json",
         )

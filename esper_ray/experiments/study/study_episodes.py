@@ -8,9 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from esper_ray.keeping.run_directory import replace_text
+from pydantic import BaseModel, TypeAdapter
+
+from esper_ray.keeping.writing import make_directories, replace_text
 from esper_ray.measuring.playing import Played, Playing
+from esper_ray.reading import checked, read_json
 from policies.learned import LEARNED
+
+
+class _Kept(BaseModel):
+    """What a file of episodes holds."""
+
+    settings: dict[str, Any]
+    policies: dict[str, Played]
 
 
 @dataclass(frozen=True)
@@ -20,13 +30,11 @@ class StudyPlaying(Playing):
     Attributes:
         policy: A control's name, or the arm's.
         evaluation: Name of the world.
-        weights_sha256: Of the trained policy's file; None for a control.
         path: File of the results.
     """
 
     policy: str
     evaluation: str
-    weights_sha256: str | None
     path: Path
 
     def settings(self) -> dict[str, Any]:
@@ -34,7 +42,7 @@ class StudyPlaying(Playing):
         settings = {
             "policy": self.policy,
             "world": self.env.keywords(),
-            "weights_sha256": self.weights_sha256,
+            "weights_sha256": None if self.trained is None else self.trained.weights.sha256,
             "temperature": None if self.trained is None else self.trained.network.play_temperature,
             "following": [name for name in self.policies if self.trained is not None and name != LEARNED],
             "schedule": None if self.schedule is None else self.schedule.to_json(),
@@ -45,17 +53,22 @@ class StudyPlaying(Playing):
 
     def is_finished(self) -> bool:
         """Whether the file holds these results."""
-        return self.path.is_file() and self._read()["settings"] == self.settings()
+        return self.path.is_file() and self._read().settings == self.settings()
 
     def keep(self, played: Mapping[str, Played]) -> None:
         """Write what :meth:`play` returned."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(self.path.parent)
         policies = {name: asdict(each) for name, each in played.items()}
         replace_text(self.path, json.dumps({"settings": self.settings(), "policies": policies}) + "\n")
 
     def kept(self) -> dict[str, Played]:
-        """What was written."""
-        return {name: Played(**each) for name, each in self._read()["policies"].items()}
+        """What was written.
 
-    def _read(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text())
+        Raises:
+            UserError: the file is damaged.
+        """
+        return self._read().policies
+
+    def _read(self) -> _Kept:
+        where = f"{self.path} is damaged, remove it and its episodes are played again"
+        return checked(read_json(self.path), TypeAdapter(_Kept), where)

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from esper_ray.config import PRESETS, EnvConfig, TrainConfig, read_yaml, with_settings
+from esper_ray.config import PRESETS, EnvConfig, TrainConfig, with_settings
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import Which
 from esper_ray.measuring.controls import BEST_SCHEDULE, CONTROLS, FOLLOWING, INDEPENDENT, STATIC, TRAINING_SCHEDULE
 from esper_ray.measuring.search.halving import Brackets, SearchSettings
+from esper_ray.reading import read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 """Of an arm or an evaluation: it becomes a file name."""
@@ -175,6 +176,10 @@ class Study(BaseModel):
     def _config(config: TrainConfig, settings: dict[str, Any], where: str) -> TrainConfig:
         if "seed" in settings:
             raise UserError(f"{where}: give the training seeds under seeds, not as a setting")
+        if "storage" in settings:
+            raise UserError(
+                f"{where}: the trainings of a study have no copy elsewhere, which they would share; leave storage out"
+            )
         try:
             return with_settings(config, settings)
         except UserError as error:

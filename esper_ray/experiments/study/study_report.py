@@ -15,7 +15,7 @@ from esper_ray.experiments.study.study_directory import StudyDirectory, Training
 from esper_ray.experiments.study.study_episodes import StudyPlaying
 from esper_ray.experiments.study.study_figures import behaviour_figure, cost_figure, learning_figure, score_figure
 from esper_ray.keeping.revision import git_commit
-from esper_ray.keeping.run_directory import replace_text
+from esper_ray.keeping.writing import replace_figure, replace_text
 from esper_ray.measuring.controls import FOLLOWING, LEARNED_GREEDY, STATIC_FINAL
 from esper_ray.measuring.curves import Curve, read_curves
 from esper_ray.measuring.evaluation import summarise
@@ -44,7 +44,7 @@ def write_report(directory: StudyDirectory) -> dict[str, Any]:
         pictures[f"{name}-costs"] = cost_figure(evaluation)
         pictures[f"{name}-behaviour"] = behaviour_figure(evaluation)
     for name, figure in pictures.items():
-        figure.savefig(directory.path / f"{name}.png")
+        replace_figure(directory.path / f"{name}.png", figure)
     replace_text(directory.path / "study.md", markdown(report))
     return report
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from esper_ray.config import EnvConfig
 from esper_ray.experiments.study.study_directory import StudyDirectory
 from esper_ray.experiments.study.study_episodes import StudyPlaying
+from esper_ray.keeping.lock import held
+from esper_ray.keeping.writing import make_directories
 from esper_ray.measuring.controls import INDEPENDENT
 from esper_ray.measuring.evaluation_report import clock
 from esper_ray.measuring.playing import play_all
@@ -59,7 +61,7 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
         for training in trainings:
             if not training.is_finished():
                 console.print(f"[bold]training {training.arm}, seed {seed}[/]", highlight=False)
-                with progress.measured("iterations"):
+                with progress.measured("iterations"), held(training.path):
                     train(training.open(), training.config, console)
                 if not training.is_finished():
                     raise StudyInterruptedError
@@ -69,7 +71,7 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
 
 def _search(env: EnvConfig, settings: SearchSettings, path: Path, workers: int, console: Console) -> None:
     """Find the best schedule of a world; nothing that the trace knows is played again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(path.parent)
     settings = dataclasses.replace(settings, workers=workers)
     known = read_trace(path, env, settings)
     if known and known[-1].name == FINAL and path.is_file():

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.experiments.tuning.tuning_file import Tuning
+from esper_ray.keeping.writing import make_directories, replace_text, writing
+from esper_ray.reading import checked, parse_json, read_text
 
 CHANGEABLE = {"title", "samples", "concurrent_trials"}
 """Keys of a tuning that may be others when it goes on."""
+
+REMEDY = "restore it from a copy, or give another --output"
 
 
 @dataclass(frozen=True)
@@ -85,28 +92,38 @@ class TuningDirectory:
             What is recorded, in the order of the decisions.
 
         Raises:
-            UserError: it was begun with other settings.
+            UserError: it was begun with other settings, or the record is damaged or missing.
         """
         identity = json.loads(json.dumps(self.tuning.model_dump(mode="json", exclude=CHANGEABLE)))
-        # A line that was being written at a kill lacks its end: its trial tells the iteration again.
-        text = self.record.read_text() if self.record.is_file() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()
-        if not lines:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.record.write_text(json.dumps(identity) + "\n")
+        if not self.record.is_file() and not any(self.path.glob("trials/*")):
+            make_directories(self.path)
+            replace_text(self.record, json.dumps(identity) + "\n")
             return []
-        if len(text) > text.rfind("\n") + 1:
-            self.record.write_text("".join(f"{line}\n" for line in lines))
-        begun_with = json.loads(lines[0])
+        begun_with, *lines = self._recorded()
         if begun_with != identity:
             other = ", ".join(name for name in identity if begun_with.get(name) != identity[name])
             raise UserError(f"{self.path} was begun with another {other}: give another --output, or remove it")
-        return [Result(**json.loads(line)) for line in lines[1:]]
+        return [checked(line, TypeAdapter(Result), f"{self.record} is damaged, {REMEDY}") for line in lines]
+
+    def _recorded(self) -> list[dict[str, Any]]:
+        """What the record's lines say.
+
+        One that was being written at a kill lacks its end, and is removed: its trial tells the iteration again.
+        """
+        text = read_text(self.record)
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            replace_text(self.record, whole)
+        damaged = f"{self.record} is damaged, {REMEDY}"
+        lines = [parse_json(line, f"{damaged}: line {number}") for number, line in enumerate(whole.splitlines(), 1)]
+        return checked(lines, TypeAdapter(Annotated[list[dict[str, Any]], Field(min_length=1)]), damaged)
 
     def append(self, result: Result) -> None:
         """Record a result."""
-        with self.record.open("a") as file:
+        with writing(self.record), self.record.open("a") as file:
             file.write(json.dumps(asdict(result)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def last_results(results: list[Result]) -> dict[str, Result]:

@@ -11,8 +11,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs.seeding import Purpose, seed_sequence
-from esper_ray.config import PRESETS, LearnerConfig, TrainConfig, read_yaml, with_settings
+from esper_ray.config import PRESETS, LearnerConfig, TrainConfig, with_settings
 from esper_ray.errors import UserError
+from esper_ray.reading import read_yaml
 from policies.network import NetworkConfig
 
 DIGITS = 4

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from esper_ray.experiments.tuning.tuning_directory import Result, Trial, TuningDirectory, last_results, ranked
 from esper_ray.keeping.revision import git_commit
-from esper_ray.keeping.run_directory import replace_text
+from esper_ray.keeping.writing import replace_text
 
 STUDY_SEEDS = 3
 

@@ -20,6 +20,7 @@ from esper_ray.config import RunConfig
 from esper_ray.errors import UserError
 from esper_ray.experiments.tuning.halving_rule import is_stopped
 from esper_ray.experiments.tuning.tuning_directory import Result, TuningDirectory, last_results
+from esper_ray.keeping.lock import held
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.training import build, trained_iterations
 from esper_ray.process import settle
@@ -152,13 +153,14 @@ def train_trial(settings: dict[str, Any]) -> None:
         settings: ``run`` is the path of its run directory.
     """
     settle()
-    run = RunDirectory(Path(settings[RUN]))
-    config, quiet = run.config(), Console(quiet=True)
+    run, quiet = RunDirectory(Path(settings[RUN])), Console(quiet=True)
     try:
-        if latest := run.index().get("latest"):  # nobody may have been told of it before a kill
-            tune.report({ITERATION: latest.iteration, SCORE: latest.average})
-        algorithm = build(run, config, quiet)
-        for saved in trained_iterations(algorithm, run, config, quiet):
-            tune.report({ITERATION: saved.iteration, SCORE: saved.average})
+        with held(run.path):
+            config = run.config()
+            if latest := run.index().get("latest"):  # nobody may have been told of it before a kill
+                tune.report({ITERATION: latest.iteration, SCORE: latest.average})
+            algorithm = build(run, config, quiet)
+            for saved in trained_iterations(algorithm, run, config, quiet):
+                tune.report({ITERATION: saved.iteration, SCORE: saved.average})
     except UserError as error:  # would come back at every restart
         tune.report({ITERATION: 0, SCORE: math.nan, FAILURE: str(error)})

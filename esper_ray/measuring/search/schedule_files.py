@@ -13,16 +13,16 @@ import numpy as np
 from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.revision import git_commit
-from esper_ray.keeping.run_directory import RunDirectory, replace_text
+from esper_ray.keeping.run_directory import RunDirectory
+from esper_ray.keeping.writing import replace_text
 from esper_ray.measuring.search.halving import START, Rung, SearchResult, SearchSettings
+from esper_ray.reading import read_json
 from policies.schedule import GrowthSchedule
 
 
 def trained_host_epochs(run: RunDirectory) -> int:
     """Host epochs that a run's training has had so far."""
-    config = run.config()
-    iterations = run.checkpoint("latest")[0].iteration
-    return iterations * max(1, config.run.num_env_runners) * config.run.hosts_per_runner * config.env.max_epochs
+    return run.iterations_done() * run.config().steps_per_iteration
 
 
 def trace_path(path: Path) -> Path:
@@ -57,26 +57,22 @@ def read_trace(path: Path, env: EnvConfig, settings: SearchSettings) -> list[Run
     file, asked = trace_path(path), _identity(env, settings)
     if not file.is_file():
         return []
+    trace = read_json(file)
     try:
-        trace = json.loads(file.read_text())
         made = trace["search"]
         if differing := [name for name in asked if made.get(name) != asked[name]]:
             raise UserError(
                 f"{file} is of a search with another {', '.join(differing)}: give another --output, or remove it"
             )
-        return [
-            Rung(
-                rung["name"],
-                tuple(GrowthSchedule.from_json(entries) for entries in rung["schedules"]),
-                tuple(rung["host_seeds"]),
-                np.array(rung["scores"]),
-            )
-            for rung in trace["rungs"]
-        ]
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+        return [_rung(entry) for entry in trace["rungs"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no trace of a search: remove it") from error
+
+
+def _rung(entry: Mapping[str, Any]) -> Rung:
+    schedules = tuple(GrowthSchedule.from_json(entries) for entries in entry["schedules"])
+    seeds = tuple(entry["host_seeds"])
+    return Rung(entry["name"], schedules, seeds, np.array(entry["scores"], float).reshape(len(schedules), len(seeds)))
 
 
 def _identity(env: EnvConfig, settings: SearchSettings) -> dict[str, Any]:
@@ -112,12 +108,10 @@ def read_schedule(path: Path) -> GrowthSchedule:
     Raises:
         UserError: no such file, or none of this kind.
     """
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text())
         if not isinstance(content, Mapping) or not isinstance(content.get("schedule"), list):
             raise ValueError('it has no list "schedule"')
         return GrowthSchedule.from_json(content["schedule"])
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} holds no schedule: {error}; `esper-ray search` writes one") from error

@@ -48,6 +48,16 @@ def test_the_command_prints_and_writes_what_differs_and_what_came_out(runs, tmp_
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"task": "digits"}', '{"policies": {"learned": {"score": 1}}}'])
+def test_a_damaged_evaluation_is_refused_in_one_line(runs, content):
+    report = runs[0] / "evaluation.json"
+    report.write_text(content)
+    with pytest.raises(UserError, match=r"evaluation\.json is (damaged, evaluate the run again|not JSON)") as refused:
+        compare(runs)
+    assert "\n" not in str(refused.value)
+    assert report.read_text() == content
+
+
 def test_a_name_is_as_short_as_tells_the_runs_apart(runs, tmp_path):
     RunDirectory.create(tmp_path / "third", DEBUG)
     compared = compare([*runs, tmp_path / "third", runs[0]])

@@ -23,7 +23,7 @@ from policies.bundle import PolicySettings
 from policies.factory import build_policy
 from policies.network import NetworkConfig
 from policies.player import Player
-from policies.weights import load_weights, save_weights
+from policies.weights import Weights, load_weights, save_weights
 
 CONFIG = dataclasses.replace(DEBUG, network=NetworkConfig(feature_dim=8, hidden_dim=6, head_dim=4))
 SLOTS = CONFIG.env.make_task().slots
@@ -207,7 +207,7 @@ def test_damage_that_no_card_vouches_against_is_refused_or_leaves_a_policy(expor
     path = export.parent / "damaged.safetensors"
     path.write_bytes(damaged((export / POLICY_FILE).read_bytes(), place, change, inserted))
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    _, message = outcome(load_weights, ValueError, policy, path)
+    _, message = outcome(load_weights, ValueError, policy, Weights.read(path))
     if message:
         assert "does not hold a policy for 3 slots" in message
         assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())

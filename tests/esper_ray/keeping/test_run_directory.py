@@ -87,7 +87,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path):
         _touch(path)
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         run.save(2, 0.9, fail)
     found, path = run.checkpoint("latest")
     assert found.iteration == 1

@@ -1,6 +1,7 @@
 """A run's copy elsewhere: equal to the run, and whole whenever its sender dies."""
 
 import datetime
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,54 @@ def test_the_copy_is_whole_wherever_sending_breaks_off(run, tmp_path):
             assert (path / "policy").read_text() == f"weights {found.iteration}"
     assert 5 < broken < 40
     assert fetched.checkpoint("latest")[0].iteration == 3
+
+
+class Moving:
+    """A file system whose run is trained on and sent again before one of its files is read.
+
+    Args:
+        reads: Before which.
+        send: Trains on and sends.
+    """
+
+    type_name = "local"
+
+    def __init__(self, reads, send):
+        self._fs, self._left, self._send = LocalFileSystem(), reads, send
+
+    def __getattr__(self, name):
+        if name == "open_input_stream":
+            self._left -= 1
+            if self._left == 0:
+                self._send()
+        return getattr(self._fs, name)
+
+
+def test_a_copy_that_is_fetched_while_it_changes_is_of_one_time(run, tmp_path):
+    place, iterations = str(tmp_path / "copy"), itertools.count(1)
+
+    def train_on():
+        iteration = next(iterations)
+        run.save(iteration, iteration / 100, checkpoint(f"weights {iteration}"))
+        Mirror(place).send(run)
+
+    train_on()
+    for reads in range(1, 12):
+        before = run.iterations_done()
+        Mirror(place, Moving(reads, train_on)).fetch(tmp_path / f"fetched-{reads}")
+        found, path = RunDirectory.open(tmp_path / f"fetched-{reads}").checkpoint("latest")
+        assert (path / "policy").read_text() == f"weights {found.iteration}"
+        assert found.iteration in (before, before + 1)
+    assert next(iterations) > 6  # it did change
+
+    class Racing(Moving):
+        def __getattr__(self, name):
+            self._left = 1
+            return super().__getattr__(name)
+
+    with pytest.raises(UserError, match="replaces checkpoints faster than they can be copied"):
+        Mirror(place, Racing(1, train_on)).fetch(tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 def test_what_holds_no_run_is_refused_and_leaves_nothing(tmp_path):

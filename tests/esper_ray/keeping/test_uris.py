@@ -47,7 +47,7 @@ def test_what_is_at_hand_is_the_run_without_its_pickled_state_and_for_a_while(st
     with at_hand(f"{store}/first") as path:
         trained = Trained.open(path, "best")
         assert (trained.iteration, trained.env.max_epochs) == (2, 4)
-        assert trained.weights.read_bytes() == next((tmp_path / "gone").glob("*/*2/policy.safetensors")).read_bytes()
+        assert trained.weights.content == next((tmp_path / "gone").glob("*/*2/policy.safetensors")).read_bytes()
         assert not list(path.rglob("*.pkl"))
     assert not path.exists()
     with at_hand(str(tmp_path / "gone")) as path:

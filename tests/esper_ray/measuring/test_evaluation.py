@@ -14,7 +14,7 @@ from policies.heuristic import PlateauHeuristic
 from policies.learned import LearnedPolicy, build_network
 from policies.network import NetworkConfig
 from policies.scripted import FixedSchedule, NeverGrow, RandomValid
-from policies.weights import load_weights, save_weights
+from policies.weights import Weights, load_weights, save_weights
 
 ENV = EnvConfig(task="digits_impaired", max_epochs=16)
 SLOTS = make_task(ENV.task).slots
@@ -65,12 +65,12 @@ def test_weights_of_other_sizes_are_refused_in_one_clear_line(tmp_path):
     path = tmp_path / "policy.safetensors"
     policy, wider = (LearnedPolicy(SLOTS, build_network(SLOTS, NetworkConfig(w, w, 16))) for w in (32, 64))
     save_weights(policy.state_dict(), path)
-    load_weights(policy, path)
+    load_weights(policy, Weights.read(path))
     with pytest.raises(ValueError, match="does not hold a policy for 3 slots"):
-        load_weights(wider, path)
+        load_weights(wider, Weights.read(path))
     path.write_bytes(b"not weights")
     with pytest.raises(ValueError, match="does not hold a policy"):
-        load_weights(policy, path)
+        load_weights(policy, Weights.read(path))
 
 
 def test_the_tables_of_everybody_fit_into_80_columns_uncut():

@@ -50,6 +50,8 @@ def test_the_repository_has_studies():
         ({"seeds": [1, 1]}, "seeds"),
         ({"seeds": 0}, "seeds"),
         ({"settings": {"seed": 3}}, "under seeds"),
+        ({"settings": {"storage": "s3://somewhere"}}, "settings: .* which they would share; leave storage out"),
+        ({"arms": {"one": {"storage": "s3://somewhere"}}}, "arm 'one': .* leave storage out"),
         ({"evaluations": {"there": {"task": "digit"}}}, "evaluation 'there': unknown task 'digit'"),
         ({"evaluations": {"there": {"lr": 0.1}}}, "evaluation 'there': .* others belong to an arm"),
         ({"evaluations": {"there": {"task": "digits_scale"}}}, "cannot play evaluation 'there'"),

@@ -38,6 +38,21 @@ def test_an_interrupted_study_goes_on_where_it_stopped_and_does_nothing_twice(st
     assert not third.iterations
 
 
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"settings": {}}', '{"settings": {}, "seconds": 1, "policies": [1]}']
+)
+def test_damaged_episodes_are_refused_in_one_line_and_kept(tmp_path, monkeypatch, content):
+    directory = StudyDirectory(tmp_path / "out", Study.read(written(tmp_path)))
+    with pytest.raises(StudyInterruptedError):
+        run_with(monkeypatch, FakeTraining(1), directory)
+    episodes = directory.path / "episodes" / "same" / "never_grow.json"
+    episodes.write_text(content)
+    with pytest.raises(UserError, match=r"never_grow\.json is (damaged, remove it|not JSON)") as refused:
+        run_with(monkeypatch, FakeTraining(), directory)
+    assert "\n" not in str(refused.value)
+    assert episodes.read_text() == content
+
+
 def test_results_of_other_settings_are_not_reused(tmp_path, monkeypatch):
     def run(training=None, **changes):
         file = written(tmp_path, **({"arms": {"learned": {}}, "seeds": 1, "evaluations": {}} | changes))
@@ -112,7 +127,7 @@ def test_a_killed_study_goes_on_at_the_next_command(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--workers", "0"], stdout=subprocess.DEVNULL, env=environment)
     index = tmp_path / "out" / "runs" / "learned" / "seed-0" / "checkpoints" / "index.json"
-    while process.poll() is None and not index.is_file():
+    while process.poll() is None and not (index.is_file() and "latest" in index.read_text()):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -43,6 +43,31 @@ def test_a_half_written_line_is_forgotten_and_what_follows_is_read(directory):
     assert (last.trial, str(last.score)) == ("004", "nan")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: [],
+        lambda lines: [lines[0], "{", *lines[1:]],
+        lambda lines: [lines[0], "[3]", *lines[1:]],
+        lambda lines: ["null", *lines[1:]],
+        lambda lines: [lines[0], lines[1].replace('"score": 0.9', '"score": "good"'), *lines[2:]],
+        lambda lines: [lines[0], lines[1].replace('"stopped"', '"over"')],
+    ],
+)
+def test_a_damaged_record_is_refused_and_left_as_it_is(directory, damage):
+    content = "".join(f"{line}\n" for line in damage(directory.record.read_text().splitlines()))
+    directory.record.write_text(content)
+    (directory.path / "trials" / "000").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"results\.jsonl is damaged, restore it") as refused:
+        directory.open()
+    assert "\n" not in str(refused.value)
+    assert directory.record.read_text() == content
+    directory.record.unlink()
+    with pytest.raises(UserError, match=r"cannot read .*results\.jsonl"):
+        directory.open()
+    assert not directory.record.exists()
+
+
 def test_only_what_changes_no_decision_may_change(directory, tmp_path):
     more = written(tmp_path, samples=9, concurrent_trials=4, title="Larger")
     assert TuningDirectory(directory.path, Tuning.read(more)).open() == RECORDED

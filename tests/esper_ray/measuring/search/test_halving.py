@@ -1,6 +1,7 @@
 """The search for a fixed schedule: its budget, and that it finds what there is to find."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -116,8 +117,23 @@ def test_a_trace_of_another_search_is_refused_and_so_is_a_damaged_one(landscape,
             read_trace(path, ENV, dataclasses.replace(asked, **other))
     with pytest.raises(UserError, match="another env: give another --output, or remove it"):
         read_trace(path, dataclasses.replace(ENV, max_epochs=61), asked)
+    whole = json.loads(trace_path(path).read_text())
+    rung = {"name": "final", "schedules": [[]], "host_seeds": [1, 2], "scores": [[0.5, 0.5]]}
+    trace_path(path).write_text(json.dumps(whole | {"rungs": [rung]}))
+    assert len(read_trace(path, ENV, asked)) == 1
+    damaged = [
+        {"scores": [[0.5]]},
+        {"scores": "high"},
+        {"host_seeds": 3},
+        {"schedules": [3]},
+        {"schedules": [[{"slot": []}]]},
+    ]
+    for content in ([], whole | {"rungs": None}, *(whole | {"rungs": [rung | change]} for change in damaged)):
+        trace_path(path).write_text(json.dumps(content))
+        with pytest.raises(UserError, match="is no trace of a search: remove it"):
+            read_trace(path, ENV, asked)
     trace_path(path).write_text("{")
-    with pytest.raises(UserError, match="is no trace of a search"):
+    with pytest.raises(UserError, match="is not JSON"):
         read_trace(path, ENV, asked)
 
 

@@ -30,7 +30,7 @@ def test_the_written_schedule_is_the_one_that_is_read(tmp_path):
     ("text", "message"),
     [
         (None, "cannot read"),
-        ("[", "holds no schedule"),
+        ("[", "is not JSON"),
         ("[1]", 'no list "schedule"'),
         ('{"schedule": [{"slot": "a"}]}', "slot must be a whole number"),
         ('{"schedule": [3]}', "holds no schedule"),
