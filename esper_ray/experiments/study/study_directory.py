@@ -29,7 +29,8 @@ class Training:
     @property
     def iterations_done(self) -> int:
         """Of the latest checkpoint."""
-        return RunDirectory(self.path).iterations_done() if self.path.exists() else 0
+        run = RunDirectory(self.path)
+        return run.iterations_done() if run.config_path.is_file() else 0
 
     def is_finished(self) -> bool:
         """Whether all iterations are done."""
