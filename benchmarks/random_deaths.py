@@ -39,7 +39,7 @@ def runners_of(node: subprocess.Popen[str]) -> list[int]:
     return found
 
 
-def train_with_deaths(nodes: Nodes, run: Path, iterations: int, deaths: int, seed: int = 0) -> str:
+def train_with_deaths(nodes: Nodes, run: Path, iterations: int, deaths: int, seed: int = 0) -> None:
     """Train with two runners, one of which is killed now and then, also while the run is being set up.
 
     Args:
@@ -48,9 +48,6 @@ def train_with_deaths(nodes: Nodes, run: Path, iterations: int, deaths: int, see
         iterations: Of the run.
         deaths: Of runners, before the last iteration.
         seed: Of who dies when.
-
-    Returns:
-        What the run printed.
 
     Raises:
         RuntimeError: it failed, or ended before the last death.
@@ -67,10 +64,9 @@ def train_with_deaths(nodes: Nodes, run: Path, iterations: int, deaths: int, see
             with contextlib.suppress(ProcessLookupError):
                 os.kill(generator.choice(alive), signal.SIGKILL)
                 killed += 1
-    said = log.read_text()
     if process.returncode or killed < deaths:
+        said = log.read_text()
         raise RuntimeError(f"after {killed} of {deaths} deaths the run ended with {process.returncode}: {said}")
-    return said
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Playing:
     Attributes:
         env: The world.
         policies: Who plays, one after the other; ``LEARNED`` before ``STATIC_FINAL``.
-        trained: Weights of the learned policy; None where only controls play.
+        trained: Weights of the learned policy; controls do without.
         schedule: What ``BEST_SCHEDULE`` and ``TRAINING_SCHEDULE`` play.
         episodes: Hosts.
         evaluation_seed: Of the hosts.
