@@ -1,4 +1,4 @@
-"""Obs V3: what the policy sees of a host, as one vector of fixed layout (design: WORLD.md section 6).
+"""Obs V3: what the policy sees of a host, as one vector of fixed layout.
 
 With S slots the vector has 31 + 30·S numbers (121 for 3), with internal levels 33 + 31·S. The blueprint in each slot
 comes beside it, as an index.

@@ -1,4 +1,4 @@
-"""The reward: what the user wants, telescoped, so that no stage or warning can be farmed (WORLD.md section 7)."""
+"""The reward: what the user wants, telescoped, so that no stage or warning can be farmed."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def find_room(bundles: Sequence[Bundle], place: str, console: Console) -> None:
             if time.monotonic() - reminded > REMINDER_SECONDS:
                 reminded = time.monotonic()
                 why = f"new nodes, since {missing}" if missing else "other work to end, which has its resources now"
-                console.print(f"waiting for {why} (Ctrl-C gives up)", highlight=False)
+                console.print(f"waiting for {why} (Ctrl-C gives up)")
             patience = 1.0
     finally:
         # RLlib makes its own processes and cannot be given these places. They are free again for it at once; should

@@ -1,4 +1,4 @@
-"""What decides: one protocol for learned, scripted and later kinds of policy (LEARNER.md section 7).
+"""What decides: one protocol for learned, scripted and later kinds of policy.
 
 Shapes: ``B`` is the number of hosts, ``T`` of steps in a row, ``H`` of heads. Observations of :meth:`get_action` have
 the leading axis ``[B]``, those of all other methods ``[B, T]``, and no row spans two episodes. Values are in reward
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from envs.slots import SlotConfig
 from policies.distribution import FactoredDistribution
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 
 Observations = dict[str, npt.NDArray[Any]]
 """Batched observations of the env: ``obs``, ``blueprint_indices``, ``action_mask``, each with leading axis N."""

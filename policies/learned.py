@@ -12,7 +12,8 @@ from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from policies.bundle import ActionResult, EvalResult, ForwardResult, HiddenState, PolicySettings
 from policies.encoders import BlueprintEncoder
-from policies.network import Hidden, NetworkConfig, RecurrentPolicyNetwork
+from policies.network import Hidden, RecurrentPolicyNetwork
+from policies.network_config import NetworkConfig
 from policies.registry import register
 
 LEARNED = "learned"

@@ -7,11 +7,8 @@ from pathlib import Path
 
 from esper_ray.errors import UserError
 
-
-def at_least(flag: str, value: int, least: int) -> None:
-    """Refuse a flag's value below ``least``."""
-    if value < least:
-        raise UserError(f"{flag} must be at least {least}, got {value}")
+WORKERS = min(2, os.cpu_count() or 1)
+"""Processes that train hosts, unless told otherwise."""
 
 
 def writable(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from rich.console import Console
 from esper_ray.config import TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import RunDirectory
+from esper_ray.terminal import command
 
 Preset = Literal["default", "quickstart", "thorough", "debug"]
 
@@ -38,7 +40,7 @@ class Train:
     def run(self, console: Console) -> None:
         """Train, and say where the results are."""
         from esper_ray.cluster import in_a_job
-        from esper_ray.learning.training import train
+        from esper_ray.learning.training import going_on, train
 
         config = self.config
         config.env.load_data()  # before anything is written
@@ -64,7 +66,14 @@ class Train:
             if not self.resume and not run.index():
                 shutil.rmtree(run.path)  # nothing is in it yet, and the same command is to work once that is mended
             raise
-        console.print(f"watch: tensorboard --logdir {run.path}    compare: esper-ray evaluate {run.path}")
+        except KeyboardInterrupt:
+            if run.index():
+                raise KeyboardInterrupt(f"finished iterations are saved; go on with: {going_on(run)}") from None
+            raise
+        console.print(
+            f"watch: {shlex.join(['tensorboard', '--logdir', str(run.path)])}    "
+            f"compare: {command('evaluate', run.path)}"
+        )
 
 
 def _check_unused(storage: str | None) -> None:

@@ -21,7 +21,7 @@ from esper_ray.keeping.run_directory import POLICY_FILE, Checkpoint, RunDirector
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
 from policies.learned import LEARNED
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.weights import load_weights
 
 CARD_FILE = "card.json"

@@ -42,7 +42,7 @@ def serve_until_interrupted(export: Path, config: ServiceConfig, console: Consol
     try:
         with running(export, config) as url:
             signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own handler there
-            console.print(f"serving {export} at {url} (Ctrl-C stops it)", highlight=False, soft_wrap=True)
+            console.print(f"serving {export} at {url} (Ctrl-C stops it)")
             threading.Event().wait()
     except KeyboardInterrupt:
         console.print("stopped; all sessions have ended")

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from esper_ray.cli import parse
 from esper_ray.cluster import ADDRESS_VARIABLE, connected, demand, runner_device, shortage
-from esper_ray.config import DEBUG, LearnerConfig, RunConfig, TrainConfig
+from esper_ray.config import LearnerConfig, RunConfig, TrainConfig
 from esper_ray.errors import UserError
+from esper_ray.presets import DEBUG
 
 AMOUNT = st.sampled_from([0.25, 0.5, 1.0, 2.0])
 BUNDLE = st.fixed_dictionaries({"CPU": AMOUNT}, optional={"GPU": AMOUNT})

@@ -11,7 +11,8 @@ from envs.slots import SlotConfig
 from envs.vocabulary import HeadSpec
 from policies.distribution import take_entry
 from policies.encoders import BlueprintEncoder, FlatEncoder
-from policies.network import NetworkConfig, RecurrentPolicyNetwork
+from policies.network import RecurrentPolicyNetwork
+from policies.network_config import NetworkConfig
 from tests.devices import DEVICES
 
 torch.set_num_threads(1)

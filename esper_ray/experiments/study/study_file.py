@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from esper_ray.config import PRESETS, EnvConfig, TrainConfig, read_yaml, with_settings
+from esper_ray.config import EnvConfig, TrainConfig, read_yaml, with_settings
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import Which
 from esper_ray.measuring.controls import BEST_SCHEDULE, CONTROLS, FOLLOWING, INDEPENDENT, STATIC, TRAINING_SCHEDULE
 from esper_ray.measuring.search.halving import Brackets, SearchSettings
+from esper_ray.presets import PRESETS
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 """Of an arm or an evaluation: it becomes a file name."""

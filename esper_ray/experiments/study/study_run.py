@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from esper_ray.config import EnvConfig
 from esper_ray.experiments.study.study_directory import StudyDirectory
@@ -24,6 +25,7 @@ from esper_ray.measuring.search.halving import FINAL, SearchSettings, search_sch
 from esper_ray.measuring.search.schedule_files import read_trace, write_schedule, write_trace
 from esper_ray.measuring.search.search_report import search_progress, search_table
 from esper_ray.process import host_processes
+from esper_ray.terminal import under_way
 
 
 class StudyInterruptedError(Exception):
@@ -53,7 +55,7 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
     for evaluation, path in directory.searches().items():
         read_trace(path, directory.study.worlds[evaluation], directory.study.search_settings)
     progress = _Progress(directory)
-    console.print(progress.line(), highlight=False)
+    console.print(progress.line())
     for evaluation, path in directory.searches().items():
         with progress.measured("searches"):
             _search(directory.study.worlds[evaluation], directory.study.search_settings, path, max(workers, 1), console)
@@ -62,12 +64,12 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
         trainings = [training for training in directory.trainings if training.seed == seed]
         for training in trainings:
             if not training.is_finished():
-                console.print(f"[bold]training {training.arm}, seed {seed}[/]", highlight=False)
+                console.print(Text(f"training {training.arm}, seed {seed}", "bold"))
                 with progress.measured("iterations"):
                     train(training.open(), training.config, console)
                 if not training.is_finished():
                     raise StudyInterruptedError
-                console.print(progress.line(), highlight=False)
+                console.print(progress.line())
         _play([p for training in trainings for p in directory.evaluations(training)], workers, progress, console)
 
 
@@ -90,12 +92,12 @@ def _play(playings: Iterable[Playing], workers: int, progress: _Progress, consol
     waiting = [playing for playing in playings if not playing.is_finished()]
     if not waiting:
         return
-    with progress.measured("evaluations"):
+    with progress.measured("evaluations"), under_way(console, "held-out hosts train"):
         for playing, results in _played(waiting, workers):
             playing.path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(playing.path, json.dumps(results) + "\n")
-            console.print(f"played {playing.evaluation}: {playing.path.stem}", highlight=False)
-    console.print(progress.line(), highlight=False)
+            console.print(f"played {playing.evaluation}: {playing.path.stem}")
+    console.print(progress.line())
 
 
 def _played(playings: Sequence[Playing], workers: int) -> Iterator[tuple[Playing, dict[str, Any]]]:
@@ -105,10 +107,7 @@ def _played(playings: Sequence[Playing], workers: int) -> Iterator[tuple[Playing
         return
     with host_processes(workers) as pool:
         jobs = {pool.submit(playing.play): playing for playing in playings}
-        try:
-            yield from ((jobs[job], job.result()) for job in as_completed(jobs))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from ((jobs[job], job.result()) for job in as_completed(jobs))
 
 
 class _Progress:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from esper_ray.config import PRESETS, LearnerConfig, TrainConfig, read_yaml, with_settings
+from esper_ray.config import LearnerConfig, TrainConfig, read_yaml, with_settings
 from esper_ray.errors import UserError
-from policies.network import NetworkConfig
+from esper_ray.presets import PRESETS
+from policies.network_config import NetworkConfig
 
 DIGITS = 4
 """Significant digits of a number that is drawn: more say nothing, and fewer are easier to read."""

@@ -24,6 +24,7 @@ from esper_ray.experiments.tuning.tuning_file import Tuning
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.training import build, trained_iterations
 from esper_ray.process import settle
+from esper_ray.terminal import silent, under_way
 
 RUN, ITERATION, SCORE, FAILURE = "run", "iteration", "score", "failure"
 
@@ -74,9 +75,7 @@ class RecordedHalving(FIFOScheduler):
         self._last[name] = Result(name, iteration, score, stops and iteration < self._iterations)
         self._directory.append(self._last[name])
         end = ", stopped" if self._last[name].stopped else ""
-        self._console.print(
-            f"trial {name}: {iteration}/{self._iterations} score [bold]{score:.3f}[/]{end}", highlight=False
-        )
+        self._console.print(f"trial {name}: {iteration}/{self._iterations} score {score:.3f}{end}")
         return TrialScheduler.STOP if stops else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: RayTrial) -> None:
@@ -86,7 +85,7 @@ class RecordedHalving(FIFOScheduler):
 
     def _failed(self, name: str, reason: str) -> None:
         self.failures[name] = reason
-        self._console.print(f"trial {name} failed: {reason}", highlight=False, markup=False)
+        self._console.print(f"trial {name} failed: {reason}")
 
     def _stops(self, name: str, iteration: int, score: float) -> bool:
         known = SimpleNamespace(trial_id=name)  # Ray's own ids are others each time
@@ -143,6 +142,7 @@ def run_tuning(directory: TuningDirectory, address: str | None, console: Console
     with (
         connected(tuning.base.run, address, console, at_once),
         tempfile.TemporaryDirectory(prefix="esper-tuning-") as scratch,
+        under_way(console, "trials train"),
     ):
         tune.run(
             train_trial,
@@ -177,7 +177,7 @@ def train_trial(settings: dict[str, Any]) -> None:
     """
     settle()
     run = RunDirectory(Path(settings[RUN]))
-    config, quiet = run.config(), Console(quiet=True)
+    config, quiet = run.config(), silent()
     try:
         if latest := run.index().get("latest"):  # nobody may have been told of it before a kill
             tune.report({ITERATION: latest.iteration, SCORE: latest.average})

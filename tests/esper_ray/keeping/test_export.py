@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from esper_ray.config import DEBUG
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE, load_export, write_export
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
 from esper_ray.measuring.controls import make_policy
 from esper_ray.measuring.trained import Trained, World
+from esper_ray.presets import DEBUG
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.player import Player
 from policies.weights import load_weights, save_weights
 

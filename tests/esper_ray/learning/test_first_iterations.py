@@ -8,10 +8,11 @@ import torch
 from rich.console import Console
 
 from esper_ray.cluster import connected
-from esper_ray.config import DEBUG, TrainConfig, load_config, with_settings
+from esper_ray.config import TrainConfig, load_config, with_settings
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.training import build, trained_iterations
+from esper_ray.presets import DEBUG
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,8 @@ from esper_ray.learning.diagnostics import alarms, minibatch_diagnostics
 from esper_ray.learning.loss import Minibatch, clipped_surrogate, divergence, entropy_weights, ppo_loss
 from policies.distribution import FactoredDistribution, head_masks, masked_log_softmax, needs_table, row_table
 from policies.encoders import BlueprintEncoder
-from policies.network import Hidden, NetworkConfig, PolicyOutput, RecurrentPolicyNetwork
+from policies.network import Hidden, PolicyOutput, RecurrentPolicyNetwork
+from policies.network_config import NetworkConfig
 
 torch.set_num_threads(1)
 NO_HIDDEN = Hidden(torch.zeros(0), torch.zeros(0))

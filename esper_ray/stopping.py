@@ -1,0 +1,58 @@
+"""How the program ends when it is asked to: soon, and with one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+PATIENCE_SECONDS = 10.0
+"""For what has to be closed first, Ray's processes above all; after it the process is gone."""
+
+
+def say(text: str) -> None:
+    """One line about the program itself, on stderr: what has no place in it is written as Python would."""
+    plain = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    sys.stderr.buffer.write(f"esper-ray: {plain}\n".encode(errors="backslashreplace"))
+    sys.stderr.flush()
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Within it Ctrl-C and SIGTERM are a ``KeyboardInterrupt``, and at its end one line and the usual exit code.
+
+    The interrupt's own text says what is left. A second Ctrl-C ends the process at once, and so do
+    ``PATIENCE_SECONDS``, should whatever runs have swallowed the first.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if received:
+            end()
+        received.append(number)
+        deadline = threading.Timer(PATIENCE_SECONDS, end)
+        deadline.daemon = True
+        deadline.start()
+        raise KeyboardInterrupt
+
+    def end() -> NoReturn:
+        if not said:
+            say("interrupted")
+        os._exit(128 + received[0])
+
+    said = False
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        said = True
+        say(f"interrupted; {interrupt or 'nothing was written'}")
+        sys.exit(128 + received[0])
