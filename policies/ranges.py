@@ -69,7 +69,8 @@ def check_numbers(settings: Any, refusal: type[Exception] = ValueError) -> None:
     Raises:
         refusal: A number out of range, or none where one must be; the message names the field and what it may be.
     """
-    for field, limits in _ranges(type(settings)).items():
+    kind: Any = type(settings)  # mypy takes the __hash__ of its objects for its own
+    for field, limits in _ranges(kind).items():
         for name, value in _numbers(field, getattr(settings, field)):
             if value not in limits:
                 raise refusal(f"{name} must be {limits}, got {value!r}")

@@ -54,7 +54,7 @@ def test_hosts_are_those_of_the_first_arguments_until_the_first_iterations_are_d
         ({"first_iterations": 2}, "need each other"),
         ({"first_task_args": {"variants": "wide_first"}}, "need each other"),
         ({"first_iterations": 2, "first_task_args": {"variants": "huge"}}, "huge"),
-        ({"first_iterations": -1}, "first_iterations must be 0 or more, got -1"),
+        ({"first_iterations": -1}, "first_iterations must be a whole number from 0 to .*, got -1"),
         ({"first_iterations": 2, "first_task_args": {"a": 1}, "algorithm": "impala"}, "are for the algorithm ppo"),
     ],
 )
