@@ -116,6 +116,8 @@ def _one_line(refusal: str) -> str:
 def main() -> None:
     """Entry point of ``esper-ray`` and ``python -m esper_ray``."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    # A folder named envs where the user stands, or on PYTHONPATH, would hide ours.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     with stopped_by_signals():
         try:
             from esper_ray.terminal import output

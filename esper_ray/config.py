@@ -402,7 +402,6 @@ def read_yaml(path: Path, kind: type[Definition]) -> Definition:
 
 def describe_problems(error: ValidationError) -> str:
     """What pydantic found, in one line."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc'] if part != 'config')}: {problem['msg'].removeprefix('Value error, ')}"
-        for problem in error.errors()
-    )
+    places = [".".join(str(part) for part in problem["loc"] if part != "config") for problem in error.errors()]
+    reasons = [problem["msg"].removeprefix("Value error, ") for problem in error.errors()]
+    return "; ".join(f"{place}: {reason}" for place, reason in zip(places, reasons, strict=True))

@@ -281,7 +281,10 @@ def test_a_missing_file_is_named(copy, name):
         (lambda card: card["network"].update(hidden_dim=10**9), "hidden_dim must be a whole number"),
         (lambda card: card["network"].update(hidden_dim=10**40), "hidden_dim must be a whole number"),
         (lambda card: card["network"].update(op_bias={"HOPE": 1.0}), "HOPE"),
-        (lambda card: card["network"].update(hidden_dim=0), "hidden_dim must be a whole number from 1 to 65,536, got 0"),
+        (
+            lambda card: card["network"].update(hidden_dim=0),
+            "hidden_dim must be a whole number from 1",
+        ),
         (lambda card: card["sizes"].update(features=122), "number of features is 122 in its card, 121 here"),
         (
             lambda card: card["sizes"]["heads"]["blueprint"].reverse(),
