@@ -28,14 +28,15 @@ def say(text: str) -> None:
 def stopped_by_signals() -> Iterator[None]:
     """Within it Ctrl-C and SIGTERM are a ``KeyboardInterrupt``, and at its end one line and the usual exit code.
 
-    The interrupt's own text says what is left. A second Ctrl-C ends the process at once, and so do
-    ``PATIENCE_SECONDS``, should whatever runs have swallowed the first.
+    The interrupt's own text says what is left. Further signals change nothing: ``PATIENCE_SECONDS`` after the first the
+    process is gone, should whatever runs have swallowed it or be slow to close.
     """
     received: list[int] = []
+    said = False
 
     def stop(number: int, frame: FrameType | None) -> None:
         if received:
-            end()
+            return
         received.append(number)
         deadline = threading.Timer(PATIENCE_SECONDS, end)
         deadline.daemon = True
@@ -47,12 +48,13 @@ def stopped_by_signals() -> Iterator[None]:
             say("interrupted")
         os._exit(128 + received[0])
 
-    said = False
     for number in SIGNALS:
         signal.signal(number, stop)
     try:
         yield
     except KeyboardInterrupt as interrupt:
         said = True
-        say(f"interrupted; {interrupt or 'nothing was written'}")
+        for number in SIGNALS:  # at its very end Python would put the default back
+            signal.signal(number, signal.SIG_IGN)
+        say(f"interrupted; {str(interrupt) or 'nothing was written'}")
         sys.exit(128 + received[0])

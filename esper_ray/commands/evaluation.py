@@ -153,10 +153,15 @@ class Search:
         known = read_trace(path, env, settings)
         if known:
             console.print(f"goes on after {known[-1].name} of {path.name}")
-        with search_progress(console) as on_progress:
-            result = search_schedule(
-                env, settings, on_progress, lambda rungs: write_trace(path, env, settings, rungs), known
-            )
+        try:
+            with search_progress(console) as on_progress:
+                result = search_schedule(
+                    env, settings, on_progress, lambda rungs: write_trace(path, env, settings, rungs), known
+                )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"rungs that are through are in {trace_path(path)}, and the same command goes on after them"
+            ) from None
         write_schedule(path, env, settings, result)
         console.print(search_table(env, result))
         console.print(f"written: {path}    play it: esper-ray evaluate RUN --schedule {shlex.quote(str(path))}")
