@@ -344,12 +344,12 @@ def load_config(path: Path) -> TrainConfig:
         return _checked(json.loads(path.read_text()))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except ValidationError as error:
         raise UserError(f"{path} is not a config of this version: {describe_problems(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
@@ -394,10 +394,10 @@ def read_yaml(path: Path, kind: type[Definition]) -> Definition:
         return kind.model_validate(yaml.safe_load(path.read_text()) or {})
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise UserError(f"{path}: {describe_problems(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def describe_problems(error: ValidationError) -> str:

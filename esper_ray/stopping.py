@@ -17,10 +17,14 @@ PATIENCE_SECONDS = 10.0
 """For what has to be closed first, Ray's processes above all; after it the process is gone."""
 
 
+def one_line(text: str) -> str:
+    """The text, with line breaks and whatever else a terminal would act on written as Python does."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def say(text: str) -> None:
-    """One line about the program itself, on stderr: what has no place in it is written as Python would."""
-    plain = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-    sys.stderr.buffer.write(f"esper-ray: {plain}\n".encode(errors="backslashreplace"))
+    """One line about the program itself, on stderr."""
+    sys.stderr.buffer.write(f"esper-ray: {one_line(text)}\n".encode(errors="backslashreplace"))
     sys.stderr.flush()
 
 
