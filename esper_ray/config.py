@@ -370,7 +370,8 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
             raise UserError(f"unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
         parts[owners[name]][name] = value
     for part, name in (("env", "task_args"), ("run", "first_task_args")):
-        parts[part][name] = {key: str(value) for key, value in parts[part][name].items()}
+        if isinstance(parts[part][name], Mapping):  # anything else is refused below
+            parts[part][name] = {key: str(value) for key, value in parts[part][name].items()}
     try:
         return _checked(parts)
     except ValidationError as error:

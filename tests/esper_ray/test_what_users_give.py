@@ -148,6 +148,8 @@ def test_a_flag_is_taken_or_refused_in_one_line(flag, words):
 @example(name="op_bias", value={"FOO": 1})
 @example(name="op_bias", value={"GROW_INTERNAL": 1})
 @example(name="lr", value=float("inf"))
+@example(name="task_args", value=None)
+@example(name="first_task_args", value=["FOO"])
 @example(name="entropy_multipliers", value={"op": float("nan")})
 def test_a_setting_is_taken_or_refused_in_one_line(name, value, tmp_path_factory):
     config = taken(lambda: with_settings(DEBUG, {name: value}))
