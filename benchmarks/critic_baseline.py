@@ -25,8 +25,9 @@ from benchmarks.harness import Report, Table
 from benchmarks.quickstart import quickstart, start_ray
 from benchmarks.yardstick_envs import Recall
 from benchmarks.yardstick_runs import Setup, local_ray, train_and_play
-from esper_ray.config import QUICKSTART, CriticBaseline, LearnerConfig
-from policies.network import NetworkConfig
+from esper_ray.config import CriticBaseline, LearnerConfig
+from esper_ray.presets import QUICKSTART
+from policies.network_config import NetworkConfig
 
 EPISODES = 256
 MEMORY = Setup(

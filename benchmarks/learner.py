@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Report, Table, median_ratio, paired_seconds
 from benchmarks.quickstart import quickstart, start_ray
-from esper_ray.config import QUICKSTART
+from esper_ray.presets import QUICKSTART
 from esper_ray.process import settle
 
 MODULE = "default_policy"

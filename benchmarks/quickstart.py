@@ -13,9 +13,10 @@ from ray.tune.registry import register_env
 from envs import ENV_ID
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.tasks import make_task
-from esper_ray.config import QUICKSTART, LearnerConfig
+from esper_ray.config import LearnerConfig
 from esper_ray.learning.metrics import EpisodeMetrics
 from esper_ray.learning.ppo import EsperPPOConfig
+from esper_ray.presets import QUICKSTART
 from policies.encoders import BlueprintEncoder
 
 

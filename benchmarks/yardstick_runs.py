@@ -21,7 +21,8 @@ from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
 from esper_ray.learning.ppo import EsperPPOConfig
 from policies.encoders import FlatEncoder
-from policies.network import NetworkConfig, RecurrentPolicyNetwork
+from policies.network import RecurrentPolicyNetwork
+from policies.network_config import NetworkConfig
 
 EVALUATION_SEED = 1_000_000
 """Added to the seed of a training run, so that evaluation starts elsewhere."""

@@ -31,7 +31,7 @@ from benchmarks.harness import Report, Table
 from benchmarks.yardstick_envs import CartPole, InvalidActions, PositionsOnly
 from benchmarks.yardstick_runs import Setup, local_ray, train_and_play
 from esper_ray.config import LearnerConfig
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 
 EPISODES = 64
 """Evaluation episodes per run, with the most probable actions."""

@@ -1,4 +1,4 @@
-"""Watches every host for a training that cannot recover (design: WORLD.md section 7)."""
+"""Watches every host for a training that cannot recover."""
 
 from __future__ import annotations
 

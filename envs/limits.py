@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -70,9 +71,9 @@ class LifecycleRules:
 
     def __post_init__(self) -> None:
         for name in ("min_training_epochs", "embargo_epochs"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 1 epoch, got {getattr(self, name)}")
         for name in ("max_living_seeds", "parameter_budget"):
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must not be negative, got {value}; leave it None for the default")

@@ -1,4 +1,4 @@
-"""Obs V3: what the policy sees of a host, as one vector of fixed layout (design: WORLD.md section 6).
+"""Obs V3: what the policy sees of a host, as one vector of fixed layout.
 
 With S slots the vector has 31 + 30·S measured numbers (121 for 3), with internal levels 33 + 31·S. The blueprint in
 each slot comes beside it, as an index, of which the policy embeds 4 numbers by default: it reads 31 + 34·S (133 for 3).

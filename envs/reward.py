@@ -1,7 +1,8 @@
-"""The reward: what the user wants, telescoped, so that no stage or warning can be farmed (WORLD.md section 7)."""
+"""The reward: what the user wants, telescoped, so that no stage or warning can be farmed."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -60,9 +61,9 @@ class RewardConfig:
             raise ValueError(f"unknown reward mode {self.mode!r}: choose one of {', '.join(get_args(RewardMode))}")
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma must be between 0 and 1, got {self.gamma}")
-        for name in ("parameter_rent", "path_rent", "germination_cost"):
-            if not getattr(self, name) >= 0.0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("parameter_rent", "path_rent", "germination_cost", "shaping_weight", "contribution_weight"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of 0 or more, got {getattr(self, name)}")
 
 
 def score_components(accuracy: FloatArray, lifecycle: Lifecycle, config: RewardConfig) -> FloatArray:

@@ -1,7 +1,7 @@
 """The words of the world: stages, operations, blueprints, heads, and the sizes that follow from them.
 
 Pure Python, imported by everything, importing nothing. Every size used elsewhere is derived from these
-enumerations (design: WORLD.md section 2).
+enumerations.
 """
 
 from __future__ import annotations

@@ -1,35 +1,49 @@
-"""The command line: parse, call, print."""
+"""The command line: parse, call, print.
+
+Modules are imported where they are needed: a Ctrl-C finds :func:`main` there to answer it, and --help needs neither
+torch nor Ray.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn, get_args
 
-import tyro
-from rich.console import Console
-
-from esper_ray.commands.deployment import Export, Serve
-from esper_ray.commands.evaluation import Evaluate, Replay, Search
-from esper_ray.commands.inspection import Inspect
-from esper_ray.commands.studies import Compare, Study, Tune
-from esper_ray.commands.training import Train
-from esper_ray.config import PRESETS, TrainConfig
 from esper_ray.errors import UserError
-from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.reading import expand_home
+from esper_ray.stopping import say, stopped_by_signals
 
-LOG_COLUMNS = 120
+if TYPE_CHECKING:
+    from esper_ray.commands import Command
+    from esper_ray.config import TrainConfig
+
+BOX = dict.fromkeys(map(ord, "╭╮╰╯─│"), " ")
+"""What tyro draws around its refusals."""
+
+
+class _Flags(argparse.ArgumentParser):
+    """Refuses in our words."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     """Where the other flags of ``train`` start from: a preset, or with --resume the run's own settings."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--preset", choices=PRESETS)
+    from esper_ray.commands.training import Preset
+    from esper_ray.keeping.run_directory import RunDirectory
+    from esper_ray.presets import PRESETS
+
+    flags = _Flags(add_help=False, allow_abbrev=False)
+    flags.add_argument("--preset", choices=get_args(Preset))
     flags.add_argument("--debug", action="store_true")
     flags.add_argument("--resume", action="store_true")
     flags.add_argument("--run-dir", "--run_dir")
@@ -52,19 +66,28 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     return PRESETS["debug" if known.debug else known.preset or "default"]
 
 
-def parse(
-    arguments: Sequence[str],
-) -> Train | Evaluate | Search | Replay | Export | Serve | Study | Tune | Compare | Inspect:
+def parse(arguments: Sequence[str]) -> Command:
     """The command that the arguments ask for.
 
     Raises:
-        UserError: a value out of range.
-        SystemExit: anything that the parser refuses (code 2), or --help (code 0).
+        UserError: anything that cannot be used.
+        SystemExit: --help (code 0).
     """
+    import tyro
+
+    from esper_ray.commands.deployment import Export, Serve
+    from esper_ray.commands.evaluation import Evaluate, Replay, Search
+    from esper_ray.commands.inspection import Inspect
+    from esper_ray.commands.studies import Compare, Study, Tune
+    from esper_ray.commands.training import Train
+
     arguments = [expand_home(argument) for argument in arguments]
-    defaults = _train_defaults(arguments[1:]) if arguments[:1] == ["train"] else TrainConfig()
+    if arguments[:1] == ["train"]:
+        train = tyro.conf.subcommand("train", default=Train(config=_train_defaults(arguments[1:])))
+    else:
+        train = tyro.conf.subcommand("train")
     commands = (
-        Annotated[Train, tyro.conf.subcommand("train", default=Train(config=defaults))]
+        Annotated[Train, train]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Search, tyro.conf.subcommand("search")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
@@ -75,23 +98,38 @@ def parse(
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     )
+    said = io.StringIO()
     try:
-        return tyro.cli(commands, prog="esper-ray", args=list(arguments))
+        with redirect_stderr(said):
+            return tyro.cli(commands, prog="esper-ray", args=list(arguments))
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(_one_line(said.getvalue())) from None
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _one_line(refusal: str) -> str:
+    """What tyro says below the title of a box, its parts apart."""
+    lines = [" ".join(line.translate(BOX).split()) for line in refusal.splitlines()]
+    parts = (" ".join(group) for filled, group in itertools.groupby(lines[1:], bool) if filled)
+    return "; ".join(parts)
 
 
 def main() -> None:
     """Entry point of ``esper-ray`` and ``python -m esper_ray``."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    # Into a file or a pipe rich would wrap at 80 columns.
-    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=LOG_COLUMNS)
-    try:
-        parse(sys.argv[1:]).run(console)
-    except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"esper-ray: error: {error}", markup=False)
-        sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        kept = str(interrupt) or "checkpoints written before are intact (train --resume)"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"esper-ray: interrupted; {kept}", markup=False)
-        sys.exit(130)
+    # A folder named envs where the user stands, or on PYTHONPATH, would hide ours.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    with stopped_by_signals():
+        try:
+            from esper_ray.terminal import output
+
+            parse(sys.argv[1:]).run(output())
+        except UserError as error:
+            say(f"error: {error}")
+            sys.exit(2)
+        except BrokenPipeError:  # whoever reads has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)

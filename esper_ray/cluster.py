@@ -6,12 +6,14 @@ import logging
 import math
 import os
 import socket
+import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -24,10 +26,14 @@ import esper_ray
 import policies
 from esper_ray.config import RunConfig
 from esper_ray.errors import UserError
-from esper_ray.ray_internals import JOB_VARIABLE, autoscaler_report, infeasible_groups
+from esper_ray.ray_internals import JOB_VARIABLE, autoscaler_report, infeasible_groups, why_no_cluster
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+LOCAL = "local"
+"""Ray's word for a cluster that a process starts for itself."""
 REACH_SECONDS = 5.0
+HOME = Path(esper_ray.__file__).parents[1]
+"""Directory of our packages."""
 GRACE_SECONDS = 3.0
 """How long Ray may take to find room before it is asked why there is none; nodes report what is free every second."""
 REMINDER_SECONDS = 60.0
@@ -58,20 +64,20 @@ def connected(run: RunConfig, address: str | None, console: Console, at_once: in
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     _check_own_gpu(run)
-    address = address or os.environ.get(ADDRESS_VARIABLE)
+    address = address or os.environ.get(ADDRESS_VARIABLE) or LOCAL
     bundles = demand(run)
     if ray.is_initialized():  # by the caller, whose it stays
         find_room(bundles, "the cluster", console)
         yield
         return
-    if address is None:
+    if address == LOCAL:
         # The CPUs are as many as are asked for: processes on one machine may share its cores.
         cpus = math.ceil(at_once * sum(bundle["CPU"] for bundle in bundles)) or 1
-        ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        start_ray(num_cpus=cpus)
     else:
         _connect(address)
     try:
-        find_room(bundles, "this machine" if address is None else "the cluster", console)
+        find_room(bundles, "this machine" if address == LOCAL else "the cluster", console)
         yield
     finally:
         ray.shutdown()  # of a cluster: this process's connection only
@@ -122,7 +128,7 @@ def find_room(bundles: Sequence[Bundle], place: str, console: Console) -> None:
             if time.monotonic() - reminded > REMINDER_SECONDS:
                 reminded = time.monotonic()
                 why = f"new nodes, since {missing}" if missing else "other work to end, which has its resources now"
-                console.print(f"waiting for {why} (Ctrl-C gives up)", highlight=False)
+                console.print(f"waiting for {why} (Ctrl-C gives up)")
             patience = 1.0
     finally:
         # RLlib makes its own processes and cannot be given these places. They are free again for it at once; should
@@ -190,34 +196,66 @@ def _cannot_grow(group: PlacementGroup, asked: float) -> bool:
 
 
 # ---------------------------------------------------------------------- connection
+def start_ray(**settings: Any) -> None:
+    """Start a Ray of this process's own.
+
+    Args:
+        settings: Further arguments of ``ray.init``.
+
+    Raises:
+        UserError: it cannot start here.
+    """
+    try:
+        # Ray puts the current directory first on its workers' path, where a folder named envs would hide ours.
+        with chdir(HOME):
+            ray.init(LOCAL, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, **settings)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise UserError(
+            f"Ray cannot start on this machine: {_reason(error)} (its files and sockets are in "
+            f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}; RAY_TMPDIR names another directory)"
+        ) from error
+
+
 def _connect(address: str) -> None:
     _check_listening(address)
     # In a job the packages came along with the working directory; else every node gets this process's own.
     packages = [str(Path(str(package.__file__)).parent) for package in (envs, policies, esper_ray)]
     runtime_env = None if in_a_job() else {"py_modules": packages, "excludes": ["__pycache__"]}
     try:
-        ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+        # As above; elsewhere the same path may hold other things than here, but hardly one that is made for this.
+        with tempfile.TemporaryDirectory(prefix="esper-ray-") as nowhere, chdir(nowhere):
+            ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"no Ray cluster can be used at {address}: {reason[:300]} (does this shell have its token, that "
+            f"no Ray cluster can be used at {address}: {_reason(error)} (does this shell have its token, that "
             "is RAY_AUTH_MODE=token and ~/.ray/auth_token?)"
         ) from error
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
 def _check_listening(address: str) -> None:
-    """Find out soon what Ray would try for half a minute."""
-    host, colon, port = address.rpartition(":")
+    """Find out soon what Ray would try for half a minute, or for ever."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
     if "://" in address:
         raise UserError(
             f"{address} is not the address of a cluster but of a service on it: give HOST:PORT as `ray start` printed "
             f"it, or auto (from --address, or {ADDRESS_VARIABLE})"
         )
-    if colon and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
-        except OSError as error:
-            raise UserError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"{address!r} is no address of a cluster: give HOST:PORT, or auto (from --address, or {ADDRESS_VARIABLE})"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {getattr(error, 'strerror', None) or error}") from error
+    if reason := why_no_cluster(address, REACH_SECONDS):
+        raise UserError(f"what answers at {address} is no Ray cluster: {reason[:300]}")
 
 
 def _check_own_gpu(run: RunConfig) -> None:

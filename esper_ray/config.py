@@ -9,16 +9,34 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from envs.reward import RewardMode
-from envs.tasks import Task, TaskError, make_task, resolve_arguments
 from esper_ray.errors import UserError
 from esper_ray.reading import describe_problems, read_json
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
+from policies.ranges import (
+    Count,
+    Large,
+    Natural,
+    NotNegative,
+    OtherProcesses,
+    Positive,
+    Range,
+    Share,
+    check_numbers,
+)
+
+if TYPE_CHECKING:
+    from envs.tasks import Task
+
+DEFAULT_TASK = "digits_impaired"
+
+Epochs = Annotated[int, Range(1, 10**6, whole=True)]
+"""Of a host."""
+Gpus = Annotated[float, Range(0.0, 4096.0)]
 
 Algorithm = Literal["ppo", "impala"]
 CriticBaseline = Literal["factored", "state", "op"]
@@ -29,6 +47,10 @@ OP_WITHOUT_VTRACE = "V-trace corrects values of states, not of ops taken"
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise UserError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _require_one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    _require(value in choices, name, value, f"one of {', '.join(choices)}")
 
 
 def _parse_pairs(words: list[str]) -> dict[str, str]:
@@ -56,26 +78,26 @@ FirstTaskArgs = Annotated[dict[str, str], _PAIRS, tyro.conf.arg(aliases=["--firs
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """PPO (Schulman et al., 2017) or IMPALA (Espeholt et al., 2018) over a factored action (LEARNER.md 3 and 4)."""
+    """PPO (Schulman et al., 2017) or IMPALA (Espeholt et al., 2018) over a factored action."""
 
-    lr: float = 3e-4
+    lr: Annotated[float, Range(0.0, 1.0, above=True)] = 3e-4
     """Step size of Adam."""
-    lr_final: float = 1.0
+    lr_final: Share = 1.0
     """What is left of lr after the last iteration, as a share; it falls linearly."""
-    adam_epsilon: float = 1e-5
+    adam_epsilon: Positive = 1e-5
     """Adam's term against division by small second moments."""
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per epoch of the host; 1 makes the objective the whole change in score."""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """λ of generalised advantage estimation or V-trace: 0 trusts the critic, 1 trusts the observed rewards."""
-    num_epochs: int = 4
+    num_epochs: Count = 4
     """Passes over every rollout; IMPALA makes one whatever is given."""
-    minibatches: int = 4
+    minibatches: Count = 4
     """Gradient steps per pass; each takes whole sequences. Must divide the number of hosts per learner,
     with IMPALA that of each runner."""
-    clip: float = 0.2
+    clip: Positive = 0.2
     """Ratio of new to old probability beyond which a head gets no further push, on either side of 1; PPO only."""
-    kl_stop: float | None = 0.05
+    kl_stop: Positive | None = 0.05
     """Divergence from the rollout's policy at which the rest of an update is skipped; none: never. PPO only."""
     critic_baseline: CriticBaseline = "factored"
     """What is subtracted from the return: "factored" takes V(s) for the op head and Q(s, op) for its arguments,
@@ -84,78 +106,65 @@ class LearnerConfig:
     centre_advantages: bool = False
     """Subtract the mean advantage over unforced steps, as most implementations do: a baseline while the critic knows
     little. Off by default: the heads share one scale, and what an op is worth against V is to keep its sign."""
-    value_loss_coeff: float = 0.5
+    value_loss_coeff: NotNegative = 0.5
     """Weight of the critic's squared errors, of V and Q together (of Q alone where critic_baseline is "op")."""
-    return_scale_decay: float = 0.9
+    return_scale_decay: Share = 0.9
     """What the running scale of returns keeps of its past at every rollout, between 0 and 1."""
-    entropy_coeff: float = 0.01
+    entropy_coeff: NotNegative = 0.01
     """Weight of the entropy bonus, where 1 is the entropy of a uniform choice among the admitted entries."""
-    entropy_final: float = 1.0
+    entropy_final: Share = 1.0
     """What is left of entropy_coeff after the last iteration, as a share; it falls linearly."""
-    entropy_multipliers: Mapping[str, float] = field(default_factory=dict)
+    entropy_multipliers: Mapping[str, NotNegative] = field(default_factory=dict)
     """Factors on the entropy bonus of single heads, by name, in place of the heads' own."""
-    grad_clip: float = 10.0
+    grad_clip: Positive = 10.0
     """Largest global norm of a gradient, above what is usual: it guards against outliers only."""
 
     def __post_init__(self) -> None:
-        positive = {name: getattr(self, name) for name in ("lr", "adam_epsilon", "clip", "grad_clip")}
-        counts = {name: getattr(self, name) for name in ("num_epochs", "minibatches")}
-        shares = {name: getattr(self, name) for name in ("gamma", "gae_lambda", "return_scale_decay")}
-        shares |= {name: getattr(self, name) for name in ("lr_final", "entropy_final")}
-        weights = {f"entropy_multipliers[{name}]": value for name, value in self.entropy_multipliers.items()}
-        weights |= {name: getattr(self, name) for name in ("value_loss_coeff", "entropy_coeff")}
-        if self.kl_stop is not None:
-            positive["kl_stop"] = self.kl_stop
-        for name, value in positive.items():
-            _require(value > 0, name, value, "above 0")
-        for name, value in counts.items():
-            _require(value >= 1, name, value, "a whole number of at least 1")
-        for name, value in shares.items():
-            _require(0 <= value <= 1, name, value, "between 0 and 1")
-        for name, value in weights.items():
-            _require(value >= 0, name, value, "0 or more")
-        baselines = ("factored", "state", "op")
-        _require(self.critic_baseline in baselines, "critic_baseline", self.critic_baseline, f"one of {baselines}")
+        check_numbers(self, UserError)
+        _require_one_of("critic_baseline", self.critic_baseline, get_args(CriticBaseline))
 
 
 @dataclass(frozen=True)
 class EnvConfig:
     """The world that the policy is trained in (see :class:`envs.morphogenesis.MorphogenesisVectorEnv`)."""
 
-    task: str = "digits_impaired"
+    task: str = DEFAULT_TASK
     """Data and host, by name."""
     data_dir: Path | None = None
     """Directory with the data of a task that brings none along."""
     task_args: TaskArgs = field(default_factory=dict)
     """Further arguments of the task."""
-    max_epochs: int = 150
+    max_epochs: Epochs = 150
     """Training epochs of a host, that is steps of an episode."""
-    reward_mode: RewardMode = "score"
+    reward_mode: str = "score"
     """score pays every change of the score, sparse pays it at the end, shaped adds terms for stages."""
-    parameter_rent: float | None = None
+    parameter_rent: NotNegative | None = None
     """Score lost per doubling of the parameters; the task's own by default."""
-    path_rent: float | None = None
+    path_rent: NotNegative | None = None
     """Score lost per living seed; the task's own by default."""
-    germination_cost: float = 0.0
+    germination_cost: NotNegative = 0.0
     """Reward lost per germination, beside the score: keeps a policy from germinating only to prune again."""
-    max_living_seeds: int | None = None
+    max_living_seeds: Natural | None = None
     """Seeds that a host may have at a time; by default one per slot."""
-    parameter_budget: int | None = None
+    parameter_budget: Large | None = None
     """Parameters that a host's seeds may have together; by default 16 times the host's own."""
-    counterfactual_interval: int = 5
+    counterfactual_interval: Count = 5
     """Epochs between measurements of what each seed contributes."""
 
     def __post_init__(self) -> None:
-        self._resolve_task()
-        for name in ("max_epochs", "counterfactual_interval"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.germination_cost >= 0, "germination_cost", self.germination_cost, "0 or more")
-        for name in ("max_living_seeds", "parameter_budget", "parameter_rent", "path_rent"):
-            limit = getattr(self, name)
-            _require(limit is None or limit >= 0, name, limit, "0 or more, or none")
+        # What the world knows is asked of it only now: it takes seconds to import, and --help does without.
+        from envs.reward import RewardMode
+
+        check_numbers(self, UserError)
+        _require_one_of("reward_mode", self.reward_mode, get_args(RewardMode))
+        # Torch takes the most of them, and the task that there is by default is known to be right.
+        if (self.task, self.task_args, self.data_dir) != (DEFAULT_TASK, {}, None):
+            self._resolve_task()
 
     def _resolve_task(self) -> None:
         """Check the task's arguments and make its paths absolute: other processes may work in other directories."""
+        from envs.tasks import TaskError, resolve_arguments
+
         if "data_dir" in self.task_args:
             raise UserError("data_dir is a setting of its own, not one of task_args: give --data-dir")
         try:
@@ -175,6 +184,8 @@ class EnvConfig:
         Raises:
             UserError: it cannot be made.
         """
+        from envs.tasks import TaskError, make_task
+
         try:
             return make_task(self.task, self._task_arguments())
         except TaskError as error:
@@ -186,6 +197,8 @@ class EnvConfig:
         Raises:
             UserError: they are absent, or not the expected ones.
         """
+        from envs.tasks import TaskError
+
         try:
             self.make_task().check_data()
         except TaskError as error:
@@ -202,56 +215,51 @@ class EnvConfig:
 class RunConfig:
     """How much is trained, and where."""
 
-    iterations: int = 200
+    iterations: Count = 200
     """Rollouts and updates in all; a resumed run counts those before it."""
     algorithm: Algorithm = "ppo"
     """ppo waits for every runner before an update; impala updates on each runner's rollout as it comes, for hosts
     whose epochs take unequal time."""
-    num_env_runners: int = 2
+    num_env_runners: OtherProcesses = 2
     """Processes that train hosts; 0 does it in this one."""
-    hosts_per_runner: int = 32
+    hosts_per_runner: Annotated[int, Range(1, 10**6, whole=True)] = 32
     """Hosts that each of them trains at once, on its GPU if it has one."""
-    cpus_per_env_runner: float = 1
+    cpus_per_env_runner: Annotated[float, Range(0.0, 4096.0, above=True)] = 1
     """CPUs that Ray sets aside for each of them; it computes with as many threads."""
-    gpus_per_env_runner: float = 0
+    gpus_per_env_runner: Gpus = 0
     """GPUs for each of them; 0.25 lets four share one."""
-    num_learners: int = 0
+    num_learners: OtherProcesses = 0
     """Processes that learn, each on its share of the hosts; 0 does it in this one."""
-    gpus_per_learner: float = 0
+    gpus_per_learner: Gpus = 0
     """GPUs for each of them, or for this process if it learns itself."""
-    seed: int = 0
+    # RLlib seeds numpy's old generator, which takes 32 bits, with this number and 12 more bits for the runner.
+    seed: Annotated[int, Range(0, 2**20 - 1, whole=True)] = 0
     """Of weights, actions, hosts and data order."""
-    first_iterations: int = 0
+    first_iterations: Natural = 0
     """Iterations at the beginning in which hosts are drawn with --first-task-args; only with ppo."""
     first_task_args: FirstTaskArgs = field(default_factory=dict)
     """Arguments of the task in them, beside its others. In a mixture of hosts few of which need seeds a policy unlearns
     to grow before it can tell them apart; it may begin with those that do."""
-    replay_interval: int = 10
+    replay_interval: Count = 10
     """Iterations between pictures of a held-out episode in TensorBoard."""
-    keep_checkpoints: int = 1
+    keep_checkpoints: Count = 1
     """Latest checkpoints that are kept, beside the best."""
     storage: str | None = None
     """Directory or URI (s3://, gs://, hdfs://, file://) that gets a copy of the run directory after every checkpoint;
     --resume fetches it from there where --run-dir does not exist."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "hosts_per_runner", "replay_interval", "keep_checkpoints"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("num_env_runners", "num_learners", "seed", "first_iterations"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        # RLlib seeds numpy's old generator, which takes 32 bits, with this number and 12 more bits for the runner.
-        _require(self.seed < 2**20, "seed", self.seed, f"below {2**20:,}")
-        _require(self.cpus_per_env_runner > 0, "cpus_per_env_runner", self.cpus_per_env_runner, "above 0")
+        check_numbers(self, UserError)
         for name in ("cpus_per_env_runner", "gpus_per_env_runner", "gpus_per_learner"):
             amount = getattr(self, name)
-            _require(0 <= amount <= 1 or (amount >= 1 and amount == int(amount)), name, amount, "in [0, 1] or whole")
+            _require(amount <= 1 or amount == int(amount), name, amount, "in [0, 1] or whole")
         if self.gpus_per_env_runner and not self.num_env_runners:
             raise UserError("gpus_per_env_runner is for runners of their own: give --num-env-runners of at least 1")
         if bool(self.first_iterations) != bool(self.first_task_args):
             raise UserError("first_iterations and first_task_args need each other: give both or neither")
         if self.first_iterations and self.algorithm != "ppo":
             raise UserError(f"first_iterations are for the algorithm ppo, got {self.algorithm!r}: leave them out")
-        _require(self.algorithm in get_args(Algorithm), "algorithm", self.algorithm, f"one of {get_args(Algorithm)}")
+        _require_one_of("algorithm", self.algorithm, get_args(Algorithm))
 
 
 RARE_PRUNING = {"PRUNE": -2.0}
@@ -276,6 +284,7 @@ class TrainConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
+        self._check_names()
         if self.run.first_iterations and self.first_env.make_task().slots != self.env.make_task().slots:
             raise UserError(f"first_task_args must leave the task's slots as they are, got {self.run.first_task_args}")
         impala, minibatches = self.run.algorithm == "impala", self.learner.minibatches
@@ -292,6 +301,20 @@ class TrainConfig:
             shares = f"minibatches, which is {minibatches}"
             shares = shares if learners == 1 else f"num_learners × minibatches, which is {learners} × {minibatches}"
             raise UserError(f"the {hosts} hosts of {of} must be a multiple of {shares}: change one of them")
+
+    def _check_names(self) -> None:
+        """Hold the names of ops and heads to those of the world."""
+        from envs.vocabulary import HEAD_NAMES, INTERNAL_OPS, ops_in_use
+
+        internal = any(op.name in self.network.op_bias for op in INTERNAL_OPS)
+        ops = tuple(op.name for op in ops_in_use(internal and self.env.make_task().slots.internal_levels))
+        for setting, names, known in (
+            ("op_bias", self.network.op_bias, ops),
+            ("deep_heads", self.network.deep_heads, HEAD_NAMES),
+            ("entropy_multipliers", self.learner.entropy_multipliers, HEAD_NAMES),
+        ):
+            for name in names:
+                _require_one_of(f"a name in {setting}", name, known)
 
     def playing_at(self, temperature: float) -> TrainConfig:
         """The same training, its policy played at another temperature."""
@@ -360,6 +383,8 @@ def load_config(path: Path) -> TrainConfig:
         raise UserError(f"{path}: {error}") from error
     except ValidationError as error:
         raise UserError(f"{path} is not a config of this version: {describe_problems(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
@@ -380,7 +405,8 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
             raise UserError(f"unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
         parts[owners[name]][name] = value
     for part, name in (("env", "task_args"), ("run", "first_task_args")):
-        parts[part][name] = {key: str(value) for key, value in parts[part][name].items()}
+        if isinstance(parts[part][name], Mapping):  # anything else is refused below
+            parts[part][name] = {key: str(value) for key, value in parts[part][name].items()}
     try:
         return _checked(parts)
     except ValidationError as error:
@@ -389,44 +415,3 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
 
 def _checked(parts: object) -> TrainConfig:
     return _StoredConfig.model_validate({"config": parts}).config
-
-
-QUICKSTART = TrainConfig(
-    run=RunConfig(iterations=36, num_env_runners=2, hosts_per_runner=16, replay_interval=5),
-    env=EnvConfig(task="digits_impaired", max_epochs=60),
-    network=NetworkConfig(
-        feature_dim=128, hidden_dim=128, head_dim=64, op_bias=RARE_PRUNING, play_temperature=PLAY_TEMPERATURE
-    ),
-    learner=LearnerConfig(
-        lr=1e-3,
-        lr_final=0.05,
-        num_epochs=10,
-        kl_stop=0.1,
-        value_loss_coeff=1.25,
-        entropy_coeff=0.0075,
-        entropy_final=0.1,
-    ),
-)
-"""What `make train` runs: shorter episodes and a smaller network, for two cores and ten minutes."""
-
-THOROUGH = dataclasses.replace(
-    QUICKSTART, run=dataclasses.replace(QUICKSTART.run, iterations=120, hosts_per_runner=32, replay_interval=10)
-)
-"""The quickstart for half an hour to an hour on two cores: twice the hosts, over three times the iterations."""
-
-DEBUG = TrainConfig(
-    run=RunConfig(iterations=2, num_env_runners=0, hosts_per_runner=4, replay_interval=1),
-    env=EnvConfig(max_epochs=12),
-    network=NetworkConfig(
-        feature_dim=32, hidden_dim=32, head_dim=16, op_bias=RARE_PRUNING, play_temperature=PLAY_TEMPERATURE
-    ),
-    learner=LearnerConfig(minibatches=2),
-)
-"""Small and in one process, so that breakpoints work."""
-
-PRESETS: dict[str, TrainConfig] = {
-    "default": TrainConfig(),
-    "quickstart": QUICKSTART,
-    "thorough": THOROUGH,
-    "debug": DEBUG,
-}

@@ -6,8 +6,12 @@ import ctypes
 import multiprocessing
 import os
 import platform
+import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
 
 import torch
 
@@ -49,12 +53,38 @@ def settle(threads: int = 1) -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
 
 
-def host_processes(count: int) -> ProcessPoolExecutor:
-    """Processes to train hosts in, which end with this one however it ends.
+class _HostProcess(SpawnProcess):
+    """A Ctrl-C in the terminal reaches every process of the group; what it means for this one its parent says."""
 
-    By itself a pool's process outlives a killed parent and computes on.
+    def start(self) -> None:
+        # A child begins with the mask of the thread that starts it, so that not even its imports are interrupted.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _HostProcesses(SpawnContext):
+    Process = _HostProcess
+
+
+@contextmanager
+def host_processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes to train hosts in, which end with this one however it ends, and at once if it is interrupted.
+
+    By itself a pool's process outlives a killed parent and computes on, and the parent waits for it.
     """
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(count, _HostProcesses(), initializer=_end_with_parent)
+    try:
+        yield pool
+    except BaseException:
+        for process in multiprocessing.active_children():
+            if isinstance(process, _HostProcess):
+                process.kill()
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _end_with_parent() -> None:

@@ -13,13 +13,17 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import grpc
 import numpy as np
 import ray
 import torch
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR as JOB_VARIABLE
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # the stubs lack it
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 __all__ = [
@@ -36,6 +40,7 @@ __all__ = [
     "runner_actors",
     "store",
     "stored",
+    "why_no_cluster",
     "wrap_learner_thread",
 ]
 
@@ -178,6 +183,25 @@ def autoscaler_report() -> AutoscalerReport | None:
     nodes = status.get("autoscaler_report")
     starting = None if nodes is None else bool(nodes["pending_nodes"] or nodes["pending_launches"])
     return AutoscalerReport(status["time"] - status["gcs_request_time"], starting)
+
+
+# ---------------------------------------------------------------------- addresses
+def why_no_cluster(address: str, seconds: float) -> str | None:
+    """Ask who answers at HOST:PORT what only the head of a Ray cluster knows.
+
+    ``ray.init`` asks the same without a deadline, and the process can then only be killed.
+
+    Returns:
+        What is wrong with the answer; None if it came from a cluster, which may still ask for a token.
+    """
+    with init_grpc_channel(address) as channel:
+        try:
+            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=seconds)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                return None
+            return " ".join(str(error.details()).split())
+    return None
 
 
 # ---------------------------------------------------------------------- Serve

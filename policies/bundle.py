@@ -1,4 +1,4 @@
-"""What decides: one protocol for learned, scripted and later kinds of policy (LEARNER.md section 7).
+"""What decides: one protocol for learned, scripted and later kinds of policy.
 
 Shapes: ``B`` is the number of hosts, ``T`` of steps in a row, ``H`` of heads. Observations of :meth:`get_action` have
 the leading axis ``[B]``, those of all other methods ``[B, T]``, and no row spans two episodes. Values are in reward
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.slots import SlotConfig
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.results import ActionResult, EvalResult, ForwardResult, HiddenState
 
 Observations = dict[str, npt.NDArray[Any]]

@@ -2,7 +2,7 @@
 
 Every head is a masked categorical. The first head ("op") is drawn alone; each other head is a table with one
 row per op that needs it, because its logits and sometimes its mask depend on the op. Reading the row of the
-*stored* op is what makes training reproduce the log-probabilities of the rollout exactly (LEARNER.md section 2).
+*stored* op is what makes training reproduce the log-probabilities of the rollout exactly.
 
 Shapes: ``...`` stands for any leading axes (batch, or batch and time), ``H`` for the number of heads, ``K_h``
 for the number of ops that need head h (1 for the op head) and ``n_h`` for the head's number of choices.
@@ -105,7 +105,7 @@ def take_entry(values: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FactoredDistribution:
-    """Distribution of one factored action per leading index (LEARNER.md section 2).
+    """Distribution of one factored action per leading index.
 
     Attributes:
         log_probs: Per head float32 ``[..., K_h, n_h]``.

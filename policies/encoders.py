@@ -59,7 +59,7 @@ class FlatEncoder(nn.Module):
 
 
 class BlueprintEncoder(nn.Module):
-    """Obs V3: the scaled vector under ``obs``, and a learned embedding of the blueprint in every slot (LEARNER.md 1).
+    """Obs V3: the scaled vector under ``obs``, and a learned embedding of the blueprint in every slot.
 
     ``blueprint_indices`` are int64 ``[..., num_slots]`` in -1 … num_blueprints - 1, where -1 is an empty slot.
 

@@ -1,4 +1,4 @@
-"""The plateau heuristic: what a careful person would script without learning (design: LEARNER.md section 8)."""
+"""The plateau heuristic: what a careful person would script without learning."""
 
 from __future__ import annotations
 

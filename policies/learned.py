@@ -13,7 +13,8 @@ from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from policies.bundle import PolicySettings
 from policies.encoders import BlueprintEncoder
-from policies.network import NetworkConfig, RecurrentPolicyNetwork
+from policies.network import RecurrentPolicyNetwork
+from policies.network_config import NetworkConfig
 from policies.registry import register
 from policies.results import ActionResult, ActorCriticResult, EvalResult, HiddenState
 

@@ -1,6 +1,6 @@
 """The recurrent actor-critic: feature net, LSTM, one head per part of the action, op-conditioned critic.
 
-Plain torch, without RLlib (LEARNER.md section 1). Everything is derived from a list of heads and an encoder of the
+Plain torch, without RLlib. Everything is derived from a list of heads and an encoder of the
 observation: the same code makes a policy with eight heads for a host with slots and one with a single head for a
 cart and its pole.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,48 +24,10 @@ from policies.distribution import (
     row_table,
 )
 from policies.encoders import ObservationEncoder
+from policies.network_config import NetworkConfig
 from policies.normalisers import Normalisers
 from policies.results import ActionResult, ActorCriticResult, HiddenState
 from policies.return_scale import ReturnScale
-
-COLDEST = 0.01
-"""Logits that differ by one are a factor of e^100 apart here; far below, float32 would overflow."""
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """The network's widths and how it is played; the number of choices and features comes from the world."""
-
-    feature_dim: int = 512
-    """Width of the feature net, which reads the observation before the LSTM."""
-    hidden_dim: int = 512
-    """Width of the LSTM's hidden and cell state."""
-    head_dim: int = 256
-    """Hidden width of each head and of both critic streams; a deep head uses twice and half of it."""
-    embedding_dim: int = 4
-    """Numbers per slot that stand for the blueprint growing in it."""
-    op_bias: Mapping[str, float] = field(default_factory=dict)
-    """Logits that ops start with, by name; the others start at 0."""
-    deep_heads: tuple[str, ...] = ("blueprint",)
-    """Heads with three layers instead of two, by name."""
-    memory: bool = True
-    """Whether there is an LSTM; without it the policy knows the present observation only."""
-    play_temperature: float = 1.0
-    """Temperature at which the policy draws its actions wherever it does not explore: in evaluations, replays, exports
-    and the service. Below 1 it takes the likelier ones more often. Rollouts of training explore at 1."""
-
-    def __post_init__(self) -> None:
-        for name in ("feature_dim", "hidden_dim", "head_dim", "embedding_dim"):
-            width = getattr(self, name)
-            if not isinstance(width, int) or width < 1:
-                raise ValueError(f"network {name} must be a positive integer, got {width!r}")
-        if not COLDEST <= self.play_temperature < math.inf:
-            raise ValueError(
-                f"network play_temperature must be at least {COLDEST} (nothing is left to chance there), got "
-                f"{self.play_temperature!r}"
-            )
-        if self.head_dim < 2:
-            raise ValueError(f"network head_dim must be at least 2, half of it is a width; got {self.head_dim}")
 
 
 def _linear(inputs: int, outputs: int, gain: float = math.sqrt(2.0)) -> nn.Linear:
@@ -143,7 +104,7 @@ def _set_op_bias(head: nn.Module, ops: HeadSpec, logits: Mapping[str, float]) ->
 
 
 class RecurrentPolicyNetwork(nn.Module):
-    """Recurrent policy over a factored action, with a critic that knows the op (LEARNER.md sections 1 to 3).
+    """Recurrent policy over a factored action, with a critic that knows the op.
 
     With a single head there are no arguments to judge, so the critic is v(s) alone: plain recurrent PPO.
 

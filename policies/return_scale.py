@@ -8,7 +8,7 @@ from policies.running_moments import RunningMoments
 
 
 class ReturnScale(RunningMoments):
-    """Exponentially forgetting standard deviation of the returns seen in training (LEARNER.md section 3).
+    """Exponentially forgetting standard deviation of the returns seen in training.
 
     The critic regresses on ``returns / scale``; ``critic output * scale`` is in reward units. Only a factor, no
     shift, so a value of 0 means the same in both.

@@ -8,7 +8,7 @@ from envs.observation import ObservationLayout
 from envs.tasks import make_task
 from esper_ray.measuring.inspection import inspect_task
 from policies.learned import build_network
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from tests.places import ROOT
 
 README = ROOT / "README.md"

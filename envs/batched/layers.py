@@ -2,7 +2,7 @@
 
 Activations of image-shaped members are ``[B, H, W, M, C]``, contiguous: batch, height, width, member, channel.
 Seen as ``[B, M·C, H, W]`` that is the channels_last memory format, so a grouped convolution, batch norm and
-pooling over the merged channel axis need no copy (design: WORLD.md section 9). Weights lead with the member axis.
+pooling over the merged channel axis need no copy. Weights lead with the member axis.
 """
 
 from __future__ import annotations

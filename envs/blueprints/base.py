@@ -16,7 +16,7 @@ class SeedModule(Protocol):
     """A kind of seed, stateless: parameters come in stacked over members.
 
     Its last linear or convolution starts at zero with nothing after it, so that the delta is exactly 0 at birth
-    and still has a gradient (design: WORLD.md section 4).
+    and still has a gradient.
     """
 
     def parameters(self, width: int) -> ParameterSpecs:

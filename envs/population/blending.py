@@ -1,6 +1,6 @@
 """How a seed enters its host: limited, gated, blended, and kept apart while it trains.
 
-Everything is exact identity at alpha 0, whatever the delta (design: WORLD.md section 4).
+Everything is exact identity at alpha 0, whatever the delta.
 """
 
 from __future__ import annotations

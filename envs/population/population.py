@@ -2,7 +2,7 @@
 
 The population owns weights and data and nothing else: what a slot's stage means for values and gradients comes in
 as arrays of the lifecycle. No method loops over members, but for drawing fresh weights and batch orders of the
-members concerned at a reset or a germination (design: WORLD.md sections 4, 5 and 9).
+members concerned at a reset or a germination.
 """
 
 from __future__ import annotations

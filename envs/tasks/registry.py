@@ -20,6 +20,9 @@ from envs.tasks.digits import digits, digits_impaired, digits_mixed, digits_scal
 from envs.tasks.tabular import tabular
 from envs.tasks.text import text
 
+LARGEST = 1e9
+"""Of a task's numbers; what is no number at all is larger than that."""
+
 TaskFactory = Callable[..., Task]
 
 ENTRY_POINTS = "esper_ray.tasks"
@@ -100,12 +103,13 @@ def _converted(name: str, arguments: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _convert(name: str, key: str, kind: type, text: str) -> object:
-    if kind is Path:
-        return Path(text).expanduser().resolve()
     try:
-        return kind(text)
-    except ValueError as error:
+        value = Path(text).expanduser().resolve() if kind is Path else kind(text)
+    except (ValueError, RuntimeError, OSError) as error:  # no number, nobody's home, a loop of links
         raise TaskError(f"argument {key} of task {name!r} must be of type {kind.__name__}, got {text!r}") from error
+    if isinstance(value, int | float) and not abs(value) <= LARGEST:
+        raise TaskError(f"argument {key} of task {name!r} must be a number up to {LARGEST:g}, got {text}")
+    return value
 
 
 def _without_none(annotation: Any) -> Any:

@@ -1,1 +1,19 @@
-"""What ``esper-ray`` can be asked to do: a class per command, its fields the flags."""
+"""What each command does, one dataclass per command; the text under a field is its help on the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Command(Protocol):
+    """What the command line asks for."""
+
+    def run(self, console: Console) -> None:
+        """Do it.
+
+        Args:
+            console: Where it is told.
+        """

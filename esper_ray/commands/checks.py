@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from esper_ray.errors import UserError
 from esper_ray.keeping.writing import check_writable, make_directories
 
-
-def at_least(flag: str, value: int, least: int) -> None:
-    """Refuse a flag's value below ``least``."""
-    if value < least:
-        raise UserError(f"{flag} must be at least {least}, got {value}")
+WORKERS = min(2, os.cpu_count() or 1)
+"""Processes that train hosts, unless told otherwise."""
 
 
 def writable(path: Path) -> Path:

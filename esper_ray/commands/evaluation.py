@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
-from esper_ray.commands.checks import at_least, writable
-from esper_ray.config import EnvConfig, TaskArgs
+from esper_ray.commands.checks import WORKERS, writable
+from esper_ray.config import EnvConfig, Epochs, TaskArgs
 from esper_ray.errors import UserError
 from esper_ray.keeping.lock import LOCK_FILE, locked
 from esper_ray.keeping.run_directory import RunDirectory, Which
 from esper_ray.keeping.writing import replace_figure
+from esper_ray.terminal import under_way
+from policies.network_config import Temperature
+from policies.ranges import Count, Large, Processes, Range, check_numbers
 
 if TYPE_CHECKING:
     from esper_ray.measuring.trained import Trained
@@ -28,9 +31,9 @@ class Evaluate:
 
     trained: tyro.conf.Positional[str]
     """Run directory, or an export; a path, or a URI (s3://, gs://, hdfs://, file://)."""
-    episodes: int = 64
+    episodes: Count = 64
     """Hosts; every policy gets the same ones."""
-    seed: int = 0
+    seed: Large = 0
     """Of the held-out hosts."""
     checkpoint: Which = "latest"
     """latest is what training ended with; best had the highest moving average of scores in it, should they have fallen
@@ -39,7 +42,7 @@ class Evaluate:
     """Who plays; by default learned, never_grow, random_valid, heuristic, fixed_schedule, static_final, static_big."""
     schedule: Path | None = None
     """A schedule that `esper-ray search` found, to play as best_schedule too."""
-    temperature: float | None = None
+    temperature: Temperature | None = None
     """At which the learned policy draws, in place of the play_temperature of its training."""
     greedy: bool = False
     """Play the learned policy a second time, taking its most probable choices instead of drawing."""
@@ -52,8 +55,11 @@ class Evaluate:
     output: Path | None = None
     """Report to write, with a picture beside it; by default evaluation.json in the directory given (of a URI: here), or
     with --task or --task-args evaluation-TASK-ARGUMENTS.json."""
-    workers: int = min(2, os.cpu_count() or 1)
+    workers: Processes = WORKERS
     """Processes that share the policies."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, UserError)
 
     def run(self, console: Console) -> None:
         """Evaluate, print the table, write the report and its picture."""
@@ -70,9 +76,6 @@ class Evaluate:
         from esper_ray.measuring.trained import Trained, World
 
         trained = Trained.open(path, self.checkpoint, World(self.task, self.task_args, self.data_dir))
-        at_least("--episodes", self.episodes, 1)
-        at_least("--workers", self.workers, 1)
-        at_least("--seed", self.seed, 0)
         if self.temperature is not None:
             trained = trained.at_temperature(self.temperature)
         trained.env.load_data()
@@ -84,12 +87,12 @@ class Evaluate:
             raise UserError(f"--output {output} names the report, which is JSON; its picture is put beside it")
         picture = writable(output.with_suffix(".png"))
         writable(output)
-        with console.status("playing held-out episodes") as status:
+        with under_way(console, "playing held-out episodes") as now:
             done: list[str] = []
 
             def on_done(name: str) -> None:
                 done.append(name)
-                status.update(f"played {', '.join(done)}")
+                now(f"playing held-out episodes; played so far: {', '.join(done)}")
 
             report = evaluate(
                 trained,
@@ -119,21 +122,24 @@ class Search:
 
     world: tyro.conf.Positional[str]
     """A run directory, for its task and as many host epochs as its training had; or a task's name."""
-    host_epochs: int | None = None
+    host_epochs: Annotated[int, Range(1, 2**53, whole=True)] | None = None
     """Training epochs of hosts that the search may spend in all."""
-    max_epochs: int | None = None
+    max_epochs: Epochs | None = None
     """Training epochs of one host; by default as in the run, or as train's default."""
     task_args: TaskArgs = field(default_factory=dict)
     """Arguments of the task, on top of the run's."""
     data_dir: Path | None = None
     """As for train."""
-    seed: int = 0
+    seed: Large = 0
     """Of the schedules that are tried and of the hosts."""
     output: Path | None = None
     """Schedule to write, with its trace beside it; by default best_schedule.json in the run directory, or
     best_schedule-TASK.json here. A search that was interrupted goes on from the trace."""
-    workers: int = min(2, os.cpu_count() or 1)
+    workers: Processes = WORKERS
     """Processes that train hosts."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, UserError)
 
     def run(self, console: Console) -> None:
         """Search, print the finalists, write the schedule and the trace."""
@@ -141,8 +147,6 @@ class Search:
         from esper_ray.measuring.search.schedule_files import read_trace, trace_path, write_schedule, write_trace
         from esper_ray.measuring.search.search_report import search_progress, search_table
 
-        at_least("--workers", self.workers, 1)
-        at_least("--seed", self.seed, 0)
         env, host_epochs, path = self._resolved()
         for file in (path, trace_path(path)):
             writable(file)
@@ -152,13 +156,18 @@ class Search:
             known = read_trace(path, env, settings)
             if known:
                 console.print(f"goes on after {known[-1].name} of {path.name}")
-            with search_progress(console) as on_progress:
-                result = search_schedule(
-                    env, settings, on_progress, lambda rungs: write_trace(path, env, settings, rungs), known
-                )
+            try:
+                with search_progress(console) as on_progress:
+                    result = search_schedule(
+                        env, settings, on_progress, lambda rungs: write_trace(path, env, settings, rungs), known
+                    )
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"rungs that are through are in {trace_path(path)}, and the same command goes on after them"
+                ) from None
             write_schedule(path, env, settings, result)
         console.print(search_table(env, result))
-        console.print(f"written: {path}    play it: esper-ray evaluate RUN --schedule {path}")
+        console.print(f"written: {path}    play it: esper-ray evaluate RUN --schedule {shlex.quote(str(path))}")
 
     def _resolved(self) -> tuple[EnvConfig, int, Path]:
         """World, budget and output."""
@@ -189,7 +198,7 @@ class Replay:
 
     trained: tyro.conf.Positional[str]
     """Run directory, or an export; a path, or a URI (s3://, gs://, hdfs://, file://)."""
-    seed: int = 0
+    seed: Large = 0
     """Of the held-out host."""
     checkpoint: Which = "latest"
     """latest is what training ended with; best had the highest moving average of scores in it, should they have fallen
@@ -200,6 +209,9 @@ class Replay:
     """learned, or one of the controls: never_grow, random_valid, heuristic, fixed_schedule."""
     output: Path | None = None
     """Picture to write; by default replay-POLICY-SEED.png in the directory given (of a URI: here)."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, UserError)
 
     def run(self, console: Console) -> None:
         """Play and draw."""
@@ -217,7 +229,6 @@ class Replay:
         from esper_ray.measuring.trained import Trained, World
 
         trained = Trained.open(path, self.checkpoint, World(data_dir=self.data_dir))
-        at_least("--seed", self.seed, 0)
         output = self.output or _results(self.trained, trained) / f"replay-{self.policy}-{self.seed}.png"
         if output.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
             raise UserError(f"--output {output} names no picture: end it on .png, .svg or .pdf")

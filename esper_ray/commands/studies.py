@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,12 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from esper_ray.commands.checks import at_least, writable
+from esper_ray.commands.checks import WORKERS, writable
 from esper_ray.errors import UserError
 from esper_ray.keeping.lock import held
 from esper_ray.keeping.writing import replace_figure, replace_text
+from esper_ray.terminal import command
+from policies.ranges import OtherProcesses, check_numbers
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,11 @@ class Study:
     """YAML file, see docs/studies.md."""
     output: Path | None = None
     """Directory for runs, results and report; by default runs/studies/NAME, after the file."""
-    workers: int = min(2, os.cpu_count() or 1)
+    workers: OtherProcesses = WORKERS
     """Processes that share the evaluations; 0 plays them in this one."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, UserError)
 
     def run(self, console: Console) -> None:
         """Do what is not done yet, then report."""
@@ -36,19 +41,19 @@ class Study:
         from esper_ray.measuring.evaluation_report import comparison_table, evaluation_table
 
         spec = study_file.Study.read(self.study)
-        at_least("--workers", self.workers, 0)
         for env in (*(config.env for config in spec.configs.values()), *spec.worlds.values()):
             env.load_data()
         directory = StudyDirectory(self.output or Path("runs") / "studies" / self.study.stem, spec)
         if lacking := directory.lacking():
-            first = f"esper-ray study {self.study.with_name(f'{spec.trained_by}{self.study.suffix}')}"
-            first += f" --output {self.output.with_name(directory.trainer.path.name)}" if self.output else ""
+            trainer = self.study.with_name(f"{spec.trained_by}{self.study.suffix}")
+            output = self.output and self.output.with_name(directory.trainer.path.name)
+            first = _command("study", trainer, output)
             raise UserError(f"{directory.trainer.path} lacks {'; '.join(lacking)}: first run {first}")
         with held(directory.path):
             try:
                 run_study(directory, self.workers, console)
             except (StudyInterruptedError, KeyboardInterrupt):
-                again = f"esper-ray study {self.study}" + (f" --output {self.output}" if self.output else "")
+                again = _command("study", self.study, self.output)
                 raise KeyboardInterrupt(f"what is done is kept; go on with: {again}") from None
             report = write_report(directory)
         for evaluation in report["evaluations"].values():
@@ -85,16 +90,16 @@ class Tune:
             )
         spec.base.env.load_data()
         directory = TuningDirectory(output, spec)
-        again = f"esper-ray tune {self.tuning}" + (f" --output {self.output}" if self.output else "")
         with held(directory.path):
             try:
                 failures = run_tuning(directory, self.address, console)
             except KeyboardInterrupt:
+                again = _command("tune", self.tuning, self.output)
                 raise KeyboardInterrupt(f"what is done is kept; go on with: {again}") from None
             console.print(tuning_table(directory, write_report(directory, failures)))
         console.print(
             f"written: {directory.path}/tune.md, tune.json and best.yaml    "
-            f"watch: tensorboard --logdir {directory.path}/trials"
+            f"watch: {shlex.join(['tensorboard', '--logdir', str(directory.path / 'trials')])}"
         )
         if failures:
             name, reason = next(iter(failures.items()))
@@ -129,3 +134,7 @@ class Compare:
         replace_figure(picture, comparison_figure(comparison))
         replace_text(page, comparison_markdown(comparison))
         console.print(f"written: {picture} and {page.name}")
+
+
+def _command(name: str, file: Path, output: Path | None) -> str:
+    return command(name, file, *(("--output", output) if output else ()))

@@ -173,7 +173,7 @@ def comparison_tables(runs: Sequence[ComparedRun]) -> list[Table]:
         for run in runs:
             table.add_column(run.name, justify="right", overflow="fold")
         for name, cells in grid.rows.items():
-            table.add_row(name, *(cell.replace("[", "\\[") for cell in cells))
+            table.add_row(name, *cells)
         tables.append(table)
     return tables
 

@@ -20,7 +20,7 @@ from esper_ray.keeping.writing import UNFINISHED, make_directories, remove_empty
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
 from policies.learned import LEARNED
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.weights import Weights, load_weights
 
 CARD_FILE = "card.json"

@@ -1,4 +1,4 @@
-"""From rewards to learning signals: λ-returns and V-trace, two advantage streams, one scale (LEARNER.md section 3).
+"""From rewards to learning signals: λ-returns and V-trace, two advantage streams, one scale.
 
 The functions are plain torch. :class:`FactoredAdvantages` puts them at the end of RLlib's learner pipeline, in the
 place of its own generalised advantage estimation.

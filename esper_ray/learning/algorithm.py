@@ -27,7 +27,8 @@ from esper_ray.process import release_memory, settle
 from esper_ray.ray_internals import actor_id, ask_for_reset, runner_actors
 from policies.encoders import EncoderFactory
 from policies.learned import build_network
-from policies.network import NetworkConfig, RecurrentPolicyNetwork
+from policies.network import RecurrentPolicyNetwork
+from policies.network_config import NetworkConfig
 from policies.rl_module import FactoredRLModule
 
 RUNNERS_PER_SEED = 4096

@@ -1,4 +1,4 @@
-"""What is watched in an update (LEARNER.md section 5): numbers of one minibatch, and alarms on them.
+"""What is watched in an update: numbers of one minibatch, and alarms on them.
 
 A number that cannot be measured in a minibatch (the ratio of a head that no drawn op needed) is NaN; the metrics
 leave NaN out of their averages.

@@ -63,7 +63,7 @@ class _UpdateRecord:
 
 
 class FactoredLearner(OpenLearner, TorchLearner):
-    """What all algorithms share (LEARNER.md sections 3 to 5); comes before RLlib's learner of the algorithm.
+    """What all algorithms share; comes before RLlib's learner of the algorithm.
 
     A step whose gradient is not finite is left out.
 

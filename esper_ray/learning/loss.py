@@ -1,4 +1,4 @@
-"""Losses of PPO and of IMPALA over a factored action (LEARNER.md section 4). Plain torch."""
+"""Losses of PPO and of IMPALA over a factored action. Plain torch."""
 
 from __future__ import annotations
 

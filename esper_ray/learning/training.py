@@ -13,6 +13,7 @@ from typing import Any
 
 from ray.tune.registry import register_env
 from rich.console import Console
+from rich.text import Text
 
 from envs import ENV_ID
 from envs.morphogenesis import MorphogenesisVectorEnv
@@ -29,6 +30,7 @@ from esper_ray.learning.metrics import EpisodeMetrics, flatten
 from esper_ray.learning.ppo import EsperPPOConfig
 from esper_ray.learning.tensorboard import TensorBoard
 from esper_ray.process import settle
+from esper_ray.terminal import command, under_way
 from policies.encoders import BlueprintEncoder
 from policies.weights import save_weights
 
@@ -60,15 +62,21 @@ def train(run: RunDirectory, config: TrainConfig, console: Console, address: str
     if mirror is not None:
         mirror.check_apart(run)
     with connected(config.run, address, console):
-        algorithm = build(run, config, console)
+        with under_way(console, "the processes start"):
+            algorithm = build(run, config, console)
         with _stop_requests(console) as stop:
             for saved in trained_iterations(algorithm, run, config, console):
                 if mirror is not None:
                     _send(mirror, run, console, last=stop[0] or saved.iteration == config.run.iterations)
                 if stop[0]:
-                    console.print(f"stopped and saved; go on with: esper-ray train --run-dir {run.path} --resume")
+                    console.print(f"stopped and saved; go on with: {going_on(run)}")
                     break
         algorithm.stop()
+
+
+def going_on(run: RunDirectory) -> str:
+    """The command that goes on with a run."""
+    return command("train", "--run-dir", run.path, "--resume")
 
 
 def build(run: RunDirectory, config: TrainConfig, console: Console) -> FactoredAlgorithm:
@@ -107,7 +115,7 @@ def trained_iterations(
     """
     began, beginning = time.perf_counter(), algorithm.iteration
     while algorithm.iteration < config.run.iterations:
-        with console.status(f"iteration {algorithm.iteration + 1}: hosts train, then the policy"):
+        with under_way(console, f"iteration {algorithm.iteration + 1}: hosts train, then the policy"):
             result = algorithm.train()
         world = dict(flatten(result["env_runners"].get("world", {})))
         # Scores of another world say nothing about which checkpoint is the best.
@@ -122,11 +130,11 @@ def trained_iterations(
         elapsed = time.perf_counter() - began
         left = elapsed / (algorithm.iteration - beginning) * (config.run.iterations - algorithm.iteration)
         rate = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
-        console.print(_progress_line(algorithm.iteration, config, world, rate, left), highlight=False)
+        console.print(_progress_line(algorithm.iteration, config, world, rate, left))
         # IMPALA's learner may have nothing to tell yet.
         learnt = dict(flatten(result.get("learners", {}).get("default_policy", {})))
         for alarm in spoken_alarms(learnt, config.learner):
-            console.print(alarm, style="yellow", highlight=False, markup=False)
+            console.print(alarm, style="yellow")
         yield saved
 
 
@@ -140,16 +148,19 @@ def _send(mirror: Mirror, run: RunDirectory, console: Console, last: bool) -> No
                 f"the run is complete in {run.path}, but its copy in {mirror.uri} is not: {error}. Mend that and send "
                 "it with --resume and one more of --iterations, or copy it by hand"
             ) from error
-        console.print(f"not copied to {mirror.uri}, will be after the next iteration: {error}", highlight=False)
+        console.print(f"not copied to {mirror.uri}, will be after the next iteration: {error}")
 
 
-def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float], rate: float, left: float) -> str:
+def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float], rate: float, left: float) -> Text:
     shares = ((op, 100 * world[f"op_share/{op.name}"]) for op in LifecycleOp if f"op_share/{op.name}" in world)
     mix = ", ".join(f"{op.name.split('_')[0].lower()} {share:.0f}" for op, share in shares)
-    return (
-        f"[bold]{iteration:>3}[/]/{config.run.iterations} score [bold]{world.get('score', float('nan')):.3f}[/] "
-        f"{world.get('episodes', 0):.0f} episodes {rate:,.0f} epochs/s [dim]% {mix}[/] "
-        f"{int(left // 60)}:{int(left % 60):02d} left"
+    return Text.assemble(
+        (f"{iteration:>3}", "bold"),
+        f"/{config.run.iterations} score ",
+        (f"{world.get('score', float('nan')):.3f}", "bold"),
+        f" {world.get('episodes', 0):.0f} episodes {rate:,.0f} epochs/s ",
+        (f"% {mix}", "dim"),
+        f" {int(left // 60)}:{int(left % 60):02d} left",
     )
 
 

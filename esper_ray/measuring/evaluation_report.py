@@ -58,7 +58,7 @@ def evaluation_table(report: dict[str, Any]) -> Table:
         low, high = score["ci95"]
         table.add_row(
             LABELS.get(name, name),
-            f"{score['iqm']:.3f} \\[{low:.3f}, {high:.3f}]",
+            f"{score['iqm']:.3f} [{low:.3f}, {high:.3f}]",
             f"{result['accuracy']['iqm']:.1f}",
             f"{result['parameters']['iqm']:,.0f}",
             f"{result['training_flops']['iqm'] / 1e9:,.2f}",
@@ -93,7 +93,7 @@ def comparison_table(report: dict[str, Any], arm: str = LEARNED) -> Table:
         if name != arm:
             lead = report["differences"][arm][name]
             low, high = lead["ci95"]
-            difference = f"{lead['iqm']:+.3f} \\[{low:+.3f}, {high:+.3f}]"
+            difference = f"{lead['iqm']:+.3f} [{low:+.3f}, {high:+.3f}]"
         scores = (f"{result['score_by_variant'][kind]:.3f}" for kind in kinds)
         mean = f"{result['score']['mean']:.3f}"
         table.add_row(LABELS.get(name, name), difference, mean, *scores, style="bold" if name == arm else None)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from envs.batched.parameters import ParameterLayout
 from envs.blueprints import blueprints_for
@@ -20,7 +20,7 @@ from envs.population.variants import VariantTables
 from envs.tasks import Task
 from envs.vocabulary import LifecycleOp
 from policies.encoders import BlueprintEncoder
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 
 COLUMNS = 100
 """Widest line on the terminal."""
@@ -203,14 +203,14 @@ def _few(words: Sequence[str]) -> str:
 def print_sections(name: str, sections: list[Section], console: Console) -> None:
     """Tables on the terminal, no line wider than :data:`COLUMNS`."""
     width = min(COLUMNS, console.width)
-    console.print(f"[bold]{escape(name)}[/]", width=width, highlight=False)
+    console.print(Text(name, "bold"), width=width)
     for section in sections:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
         for column in section.columns:
             table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
         for row in section.rows:
-            table.add_row(*map(escape, row))
-        console.print(f"\n[bold]{escape(section.title)}[/]\n{escape(section.note)}", width=width, highlight=False)
+            table.add_row(*row)
+        console.print(Text.assemble("\n", (section.title, "bold"), "\n", section.note), width=width, soft_wrap=False)
         console.print(table, width=width)
 
 

@@ -13,7 +13,7 @@ from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE, read_export
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory, Which
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.weights import Weights
 
 

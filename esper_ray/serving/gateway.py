@@ -28,6 +28,13 @@ PROBE_SECONDS = 2.0
 ANSWER_SECONDS = 20.0
 """How long a replica may take; Serve waits for one that is being restarted."""
 
+BODY_SECONDS = 8.0
+"""How long a body may take: with a replica's time still less than what Serve gives a request, which answers in plain
+text."""
+
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}, 503: {"Retry-After": "5"}}
+"""That belong to a refusal's status."""
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -64,7 +71,10 @@ class Gateway(AsgiDeployment):
             Route("/sessions/{name}", self._with_token(self._close), methods=["DELETE"]),
             Route("/sessions/{name}/actions", self._with_token(self._act), methods=["POST"]),
         ]
-        return Starlette(routes=routes, exception_handlers={RefusedError: _refused, HTTPException: _not_found})
+        handlers = {RefusedError: _refused, HTTPException: _not_served, Exception: _failed}
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False  # a path is one of these, or there is no such path
+        return app
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"healthy": True})
@@ -119,10 +129,14 @@ class Gateway(AsgiDeployment):
         if length.isdigit() and int(length) > self._max_body_bytes:
             raise too_large
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body_bytes:
-                raise too_large
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > self._max_body_bytes:
+                        raise too_large
+        except TimeoutError:
+            raise RefusedError(408, f"the body did not come within {BODY_SECONDS:g} seconds") from None
         return bytes(body)
 
     def _session(self, request: Request) -> tuple[str, int]:
@@ -150,10 +164,15 @@ class Gateway(AsgiDeployment):
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}.get(error.refusal.status)
-    return JSONResponse({"error": error.refusal.reason}, error.refusal.status, headers)
+    return JSONResponse({"error": error.refusal.reason}, error.refusal.status, HEADERS.get(error.refusal.status))
 
 
-async def _not_found(request: Request, error: Exception) -> Response:
+async def _not_served(request: Request, error: Exception) -> Response:
+    """No such path, or not with this method: then the error's headers name those that there are."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
+    reason = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse({"error": reason}, error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the service failed at this request; its log says why"}, 500)

@@ -20,6 +20,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 from rich.console import Console
 
+from esper_ray.cluster import start_ray
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import load_export
 from esper_ray.serving.gateway import Gateway
@@ -42,7 +43,7 @@ def serve_until_interrupted(export: Path, config: ServiceConfig, console: Consol
     try:
         with running(export, config) as url:
             signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own handler there
-            console.print(f"serving {export} at {url} (Ctrl-C stops it)", highlight=False, soft_wrap=True)
+            console.print(f"serving {export} at {url} (Ctrl-C stops it)")
             threading.Event().wait()
     except KeyboardInterrupt:
         console.print("stopped; all sessions have ended")
@@ -61,14 +62,7 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
     _check_free(config.host, config.port)
     interface = Interface(card.env.task, card.slots, card.iteration)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    ray.init(
-        "local",
-        _node_ip_address="127.0.0.1",
-        num_cpus=config.replicas + 1,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    start_ray(_node_ip_address="127.0.0.1", num_cpus=config.replicas + 1)
     try:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         options = HTTPOptions(host=config.host, port=config.port, request_timeout_s=REQUEST_SECONDS)

@@ -7,8 +7,10 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from esper_ray.errors import UserError
+from policies.ranges import Count, Positive, Processes, Range, Share, check_numbers
 
 SHORTEST_TOKEN = 16
 """Characters; ``secrets.token_urlsafe(32)`` gives 43."""
@@ -20,33 +22,25 @@ class ServiceConfig:
 
     host: str = "127.0.0.1"
     """Address to listen on. Any but a loopback one needs --token-file."""
-    port: int = 8000
+    port: Annotated[int, Range(1, 65_535, whole=True)] = 8000
     """Port to listen on."""
     token_file: Path | None = None
     """File of mode 0600 with the bearer token that every request must carry; without one nobody is asked for any."""
-    replicas: int = 1
+    replicas: Processes = 1
     """Processes that hold sessions and decide; a session stays with the one that opened it."""
-    session_seconds: float = 600.0
+    session_seconds: Positive = 600.0
     """A session that is not used for so long ends, and its state with it."""
-    max_sessions: int = 1000
+    max_sessions: Count = 1000
     """Sessions that each replica holds at most."""
-    max_body_bytes: int = 65_536
+    max_body_bytes: Count = 65_536
     """Size of a request's body at most."""
-    max_batch: int = 64
+    max_batch: Count = 64
     """Sessions that a replica decides for in one pass of the network at most."""
-    batch_wait_seconds: float = 0.002
+    batch_wait_seconds: Share = 0.002
     """How long a request may wait for others to share that pass."""
 
     def __post_init__(self) -> None:
-        for name in ("replicas", "max_sessions", "max_body_bytes", "max_batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 1 <= self.port <= 65_535:
-            raise UserError(f"port must be in [1, 65535], got {self.port}")
-        if not self.session_seconds > 0:
-            raise UserError(f"session_seconds must be above 0, got {self.session_seconds}")
-        if not 0 <= self.batch_wait_seconds <= 1:
-            raise UserError(f"batch_wait_seconds must be in [0, 1], got {self.batch_wait_seconds}")
+        check_numbers(self, UserError)
         if self.token_file is None and not is_loopback(self.host):
             raise UserError(
                 f"{self.host} can be reached from other machines: give --token-file with a token that clients must "

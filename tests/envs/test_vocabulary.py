@@ -7,7 +7,7 @@ from envs.blueprints.registry import blueprints_for
 from envs.slots import SlotConfig
 from envs.vocabulary import HEAD_NAMES, NO_BLUEPRINT, Blueprint
 from policies.learned import build_network
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from tests.envs.helpers import CNN_BLUEPRINTS, germinate, tiny_env
 
 NAMES = (

@@ -237,7 +237,7 @@ def test_evaluate_plays_other_worlds_where_the_heads_fit_and_says_where_they_do_
         (("--task-arg", "a=b"), "takes no argument a"),
         (("--policies", "static_final"), "add learned to --policies"),
         (("--policies", "magic"), "unknown policy 'magic'"),
-        (("--temperature", "0"), "play_temperature must be at least"),
+        (("--temperature", "0"), "temperature must be a number from 0.01"),
         (("--schedule", "nowhere.json"), "cannot read nowhere.json"),
     ):
         with pytest.raises(UserError, match=reason):

@@ -1,17 +1,24 @@
 """What a run asks of a cluster, and what it is told where there is too little."""
 
 import io
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import grpc
 import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from esper_ray import cluster
 from esper_ray.cli import parse
 from esper_ray.cluster import ADDRESS_VARIABLE, connected, demand, runner_device, shortage
-from esper_ray.config import DEBUG, LearnerConfig, RunConfig, TrainConfig
+from esper_ray.config import LearnerConfig, RunConfig, TrainConfig
 from esper_ray.errors import UserError
+from esper_ray.presets import DEBUG
 
 AMOUNT = st.sampled_from([0.25, 0.5, 1.0, 2.0])
 BUNDLE = st.fixed_dictionaries({"CPU": AMOUNT}, optional={"GPU": AMOUNT})
@@ -79,11 +86,47 @@ def test_a_private_ray_that_lacks_gpus_says_so_and_is_gone_afterwards(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("address", "says"), [("127.0.0.1:1", "Connection refused"), ("http://127.0.0.1:8265", "HOST:PORT")]
+    ("address", "says"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("http://127.0.0.1:8265", "HOST:PORT"),
+        ("localhost", "'localhost' is no address"),
+        ("127.0.0.1:0x10", "is no address"),
+        ("127.0.0.1:99999", "is no address"),
+        ("[/b]:" + "9" * 30, "is no address"),
+    ],
 )
 def test_an_address_without_a_cluster_is_named(address, says):
     with pytest.raises(UserError, match=says), connected(DEBUG.run, address, Console(file=io.StringIO())):
         pytest.fail("nobody listens there")
+
+
+def test_a_server_that_is_something_else_is_named_soon(monkeypatch):
+    web = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    web.RequestHandlerClass.log_message = lambda *_: None
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    other = grpc.server(ThreadPoolExecutor(1))
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    monkeypatch.setattr(cluster, "REACH_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for wrong in (web.server_port, port, silent.getsockname()[1]):
+            address = f"127.0.0.1:{wrong}"
+            says = f"what answers at {address} is no Ray cluster: "
+            with pytest.raises(UserError, match=says), connected(DEBUG.run, address, Console(quiet=True)):
+                pytest.fail("that is no cluster")
+    other.stop(None)
+    web.shutdown()
+    web.server_close()
+
+
+def test_a_ray_that_cannot_start_here_says_why(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 100)))
+    (tmp_path / ("x" * 100)).mkdir()
+    monkeypatch.setenv(ADDRESS_VARIABLE, "")
+    says = "Ray cannot start on this machine: .*path length.* RAY_TMPDIR names another"
+    with pytest.raises(UserError, match=says), connected(DEBUG.run, None, Console(quiet=True)):
+        pytest.fail("its sockets have no room there")
 
 
 def test_a_run_that_found_no_cluster_leaves_nothing_behind(tmp_path):

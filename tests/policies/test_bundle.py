@@ -13,7 +13,7 @@ from envs.vocabulary import HEAD_NAMES, AlphaTarget, LifecycleOp
 from policies.bundle import PolicySettings, UnsupportedByPolicyError
 from policies.factory import build_policy
 from policies.heuristic import NEXT_BLUEPRINT
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.player import Player
 from policies.registry import registered
 from tests.envs.helpers import tiny_env

@@ -11,7 +11,8 @@ from envs.slots import SlotConfig
 from envs.vocabulary import HeadSpec
 from policies.distribution import take_entry
 from policies.encoders import BlueprintEncoder, FlatEncoder
-from policies.network import NetworkConfig, RecurrentPolicyNetwork
+from policies.network import RecurrentPolicyNetwork
+from policies.network_config import NetworkConfig
 from tests.devices import DEVICES
 
 torch.set_num_threads(1)
@@ -245,14 +246,15 @@ def test_without_memory_the_past_does_not_matter():
 
 
 @pytest.mark.parametrize("field", ["feature_dim", "hidden_dim", "head_dim", "embedding_dim"])
-def test_widths_must_be_positive(field):
-    with pytest.raises(ValueError, match=f"{field} must be a positive integer, got 0"):
-        NetworkConfig(**{field: 0})
+@pytest.mark.parametrize("width", [0, 2.5, 10**40, True])
+def test_widths_must_be_whole_and_of_a_size_that_can_be(field, width):
+    with pytest.raises(ValueError, match=f"{field} must be a whole number from [12] to 65,536, got {width}"):
+        NetworkConfig(**{field: width})
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.001, -1.0, float("inf"), float("nan")])
 def test_a_temperature_must_be_positive_and_not_tiny(temperature):
-    with pytest.raises(ValueError, match=rf"play_temperature must be at least 0.01 .*, got {temperature}"):
+    with pytest.raises(ValueError, match=rf"play_temperature must be a number from 0.01 to .*, got {temperature}"):
         NetworkConfig(play_temperature=temperature)
 
 

@@ -6,7 +6,7 @@ import pytest
 from envs.hosts.cnn import CnnVariant
 from policies.heuristic import PlateauHeuristic
 from policies.learned import LearnedPolicy, build_network
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.player import Player
 from policies.scripted import FixedSchedule, NeverGrow, RandomValid
 from tests.envs.helpers import tiny_env

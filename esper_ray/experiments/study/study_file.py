@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from esper_ray.config import PRESETS, EnvConfig, TrainConfig, with_settings
+from esper_ray.config import EnvConfig, TrainConfig, with_settings
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import Which
 from esper_ray.measuring.controls import BEST_SCHEDULE, CONTROLS, FOLLOWING, INDEPENDENT, STATIC, TRAINING_SCHEDULE
 from esper_ray.measuring.search.halving import Brackets, SearchSettings
+from esper_ray.presets import PRESETS
 from esper_ray.reading import read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -52,19 +53,19 @@ class Study(BaseModel):
     preset: str = "default"
     settings: dict[str, Any] = {}
     arms: dict[Name, dict[str, Any] | None] = Field({"learned": {}}, min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**20)]] = Field([0, 1, 2], min_length=1)
     evaluations: dict[Name, dict[str, Any] | None] = {}
-    episodes: int = Field(64, ge=2)
-    evaluation_seed: int = Field(0, ge=0)
+    episodes: int = Field(64, ge=2, le=10**6)
+    evaluation_seed: int = Field(0, ge=0, le=2**53)
     checkpoint: Which = "latest"
     controls: list[str] = [*CONTROLS, *STATIC]
-    search_epochs: Annotated[int, Field(ge=1)] | None = None
+    search_epochs: Annotated[int, Field(ge=1, le=2**53)] | None = None
     _trainer: Study | None = PrivateAttr(None)
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _count_seeds(cls, seeds: Any) -> Any:
-        return list(range(seeds)) if type(seeds) is int else seeds
+        return list(range(seeds)) if type(seeds) is int and seeds <= 10_000 else seeds
 
     @classmethod
     def read(cls, path: Path) -> Study:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from esper_ray.config import EnvConfig
 from esper_ray.experiments.study.study_directory import StudyDirectory
@@ -22,6 +23,7 @@ from esper_ray.measuring.playing import play_all
 from esper_ray.measuring.search.halving import FINAL, SearchSettings, search_schedule
 from esper_ray.measuring.search.schedule_files import read_trace, write_schedule, write_trace
 from esper_ray.measuring.search.search_report import search_progress, search_table
+from esper_ray.terminal import under_way
 
 
 class StudyInterruptedError(Exception):
@@ -51,7 +53,7 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
     for evaluation, path in directory.searches().items():
         read_trace(path, directory.study.worlds[evaluation], directory.study.search_settings)
     progress = _Progress(directory)
-    console.print(progress.line(), highlight=False)
+    console.print(progress.line())
     for evaluation, path in directory.searches().items():
         with progress.measured("searches"):
             _search(directory.study.worlds[evaluation], directory.study.search_settings, path, max(workers, 1), console)
@@ -60,12 +62,12 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
         trainings = [training for training in directory.trainings if training.seed == seed]
         for training in trainings:
             if not training.is_finished():
-                console.print(f"[bold]training {training.arm}, seed {seed}[/]", highlight=False)
+                console.print(Text(f"training {training.arm}, seed {seed}", "bold"))
                 with progress.measured("iterations"), held(training.path):
                     train(training.open(), training.config, console)
                 if not training.is_finished():
                     raise StudyInterruptedError
-                console.print(progress.line(), highlight=False)
+                console.print(progress.line())
         _play([p for training in trainings for p in directory.evaluations(training)], workers, progress, console)
 
 
@@ -88,11 +90,11 @@ def _play(playings: Iterable[StudyPlaying], workers: int, progress: _Progress, c
     waiting = [playing for playing in playings if not playing.is_finished()]
     if not waiting:
         return
-    with progress.measured("evaluations"):
+    with progress.measured("evaluations"), under_way(console, "held-out hosts train"):
         for playing, played in play_all(waiting, workers):
             playing.keep(played)
-            console.print(f"played {playing.evaluation}: {playing.path.stem}", highlight=False)
-    console.print(progress.line(), highlight=False)
+            console.print(f"played {playing.evaluation}: {playing.path.stem}")
+    console.print(progress.line())
 
 
 class _Progress:

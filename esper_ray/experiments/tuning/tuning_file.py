@@ -11,10 +11,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs.seeding import Purpose, seed_sequence
-from esper_ray.config import PRESETS, LearnerConfig, TrainConfig, with_settings
+from esper_ray.config import LearnerConfig, TrainConfig, with_settings
 from esper_ray.errors import UserError
+from esper_ray.presets import PRESETS
 from esper_ray.reading import read_yaml
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
+from policies.ranges import LARGEST
 
 DIGITS = 4
 """Significant digits of a number that is drawn: more say nothing, and fewer are easier to read."""
@@ -23,6 +25,10 @@ _FIELDS = {field.name for part in (LearnerConfig, NetworkConfig) for field in da
 
 DRAWABLE = (_FIELDS - {"play_temperature"}) | {"algorithm", "reward_mode"}
 """Settings that have a part in training and leave an iteration's work and the meaning of its score as they are."""
+
+
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
 
 
 class Range(BaseModel):
@@ -38,9 +44,9 @@ class Range(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     choice: Annotated[list[Any], Field(min_length=1)] | None = None
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
-    integers: tuple[int, int] | None = None
+    uniform: tuple[Number, Number] | None = None
+    loguniform: tuple[Number, Number] | None = None
+    integers: tuple[Whole, Whole] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -90,11 +96,11 @@ class Tuning(BaseModel):
     preset: str = "default"
     settings: dict[str, Any] = {}
     space: dict[str, Range] = Field(min_length=1)
-    samples: int = Field(16, ge=1)
-    seed: int = Field(0, ge=0)
-    grace_iterations: int = Field(4, ge=1)
-    reduction_factor: int = Field(3, ge=2)
-    concurrent_trials: int = Field(1, ge=1)
+    samples: int = Field(16, ge=1, le=100_000)
+    seed: int = Field(0, ge=0, lt=2**20)
+    grace_iterations: int = Field(4, ge=1, le=LARGEST)
+    reduction_factor: int = Field(3, ge=2, le=LARGEST)
+    concurrent_trials: int = Field(1, ge=1, le=4096)
 
     @classmethod
     def read(cls, path: Path) -> Tuning:

@@ -142,7 +142,7 @@ def tuning_table(directory: TuningDirectory, found: list[Outcome]) -> Table:
     for name in _heading(directory):
         table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
     for row in _rows(found):
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        table.add_row(*row)
     return table
 
 

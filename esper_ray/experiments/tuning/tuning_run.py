@@ -24,6 +24,7 @@ from esper_ray.keeping.lock import held
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.training import build, trained_iterations
 from esper_ray.process import settle
+from esper_ray.terminal import silent, under_way
 
 RUN, ITERATION, SCORE, FAILURE = "run", "iteration", "score", "failure"
 
@@ -72,7 +73,7 @@ class RecordedHalving(FIFOScheduler):
         self._recorded.append(told)
         self._last[name] = told
         end = ", stopped" if told.stopped else ""
-        self._console.print(f"trial {name}: {iteration}/{iterations} score [bold]{score:.3f}[/]{end}", highlight=False)
+        self._console.print(f"trial {name}: {iteration}/{iterations} score {score:.3f}{end}")
         return TrialScheduler.STOP if told.stopped or iteration >= iterations else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: RayTrial) -> None:
@@ -82,7 +83,7 @@ class RecordedHalving(FIFOScheduler):
 
     def _failed(self, name: str, reason: str) -> None:
         self.failures[name] = reason
-        self._console.print(f"trial {name} failed: {reason}", highlight=False, markup=False)
+        self._console.print(f"trial {name} failed: {reason}")
 
 
 def name_of(trial: RayTrial) -> str:
@@ -120,6 +121,7 @@ def run_tuning(directory: TuningDirectory, address: str | None, console: Console
     with (
         connected(tuning.base.run, address, console, at_once),
         tempfile.TemporaryDirectory(prefix="esper-tuning-") as scratch,
+        under_way(console, "trials train"),
     ):
         tune.run(
             train_trial,
@@ -153,7 +155,7 @@ def train_trial(settings: dict[str, Any]) -> None:
         settings: ``run`` is the path of its run directory.
     """
     settle()
-    run, quiet = RunDirectory(Path(settings[RUN])), Console(quiet=True)
+    run, quiet = RunDirectory(Path(settings[RUN])), silent()
     try:
         with held(run.path):
             config = run.config()

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from esper_ray.config import EnvConfig
 from esper_ray.measuring.search.halving import SearchResult
+from esper_ray.terminal import under_way
 
 
 def search_table(env: EnvConfig, result: SearchResult) -> Table:
@@ -37,17 +38,24 @@ def search_table(env: EnvConfig, result: SearchResult) -> Table:
 def search_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A bar with the time left, moved by calls with what is under way, the host epochs done and those planned.
 
-    Into a file or a pipe a line for every call.
+    Into a file or a pipe a line for every call, and more where calls are rare.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    began = time.perf_counter()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    if not console.is_terminal:
+        yield from _search_lines(console)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
         bar = progress.add_task("the first hosts train", total=None)
+        yield lambda name, done, planned: progress.update(bar, description=name, completed=done, total=planned)
+
+
+def _search_lines(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    began = time.perf_counter()
+    with under_way(console, "the first hosts train") as now:
 
         def move(name: str, done: int, planned: int) -> None:
-            progress.update(bar, description=name, completed=done, total=planned)
-            if not console.is_terminal:
-                left = (time.perf_counter() - began) * (planned / done - 1.0)
-                console.print(f"{name}: {done / planned:.0%} done, {int(left // 60)}:{int(left % 60):02d} left")
+            left = (time.perf_counter() - began) * (planned / done - 1.0)
+            console.print(f"{name}: {done / planned:.0%} done, {int(left // 60)}:{int(left % 60):02d} left")
+            now(f"{name}: hosts train")
 
         yield move

@@ -9,11 +9,11 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from esper_ray.cli import parse
-from esper_ray.config import DEBUG
 from esper_ray.errors import UserError
 from esper_ray.experiments.compare import CURVES, compare, comparison_markdown
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.measuring.curves import read_curves
+from esper_ray.presets import DEBUG
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from esper_ray.config import DEBUG
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE, load_export, write_export
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
 from esper_ray.measuring.controls import make_policy
 from esper_ray.measuring.trained import Trained, World
+from esper_ray.presets import DEBUG
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.player import Player
 from policies.weights import Weights, load_weights, save_weights
 
@@ -279,11 +279,14 @@ def test_a_missing_file_is_named(copy, name):
         (lambda card: card["env"].update(task="digits_scale"), "but task 'digits_scale' has"),
         (lambda card: card["slots"].update(slot_ids=["r0c0"]), "was trained for SlotConfig"),
         (lambda card: card["slots"].update(slot_ids=[]), "slots: Value error"),
-        (lambda card: card["network"].update(hidden_dim=10**6), "does not fit this version: number of parameters"),
-        (lambda card: card["network"].update(hidden_dim=10**9), "is of no network"),
-        (lambda card: card["network"].update(hidden_dim=10**40), "is of no network"),
+        (lambda card: card["network"].update(hidden_dim=10**4), "does not fit this version: number of parameters"),
+        (lambda card: card["network"].update(hidden_dim=10**9), "hidden_dim must be a whole number"),
+        (lambda card: card["network"].update(hidden_dim=10**40), "hidden_dim must be a whole number"),
         (lambda card: card["network"].update(op_bias={"HOPE": 1.0}), "HOPE"),
-        (lambda card: card["network"].update(hidden_dim=0), "hidden_dim must be a positive integer"),
+        (
+            lambda card: card["network"].update(hidden_dim=0),
+            "hidden_dim must be a whole number from 1",
+        ),
         (lambda card: card["sizes"].update(features=122), "number of features is 122 in its card, 121 here"),
         (
             lambda card: card["sizes"]["heads"]["blueprint"].reverse(),

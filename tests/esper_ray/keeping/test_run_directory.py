@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from esper_ray.config import DEBUG, PRESETS, TrainConfig, load_config
+from esper_ray.config import TrainConfig, load_config
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import RunDirectory
+from esper_ray.presets import DEBUG, PRESETS
 
 
 def _touch(path):

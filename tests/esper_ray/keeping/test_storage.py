@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from pyarrow.fs import LocalFileSystem, _MockFileSystem
 
-from esper_ray.config import DEBUG
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.keeping.storage import Mirror
+from esper_ray.presets import DEBUG
 
 
 def checkpoint(content):

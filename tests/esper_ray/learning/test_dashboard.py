@@ -12,10 +12,10 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.util.tensor_util import make_ndarray
 
 from envs.tasks import make_task
-from esper_ray.config import DEBUG
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.dashboard import LAYOUT, RESULTS, SHOWN_FIRST, hyperparameters
 from esper_ray.learning.training import train
+from esper_ray.presets import DEBUG
 from tests.esper_ray.browser import Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -8,10 +8,11 @@ import torch
 from rich.console import Console
 
 from esper_ray.cluster import connected
-from esper_ray.config import DEBUG, TrainConfig, load_config, with_settings
+from esper_ray.config import TrainConfig, load_config, with_settings
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.training import build, trained_iterations
+from esper_ray.presets import DEBUG
 
 torch.set_num_threads(1)
 
@@ -53,7 +54,7 @@ def test_hosts_are_those_of_the_first_arguments_until_the_first_iterations_are_d
         ({"first_iterations": 2}, "need each other"),
         ({"first_task_args": {"variants": "wide_first"}}, "need each other"),
         ({"first_iterations": 2, "first_task_args": {"variants": "huge"}}, "huge"),
-        ({"first_iterations": -1}, "first_iterations must be 0 or more, got -1"),
+        ({"first_iterations": -1}, "first_iterations must be a whole number from 0 to .*, got -1"),
         ({"first_iterations": 2, "first_task_args": {"a": 1}, "algorithm": "impala"}, "are for the algorithm ppo"),
     ],
 )

@@ -17,7 +17,7 @@ from esper_ray.learning.impala import EsperImpala, EsperImpalaConfig
 from esper_ray.learning.loss import Minibatch, impala_loss, ppo_loss
 from esper_ray.learning.ppo import EsperPPOConfig
 from policies.encoders import BlueprintEncoder
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.rl_module import FORWARD_RESULT, HEAD_LOG_PROBS
 from tests.esper_ray.learning.masked_toy_env import ENV_ID, HEADS, register
 from tests.esper_ray.learning.test_advantages import alone, literal_returns

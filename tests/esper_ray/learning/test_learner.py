@@ -18,7 +18,7 @@ from esper_ray.learning.diagnostics import spoken_alarms
 from esper_ray.learning.ppo import EsperPPO, EsperPPOConfig
 from policies.distribution import take_entry
 from policies.encoders import BlueprintEncoder
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.return_scale import ReturnScale
 from policies.rl_module import HEAD_LOG_PROBS, Q_VALUE
 from tests.esper_ray.learning.masked_toy_env import ENV_ID, HEADS, register

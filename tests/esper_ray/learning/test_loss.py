@@ -14,7 +14,8 @@ from esper_ray.learning.diagnostics import alarms, minibatch_diagnostics
 from esper_ray.learning.loss import Minibatch, clipped_surrogate, divergence, entropy_weights, ppo_loss
 from policies.distribution import FactoredDistribution, head_masks, masked_log_softmax, needs_table, row_table
 from policies.encoders import BlueprintEncoder
-from policies.network import NetworkConfig, RecurrentPolicyNetwork
+from policies.network import RecurrentPolicyNetwork
+from policies.network_config import NetworkConfig
 from policies.results import ActorCriticResult
 
 torch.set_num_threads(1)

@@ -17,12 +17,12 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from esper_ray.config import DEBUG
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
 from esper_ray.learning.impala import EsperImpalaConfig
 from esper_ray.learning.ppo import EsperPPOConfig
 from esper_ray.learning.training import train
+from esper_ray.presets import DEBUG
 from tests.esper_ray.learning.test_impala import config_of
 from tests.esper_ray.learning.test_learner import EPISODE, MODULE
 

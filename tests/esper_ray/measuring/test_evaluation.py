@@ -12,7 +12,7 @@ from esper_ray.measuring.episodes import held_out_seeds, run_episodes
 from esper_ray.measuring.evaluation_report import LABELS, comparison_table, evaluation_table
 from policies.heuristic import PlateauHeuristic
 from policies.learned import LearnedPolicy, build_network
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.scripted import FixedSchedule, NeverGrow, RandomValid
 from policies.weights import Weights, load_weights, save_weights
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from envs.morphogenesis import MorphogenesisVectorEnv
-from esper_ray.config import DEBUG
 from esper_ray.keeping.export import write_export
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
+from esper_ray.presets import DEBUG
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
-from policies.network import NetworkConfig
+from policies.network_config import NetworkConfig
 from policies.weights import save_weights
 
 EPOCHS = 8

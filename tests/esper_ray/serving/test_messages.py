@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.action_masks import split_mask
-from esper_ray.config import DEBUG
+from esper_ray.presets import DEBUG
 from esper_ray.serving.messages import ActRequest, Interface, OpenRequest, RefusedError, parse
 
 SLOTS = DEBUG.env.make_task().slots

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from envs.tasks import make_task
-from esper_ray.config import DEBUG
 from esper_ray.errors import UserError
 from esper_ray.experiments.study.study_file import Study
+from esper_ray.presets import DEBUG
 from tests.esper_ray.experiments.study.small import elsewhere, written
 from tests.places import ROOT
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from envs.tasks import make_task
-from esper_ray.config import DEBUG
 from esper_ray.experiments.study.study_directory import StudyDirectory
 from esper_ray.experiments.study.study_file import Study
 from esper_ray.experiments.study.study_report import write_report
 from esper_ray.measuring.evaluation import evaluate
 from esper_ray.measuring.trained import Trained
+from esper_ray.presets import DEBUG
 from tests.esper_ray.experiments.study.small import FakeTraining, run_with, written
 
 SLOTS = make_task(DEBUG.env.task).slots

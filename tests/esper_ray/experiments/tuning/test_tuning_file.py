@@ -39,7 +39,7 @@ def test_the_example_of_the_page_can_be_read_and_the_page_has_every_key(tmp_path
         ({"space": {"lr": {"uniform": [1, 0]}}}, "first number must be below"),
         ({"space": {"lr": {"loguniform": [0, 1]}}}, "above 0"),
         ({"space": {"num_epochs": {"integers": [1.5, 3]}}}, "num_epochs"),
-        ({"space": {"clip": {"uniform": [-2, -1]}}}, "clip must be above 0"),
+        ({"space": {"clip": {"uniform": [-2, -1]}}}, "clip must be a number above 0"),
         ({"space": {"minibatches": {"choice": [3]}}}, "minibatches = 3 cannot be made"),
         ({"space": {"iterations": {"choice": [4]}}, "settings": {}, "grace_iterations": 1}, "iterations cannot be"),
         ({"space": {"parameter_rent": {"uniform": [0, 1]}}}, "parameter_rent cannot be drawn"),
