@@ -70,14 +70,15 @@ def check_numbers(settings: Any, refusal: type[Exception] = ValueError) -> None:
         refusal: A number out of range, or none where one must be; the message names the field and what it may be.
     """
     kind: Any = type(settings)  # mypy takes the __hash__ of its objects for its own
-    for field, limits in _ranges(kind).items():
+    for field, limits in ranges_of(kind).items():
         for name, value in _numbers(field, getattr(settings, field)):
             if value not in limits:
                 raise refusal(f"{name} must be {limits}, got {value!r}")
 
 
 @functools.cache
-def _ranges(kind: type) -> dict[str, Range]:
+def ranges_of(kind: type) -> dict[str, Range]:
+    """The range of every field of a class that has one."""
     hints = get_type_hints(kind, include_extras=True)
     found = ((name, next(_found(hint), None)) for name, hint in hints.items())
     return {name: limits for name, limits in found if limits is not None}

@@ -1,4 +1,4 @@
-"""What each command does, one dataclass per command; the text under a field is its help on the command line."""
+"""What ``esper-ray`` can be asked to do: a class per command, its fields the flags."""
 
 from __future__ import annotations
 

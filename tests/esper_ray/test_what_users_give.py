@@ -28,7 +28,7 @@ from esper_ray.presets import DEBUG
 from esper_ray.serving.settings import ServiceConfig
 from esper_ray.stopping import one_line
 from policies.network_config import NetworkConfig
-from policies.ranges import Range, _ranges
+from policies.ranges import Range, ranges_of
 
 COMMANDS = {
     ("train",): (Train, RunConfig, EnvConfig, NetworkConfig, LearnerConfig),
@@ -226,7 +226,7 @@ def test_every_number_of_a_config_or_command_has_its_range():
     for kind in {kind for kinds in COMMANDS.values() for kind in kinds}:
         for name, hint in get_type_hints(kind).items():
             if any(number in str(hint) for number in ("int", "float")):
-                assert isinstance(_ranges(kind).get(name), Range), f"{kind.__name__}.{name}"
+                assert isinstance(ranges_of(kind).get(name), Range), f"{kind.__name__}.{name}"
 
 
 def test_the_default_task_which_is_not_looked_at_is_right():
