@@ -20,10 +20,12 @@ from envs.seed_report import SeedReport
 from envs.slots import SlotConfig
 from envs.vocabulary import (
     ADVANCES,
+    COMPUTING_STAGES,
     DEVELOPING_STAGES,
     INTERNAL_KINDS,
     INTERNAL_MAX_LEVEL,
     INTERNAL_START_LEVEL,
+    LIVING_STAGES,
     NO_BLUEPRINT,
     RETARGETABLE_STAGES,
     AlphaAlgorithm,
@@ -45,6 +47,7 @@ KIND = np.array([INTERNAL_KINDS.get(blueprint, SeedInternalKind.NONE) for bluepr
 """Internal structure of each blueprint."""
 START_LEVEL = np.array([INTERNAL_START_LEVEL[kind] for kind in SeedInternalKind])
 """Level of each internal structure at germination."""
+_LIVING, _COMPUTING = (np.isin(list(SeedStage), stages) for stages in (LIVING_STAGES, COMPUTING_STAGES))
 _MAX_LEVEL = np.array([INTERNAL_MAX_LEVEL[kind] for kind in SeedInternalKind])
 
 
@@ -127,12 +130,12 @@ class SlotStates(EpisodeArrays):
     @property
     def living(self) -> BoolArray:
         """``[N, S]`` whether a seed occupies the slot (GERMINATED to FOSSILIZED)."""
-        return (self.stage >= SeedStage.GERMINATED) & (self.stage <= SeedStage.FOSSILIZED)
+        return _LIVING[self.stage]
 
     @property
     def computing(self) -> BoolArray:
         """``[N, S]`` whether the slot's seed has weights that are run in training (TRAINING to FOSSILIZED)."""
-        return (self.stage >= SeedStage.TRAINING) & (self.stage <= SeedStage.FOSSILIZED)
+        return _COMPUTING[self.stage]
 
     @property
     def settled(self) -> BoolArray:

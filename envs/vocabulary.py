@@ -25,9 +25,6 @@ class SeedStage(IntEnum):
     RESETTING = 9
 
 
-LIVING_STAGES = tuple(range(SeedStage.GERMINATED, SeedStage.FOSSILIZED + 1))
-"""Stages in which a slot is occupied (contiguous, so that two comparisons test membership)."""
-
 TRANSITIONS: dict[SeedStage, tuple[SeedStage, ...]] = {
     SeedStage.UNKNOWN: (SeedStage.DORMANT,),
     SeedStage.DORMANT: (SeedStage.GERMINATED,),
@@ -50,6 +47,12 @@ def stages_before(stage: SeedStage) -> tuple[SeedStage, ...]:
 
 DEVELOPING_STAGES = stages_before(SeedStage.PRUNED)
 """Stages of a seed whose fate is open."""
+
+LIVING_STAGES = (*DEVELOPING_STAGES, SeedStage.FOSSILIZED)
+"""Stages in which a slot is occupied."""
+
+COMPUTING_STAGES = tuple(stage for stage in LIVING_STAGES if stage != SeedStage.GERMINATED)
+"""Stages of a seed that has weights."""
 
 ADVANCES = {
     before: then

@@ -25,9 +25,9 @@ HIGH_RATIO = 10.0
 LOW_Q_SPREAD = 0.01
 """Spread of Q over the admitted ops, in units of the return scale, below which the critic ignores the op."""
 REPLAY_LIMIT = 2e-3
-"""Replay error above which an update does not belong to its rollout: twice what a CPU and a GPU may differ by
-(LEARNER.md section 2). Measured: below 1e-6 on one device; 0.06 where the rollout's weights are one optimiser step
-old, and 0.006 in a network of 16 units."""
+"""Replay error above which an update does not belong to its rollout: twice what a CPU and a GPU may differ by (1e-3).
+Measured: below 1e-6 on one device; 0.06 where the rollout's weights are one optimiser step old, and 0.006 in a network
+of 16 units."""
 SATURATED_CLIPPING = 0.9
 """Share of clipped gradients in an update above which the clip decides the step size."""
 
