@@ -31,7 +31,7 @@ THOROUGH = dataclasses.replace(
 """The quickstart for half an hour to an hour on two cores: twice the hosts, over three times the iterations."""
 
 DEBUG = TrainConfig(
-    run=RunConfig(iterations=2, num_env_runners=0, hosts_per_runner=4, replay_interval=1),
+    run=RunConfig(iterations=2, num_env_runners=0, hosts_per_runner=4, replay_interval=2),
     env=EnvConfig(max_epochs=12),
     network=NetworkConfig(
         feature_dim=32, hidden_dim=32, head_dim=16, op_bias=RARE_PRUNING, play_temperature=PLAY_TEMPERATURE
