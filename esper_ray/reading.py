@@ -127,9 +127,9 @@ def read_yaml(path: Path, kind: type[Definition]) -> Definition:
     try:
         content = yaml.load(text, _KeysOnce)
         return kind.model_validate({} if content is None else content)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise UserError(f"{path}: {describe_problems(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # YAML takes numbers that Python does not
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except UserError as error:
         raise UserError(f"{path}, {error}") from error

@@ -38,14 +38,3 @@ def test_where_the_policys_input_comes_from_is_derived_and_said_alike_everywhere
         part for part in inspect_task(make_task("digits_impaired")) if part.title == "Observation of the host"
     )
     assert f"{read} numbers: {sum_}" in section.note
-
-
-def test_help_and_docstrings_cite_no_page_that_is_not_there():
-    cited = {
-        (path.relative_to(ROOT), page)
-        for package in ("envs", "policies", "esper_ray", "benchmarks")
-        for path in (ROOT / package).rglob("*.py")
-        for page in re.findall(r"\b(?:docs/[\w/-]+|[A-Z]+)\.md\b", path.read_text())
-    }
-    assert cited
-    assert not {(path, page) for path, page in cited if not (ROOT / page).is_file()}

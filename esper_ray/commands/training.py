@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from esper_ray.errors import UserError
 from esper_ray.keeping.lock import held
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.keeping.writing import make_directories, remove_empty
+from esper_ray.terminal import command
 
 Preset = Literal["default", "quickstart", "thorough", "debug"]
 
@@ -42,14 +44,22 @@ class Train:
 
     def run(self, console: Console) -> None:
         """Train, and say where the results are."""
-        from esper_ray.learning.training import train
+        from esper_ray.learning.training import going_on, train
 
         config = self.config
         config.env.load_data()  # before anything is written
         with self._held_run() as run:
             console.print(f"{config.env.task}: {config.run.iterations} iterations, run directory {run.path}")
-            train(run, config, console, self.address)
-        console.print(f"watch: tensorboard --logdir {run.path}    compare: esper-ray evaluate {run.path}")
+            try:
+                train(run, config, console, self.address)
+            except KeyboardInterrupt:
+                if run.index():
+                    raise KeyboardInterrupt(f"finished iterations are saved; go on with: {going_on(run)}") from None
+                raise
+        console.print(
+            f"watch: {shlex.join(['tensorboard', '--logdir', str(run.path)])}    "
+            f"compare: {command('evaluate', run.path)}"
+        )
 
     @contextmanager
     def _held_run(self) -> Iterator[RunDirectory]:

@@ -123,7 +123,4 @@ def play_all(playings: Sequence[Some], workers: int) -> Iterator[tuple[Some, dic
         return
     with host_processes(workers) as pool:
         jobs = {pool.submit(playing.play): playing for playing in playings}
-        try:
-            yield from ((jobs[job], job.result()) for job in as_completed(jobs))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from ((jobs[job], job.result()) for job in as_completed(jobs))

@@ -89,7 +89,7 @@ def test_the_jobs_package_holds_the_code_and_not_the_checkouts_weight(tmp_path):
     checkout = tmp_path / "checkout"
     for path in heavy.values():
         path.mkdir(parents=True)
-        (path / "large").write_bytes(b"x" * MEGABYTE)
+        (path / "large").write_bytes(b"x" * 4 * MEGABYTE)
     for name in _tracked():
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_bytes((ROOT / name).read_bytes())
@@ -98,7 +98,7 @@ def test_the_jobs_package_holds_the_code_and_not_the_checkouts_weight(tmp_path):
     names = zipfile.ZipFile(target).namelist()
     assert {"envs/morphogenesis.py", "policies/network.py", "esper_ray/__main__.py"} <= set(names)
     assert not [name for name in names if name.split("/")[0] in {".git", "runs", ".venv", "tests", "docs"}]
-    assert target.stat().st_size < MEGABYTE
+    assert target.stat().st_size < 4 * MEGABYTE
 
 
 def _tracked():

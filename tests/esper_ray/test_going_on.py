@@ -8,11 +8,12 @@ import pytest
 
 from esper_ray.cli import parse
 from esper_ray.commands.training import _new_directories
-from esper_ray.config import CHANGEABLE, DEBUG, check_resumable
+from esper_ray.config import CHANGEABLE, check_resumable
 from esper_ray.errors import UserError
 from esper_ray.keeping.lock import held
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.keeping.storage import Mirror
+from esper_ray.presets import DEBUG
 
 OTHERS = {
     "task": "tabular",

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from esper_ray.cli import parse
-from esper_ray.config import DEBUG, with_settings
+from esper_ray.config import with_settings
 from esper_ray.errors import UserError
 from esper_ray.experiments.study.study_file import Study
+from esper_ray.presets import DEBUG
 from esper_ray.reading import expand_home, read_json, read_yaml
 
 

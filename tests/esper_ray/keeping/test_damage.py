@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper_ray.cli import parse
-from esper_ray.config import DEBUG
 from esper_ray.errors import UserError
 from esper_ray.keeping import run_directory
 from esper_ray.keeping.export import write_export
 from esper_ray.keeping.run_directory import POLICY_FILE, RLLIB_STATE, RunDirectory
 from esper_ray.measuring.trained import Trained
+from esper_ray.presets import DEBUG
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
 from policies.weights import save_weights

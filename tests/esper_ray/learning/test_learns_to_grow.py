@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from esper_ray.config import QUICKSTART, with_settings
+from esper_ray.config import with_settings
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.training import train
 from esper_ray.measuring.controls import make_policy
 from esper_ray.measuring.episodes import held_out_seeds, run_episodes
 from esper_ray.measuring.trained import Trained
+from esper_ray.presets import QUICKSTART
 
 torch.set_num_threads(1)
 

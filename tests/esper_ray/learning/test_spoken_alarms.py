@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 
 from esper_ray.cluster import connected
-from esper_ray.config import DEBUG
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.training import build, trained_iterations
+from esper_ray.presets import DEBUG
 from policies.rl_module import HEAD_LOG_PROBS
 
 torch.set_num_threads(1)
