@@ -19,7 +19,7 @@ from envs import ENV_ID
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.vocabulary import LifecycleOp
 from esper_ray.cluster import connected, runner_device
-from esper_ray.config import TrainConfig, check_resumable
+from esper_ray.config import EnvConfig, TrainConfig, check_resumable
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import POLICY_FILE, RLLIB_STATE, Checkpoint, RunDirectory
 from esper_ray.keeping.storage import Mirror
@@ -169,14 +169,20 @@ def _make_env(env_config: dict[str, Any]) -> MorphogenesisVectorEnv:
     return MorphogenesisVectorEnv(**env_config, device=runner_device())
 
 
+def env_keywords(config: TrainConfig, env: EnvConfig) -> dict[str, Any]:
+    """What a runner makes an env of: hosts compute on as many threads as it has CPUs."""
+    threads = max(1, int(config.run.cpus_per_env_runner)) if config.run.num_env_runners else 1  # else it shares them
+    return {**env.keywords(), "gamma": config.learner.gamma, "num_threads": threads}
+
+
 def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
     register_env(ENV_ID, _make_env)
     slots = config.env.make_task().slots
     algorithm_config = CONFIGS[config.run.algorithm].of(
         env_id=ENV_ID,
-        env_config={**config.env.keywords(), "gamma": config.learner.gamma},
+        env_config=env_keywords(config, config.env),
         first_iterations=config.run.first_iterations,
-        first_env_config={**config.first_env.keywords(), "gamma": config.learner.gamma},
+        first_env_config=env_keywords(config, config.first_env),
         heads=slots.heads,
         encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=config.network.embedding_dim),
         rollout_length=config.env.max_epochs,

@@ -1,5 +1,6 @@
 """What a run asks of a cluster, and what it is told where there is too little."""
 
+import dataclasses
 import io
 import socket
 import threading
@@ -13,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from envs.morphogenesis import MorphogenesisVectorEnv
 from esper_ray import cluster
 from esper_ray.cli import parse
 from esper_ray.cluster import ADDRESS_VARIABLE, connected, demand, runner_device, shortage
 from esper_ray.config import LearnerConfig, RunConfig, TrainConfig
 from esper_ray.errors import UserError
+from esper_ray.learning.training import env_keywords
 from esper_ray.presets import DEBUG
 
 AMOUNT = st.sampled_from([0.25, 0.5, 1.0, 2.0])
@@ -45,6 +48,13 @@ def test_a_process_that_fits_no_single_node_is_named():
     assert shortage([{"CPU": 1.0, "GPU": 0.75}] * 2, [{"CPU": 8.0, "GPU": 1.0}] * 2) is None
     said = shortage([{"CPU": 1.0, "GPU": 0.75}] * 3, [{"CPU": 8.0, "GPU": 1.0}] * 2 + [{"GPU": 0.5, "CPU": 1.0}])
     assert "1 CPU and 0.75 GPU on one node" in said
+
+
+@pytest.mark.parametrize(("runners", "cpus", "threads"), [(2, 3, 3), (2, 0.5, 1), (0, 3, 1)])
+def test_hosts_compute_on_as_many_threads_as_their_runner_has_cpus(runners, cpus, threads):
+    run = dataclasses.replace(DEBUG.run, num_env_runners=runners, cpus_per_env_runner=cpus)
+    config = dataclasses.replace(DEBUG, run=run)
+    assert MorphogenesisVectorEnv(2, **env_keywords(config, config.env)).num_threads == threads
 
 
 def test_gpus_come_as_asked_for_and_free_the_learners_of_cpus():
