@@ -63,8 +63,8 @@ class CifarShape:
 
     def run(self, console: Console) -> None:
         """Play, print, write."""
-        settle(self.threads)
-        env = MorphogenesisVectorEnv(self.hosts, task=random_images(), max_epochs=self.epochs)
+        settle()
+        env = MorphogenesisVectorEnv(self.hosts, task=random_images(), max_epochs=self.epochs, num_threads=self.threads)
         self._episode(env, seed=0)  # warm-up
         episodes = [self._episode(env, seed) for seed in range(1, self.repeats + 1)]
         means = [statistics.mean(episode) for episode in episodes]
