@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,20 +23,18 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-_LEAST = 5e-324
-"""The smallest positive number there is, a denormal one."""
-
-
 def _flushes_denormals() -> bool:
-    return _LEAST * 1.0 == 0.0
+    return sys.float_info.min / 2 == 0.0
 
 
 @contextmanager
 def host_computation(num_threads: int) -> Iterator[None]:
     """Compute with a number of torch threads, denormal numbers as 0; both are as before after the context.
 
-    The momentum of what has stopped moving decays into denormal numbers, which processors are slow with. So a host is
-    the same whatever the process around it has set.
+    The momentum of what has stopped moving decays into denormal numbers, which processors are slow with. Both hold for
+    this thread: with one, the default, a host is the same whatever the process around it has set. Torch's further
+    threads treat denormal numbers as this one did when they were started (see ``esper_ray.process.settle``). Two Python
+    threads must not be in here at the same time.
 
     A process that was forked computes with one thread.
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from envs.alpha import curve_value
 from envs.grown import GrownSeeds
-from envs.slot_states import KIND, START_LEVEL, Fate, SlotStates
+from envs.seed_report import check_internal_levels
+from envs.slot_states import KIND, MAX_LEVEL, START_LEVEL, Fate, SlotStates
 from envs.vocabulary import (
     ADVANCES,
     ALPHA_SPEED_EPOCHS,
@@ -22,6 +23,7 @@ from envs.vocabulary import (
     STYLE_CURVE,
     TEMPO_EPOCHS,
     TRANSITIONS,
+    AlphaAlgorithm,
     AlphaMode,
     LifecycleOp,
     SeedStage,
@@ -196,8 +198,8 @@ class Lifecycle(SlotStates):
             hosts: ``[m]`` indices.
 
         Raises:
-            ValueError: arrays of another shape, a kind that the hosts do not offer, a disabled slot, an amplitude
-                out of range.
+            ValueError: arrays of another shape, a kind that the hosts do not offer, a disabled slot, an amplitude, an
+                algorithm or an internal level out of range.
         """
         shape = self.stage.shape
         for name, array in vars(grown).items():
@@ -215,6 +217,11 @@ class Lifecycle(SlotStates):
         alpha = grown.alpha[present]
         if not ((alpha > 0.0) & (alpha <= 1.0)).all():
             raise ValueError(f"the alpha of a grown seed must be above 0 and at most 1, got {alpha.tolist()}")
+        algorithm, level = grown.algorithm[present], grown.internal_level[present]
+        if not np.isin(algorithm, list(AlphaAlgorithm)).all():
+            raise ValueError(f"a grown seed's algorithm must be 0 to {max(AlphaAlgorithm)}, got {algorithm.tolist()}")
+        kind = KIND[grown.blueprint[present]]
+        check_internal_levels(kind, level, MAX_LEVEL[kind])
         return present
 
     def strip(self, hosts: IntArray) -> None:

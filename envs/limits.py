@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+
+from envs.ranges import Count, Natural, check_numbers
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -64,16 +65,10 @@ class LifecycleRules:
         parameter_budget: Parameters that all living seeds may have together; None means 16 × the host's.
     """
 
-    min_training_epochs: int = 3
-    embargo_epochs: int = 5
-    max_living_seeds: int | None = None
-    parameter_budget: int | None = None
+    min_training_epochs: Count = 3
+    embargo_epochs: Count = 5
+    max_living_seeds: Natural | None = None
+    parameter_budget: Natural | None = None
 
     def __post_init__(self) -> None:
-        for name in ("min_training_epochs", "embargo_epochs"):
-            if not 1 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 1 epoch, got {getattr(self, name)}")
-        for name in ("max_living_seeds", "parameter_budget"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must not be negative, got {value}; leave it None for the default")
+        check_numbers(self)

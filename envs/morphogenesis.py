@@ -267,7 +267,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         germinated = executed[:, 0] == LifecycleOp.GERMINATE
         components = self.account.pay(scores, self.lifecycle, germinated, measured.contribution, terminated, stopped)
         components[resetting] = 0.0
-        self.steps.book(executed, ~wrong, terminated)
+        self.steps.book(executed, ~wrong, terminated.copy())
         # Last, so that nothing of this step is booked to an episode that only begins.
         self._begin(np.flatnonzero(resetting))
         info = self._progress_info()
@@ -387,7 +387,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         _add_info(info, "training_flops", self.population.training_flops.copy(), done)
         _add_info(info, "panic", panic, done)
         for fate in Fate:
-            _add_info(info, f"seeds_{fate.name.lower()}", life.fates[:, fate], done)
+            _add_info(info, f"seeds_{fate.name.lower()}", life.fates[:, fate].copy(), done)
         if self.report_test:
             test = np.zeros(self.num_envs)
             test[hosts] = self.population.evaluate(hosts, life.alpha[hosts], life, "test")[1]
@@ -440,8 +440,8 @@ class MorphogenesisEnv(gym.Env[Observation, npt.NDArray[np.int64]]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode."""
         super().reset(seed=seed)
-        self._ended = False
         obs, info = self.population_of_one.reset(seed=None if seed is None else [seed], options=options)
+        self._ended = False
         return _first(obs), _first_info(info)
 
     def step(self, action: npt.NDArray[np.int64]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

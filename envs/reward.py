@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from envs.episode_state import EpisodeArrays, per_host
 from envs.lifecycle import Lifecycle
+from envs.ranges import NotNegative, Share, check_numbers
 from envs.vocabulary import SeedStage
 
 FloatArray = npt.NDArray[np.float64]
@@ -49,21 +49,17 @@ class RewardConfig:
     """
 
     mode: RewardMode = "score"
-    parameter_rent: float = 0.03
-    path_rent: float = 0.0
-    germination_cost: float = 0.0
-    gamma: float = 1.0
-    shaping_weight: float = 0.1
-    contribution_weight: float = 0.1
+    parameter_rent: NotNegative = 0.03
+    path_rent: NotNegative = 0.0
+    germination_cost: NotNegative = 0.0
+    gamma: Share = 1.0
+    shaping_weight: NotNegative = 0.1
+    contribution_weight: NotNegative = 0.1
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(RewardMode):
             raise ValueError(f"unknown reward mode {self.mode!r}: choose one of {', '.join(get_args(RewardMode))}")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"gamma must be between 0 and 1, got {self.gamma}")
-        for name in ("parameter_rent", "path_rent", "germination_cost", "shaping_weight", "contribution_weight"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number of 0 or more, got {getattr(self, name)}")
+        check_numbers(self)
 
 
 def score_components(accuracy: FloatArray, lifecycle: Lifecycle, config: RewardConfig) -> FloatArray:

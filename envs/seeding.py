@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,10 +63,10 @@ def episode_generator(host_seed: int, episode: int) -> np.random.Generator:
     return np.random.default_rng(seed_sequence(Purpose.EPISODE, int(host_seed), int(episode)))
 
 
-def _require_seeds(seeds: Sequence[int | None]) -> None:
+def _require_seeds(seeds: Sequence[Any]) -> None:
     for seed in seeds:
-        if seed is not None and seed < 0:
-            raise ValueError(f"a seed must be 0 or more, got {seed}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0):
+            raise ValueError(f"a seed must be a whole number of 0 or more, got {seed!r}")
 
 
 class HostChance(EpisodeState):
@@ -92,7 +94,7 @@ class HostChance(EpisodeState):
         Raises:
             ValueError: a sequence that does not have one seed per host, or a seed below 0.
         """
-        if seed is None or isinstance(seed, int | np.integer):
+        if seed is None or isinstance(seed, int | float | np.number):  # any number, to be refused as one
             _require_seeds([seed])
             if seed is None and self._seeds is not None:
                 return
@@ -103,6 +105,8 @@ class HostChance(EpisodeState):
                     f"a sequence of seeds needs one per host: got {len(seed)} for {len(self._episodes)} hosts"
                 )
             _require_seeds(seed)
+            if large := [value for value in seed if value is not None and value >= 2**63]:
+                raise ValueError(f"the seed of a host must be below 2**63, got {large[0]}")
             named = np.array([host for host in hosts if seed[host] is not None], np.int64)
             values = np.array([seed[host] for host in named], np.int64)
         if self._seeds is None:

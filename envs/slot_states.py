@@ -48,7 +48,8 @@ KIND = np.array([INTERNAL_KINDS.get(blueprint, SeedInternalKind.NONE) for bluepr
 START_LEVEL = np.array([INTERNAL_START_LEVEL[kind] for kind in SeedInternalKind])
 """Level of each internal structure at germination."""
 _LIVING, _COMPUTING = (np.isin(list(SeedStage), stages) for stages in (LIVING_STAGES, COMPUTING_STAGES))
-_MAX_LEVEL = np.array([INTERNAL_MAX_LEVEL[kind] for kind in SeedInternalKind])
+MAX_LEVEL = np.array([INTERNAL_MAX_LEVEL[kind] for kind in SeedInternalKind])
+"""Highest level of each internal structure."""
 
 
 class Fate(IntEnum):
@@ -160,7 +161,7 @@ class SlotStates(EpisodeArrays):
     @property
     def internal_max_level(self) -> IntArray:
         """``[N, S]`` highest level of the slot's seed, at least 1 always."""
-        return _MAX_LEVEL[self.internal_kind]
+        return MAX_LEVEL[self.internal_kind]
 
     @property
     def extra_parameters(self) -> IntArray:

@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from esper_ray.errors import UserError
-from esper_ray.reading import describe_problems, read_json
-from policies.network_config import NetworkConfig
-from policies.ranges import (
+from envs.ranges import (
     Count,
     Large,
     Natural,
@@ -28,6 +25,9 @@ from policies.ranges import (
     Share,
     check_numbers,
 )
+from esper_ray.errors import UserError
+from esper_ray.reading import describe_problems, read_json
+from policies.network_config import NetworkConfig
 
 if TYPE_CHECKING:
     from envs.tasks import Task

@@ -42,6 +42,8 @@ def settle(threads: int = 1) -> None:
             makes both wait for each other.
     """
     torch.set_num_threads(threads)
+    if threads > 1:  # torch's further threads take over what holds here when they are started
+        torch.set_flush_denormal(True)
     # cuDNN would round convolutions to TF32 by default: hosts on a GPU compute in float32, as on a CPU.
     torch.backends.cudnn.allow_tf32 = False
     # RLlib asks for deterministic algorithms, and with them torch fills all fresh memory before it is written.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from policies.ranges import LARGEST, Finite, Range, check_numbers
+from envs.ranges import LARGEST, Finite, Range, check_numbers
 
 COLDEST = 0.01
 """Logits that differ by one are a factor of e^100 apart here, so that nothing is left to chance; far below, float32

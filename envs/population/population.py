@@ -105,13 +105,17 @@ class Population(EpisodeState):
         """Parameter counts of the hosts at hand."""
         return self._tables.costs(self.variant)
 
+    def marked(self, members: IntArray) -> BoolArray:
+        """``[N]`` True for these members."""
+        chosen = np.zeros(self.num_members, bool)
+        chosen[members] = True
+        return chosen
+
     def start(self, members: IntArray) -> None:
         """Draw fresh hosts: variant, rate, weights, the episode's batch order, its augmentation; no seed is left."""
         host, task = self.task.host, self.task
-        chosen = np.zeros(self.num_members, bool)
-        chosen[members] = True
         for bank in self.banks.values():
-            bank.drop(chosen)
+            bank.drop(self.marked(members))
         for member in members:
             generator = self._chance.of(member)
             variant = draw_variant(task, generator)

@@ -29,7 +29,7 @@ class Snapshots(EpisodeState):
 
     def start(self, members: IntArray) -> None:
         """Forget these members' snapshots; the next one is taken of the hosts as they are drawn."""
-        chosen = self._marked(members)
+        chosen = self._population.marked(members)
         self._fossilized[members] = False
         kept = {key: rows.only(~chosen) for key, rows in self._fossils.items()}
         self._fossils = {key: rows for key, rows in kept.items() if len(rows.members)}
@@ -44,7 +44,7 @@ class Snapshots(EpisodeState):
         index = torch.from_numpy(members).to(population.device)
         for saved, live in self._tensors():
             saved[index] = live[index]
-        chosen = self._marked(members)
+        chosen = self._population.marked(members)
         self._fossilized[members] = lifecycle.stage[members] == SeedStage.FOSSILIZED
         kept = {key: rows.only(~chosen) for key, rows in self._fossils.items()}
         for key, bank in population.banks.items():
@@ -58,7 +58,7 @@ class Snapshots(EpisodeState):
         index = torch.from_numpy(members).to(population.device)
         for saved, live in self._tensors():
             live[index] = saved[index]
-        chosen = self._marked(members)
+        chosen = self._population.marked(members)
         lifecycle.roll_back(members, self._fossilized[members])
         for bank in population.banks.values():
             bank.drop(chosen)
@@ -73,8 +73,3 @@ class Snapshots(EpisodeState):
         live = self._population
         pairs = [(self._flat, live.flat), (self._momentum, live.momentum)]
         return pairs + [(self._buffers[name], live.buffers[name]) for name in self._buffers]
-
-    def _marked(self, members: IntArray) -> BoolArray:
-        chosen = np.zeros(self._population.num_members, bool)
-        chosen[members] = True
-        return chosen

@@ -14,14 +14,12 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
+from envs.ranges import LARGEST
 from envs.tasks.base import Task, TaskError
 from envs.tasks.cifar import cifar10, cifar_impaired, cifar_scale
 from envs.tasks.digits import digits, digits_impaired, digits_mixed, digits_scale
 from envs.tasks.tabular import tabular
 from envs.tasks.text import text
-
-LARGEST = 1e9
-"""Of a task's numbers; what is no number at all is larger than that."""
 
 TaskFactory = Callable[..., Task]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
+from envs.ranges import Count, Large, Processes, Range, check_numbers
 from esper_ray.commands.checks import WORKERS, writable
 from esper_ray.config import EnvConfig, Epochs, TaskArgs
 from esper_ray.errors import UserError
@@ -19,7 +20,6 @@ from esper_ray.keeping.run_directory import RunDirectory, Which
 from esper_ray.keeping.writing import replace_figure
 from esper_ray.terminal import under_way
 from policies.network_config import Temperature
-from policies.ranges import Count, Large, Processes, Range, check_numbers
 
 if TYPE_CHECKING:
     from esper_ray.measuring.trained import Trained

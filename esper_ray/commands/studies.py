@@ -10,12 +10,12 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from envs.ranges import OtherProcesses, check_numbers
 from esper_ray.commands.checks import WORKERS, writable
 from esper_ray.errors import UserError
 from esper_ray.keeping.lock import held
 from esper_ray.keeping.writing import replace_figure, replace_text
 from esper_ray.terminal import command
-from policies.ranges import OtherProcesses, check_numbers
 
 
 @dataclass(frozen=True)

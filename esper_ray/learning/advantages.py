@@ -45,7 +45,8 @@ def vtrace_returns(
 
     Args:
         rewards: ``[E, L]``.
-        values: ``[E, L + 1]``: V of every step and of the state after the last one, at ``length``.
+        values: ``[E, L + 1]``: what returns are built on, V or Q of the op taken, of every step and of the state after
+            the last one, at ``length``.
         terminated: bool ``[E, L]``.
         real: bool ``[E, L]``: False in padding at the right.
         ratios: New over old probability of the action ``[E, L]``, not yet truncated.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from envs.ranges import Count, Positive, Processes, Range, Share, check_numbers
 from esper_ray.errors import UserError
-from policies.ranges import Count, Positive, Processes, Range, Share, check_numbers
 
 SHORTEST_TOKEN = 16
 """Characters; ``secrets.token_urlsafe(32)`` gives 43."""

@@ -1,5 +1,6 @@
 """Nothing of an episode outlives it: a used env is a fresh one, bit for bit, whatever was done to it before."""
 
+import copy
 from dataclasses import replace
 from functools import cache
 
@@ -178,6 +179,20 @@ def test_what_reset_cannot_do_is_refused_and_changes_nothing(options, message):
     with pytest.raises(ValueError, match=message):
         env.reset(options=options)
     assert torch.equal(env.population.flat, before)
+
+
+def test_what_an_env_has_given_out_never_changes():
+    env = make("digits_impaired")
+    rng, given = np.random.default_rng(2), []
+    obs, info = env.reset(seed=5)
+    for step in range(2 * EPOCHS + 2):
+        given.append(((obs, info), copy.deepcopy((obs, info))))
+        obs, *flags, info = env.step(random_valid_actions(env, obs, rng, COMMITTING))
+        given.append((flags, copy.deepcopy(flags)))
+        if step % 7 == 6:
+            obs, info = env.reset(options={"reset_mask": np.array([True, False])})
+    for kept, then in given:
+        np.testing.assert_equal(kept, then)
 
 
 def test_whatever_an_env_keeps_of_its_episodes_is_walked_by_its_resets():

@@ -141,6 +141,7 @@ def test_what_was_planted_is_what_is_there(hosts):
         (grown_of({}, {0: (Blueprint.LORA, 0, 1.0)}), "offer no blueprint 8"),
         (grown_of({}, {0: (Blueprint.DEPTHWISE, 0, 0.0)}), "above 0"),
         (grown_of({}, {0: (Blueprint.DEPTHWISE, 0, 1.5)}), "at most 1"),
+        (grown_of({}, {0: (Blueprint.DEPTHWISE, 99, 1.0)}), "algorithm must be 0 to 2"),
     ],
 )
 def test_seeds_that_do_not_fit_are_refused(grown, message):

@@ -62,7 +62,15 @@ def test_a_sequence_seeds_the_hosts_that_it_names_and_the_others_go_on():
 
 
 @pytest.mark.parametrize(
-    ("seed", "message"), [([1, 2, 3], "got 3 for 2 hosts"), (-1, "0 or more, got -1"), ([1, -5], "0 or more, got -5")]
+    ("seed", "message"),
+    [
+        ([1, 2, 3], "got 3 for 2 hosts"),
+        (-1, "0 or more, got -1"),
+        ([1, -5], "0 or more, got -5"),
+        (1.5, "a whole number of 0 or more, got 1.5"),
+        ([1, True], "a whole number of 0 or more, got True"),
+        ([1, 2**63], "must be below"),
+    ],
 )
 def test_seeds_that_do_not_fit_are_refused(seed, message):
     with pytest.raises(ValueError, match=message):

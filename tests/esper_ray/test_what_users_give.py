@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from envs.limits import LifecycleRules
+from envs.ranges import Range, ranges_of
 from envs.reward import RewardConfig
 from esper_ray.cli import parse
 from esper_ray.commands.deployment import Export, Serve
@@ -28,7 +29,6 @@ from esper_ray.presets import DEBUG
 from esper_ray.serving.settings import ServiceConfig
 from esper_ray.stopping import one_line
 from policies.network_config import NetworkConfig
-from policies.ranges import Range, ranges_of
 
 COMMANDS = {
     ("train",): (Train, RunConfig, EnvConfig, NetworkConfig, LearnerConfig),

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from envs.ranges import LARGEST
 from envs.seeding import Purpose, seed_sequence
 from esper_ray.config import LearnerConfig, TrainConfig, with_settings
 from esper_ray.errors import UserError
 from esper_ray.presets import PRESETS
 from esper_ray.reading import read_yaml
 from policies.network_config import NetworkConfig
-from policies.ranges import LARGEST
 
 DIGITS = 4
 """Significant digits of a number that is drawn: more say nothing, and fewer are easier to read."""
