@@ -184,10 +184,7 @@ class RunDirectory:
                 f"{path} is missing, and without it nobody knows what the checkpoints are: restore it from a copy of "
                 "the run, or train anew in another directory; nothing was changed"
             )
-        index = checked(read_json(path), TypeAdapter(Index), damaged)
-        if len(index) == 1:
-            raise UserError(f"{damaged}: it must name the latest and the best checkpoint, or none")
-        return index
+        return checked_index(read_json(path), damaged)
 
     def iterations_done(self) -> int:
         """Iterations at the latest checkpoint; 0 before the first.
@@ -278,6 +275,22 @@ class RunDirectory:
             if path.name not in kept:
                 shutil.rmtree(path)
         return new
+
+
+def checked_index(content: object, damaged: str) -> Index:
+    """The checkpoints that an index names.
+
+    Args:
+        content: As it was read.
+        damaged: Says in a message where it was found, and what to do if it is no index.
+
+    Raises:
+        UserError: it is none.
+    """
+    index = checked(content, TypeAdapter(Index), damaged)
+    if len(index) == 1:
+        raise UserError(f"{damaged}: it must name the latest and the best checkpoint, or none")
+    return index
 
 
 def _remove(path: Path) -> None:
