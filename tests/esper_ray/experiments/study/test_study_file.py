@@ -76,7 +76,7 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(changes, says, tm
 def test_the_longest_names_are_those_of_files_that_can_be_written(tmp_path):
     name = "a" + "\U00020000" * 49  # letters of four bytes
     seed = 2**20 - 1
-    file = written(tmp_path, arms={name: None}, evaluations={name: None}, seeds=[seed], controls=["best_schedule"])
+    file = written(tmp_path, arms={name: None}, evaluations={name: None}, seeds=[seed])
     directory = StudyDirectory(tmp_path / "out", Study.read(file))
     (training,) = directory.trainings
     for path in (training.path / "config.json", directory.schedule_path(name), tmp_path / f"{name}.seed-{seed}.json"):
