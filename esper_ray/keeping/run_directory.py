@@ -18,7 +18,7 @@ from esper_ray.errors import UserError
 from esper_ray.keeping.lock import LOCK_FILE, held
 from esper_ray.keeping.manifest import check_manifest, write_manifest
 from esper_ray.keeping.revision import git_commit
-from esper_ray.keeping.writing import UNFINISHED, make_directories, new_directory, replace_text
+from esper_ray.keeping.writing import UNFINISHED, make_directories, new_directory, replace_text, writing
 from esper_ray.reading import checked, read_json
 
 if TYPE_CHECKING:
@@ -123,19 +123,22 @@ class RunDirectory:
     def begun(cls, path: Path, config: TrainConfig) -> RunDirectory:
         """Begin a run of a study or a tuning, or find what there is of it.
 
-        A play temperature has no part in training: another one than before is noted, and what is trained stays.
+        A play temperature has no part in training: another one than before is noted, and what is trained stays. The
+        directory is held while something is written, and not afterwards.
 
         Raises:
-            UserError: it was begun with other settings, or the directory holds something else.
+            UserError: it was begun with other settings, the directory holds something else, or another process has it.
         """
         run = cls(path)
         if not run.config_path.is_file():
-            return cls.create(path, config)
+            with held(path):
+                return cls.create(path, config)
         before = run.config()
         if before.playing_at(config.network.play_temperature) != config:
             raise UserError(f"{path} was trained with other settings: give another --output, or remove it")
         if before != config:
-            run.write_config(config)
+            with held(path):
+                run.write_config(config)
         return run
 
     def _is_unused(self) -> bool:
@@ -273,7 +276,7 @@ class RunDirectory:
         kept = {*present[-keep:], index["best"].name}
         for path in self.checkpoints.glob("iteration-*"):
             if path.name not in kept:
-                shutil.rmtree(path)
+                _remove(path)
         return new
 
 
@@ -294,7 +297,8 @@ def checked_index(content: object, damaged: str) -> Index:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    with writing(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
