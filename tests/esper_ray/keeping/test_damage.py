@@ -122,9 +122,9 @@ def test_a_file_of_a_checkpoint_that_cannot_be_read_is_named(whole, tmp_path):
 def test_a_checkpoint_that_cannot_be_removed_is_named(tmp_path):
     run = RunDirectory.create(tmp_path / "run", DEBUG)
     for iteration, again in ((1, 1), (2, 3)):  # left from before, and no longer kept
-        with mounted(run.checkpoints / f"iteration-{iteration:06d}", "size=64k") as path:
-            with pytest.raises(UserError, match=f"cannot write {path}: "):
-                run.save(again, 0.5, checkpoint_of(again))
+        path = run.checkpoints / f"iteration-{iteration:06d}"
+        with mounted(path, "size=64k"), pytest.raises(UserError, match=f"cannot write {path}: "):
+            run.save(again, 0.5, checkpoint_of(again))
         run.save(again, 0.5, checkpoint_of(again))
 
 
