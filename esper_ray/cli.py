@@ -120,8 +120,9 @@ def _one_line(refusal: str) -> str:
 def main() -> None:
     """Entry point of ``esper-ray`` and ``python -m esper_ray``."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    # A folder named envs where the user stands, or on PYTHONPATH, would hide ours.
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    ours = str(Path(__file__).parents[1])
+    if sys.path[:1] != [ours]:  # a folder named envs where the user stands, or on PYTHONPATH, would hide ours
+        sys.path.insert(0, ours)
     with stopped_by_signals():
         try:
             from esper_ray.terminal import output
@@ -133,3 +134,8 @@ def main() -> None:
         except BrokenPipeError:  # whoever reads has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            say(f"error: cannot use {error.filename}: {error.strerror}")  # its name is too long, say
+            sys.exit(2)

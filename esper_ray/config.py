@@ -383,8 +383,6 @@ def load_config(path: Path) -> TrainConfig:
         raise UserError(f"{path}: {error}") from error
     except ValidationError as error:
         raise UserError(f"{path} is not a config of this version: {describe_problems(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:

@@ -21,5 +21,5 @@ def writable(path: Path) -> Path:
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a directory")
     make_directories(path.parent)
-    check_writable(path.parent)  # reports replace the file before them
+    check_writable(path)  # reports replace the file before them
     return path

@@ -16,7 +16,7 @@ from envs.slots import SlotConfig
 from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import POLICY_FILE, Checkpoint, RunDirectory, Which
-from esper_ray.keeping.writing import UNFINISHED, make_directories, remove_empty, replace_bytes, replace_text
+from esper_ray.keeping.writing import UNFINISHED, make_directories, remove_empty, replace_bytes, replace_text, writing
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
 from policies.learned import LEARNED
@@ -140,7 +140,9 @@ def write_export(run: RunDirectory, which: Which, out: Path) -> Card:
     )
     made = make_directories(out)
     try:
-        if not all(path.name.endswith(UNFINISHED) for path in out.iterdir()):
+        with writing(out):
+            empty = all(path.name.endswith(UNFINISHED) for path in out.iterdir())
+        if not empty:
             raise UserError(f"{out} exists and is not empty: choose another directory for the export")
         _write_files(out, weights, card)
     finally:
@@ -153,7 +155,7 @@ def _write_files(out: Path, weights: Weights, card: Card) -> None:
     replace_bytes(out / POLICY_FILE, weights.content)
     try:
         replace_text(out / CARD_FILE, card.model_dump_json(indent=2) + "\n")
-    except UserError:
+    except BaseException:
         (out / POLICY_FILE).unlink()
         raise
 

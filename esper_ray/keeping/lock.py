@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from esper_ray.errors import UserError
 from esper_ray.keeping.writing import make_directories, remove_empty, writing
@@ -32,7 +33,7 @@ class Owner:
     """
 
     host: str
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
     started: int | None
 
     @classmethod
@@ -105,7 +106,7 @@ def _made(lock: Path) -> bool:
 def _taken_over(lock: Path, what: Path) -> bool:
     """Take the lock of a process that is dead; false if the file is another one, or gone, by now."""
     try:
-        file = lock.open("r+")
+        file = lock.open("r+", errors="replace")
     except FileNotFoundError:
         return False
     with file:
@@ -124,7 +125,7 @@ def _taken_over(lock: Path, what: Path) -> bool:
 def _refuse_living(content: str, lock: Path, what: Path) -> None:
     by_hand = f"if no other esper-ray works there, remove {lock}"
     unknown = f"{what} may be in use: {lock} does not say by whom; {by_hand}"
-    owner = checked(parse_json(content, unknown), TypeAdapter(Owner), unknown)
+    owner = checked(parse_json(content, f"{unknown}: it"), TypeAdapter(Owner), unknown)
     if owner.is_dead():
         return
     by = f"{what} is in use by process {owner.pid} on {owner.host}"

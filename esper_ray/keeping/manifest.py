@@ -16,9 +16,16 @@ MANIFEST_FILE = "files.json"
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hexadecimal.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def write_manifest(directory: Path) -> None:
@@ -30,7 +37,7 @@ def check_manifest(directory: Path) -> None:
     """Compare a directory with what it held when it was written.
 
     Raises:
-        UserError: a file is another one, missing or new.
+        UserError: a file is another one, missing or new, or cannot be read.
     """
     remedy = "restore it from a copy, or train anew"
     path = directory / MANIFEST_FILE

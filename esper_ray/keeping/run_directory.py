@@ -18,7 +18,7 @@ from esper_ray.errors import UserError
 from esper_ray.keeping.lock import LOCK_FILE, held
 from esper_ray.keeping.manifest import check_manifest, write_manifest
 from esper_ray.keeping.revision import git_commit
-from esper_ray.keeping.writing import UNFINISHED, make_directories, new_directory, replace_text
+from esper_ray.keeping.writing import UNFINISHED, make_directories, new_directory, replace_text, writing
 from esper_ray.reading import checked, read_json
 
 if TYPE_CHECKING:
@@ -123,19 +123,22 @@ class RunDirectory:
     def begun(cls, path: Path, config: TrainConfig) -> RunDirectory:
         """Begin a run of a study or a tuning, or find what there is of it.
 
-        A play temperature has no part in training: another one than before is noted, and what is trained stays.
+        A play temperature has no part in training: another one than before is noted, and what is trained stays. The
+        directory is held while something is written, and not afterwards.
 
         Raises:
-            UserError: it was begun with other settings, or the directory holds something else.
+            UserError: it was begun with other settings, the directory holds something else, or another process has it.
         """
         run = cls(path)
         if not run.config_path.is_file():
-            return cls.create(path, config)
+            with held(path):
+                return cls.create(path, config)
         before = run.config()
         if before.playing_at(config.network.play_temperature) != config:
             raise UserError(f"{path} was trained with other settings: give another --output, or remove it")
         if before != config:
-            run.write_config(config)
+            with held(path):
+                run.write_config(config)
         return run
 
     def _is_unused(self) -> bool:
@@ -184,10 +187,7 @@ class RunDirectory:
                 f"{path} is missing, and without it nobody knows what the checkpoints are: restore it from a copy of "
                 "the run, or train anew in another directory; nothing was changed"
             )
-        index = checked(read_json(path), TypeAdapter(Index), damaged)
-        if len(index) == 1:
-            raise UserError(f"{damaged}: it must name the latest and the best checkpoint, or none")
-        return index
+        return checked_index(read_json(path), damaged)
 
     def iterations_done(self) -> int:
         """Iterations at the latest checkpoint; 0 before the first.
@@ -276,12 +276,29 @@ class RunDirectory:
         kept = {*present[-keep:], index["best"].name}
         for path in self.checkpoints.glob("iteration-*"):
             if path.name not in kept:
-                shutil.rmtree(path)
+                _remove(path)
         return new
 
 
+def checked_index(content: object, damaged: str) -> Index:
+    """The checkpoints that an index names.
+
+    Args:
+        content: As it was read.
+        damaged: Says in a message where it was found, and what to do if it is no index.
+
+    Raises:
+        UserError: it is none.
+    """
+    index = checked(content, TypeAdapter(Index), damaged)
+    if len(index) == 1:
+        raise UserError(f"{damaged}: it must name the latest and the best checkpoint, or none")
+    return index
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    with writing(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

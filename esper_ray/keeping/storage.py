@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -17,8 +16,9 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE
 from esper_ray.keeping.lock import LOCK_FILE
-from esper_ray.keeping.run_directory import CONFIG_FILE, INDEX_FILE, RLLIB_STATE, RunDirectory
+from esper_ray.keeping.run_directory import CONFIG_FILE, INDEX_FILE, RLLIB_STATE, RunDirectory, checked_index
 from esper_ray.keeping.writing import UNFINISHED, make_directories, new_directory
+from esper_ray.reading import parse_json
 
 WHOLE_AT_ONCE = frozenset({"s3", "gcs", "abfs"})
 """Object stores: what is written appears when it is complete. Elsewhere it is written aside and then renamed."""
@@ -147,16 +147,24 @@ class Mirror:
             raise UserError(f"cannot read {self.uri}: {error}") from error
 
     def iteration(self) -> int | None:
-        """Iterations done at the latest checkpoint of the copy; None if it holds no checkpoint.
+        """Iterations done at the latest checkpoint of the copy, 0 before the first; None if there is nothing at all.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or its index is damaged, or missing where there are checkpoints: the next
+                :meth:`send` would delete them.
         """
+        where, remedy = f"{self.uri}/{INDEX_FILE}", "restore it, or choose another --storage"
         try:
-            index = json.loads(self._index() or "{}")
-            return int(index["latest"]["iteration"]) if index else None
-        except (ArrowException, OSError, ValueError, LookupError) as error:
+            names, content = self._names(""), self._index()
+        except (ArrowException, OSError) as error:
             raise UserError(f"cannot read {self.uri}: {error}") from error
+        if content is None:
+            if any(name.startswith("checkpoints/") for name in names):
+                raise UserError(f"{where} is missing, and without it nobody knows what the checkpoints are: {remedy}")
+            return 0 if names else None
+        damaged = f"{where} is damaged, {remedy}"
+        index = checked_index(parse_json(content, f"{damaged}: it"), damaged)
+        return index["latest"].iteration if index else 0
 
     def _send(self, name: str, path: Path) -> None:
         state = path.stat()

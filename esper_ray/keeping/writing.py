@@ -61,14 +61,14 @@ def remove_empty(directories: Iterable[Path]) -> None:
             directory.rmdir()
 
 
-def check_writable(directory: Path) -> None:
-    """Find out whether files can be made in a directory, by making one: permissions alone do not say it.
+def check_writable(path: Path) -> None:
+    """Find out whether a file can be written, by making what it is written as first: permissions alone do not say it.
 
     Raises:
-        UserError: they cannot.
+        UserError: it cannot.
     """
-    probe = _aside(directory / "probe")
-    with writing(directory):
+    probe = _aside(path)
+    with writing(path):
         probe.touch(exist_ok=False)
         probe.unlink()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +46,7 @@ class TensorBoard(RLlibCallback):
         Raises:
             UserError: it cannot be written.
         """
-        with writing(self._run_dir):
+        with writing(self._run_dir), _told_once():
             self._write(algorithm, result)
 
     def _write(self, algorithm: Any, result: dict[str, Any]) -> None:
@@ -96,3 +98,24 @@ class TensorBoard(RLlibCallback):
             if head == "blueprint":  # ops have their shares from the runners, per episode
                 for name, count in made.items():
                     writer.add_scalar(f"{POLICY}/blueprint_share/{name}", count / total, step)
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """What TensorBoard's thread cannot write it raises in this one too: no traceback of the thread's own beside it."""
+    usual = threading.excepthook
+
+    def tell(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):
+            usual(failure)
+
+    threading.excepthook = tell
+    try:
+        yield
+    except OSError as error:
+        for thread in threading.enumerate():
+            if getattr(thread, "exception", None) is error:
+                thread.join()  # it is about to tell it
+        raise
+    finally:
+        threading.excepthook = usual

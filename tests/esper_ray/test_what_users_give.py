@@ -29,6 +29,7 @@ from esper_ray.presets import DEBUG
 from esper_ray.serving.settings import ServiceConfig
 from esper_ray.stopping import one_line
 from policies.network_config import NetworkConfig
+from tests.places import ROOT
 
 COMMANDS = {
     ("train",): (Train, RunConfig, EnvConfig, NetworkConfig, LearnerConfig),
@@ -241,6 +242,8 @@ def test_the_default_task_which_is_not_looked_at_is_right():
         (["train", "--num-epoch", "3", "--lrr", "1"], "similar to --num-epoch: --num-epochs"),
         (["trian"], "trian"),
         (["evaluate", b"\xff"], r"\udcff is not a run directory"),
+        (["evaluate", "x" * 300], "File name too long"),
+        (["train", "--resume", "--run-dir", "x" * 300], "File name too long"),
     ],
 )
 def test_the_program_says_it_in_one_line(arguments, says, tmp_path):
@@ -252,6 +255,16 @@ def test_the_program_says_it_in_one_line(arguments, says, tmp_path):
     assert len(result.stderr.splitlines()) == 1
     assert not result.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_program_puts_its_own_place_first_unless_it_is_there():
+    program = "import sys; from esper_ray.cli import main; sys.argv = ['esper-ray', '--help']\n"
+    program += "sys.path.insert(0, {first!r}); before = list(sys.path)\n"
+    program += "try: main()\nexcept SystemExit: print(sys.path == [*{added}, *before])\n"
+    for first, added in ((str(ROOT), []), ("elsewhere", [str(ROOT)])):
+        command = [sys.executable, "-c", program.format(first=first, added=added)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert result.stdout.endswith("\nTrue\n")
 
 
 def test_help_needs_neither_torch_nor_ray():

@@ -17,8 +17,8 @@ from esper_ray.measuring.search.halving import Brackets, SearchSettings
 from esper_ray.presets import PRESETS
 from esper_ray.reading import read_yaml
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
-"""Of an arm or an evaluation: it becomes a file name."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=50)]
+"""Of an arm or an evaluation: it becomes a part of file names, which have at most 255 bytes, a letter up to 4."""
 
 
 OF_TRAINING = ("preset", "settings", "arms", "seeds")

@@ -63,8 +63,9 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
         for training in trainings:
             if not training.is_finished():
                 console.print(Text(f"training {training.arm}, seed {seed}", "bold"))
-                with progress.measured("iterations"), held(training.path):
-                    train(training.open(), training.config, console)
+                run = training.open()
+                with progress.measured("iterations"), held(run.path):
+                    train(run, training.config, console)
                 if not training.is_finished():
                     raise StudyInterruptedError
                 console.print(progress.line())

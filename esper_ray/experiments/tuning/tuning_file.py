@@ -12,20 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs.ranges import LARGEST
 from envs.seeding import Purpose, seed_sequence
-from esper_ray.config import LearnerConfig, TrainConfig, with_settings
+from esper_ray.config import EnvConfig, RunConfig, TrainConfig, with_settings
 from esper_ray.errors import UserError
 from esper_ray.presets import PRESETS
 from esper_ray.reading import read_yaml
-from policies.network_config import NetworkConfig
 
 DIGITS = 4
 """Significant digits of a number that is drawn: more say nothing, and fewer are easier to read."""
 
-_FIELDS = {field.name for part in (LearnerConfig, NetworkConfig) for field in dataclasses.fields(part)}
+_FIELDS = {field.name for part in (RunConfig, EnvConfig) for field in dataclasses.fields(part)}
 
-DRAWABLE = (_FIELDS - {"play_temperature"}) | {"algorithm", "reward_mode"}
-"""Settings that have a part in training and leave an iteration's work and the meaning of its score as they are."""
-
+FIXED = (_FIELDS - {"algorithm", "reward_mode"}) | {"play_temperature"}
+"""Settings that have no part in training, or change an iteration's work or the meaning of its score."""
 
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
@@ -130,13 +128,13 @@ class Tuning(BaseModel):
                 f"grace_iterations is {self.grace_iterations}, but a trial has only {self.base.run.iterations} "
                 "iterations: no trial could be stopped early"
             )
-        assert self.configs  # every draw is a config
-        if fixed := self.space.keys() - DRAWABLE:
+        if fixed := self.space.keys() & FIXED:
             raise UserError(
                 f"space: {', '.join(sorted(fixed))} cannot be drawn, since it has no part in training, or scores of "
                 "trials that differ in it do not compare: give it under settings. The settings of the learner and the "
                 "network, algorithm and reward_mode can"
             )
+        assert self.configs  # every draw is a config
 
     @cached_property
     def base(self) -> TrainConfig:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from esper_ray.cli import parse
 from esper_ray.errors import UserError
-from esper_ray.keeping import run_directory
+from esper_ray.keeping import export, run_directory
 from esper_ray.keeping.export import write_export
 from esper_ray.keeping.run_directory import POLICY_FILE, RLLIB_STATE, RunDirectory
 from esper_ray.measuring.trained import Trained
@@ -107,6 +107,43 @@ def test_any_changed_byte_of_a_checkpoint_is_found_before_training_goes_on_from_
     finally:
         (whole / name).write_bytes(content)
     assert RunDirectory(whole).checkpoint("latest")[0].iteration == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that cannot be read, root neither")
+def test_a_file_of_a_checkpoint_that_cannot_be_read_is_named(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "run")
+    state = path / "checkpoints" / "iteration-000003" / RLLIB_STATE / "state.pkl"
+    state.unlink()
+    state.symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=f"cannot read {state}: Input/output error"):
+        RunDirectory(path).checkpoint("latest")
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_named(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", DEBUG)
+    for iteration, again in ((1, 1), (2, 3)):  # left from before, and no longer kept
+        path = run.checkpoints / f"iteration-{iteration:06d}"
+        with mounted(path, "size=64k"), pytest.raises(UserError, match=f"cannot write {path}: "):
+            run.save(again, 0.5, checkpoint_of(again))
+        run.save(again, 0.5, checkpoint_of(again))
+
+
+@pytest.mark.skipif(not os.geteuid(), reason="root may list every directory")
+def test_an_export_into_a_directory_that_cannot_be_listed_is_refused(whole, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o300)
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / 'out'}: Permission denied"):
+        write_export(RunDirectory(whole), "latest", tmp_path / "out")
+
+
+def test_an_export_that_is_interrupted_leaves_nothing(whole, tmp_path, monkeypatch):
+    def interrupted(path, text):
+        assert (tmp_path / "out" / POLICY_FILE).is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "replace_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_export(RunDirectory(whole), "latest", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["checkpoints/index.json", "checkpoints"])

@@ -71,14 +71,19 @@ def test_a_later_process_of_the_same_number_is_another_one(tmp_path):
         assert json.loads((tmp_path / LOCK_FILE).read_text()) == me
 
 
-@pytest.mark.parametrize("content", ['{"host": "elsewhere", "pid": 1, "started": 5}', "", "{", '{"pid": 1}'])
+OWNERS = ['{"host": "elsewhere", "pid": 1, "started": 5}', "", "{", "\xff\xfe", "[" * 100_000, '{"pid": 1}']
+OWNERS += [f'{{"host": "{socket.gethostname()}", "pid": {pid}, "started": 5}}' for pid in (10**30, 2**31, 0, -1)]
+
+
+@pytest.mark.parametrize("content", OWNERS, ids=range(len(OWNERS)))
 def test_where_it_cannot_be_known_the_file_to_remove_is_named_and_kept(tmp_path, content):
     lock = tmp_path / LOCK_FILE
-    lock.write_text(content)
+    lock.write_text(content, encoding="latin-1")
     said = refusal(tmp_path)
+    assert f"remove {lock} is not" not in said
     assert f"if no other esper-ray works there, remove {lock}" in said
     assert ("process 1 on elsewhere" in said) == ("elsewhere" in content)
-    assert lock.read_text() == content
+    assert lock.read_text(encoding="latin-1") == content
 
 
 def _hold(directory, ready, over, won):

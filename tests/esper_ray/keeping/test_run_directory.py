@@ -11,6 +11,7 @@ import pytest
 
 from esper_ray.config import TrainConfig, load_config
 from esper_ray.errors import UserError
+from esper_ray.keeping.lock import held
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.presets import DEBUG, PRESETS
 
@@ -35,6 +36,18 @@ def test_a_run_plays_at_the_temperature_of_its_config_and_one_from_before_there_
     assert RunDirectory.begun(run.path, DEBUG).config() == DEBUG  # noted anew, for it has no part in training
     with pytest.raises(UserError, match="other settings"):
         RunDirectory.begun(run.path, TrainConfig())
+    assert run.config() == DEBUG
+
+
+def test_a_run_that_another_process_has_is_not_begun_nor_noted_anew_and_what_it_is_can_be_found(tmp_path):
+    with held(tmp_path / "new"), pytest.raises(UserError, match="is in use by process"):
+        RunDirectory.begun(tmp_path / "new", DEBUG)
+    assert not (tmp_path / "new").exists()
+    run = RunDirectory.begun(tmp_path / "new", DEBUG)
+    with held(run.path):
+        assert RunDirectory.begun(run.path, DEBUG).config() == DEBUG
+        with pytest.raises(UserError, match="is in use by process"):
+            RunDirectory.begun(run.path, DEBUG.playing_at(0.1))
     assert run.config() == DEBUG
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 from pyarrow.fs import LocalFileSystem, _MockFileSystem
+from rich.console import Console
 
+from esper_ray.cli import parse
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.keeping.storage import Mirror
@@ -162,6 +164,32 @@ def test_what_holds_no_run_is_refused_and_leaves_nothing(tmp_path):
     assert Mirror(str(tmp_path / "nowhere")).iteration() is None
     with pytest.raises(UserError, match="no file system"):
         Mirror("carrier-pigeon://roof/3")
+
+
+@pytest.mark.parametrize("content", [None, "", "null", "[]", "[1]", '"abc"', '{"latest": 3}', "\ud800", "[" * 100_000])
+def test_a_copy_whose_index_is_lost_or_damaged_is_refused_and_keeps_its_checkpoints(run, tmp_path, content):
+    run.save(1, 0.5, checkpoint("weights 1"))
+    Mirror(str(tmp_path / "copy")).send(run)
+    index = tmp_path / "copy" / "checkpoints" / "index.json"
+    index.unlink()
+    if content is not None:
+        index.write_bytes(content.encode(errors="surrogatepass"))
+    before, ours = contents(tmp_path / "copy"), contents(run.path)
+    storage = ["--storage", str(tmp_path / "copy")]
+    for arguments in (["--debug", "--run-dir", str(tmp_path / "new")], ["--resume", "--run-dir", str(run.path)]):
+        with pytest.raises(UserError, match=r"index\.json is (missing|damaged).* choose another --storage") as refused:
+            parse(["train", *arguments, *storage]).run(Console(quiet=True))
+        assert "\n" not in str(refused.value)
+    assert (contents(tmp_path / "copy"), contents(run.path)) == (before, ours)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_new_run_has_no_copy_where_there_are_files_already(tmp_path):
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "config.json").write_text("of a run that sent no more")
+    with pytest.raises(UserError, match="holds a run already"):
+        parse(["train", "--debug", "--storage", str(tmp_path / "copy")]).run(Console(quiet=True))
+    assert Mirror(str(tmp_path / "copy")).iteration() == 0
 
 
 def test_the_newest_checkpoints_are_kept_beside_the_best(tmp_path):

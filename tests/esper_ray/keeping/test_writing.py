@@ -58,11 +58,15 @@ def test_a_full_disk_is_named(tmp_path):
 
 
 def test_a_place_that_takes_no_files_is_found_without_leaving_one(tmp_path):
-    check_writable(tmp_path)
+    check_writable(tmp_path / "report")
     assert not list(tmp_path.iterdir())
+    for write in (check_writable, lambda path: replace_text(path, "")):  # what is written first has a longer name
+        with pytest.raises(UserError, match="File name too long"):
+            write(tmp_path / ("x" * 245))
+        write(tmp_path / ("x" * 230))
     with read_only(tmp_path / "disk") as disk:
-        with pytest.raises(UserError, match=f"cannot write {disk}: "):
-            check_writable(disk)
+        with pytest.raises(UserError, match=f"cannot write {disk}/report: "):
+            check_writable(disk / "report")
         with pytest.raises(UserError, match=f"cannot write {disk / 'a'}: "):
             make_directories(disk / "a" / "b")
     (tmp_path / "file").touch()

@@ -4,6 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -12,11 +14,14 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.util.tensor_util import make_ndarray
 
 from envs.tasks import make_task
+from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.dashboard import LAYOUT, RESULTS, SHOWN_FIRST, hyperparameters
+from esper_ray.learning.tensorboard import TensorBoard
 from esper_ray.learning.training import train
 from esper_ray.presets import DEBUG
 from tests.esper_ray.browser import Page
+from tests.esper_ray.keeping.places import files_of_at_most
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SLOTS = make_task(DEBUG.env.task).slots
@@ -65,6 +70,24 @@ def test_hyperparameters_are_in_the_runs_own_file(events, run_dir):
     assert written["learner/lr"].number_value == DEBUG.learner.lr
     assert written["env/task"].string_value == DEBUG.env.task
     assert written["network/op_bias"].string_value == "PRUNE=-2.0"
+
+
+def test_what_does_not_fit_on_the_disk_is_told_once(tmp_path, monkeypatch):
+    config = replace(DEBUG, run=replace(DEBUG.run, iterations=9, replay_interval=9))
+    tracebacks = []
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
+    for written_before in range(3):
+        board = TensorBoard(tmp_path, config)
+        for iteration in range(written_before + 1):
+            result = {"num_env_steps_sampled_lifetime": 10 * iteration + 10, "training_iteration": iteration + 1}
+            result |= {"env_runners": {"num_env_steps_sampled": 10}, "time_this_iter_s": 1.0}
+            if iteration < written_before:
+                board.on_train_result(algorithm=None, result=result)
+                continue
+            with files_of_at_most(1), pytest.raises(UserError, match=f"cannot write {tmp_path}: File too large"):
+                board.on_train_result(algorithm=None, result=result)
+    assert not tracebacks
+    assert threading.excepthook == tracebacks.append
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import pytest
 
 from envs.tasks import make_task
 from esper_ray.errors import UserError
+from esper_ray.experiments.study.study_directory import StudyDirectory
 from esper_ray.experiments.study.study_file import Study
+from esper_ray.keeping.writing import check_writable, make_directories
 from esper_ray.presets import DEBUG
 from tests.esper_ray.experiments.study.small import elsewhere, written
 from tests.places import ROOT
@@ -46,6 +48,8 @@ def test_the_repository_has_studies():
         ({"arms": {"state": {"critic_baseline": "none"}}}, "arm 'state': .*critic_baseline"),
         ({"arms": {"never_grow": {}}}, "rename never_grow"),
         ({"arms": {"a/b": {}}}, "arms"),
+        ({"arms": {"a" * 51: {}}}, "arms"),
+        ({"evaluations": {"a" * 51: {}}}, "evaluations"),
         ({"arms": {}}, "arms"),
         ({"seeds": [1, 1]}, "seeds"),
         ({"seeds": 0}, "seeds"),
@@ -67,6 +71,17 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(changes, says, tm
         Study.read(file)
     assert str(refusal.value).startswith(str(file))
     assert "\n" not in str(refusal.value)
+
+
+def test_the_longest_names_are_those_of_files_that_can_be_written(tmp_path):
+    name = "a" + "\U00020000" * 49  # letters of four bytes
+    seed = 2**20 - 1
+    file = written(tmp_path, arms={name: None}, evaluations={name: None}, seeds=[seed])
+    directory = StudyDirectory(tmp_path / "out", Study.read(file))
+    (training,) = directory.trainings
+    for path in (training.path / "config.json", directory.schedule_path(name), tmp_path / f"{name}.seed-{seed}.json"):
+        make_directories(path.parent)
+        check_writable(path)
 
 
 def test_a_study_takes_what_it_trains_from_another_one(tmp_path):

@@ -44,6 +44,7 @@ def test_the_example_of_the_page_can_be_read_and_the_page_has_every_key(tmp_path
         ({"space": {"iterations": {"choice": [4]}}, "settings": {}, "grace_iterations": 1}, "iterations cannot be"),
         ({"space": {"parameter_rent": {"uniform": [0, 1]}}}, "parameter_rent cannot be drawn"),
         ({"space": {"play_temperature": {"uniform": [0.1, 1]}}}, "play_temperature cannot be drawn"),
+        ({"space": {"task": {"choice": ["digit"]}}}, "task cannot be drawn"),  # no trial's config is made for this
         ({"space": {"max_epochs": {"choice": [6]}}}, "max_epochs: .*not both"),
         ({"settings": {"seed": 3}}, "training seed"),
         ({"settings": {"storage": "s3://somewhere"}}, "leave storage out"),
