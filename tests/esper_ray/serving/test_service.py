@@ -208,6 +208,12 @@ def test_a_replica_that_dies_takes_its_sessions_along_and_no_others(client, worl
     sessions["1"].close()
 
 
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "no-such-host.invalid"])
+def test_a_name_that_is_no_host_is_refused(export, host):
+    with pytest.raises(UserError, match=f"cannot listen on {host} port 8000"), running(export, ServiceConfig(host=host)):
+        pytest.fail("nobody has that name")
+
+
 def test_the_service_listens_on_loopback_alone(url):
     psutil = pytest.importorskip("psutil")  # Ray brings one along
     listening = {
