@@ -43,8 +43,9 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     from esper_ray.presets import PRESETS
 
     flags = _Flags(add_help=False, allow_abbrev=False)
-    flags.add_argument("--preset", choices=get_args(Preset))
-    flags.add_argument("--debug", action="store_true")
+    start = flags.add_mutually_exclusive_group()
+    start.add_argument("--preset", choices=get_args(Preset))
+    start.add_argument("--debug", action="store_true")
     flags.add_argument("--resume", action="store_true")
     flags.add_argument("--run-dir", "--run_dir")
     flags.add_argument("--storage")
@@ -66,6 +67,16 @@ def _train_defaults(arguments: Sequence[str]) -> TrainConfig:
     return PRESETS["debug" if known.debug else known.preset or "default"]
 
 
+def _check_given_once(arguments: Sequence[str]) -> None:
+    """Of a flag that is given twice tyro takes the last."""
+    seen = set()
+    for flag in (word.partition("=")[0] for word in arguments if word.startswith("--")):
+        name = flag[2:].replace("_", "-").removeprefix("no-").removesuffix("s")  # --task-arg is --task-args
+        if name in seen:
+            raise UserError(f"{flag} is given twice: give it once, with all its values")
+        seen.add(name)
+
+
 def parse(arguments: Sequence[str]) -> Command:
     """The command that the arguments ask for.
 
@@ -82,6 +93,7 @@ def parse(arguments: Sequence[str]) -> Command:
     from esper_ray.commands.training import Train
 
     arguments = [expand_home(argument) for argument in arguments]
+    _check_given_once(arguments)
     if arguments[:1] == ["train"]:
         train = tyro.conf.subcommand("train", default=Train(config=_train_defaults(arguments[1:])))
     else:

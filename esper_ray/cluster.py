@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -205,15 +207,11 @@ def start_ray(**settings: Any) -> None:
     Raises:
         UserError: it cannot start here.
     """
-    try:
-        # Ray puts the current directory first on its workers' path, where a folder named envs would hide ours.
-        with chdir(HOME):
-            ray.init(LOCAL, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, **settings)
-    except (OSError, RuntimeError, ValueError, RayError) as error:
-        raise UserError(
-            f"Ray cannot start on this machine: {_reason(error)} (its files and sockets are in "
-            f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}; RAY_TMPDIR names another directory)"
-        ) from error
+    place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    hint = f"its files and sockets are in {place}; RAY_TMPDIR names another directory"
+    # Ray puts the current directory first on its workers' path, where a folder named envs would hide ours.
+    with _initialising("Ray cannot start on this machine", hint), chdir(HOME):
+        ray.init(LOCAL, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, **settings)
 
 
 def _connect(address: str) -> None:
@@ -221,19 +219,27 @@ def _connect(address: str) -> None:
     # In a job the packages came along with the working directory; else every node gets this process's own.
     packages = [str(Path(str(package.__file__)).parent) for package in (envs, policies, esper_ray)]
     runtime_env = None if in_a_job() else {"py_modules": packages, "excludes": ["__pycache__"]}
-    try:
+    hint = "does this shell have its token, that is RAY_AUTH_MODE=token and ~/.ray/auth_token?"
+    with (
+        _initialising(f"no Ray cluster can be used at {address}", hint),
         # As above; elsewhere the same path may hold other things than here, but hardly one that is made for this.
-        with tempfile.TemporaryDirectory(prefix="esper-ray-") as nowhere, chdir(nowhere):
-            ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise UserError(
-            f"no Ray cluster can be used at {address}: {_reason(error)} (does this shell have its token, that "
-            "is RAY_AUTH_MODE=token and ~/.ray/auth_token?)"
-        ) from error
+        tempfile.TemporaryDirectory(prefix="esper-ray-") as nowhere,
+        chdir(nowhere),
+    ):
+        ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+@contextmanager
+def _initialising(failed: str, hint: str) -> Iterator[None]:
+    """Around ``ray.init``, which is to fail in one line, and to leave SIGTERM to whom it belonged before."""
+    usual = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise UserError(f"{failed}: {' '.join(str(error).split())[:300]} ({hint})") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():  # in others Ray does not touch it either
+            signal.signal(signal.SIGTERM, usual)
 
 
 def _check_listening(address: str) -> None:

@@ -91,6 +91,8 @@ def checked(content: object, kind: TypeAdapter[Content], where: str) -> Content:
     """
     try:
         return kind.validate_python(content)
+    except UserError as error:  # of a config in it
+        raise UserError(f"{where}: {error}") from error
     except ValidationError as error:
         raise UserError(f"{where}: {describe_problems(error)}") from error
 

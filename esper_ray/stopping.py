@@ -61,4 +61,5 @@ def stopped_by_signals() -> Iterator[None]:
         for number in SIGNALS:  # at its very end Python would put the default back
             signal.signal(number, signal.SIG_IGN)
         say(f"interrupted; {str(interrupt) or 'nothing was written'}")
-        sys.exit(128 + received[0])
+        # A training stops at the first Ctrl-C by itself, and its caller says so by an interrupt of its own.
+        sys.exit(128 + (received[0] if received else signal.SIGINT))

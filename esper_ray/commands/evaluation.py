@@ -70,7 +70,7 @@ class Evaluate:
 
     def _evaluate(self, path: Path, console: Console) -> None:
         from esper_ray.measuring.controls import BEST_SCHEDULE, LEARNED_GREEDY
-        from esper_ray.measuring.evaluation import POLICIES, evaluate
+        from esper_ray.measuring.evaluation import POLICIES, check_policies, evaluate
         from esper_ray.measuring.evaluation_report import comparison_table, evaluation_figure, evaluation_table
         from esper_ray.measuring.search.schedule_files import read_schedule
         from esper_ray.measuring.trained import Trained, World
@@ -85,6 +85,7 @@ class Evaluate:
         output = self.output or _results(self.trained, trained) / f"{self._name()}.json"
         if output.suffix == ".png":
             raise UserError(f"--output {output} names the report, which is JSON; its picture is put beside it")
+        check_policies(names, trained, schedule)
         picture = writable(output.with_suffix(".png"))
         writable(output)
         with under_way(console, "playing held-out episodes") as now:
@@ -232,9 +233,9 @@ class Replay:
         output = self.output or _results(self.trained, trained) / f"replay-{self.policy}-{self.seed}.png"
         if output.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
             raise UserError(f"--output {output} names no picture: end it on .png, .svg or .pdf")
-        writable(output)
         trained.env.load_data()
         policy = make_policy(self.policy, trained.env, trained)
+        writable(output)
         title = f"{trained.env.task}, held-out host {self.seed}, {self.policy.replace('_', ' ')} policy"
         figure = draw_replay(policy, trained.env, held_out_seeds(self.seed, 1)[0], title)
         replace_figure(output, figure)

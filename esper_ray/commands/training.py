@@ -55,6 +55,8 @@ class Train:
             except KeyboardInterrupt:
                 if run.index():
                     raise KeyboardInterrupt(f"finished iterations are saved; go on with: {going_on(run)}") from None
+                if self.resume:
+                    raise KeyboardInterrupt(f"no iteration is finished yet; begin with: {going_on(run)}") from None
                 raise
         console.print(
             f"watch: {shlex.join(['tensorboard', '--logdir', str(run.path)])}    "

@@ -10,13 +10,14 @@ import math
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from envs.slots import SlotConfig
 from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import POLICY_FILE, Checkpoint, RunDirectory, Which
 from esper_ray.keeping.writing import UNFINISHED, make_directories, remove_empty, replace_bytes, replace_text, writing
+from esper_ray.reading import checked, read_json
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
 from policies.learned import LEARNED
@@ -220,18 +221,9 @@ def load_policy(settings: PolicySettings, weights: Weights) -> PolicyBundle:
 
 
 def _read_card(path: Path) -> Card:
-    try:
-        return Card.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path.parent} is no export: cannot read its {CARD_FILE} ({error.strerror})") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'content'}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise UserError(f"{path} is not a card of this version: {_one_line(problems)}") from error
+    if not path.is_file():
+        raise UserError(f"{path.parent} is no export: it has no {CARD_FILE}")
+    return checked(read_json(path), TypeAdapter(Card), f"{path} is not a card of this version")
 
 
 def _one_line(text: object) -> str:

@@ -92,8 +92,8 @@ class RunDirectory:
     def started(cls, path: Path, config: TrainConfig) -> Iterator[RunDirectory]:
         """Begin a run, and hold its directory.
 
-        What was made is removed should the user be told of an error before the first checkpoint: the same command is to
-        work once that is mended.
+        What was made is removed should an error or an interrupt of the user end it before the first checkpoint: the
+        same command is to work afterwards.
 
         Raises:
             UserError: as :meth:`create`, or another process has the directory.
@@ -102,7 +102,7 @@ class RunDirectory:
             run = cls.create(path, config)
             try:
                 yield run
-            except UserError:
+            except (UserError, KeyboardInterrupt):
                 if not run.index():
                     run._remove_made()
                 raise

@@ -94,8 +94,8 @@ def build(run: RunDirectory, config: TrainConfig, console: Console) -> FactoredA
     algorithm = _algorithm_config(run, config).build_algo()
     if checkpoint is not None:
         _restore(algorithm, checkpoint)
-        run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
         console.print(f"resumed after iteration {algorithm.iteration}")
+    run.write_config(config)  # only now, so that a config that does not fit leaves the run as it was
     return algorithm
 
 

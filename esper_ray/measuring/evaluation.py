@@ -23,6 +23,24 @@ POLICIES = (LEARNED, *CONTROLS, *STATIC)
 """Who plays unless somebody else is asked for."""
 
 
+def check_policies(names: Sequence[str], trained: Trained, schedule: GrowthSchedule | None) -> None:
+    """Find what is wrong before any work is done.
+
+    Args:
+        names: Who is to play; ``STATIC_FINAL`` needs ``LEARNED`` to do so.
+        trained: The learned policy and the world to play in.
+        schedule: Of ``BEST_SCHEDULE``, if that plays.
+
+    Raises:
+        UserError: no usable weights, a policy that is unknown or lacks what it needs.
+    """
+    for name in names:
+        if name not in STATIC:
+            make_policy(name, trained.env, trained, schedule)
+    if STATIC_FINAL in names and LEARNED not in names:
+        raise UserError(f"{STATIC_FINAL} trains what the learned policy grew: add {LEARNED} to --policies")
+
+
 def evaluate(
     trained: Trained,
     episodes: int,
@@ -42,18 +60,13 @@ def evaluate(
         seed: Of the held-out hosts.
         workers: Processes to share the policies among.
         on_done: Called with each policy's name when it is through.
-        names: Who plays; ``STATIC_FINAL`` needs ``LEARNED`` to do so.
+        names: Who plays, as :func:`check_policies` lets them.
         schedule: Of ``BEST_SCHEDULE``, if that plays.
         output: File to write.
 
     Raises:
-        UserError: no usable weights, a policy that is unknown or lacks what it needs.
+        UserError: the report cannot be written.
     """
-    for name in names:  # what is wrong is found before any work is done
-        if name not in STATIC:
-            make_policy(name, trained.env, trained, schedule)
-    if STATIC_FINAL in names and LEARNED not in names:
-        raise UserError(f"{STATIC_FINAL} trains what the learned policy grew: add {LEARNED} to --policies")
     together = tuple(name for name in (LEARNED, STATIC_FINAL) if name in names)
     groups = [together, *((name,) for name in names if name not in together)]
     playings = [Playing(trained.env, group, trained, schedule, episodes, seed) for group in groups if group]

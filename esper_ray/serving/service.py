@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Never
 
 import ray
 from ray import serve
@@ -35,14 +32,13 @@ CONCURRENT = 1000
 
 
 def serve_until_interrupted(export: Path, config: ServiceConfig, console: Console) -> None:
-    """Serve a policy until Ctrl-C or SIGTERM.
+    """Serve a policy until a ``KeyboardInterrupt``.
 
     Raises:
         UserError: no usable export, token or port.
     """
     try:
         with running(export, config) as url:
-            signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own handler there
             console.print(f"serving {export} at {url} (Ctrl-C stops it)")
             threading.Event().wait()
     except KeyboardInterrupt:
@@ -95,11 +91,6 @@ def _check_free(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port} ({error.strerror}): give another --host or --port"
-        ) from error
-
-
-def _interrupt(number: int, frame: FrameType | None) -> Never:
-    raise KeyboardInterrupt
+    except (OSError, UnicodeError) as error:  # the latter of a name that is no host's
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host} port {port} ({reason}): give another --host or --port") from error

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import socket
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,6 +138,13 @@ def test_a_ray_that_cannot_start_here_says_why(monkeypatch, tmp_path):
     says = "Ray cannot start on this machine: .*path length.* RAY_TMPDIR names another"
     with pytest.raises(UserError, match=says), connected(DEBUG.run, None, Console(quiet=True)):
         pytest.fail("its sockets have no room there")
+
+
+def test_a_cluster_that_cannot_be_reached_for_lack_of_a_directory_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    says = "no Ray cluster can be used at auto: .*No such file or directory.*gone"
+    with pytest.raises(UserError, match=says), connected(DEBUG.run, "auto", Console(quiet=True)):
+        pytest.fail("there is no place to start from")
 
 
 def test_a_run_that_found_no_cluster_leaves_nothing_behind(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
+from esper_ray.keeping.run_directory import CONFIG_FILE, INDEX_FILE, POLICY_FILE, RunDirectory
 from esper_ray.presets import DEBUG
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
@@ -96,3 +96,43 @@ def test_a_search_says_how_it_goes_on_and_more_interrupts_change_nothing(tmp_pat
             time.sleep(0.05)
         says = "rungs that are through are in found-trace.json, and the same command goes on after them"
         ends_with_one_line(process, 130, says)
+
+
+def test_a_study_whose_training_is_asked_to_stop_says_how_it_goes_on(tmp_path):
+    (tmp_path / "small.yaml").write_text(
+        "{preset: debug, settings: {max_epochs: 6, iterations: 5000}, arms: {learned: {}}, seeds: 1, evaluations: {}, "
+        "controls: [never_grow], episodes: 2}"
+    )
+    with started(tmp_path, "study", "small.yaml", "--output", "out", "--workers", 0) as process:
+        run = tmp_path / "out" / "runs" / "learned" / "seed-0"
+        wait_until(lambda: (run / INDEX_FILE).is_file() and RunDirectory(run).iterations_done())
+        os.killpg(process.pid, signal.SIGINT)
+        ends_with_one_line(process, 130, "what is done is kept; go on with: esper-ray study small.yaml --output out")
+    assert RunDirectory(run).iterations_done() < 5000
+
+
+@contextmanager
+def training(path, *arguments):
+    """A training whose first iteration, which would take many minutes, begins: Ray has started, the config is noted."""
+    with started(path.parent, "train", "--run-dir", path.name, *arguments) as process:
+        wait_until((path / CONFIG_FILE).is_file)
+        before = (path / CONFIG_FILE).stat().st_ino
+        wait_until(lambda: (path / CONFIG_FILE).stat().st_ino != before)
+        yield process
+
+
+def test_a_training_that_is_terminated_before_its_first_checkpoint_leaves_nothing(tmp_path):
+    with training(tmp_path / "run", "--debug", "--max-epochs", 5000) as process:
+        process.terminate()
+        ends_with_one_line(process, 143, "nothing was written")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_a_checkpoint_is_begun_with_the_newest_settings(tmp_path):
+    config = dataclasses.replace(CONFIG, env=dataclasses.replace(CONFIG.env, max_epochs=5000))
+    run = RunDirectory.create(tmp_path / "run", config)
+    with training(run.path, "--resume", "--lr", 0.01) as process:
+        process.terminate()
+        says = "no iteration is finished yet; begin with: esper-ray train --run-dir {run.path} --resume"
+        ends_with_one_line(process, 143, says.format(run=run))
+    assert run.config().learner.lr == 0.01

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from envs.limits import LifecycleRules
 from envs.ranges import Range, ranges_of
@@ -25,10 +26,14 @@ from esper_ray.config import DEFAULT_TASK, EnvConfig, LearnerConfig, RunConfig, 
 from esper_ray.errors import UserError
 from esper_ray.experiments.study import study_file
 from esper_ray.experiments.tuning import tuning_file
+from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
 from esper_ray.presets import DEBUG
 from esper_ray.serving.settings import ServiceConfig
 from esper_ray.stopping import one_line
+from policies.bundle import PolicySettings
+from policies.factory import build_policy
 from policies.network_config import NetworkConfig
+from policies.weights import save_weights
 from tests.places import ROOT
 
 COMMANDS = {
@@ -97,6 +102,54 @@ VALUE = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.text(), inner, max_size=3),
     max_leaves=4,
 )
+
+
+@pytest.mark.parametrize(
+    ("words", "twice"),
+    [
+        ("train --iterations 3 --iterations 4", "--iterations"),
+        ("train --iterations=3 --lr 0.1 --iterations 4", "--iterations"),
+        ("train --max-epochs 3 --max_epochs=4", "--max_epochs"),
+        ("train --task-args a=1 --task-arg b=2", "--task-arg"),
+        ("evaluate run --policies learned --policies heuristic", "--policies"),
+        ("evaluate run --greedy --no-greedy", "--no-greedy"),
+    ],
+)
+def test_what_is_given_twice_is_refused(words, twice):
+    with pytest.raises(UserError, match=f"^{twice} is given twice"):
+        parse(words.split())
+
+
+def test_a_training_starts_from_one_preset():
+    with pytest.raises(UserError, match="not allowed with"):
+        parse(["train", "--debug", "--preset", "thorough"])
+
+
+def test_no_two_flags_are_taken_for_one():
+    for command in COMMANDS:
+        names = [flag.removesuffix("s").removeprefix("--no-") for *rest, flag in FLAGS if tuple(rest) == command]
+        assert len({*names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("evaluate", ["--policies", "FOO"]),
+        ("evaluate", ["--policies", "static_final"]),
+        ("replay", ["--policy", "foo/bar"]),
+        ("replay", ["--policy", "foo/bar", "--output", "new/deep/x.png"]),
+    ],
+)
+def test_a_policy_that_cannot_play_leaves_no_directory(command, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory.create(tmp_path / "run", DEBUG)
+    policy = build_policy("learned", PolicySettings(DEBUG.env.make_task().slots, DEBUG.env.max_epochs, DEBUG.network))
+    run.save(1, 0.5, lambda directory: save_weights(policy.state_dict(), directory / POLICY_FILE))
+    before = {*tmp_path.rglob("*")}
+    output = ["--output", "new/deep/x.json"] if command == "evaluate" else []
+    with pytest.raises(UserError, match=r"unknown policy|add learned to"):
+        parse([command, "run", *flags, *output]).run(Console(quiet=True))
+    assert {*tmp_path.rglob("*")} == before
 
 
 def taken(call):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -304,7 +305,13 @@ def test_a_card_that_does_not_fit_is_refused_by_field(copy, change, says):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_what_is_no_card_is_refused(copy, content):
     (copy / CARD_FILE).write_bytes(content)
-    assert "is not a card of this version" in refusal(copy)
+    assert re.search("is not (a card of this version|JSON|UTF-8 text): ", refusal(copy))
+
+
+def test_a_card_that_says_a_key_twice_is_refused(copy):
+    card = (copy / CARD_FILE).read_text()
+    (copy / CARD_FILE).write_text(card.replace("{", '{"iteration": 7,', 1))
+    assert "'iteration' is given twice" in refusal(copy)
 
 
 def test_what_is_neither_run_nor_export_is_refused(tmp_path):

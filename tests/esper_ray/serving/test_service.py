@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import ray
 
+from esper_ray.errors import UserError
 from esper_ray.keeping.export import load_export
 from esper_ray.serving.client import PolicyClient, ServiceError
 from esper_ray.serving.service import running
@@ -206,6 +207,15 @@ def test_a_replica_that_dies_takes_its_sessions_along_and_no_others(client, worl
             assert session.act(shown).step == 0
     assert sessions["1"].act(shown).step == 2
     sessions["1"].close()
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "no-such-host.invalid"])
+def test_a_name_that_is_no_host_is_refused(export, host, tmp_path):
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o600)
+    config = ServiceConfig(host=host, token_file=tmp_path / "token")
+    with pytest.raises(UserError, match=f"cannot listen on {host} port 8000"), running(export, config):
+        pytest.fail("nobody has that name")
 
 
 def test_the_service_listens_on_loopback_alone(url):
