@@ -99,7 +99,8 @@ def _new_directories(task: str) -> list[Path]:
     """
     stem = f"{task}-{datetime.now(UTC).astimezone():%Y%m%d-%H%M%S}"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(filter(None, (make_directories(Path("runs", name)) for name in names)))
+    above = make_directories(Path("runs"))  # first: who has made it may still lose the first name to somebody else
+    return above + next(filter(None, (make_directories(Path("runs", name)) for name in names)))
 
 
 def _check_unused(storage: str | None) -> None:
