@@ -209,9 +209,7 @@ def test_an_autoscaler_of_cluster_yamls_shape_starts_the_nodes_that_a_run_needs(
         assert result.returncode == 0, result.stdout + result.stderr
         assert "waiting for new nodes" in result.stdout
         assert steps_of(tmp_path / "run") == [STEPS]
-        result = nodes.run(
-            *nodes.train("--num-env-runners", 3, "--hosts-per-runner", 4, "--run-dir", tmp_path / "more")
-        )
+        result = nodes.run(*nodes.train("--num-env-runners", 3, "--run-dir", tmp_path / "more"))
         assert result.returncode == 2, result.stdout + result.stderr
         assert "will never have room for this run: it needs 3 CPU, and there are 2" in result.stderr
     finally:
