@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -53,17 +53,30 @@ class Host(Protocol, Generic[VariantT]):
         """FLOPs of one sample's forward through one member without seeds (see ``SeedModule.flops``)."""
         ...
 
-    def forward(
-        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
+    def segment(
+        self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool
     ) -> Tensor:
-        """Logits ``[M, B, classes]``, or per token ``[M, B, L, classes]``.
+        """What the host computes before a slot, from the slot before it on.
 
         Args:
+            slot: Index of the slot that follows.
             parameters: Name → ``[M, *shape]``.
             buffers: Name → ``[M, *shape]``, updated in place when training.
-            x: One batch per member in the topology's layout, or without the member axis one batch that all members
-                share.
-            grow: What happens in the slots.
+            x: What the slot before gave; to the first segment one batch of samples per member in the topology's
+                layout, or without the member axis one batch that all members share.
             training: Use and record batch statistics.
         """
         ...
+
+    def head(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Logits ``[M, B, classes]``, or per token ``[M, B, L, classes]``, from what the last slot gave."""
+        ...
+
+
+def forward(
+    host: Host[Any], parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
+) -> Tensor:
+    """Logits of whole hosts, segment by segment (see :class:`Host`); ``grow`` says what happens in the slots."""
+    for slot in range(host.num_slots):
+        x = grow(slot, host.segment(slot, parameters, buffers, x, training))
+    return host.head(parameters, x)

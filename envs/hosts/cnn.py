@@ -19,7 +19,6 @@ from envs.batched.layers import (
     num_groups,
 )
 from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
-from envs.hosts.base import Grow
 
 
 @dataclass(frozen=True)
@@ -138,19 +137,21 @@ class CnnHost:
             sizes.append((height // 2, width // 2) if min(height, width) >= 2 else (height, width))
         return sizes
 
-    def forward(
-        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
+    def segment(
+        self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool
     ) -> Tensor:
         """See :class:`envs.hosts.base.Host`; images are ``[B, H, W, M, C]``, shared ones ``[B, H, W, C]``."""
         p, h, depth = parameters, x, self.widest.depth
-        for slot in range(self.num_slots):
-            for i in range(slot * depth, (slot + 1) * depth):
-                kernel, mean, var = p[f"conv{i}"], buffers[f"mean{i}"], buffers[f"var{i}"]
-                weight, bias = p[f"norm{i}_weight"], p[f"norm{i}_bias"]
-                if training:
-                    h = batch_norm(conv(h, kernel), weight, bias, mean, var, relu=True)
-                else:
-                    convolve = conv if h.dim() == 5 else conv_of_shared_input
-                    h = convolve(h, *fold_batch_norm(kernel, weight, bias, mean, var), relu=True)
-            h = grow(slot, average_pool(h))
-        return linear(global_average_pool(h), p["head_weight"], p["head_bias"]).transpose(0, 1)
+        for i in range(slot * depth, (slot + 1) * depth):
+            kernel, mean, var = p[f"conv{i}"], buffers[f"mean{i}"], buffers[f"var{i}"]
+            weight, bias = p[f"norm{i}_weight"], p[f"norm{i}_bias"]
+            if training:
+                h = batch_norm(conv(h, kernel), weight, bias, mean, var, relu=True)
+            else:
+                convolve = conv if h.dim() == 5 else conv_of_shared_input
+                h = convolve(h, *fold_batch_norm(kernel, weight, bias, mean, var), relu=True)
+        return average_pool(h)
+
+    def head(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """See :class:`envs.hosts.base.Host`."""
+        return linear(global_average_pool(x), parameters["head_weight"], parameters["head_bias"]).transpose(0, 1)

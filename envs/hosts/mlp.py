@@ -9,7 +9,6 @@ from torch import Tensor
 from envs.batched.activations import VECTORS
 from envs.batched.dense_layers import dense, layer_norm
 from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
-from envs.hosts.base import Grow
 from envs.hosts.residual import block_parameters, feed_forward, norm_parameters
 
 
@@ -103,14 +102,16 @@ class MlpHost:
         """See :class:`envs.hosts.base.Host`."""
         return matrix_flops(self.parameters(variant), 1)
 
-    def forward(
-        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
+    def segment(
+        self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool
     ) -> Tensor:
         """See :class:`envs.hosts.base.Host`; samples are ``[M, B, F]``, shared ones ``[B, F]``."""
+        p, h = parameters, x
+        if slot == 0:
+            h = dense(x.expand(len(p["embed_weight"]), *x.shape[-2:]), p["embed_weight"], p["embed_bias"])
+        return h + feed_forward(p, f"segment{slot}", h)
+
+    def head(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """See :class:`envs.hosts.base.Host`."""
         p = parameters
-        members = len(p["embed_weight"])
-        h = dense(x.expand(members, *x.shape[-2:]), p["embed_weight"], p["embed_bias"])
-        for segment in range(self.num_slots):
-            h = grow(segment, h + feed_forward(p, f"segment{segment}", h))
-        h = layer_norm(h, p["final_norm_weight"], p["final_norm_bias"])
-        return dense(h, p["head_weight"], p["head_bias"])
+        return dense(layer_norm(x, p["final_norm_weight"], p["final_norm_bias"]), p["head_weight"], p["head_bias"])

@@ -9,7 +9,6 @@ from torch import Tensor
 from envs.batched.activations import SEQUENCES
 from envs.batched.dense_layers import attention_flops, dense, embed, layer_norm, self_attention
 from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
-from envs.hosts.base import Grow
 from envs.hosts.residual import block_parameters, feed_forward, norm_parameters
 
 
@@ -118,26 +117,24 @@ class TransformerHost:
         attending = sum(layers for layers, attends in zip(variant.layers, variant.attends, strict=True) if attends)
         return matrix_flops(specs, length) + attending * attention_flops(length, variant.width)
 
-    def forward(
-        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, grow: Grow, training: bool
+    def segment(
+        self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool
     ) -> Tensor:
-        """See :class:`envs.hosts.base.Host`; tokens are int64 ``[M, B, L]``, shared ones ``[B, L]``.
+        """See :class:`envs.hosts.base.Host`; tokens are int64 ``[M, B, L]``, shared ones ``[B, L]``."""
+        p, variant, h = parameters, self.widest, x
+        if slot == 0:
+            h = embed(p["tokens"], x.expand(len(p["tokens"]), *x.shape[-2:])) + p["positions"][:, None, : x.shape[-1]]
+        for layer in range(variant.layers[slot]):
+            name = f"segment{slot}_layer{layer}"
+            if variant.attends[slot]:
+                h = h + self._attend(p, f"{name}_attention", h)
+            h = h + feed_forward(p, f"{name}_mlp", h)
+        return h
 
-        Returns:
-            Logits of each next token ``[M, B, L, vocabulary]``.
-        """
-        p, variant = parameters, self.widest
-        table = p["tokens"]
-        positions = p["positions"][:, None, : x.shape[-1]]
-        h = embed(table, x.expand(len(table), *x.shape[-2:])) + positions
-        for segment, layers in enumerate(variant.layers):
-            for layer in range(layers):
-                name = f"segment{segment}_layer{layer}"
-                if variant.attends[segment]:
-                    h = h + self._attend(p, f"{name}_attention", h)
-                h = h + feed_forward(p, f"{name}_mlp", h)
-            h = grow(segment, h)
-        return dense(layer_norm(h, p["final_norm_weight"], p["final_norm_bias"]), table)
+    def head(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Logits of each next token ``[M, B, L, vocabulary]``."""
+        p = parameters
+        return dense(layer_norm(x, p["final_norm_weight"], p["final_norm_bias"]), p["tokens"])
 
     def _attend(self, p: dict[str, Tensor], name: str, h: Tensor) -> Tensor:
         z = layer_norm(h, p[f"{name}_norm_weight"], p[f"{name}_norm_bias"])

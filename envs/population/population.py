@@ -19,6 +19,7 @@ from torch import Tensor
 from envs.batched.parameters import ParameterLayout
 from envs.blueprints import blueprints_for
 from envs.episode_state import EpisodeState
+from envs.hosts.base import forward
 from envs.lifecycle import Lifecycle
 from envs.limits import ParameterCosts
 from envs.population.bank import SeedBank
@@ -289,7 +290,7 @@ class Population(EpisodeState):
         def grow_slot(slot: int, h: Tensor) -> Tensor:
             return grow(h, seeds[slot], host.activations) if slot in seeds else h
 
-        logits = host.forward(parameters, buffers, x, grow_slot, training)
+        logits = forward(host, parameters, buffers, x, grow_slot, training)
         labels = y.expand(logits.shape[:-1])
         loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(logits), -1)
         hits = (logits.detach().argmax(-1) == labels).float()

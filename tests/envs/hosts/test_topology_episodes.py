@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from envs.batched.parameters import ParameterLayout, count_parameters
+from envs.hosts.base import forward
 from envs.hosts.mlp import MlpHost, MlpVariant
 from envs.hosts.transformer import TransformerVariant
 from envs.morphogenesis import MorphogenesisVectorEnv
@@ -62,12 +63,12 @@ def test_a_host_with_seeds_never_looks_ahead(algorithm):
             h, SlotSeeds([run_of("transformer", blueprint, layout, flat, algorithm, 1.0)]), LAYOUTS["transformer"]
         )
 
-    before = host.forward(parameters, {}, tokens, grow_slot, True)
+    before = forward(host, parameters, {}, tokens, grow_slot, True)
     assert before.shape == (MEMBERS, 4, CONTEXT, VOCABULARY)
     for position in (1, 6, CONTEXT - 1):
         changed = tokens.clone()
         changed[:, :, position] = (changed[:, :, position] + 1) % VOCABULARY
-        after = host.forward(parameters, {}, changed, grow_slot, True)
+        after = forward(host, parameters, {}, changed, grow_slot, True)
         assert torch.equal(after[:, :, :position], before[:, :, :position])
         assert not torch.equal(after[:, :, position], before[:, :, position])
 
@@ -78,8 +79,8 @@ def test_a_shared_batch_gives_what_a_batch_per_member_gives():
     mlp = MlpHost(TINY_MLP, num_inputs=7, num_classes=3)
     for host, variant, x in ((transformer_of(), TINY_TRANSFORMER, tokens), (mlp, TINY_MLP, vectors)):
         parameters = draw(host, variant)
-        shared = host.forward(parameters, {}, x, no_seed, False)
-        own = host.forward(parameters, {}, x.expand(MEMBERS, *x.shape).contiguous(), no_seed, False)
+        shared = forward(host, parameters, {}, x, no_seed, False)
+        own = forward(host, parameters, {}, x.expand(MEMBERS, *x.shape).contiguous(), no_seed, False)
         assert shared.shape[:2] == (MEMBERS, 5)
         torch.testing.assert_close(shared, own, atol=1e-6, rtol=1e-6)
 
@@ -91,7 +92,7 @@ def test_a_segment_without_attention_sees_one_token_only():
     tokens = torch.zeros(MEMBERS, 1, CONTEXT, dtype=torch.int64)
     changed = tokens.clone()
     changed[:, :, 3] = 1
-    out, out_changed = (host.forward(parameters, {}, x, no_seed, False) for x in (tokens, changed))
+    out, out_changed = (forward(host, parameters, {}, x, no_seed, False) for x in (tokens, changed))
     differs = (out != out_changed).any(-1).any(0)[0]
     assert differs.tolist() == [position == 3 for position in range(CONTEXT)]
 
