@@ -1,18 +1,20 @@
-"""How the activations of a topology lie in memory: where the members ride, and what belongs to one sample.
+"""How the activations of a topology lie in memory: the members first, so that everything of one member lies together.
 
-| topology | axes | why |
-|---|---|---|
-| images | ``[B, H, W, M, C]`` | channels_last with the members in the channel axis: one grouped convolution for all |
-| sequences | ``[M, B, L, D]`` | members first: every linear of all members is one batched matrix product |
-| vectors | ``[M, B, D]`` | likewise |
+| topology | axes |
+|---|---|
+| images | ``[M, B, H, W, C]`` |
+| sequences | ``[M, B, L, D]`` |
+| vectors | ``[M, B, D]`` |
 
 Features are the last axis everywhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -22,20 +24,17 @@ class ActivationLayout:
 
     Attributes:
         num_axes: Axes of an activation.
-        member_axis: Where the members are.
         pooled_axes: Axes that a seed's size and gate are taken over as one. Space belongs to one sample; time does
             not, since a token must not see the future: a sequence is limited and gated token by token.
     """
 
     num_axes: int
-    member_axis: int
     pooled_axes: tuple[int, ...] = ()
 
     def per_member(self, values: Tensor) -> Tensor:
         """``[m]``, or ``[m, C]`` with features, in the shape that broadcasts against an activation."""
-        between = self.num_axes - 2 - self.member_axis
         features = values.shape[1:] if values.dim() == 2 else (1,)
-        return values.reshape(len(values), *[1] * between, *features)
+        return values.view(len(values), *[1] * (self.num_axes - 2), *features)
 
     def inner(self, x: Tensor, y: Tensor) -> Tensor:
         """Inner product over what belongs together, with the summed axes kept at size 1."""
@@ -49,11 +48,19 @@ class ActivationLayout:
         """Mean over the pooled axes, kept at size 1."""
         return x.mean(self.pooled_axes, keepdim=True) if self.pooled_axes else x
 
-    def batch(self, samples: Tensor) -> Tensor:
-        """One mini-batch per member, ``[M, B, ...]``, with the members moved to their axis."""
-        return samples.movedim(0, self.member_axis).contiguous()
+    def units(self, x: Tensor) -> Tensor:
+        """``[M, U, P, C]``: what belongs together as one unit of P places."""
+        features = x.shape[-1]
+        if self.pooled_axes:
+            return x.reshape(*x.shape[:2], -1, features)
+        return x.reshape(len(x), -1, 1, features)
 
 
-IMAGES = ActivationLayout(num_axes=5, member_axis=3, pooled_axes=(1, 2))
-SEQUENCES = ActivationLayout(num_axes=4, member_axis=0)
-VECTORS = ActivationLayout(num_axes=3, member_axis=0)
+IMAGES = ActivationLayout(num_axes=5, pooled_axes=(2, 3))
+SEQUENCES = ActivationLayout(num_axes=4)
+VECTORS = ActivationLayout(num_axes=3)
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Some members' tensors and others' after each other; a single one as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

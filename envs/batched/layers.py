@@ -1,90 +1,99 @@
 """Layers that run for many members in one call.
 
-Activations of image-shaped members are ``[B, H, W, M, C]``, contiguous: batch, height, width, member, channel.
-Seen as ``[B, M·C, H, W]`` that is the channels_last memory format, so a grouped convolution, batch norm and
-pooling over the merged channel axis need no copy. Weights lead with the member axis.
+Activations of image-shaped members are ``[M, B, H, W, C]``, contiguous: member, batch, height, width, channel. Weights
+lead with the member axis too. On a CPU the compiled kernels compute (``envs.batched.kernels``); elsewhere, and where
+there is no compiler, the same is written with torch's own operators.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from envs.batched.activations import stack
+from envs.batched.kernels.differentiable import BatchNorm, Conv, ConvRelu, Depthwise, GroupNorm
+from envs.batched.kernels.operators import compiled
 
 GROUP_WIDTH = 4
 """Channels in a normalisation group; a member with fewer than 4 channels is one group (see ``num_groups``)."""
 
 NORM_EPS = 1e-5
 
-MATRIX_ROWS = 256
-"""Pixels in a batch up to which a 1×1 convolution is faster as a matrix product: what a oneDNN call costs before it
-starts outweighs the product's poor use of few channels (docs/performance.md)."""
-
-
-def merged(x: Tensor) -> Tensor:
-    """``[B, H, W, M, C]`` as a channels_last ``[B, M·C, H, W]`` view."""
-    return x.flatten(3).permute(0, 3, 1, 2)
-
-
-def unmerged(x: Tensor, members: int) -> Tensor:
-    """The inverse of :func:`merged`; copies only if ``x`` is not channels_last."""
-    x = x.permute(0, 2, 3, 1)
-    return x.reshape(*x.shape[:3], members, -1)
-
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """One convolution per member, stride 1, same size.
 
     Args:
-        x: ``[B, H, W, M, C_in]``.
+        x: ``[M, B, H, W, C_in]``, or ``[B, H, W, C_in]``, images that all members share.
         weight: ``[M, C_out, C_in, k, k]`` with odd k; for a depthwise one ``[M, C_in, 1, k, k]``.
         bias: ``[M, C_out]`` or None.
-        relu: Whether a ReLU follows, as in the norms below. It is done here, since in place on what is returned, a
-            view, it would make autograd copy the gradient.
-
-    Returns:
-        ``[B, H, W, M, C_out]``.
-    """
-    kernel, members = weight.shape[-1], x.shape[3]
-    depthwise = weight.shape[2] != x.shape[4]
-    if x.shape[1:3] == (1, 1) and kernel > 1:
-        weight, kernel = weight[..., kernel // 2, kernel // 2, None, None], 1  # the rest of the kernel sees padding
-    if kernel == 1 and not depthwise and x.shape[:3].numel() <= MATRIX_ROWS:
-        return _pointwise(x, weight.flatten(2), bias, relu)
-    out = F.conv2d(
-        merged(x),
-        weight.flatten(0, 1),
-        None if bias is None else bias.flatten(),
-        padding=kernel // 2,
-        groups=members * x.shape[4] if depthwise else members,
-    )
-    return unmerged(out.relu_() if relu else out, members)
-
-
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    """A 1×1 convolution, weight ``[M, C_out, C_in]``, as one matrix product per member."""
-    members, c_out, c_in = weight.shape
-    rows, matrix = x.reshape(-1, members, c_in).transpose(0, 1), weight.transpose(1, 2)
-    out = torch.bmm(rows, matrix) if bias is None else torch.baddbmm(bias[:, None], rows, matrix)
-    return (out.relu_() if relu else out).transpose(0, 1).reshape(*x.shape[:4], c_out)
-
-
-def conv_of_shared_input(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
-    """Every member's convolution of the same images: one matrix product, no copy of the input per member.
-
-    Args:
-        x: ``[B, H, W, C_in]``.
-        weight: ``[M, C_out, C_in, k, k]`` with odd k.
-        bias: ``[M, C_out]``.
         relu: Whether a ReLU follows.
 
     Returns:
-        ``[B, H, W, M, C_out]``.
+        ``[M, B, H, W, C_out]``.
     """
-    kernel = weight.shape[-1]
-    patches = F.unfold(x.permute(0, 3, 1, 2), kernel, padding=kernel // 2).transpose(1, 2)
-    out = F.linear(patches, weight.flatten(2).flatten(0, 1), bias.flatten())
-    return (out.relu_() if relu else out).view(*x.shape[:3], *bias.shape)
+    if weight.shape[2] != x.shape[-1]:
+        return _depthwise(x, weight)
+    if compiled(x):
+        if x.dim() == 4:
+            return torch.ops.esper.conv(x, weight, bias, relu)  # shared images are evaluated on, without gradients
+        if relu and bias is not None:
+            return ConvRelu.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        out = Conv.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    else:
+        out = _conv_by_patches(x, weight, bias)
+    return out.relu() if relu else out
+
+
+def _conv_by_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution as one matrix product per member, over what each pixel's kernel sees."""
+    members, outputs, _, k, _ = weight.shape
+    if x.shape[-3:-1] == (1, 1):
+        weight, k = weight[..., k // 2, k // 2, None, None], 1  # the rest of the kernel sees padding
+    patches = x if k == 1 else Patches.apply(x, k)  # type: ignore[no-untyped-call]
+    matrix = weight.permute(0, 3, 4, 2, 1).reshape(members, -1, outputs)
+    rows = patches.reshape(-1, patches.shape[-1]) if x.dim() == 4 else patches.flatten(1, 3)
+    out = torch.matmul(rows, matrix) if bias is None else torch.matmul(rows, matrix) + bias[:, None]
+    return out.view(members, *x.shape[-4:-1], outputs)
+
+
+def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    if compiled(x):
+        return Depthwise.apply(x, weight)  # type: ignore[no-untyped-call]
+    k, channels = weight.shape[-1], x.shape[-1]
+    taps = weight.flatten(2).transpose(1, 2)  # [M, k·k, C]
+    patches = Patches.apply(x, k).unflatten(-1, (k * k, channels))  # type: ignore[no-untyped-call]
+    return (patches * taps[:, None, None, None]).sum(-2)
+
+
+class Patches(torch.autograd.Function):
+    """What a k×k kernel sees at each pixel, ``[..., H, W, C]`` → ``[..., H, W, k·k·C]``; beyond the edge zeros.
+
+    By hand, because autograd would write and add a padded copy of the gradient for each of the kernel's taps.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: int) -> Tensor:
+        ctx.k, ctx.shape = k, x.shape
+        padded = F.pad(x, (0, 0, k // 2, k // 2, k // 2, k // 2))
+        return torch.cat([_shifted(padded, tap, x.shape, k) for tap in range(k * k)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        k, shape = ctx.k, ctx.shape
+        padded = grads[0].new_zeros(*shape[:-3], shape[-3] + k - 1, shape[-2] + k - 1, shape[-1])
+        for tap, gradient in enumerate(grads[0].split(shape[-1], dim=-1)):
+            _shifted(padded, tap, shape, k).add_(gradient)
+        return padded[..., k // 2 : k // 2 + shape[-3], k // 2 : k // 2 + shape[-2], :], None
+
+
+def _shifted(padded: Tensor, tap: int, shape: torch.Size, k: int) -> Tensor:
+    row, column = divmod(tap, k)
+    return padded[..., row : row + shape[-3], column : column + shape[-2], :]
 
 
 def fold_batch_norm(kernel: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,25 +111,45 @@ def fold_batch_norm(kernel: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, 
 
 
 def batch_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, relu: bool = False, momentum: float = 0.3
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    relu: bool = False,
+    pool: bool = False,
+    momentum: float = 0.3,
 ) -> Tensor:
     """Batch norm per member and channel, in training mode (for inference see :func:`fold_batch_norm`).
 
     Args:
-        x: ``[B, H, W, M, C]``.
+        x: ``[M, B, H, W, C]``.
         weight: ``[M, C]``.
         bias: ``[M, C]``.
-        mean: Running mean ``[M, C]``, contiguous, updated in place.
-        var: Running variance ``[M, C]``, likewise.
+        mean: Running mean ``[M, C]``, updated in place.
+        var: Running variance ``[M, C]``, updated in place.
         relu: Whether a ReLU follows.
-        momentum: Weight of the newest batch in the running statistics. They are read after every epoch of a few
-            batches: at torch's 0.1 they would still hold half of the epoch before, and a host into which a seed is
-            being blended would look collapsed to the governor.
+        pool: Whether :func:`average_pool` follows.
+        momentum: Weight of this batch in the running statistics.
     """
-    out = F.batch_norm(
-        merged(x), mean.view(-1), var.view(-1), weight.flatten(), bias.flatten(), True, momentum, NORM_EPS
-    )
-    return unmerged(out.relu_() if relu else out, x.shape[3])
+    pool = pool and min(x.shape[2:4]) >= 2
+    if compiled(x):
+        return BatchNorm.apply(x, weight, bias, mean, var, relu, pool, momentum, NORM_EPS)  # type: ignore[no-untyped-call]
+    batch_var, batch_mean = torch.var_mean(x, (1, 2, 3), correction=0)
+    with torch.no_grad():
+        count = x.shape[1:4].numel()
+        mean.lerp_(batch_mean, momentum)
+        var.lerp_(batch_var * (count / max(1, count - 1)), momentum)
+    scale = weight * torch.rsqrt(batch_var + NORM_EPS)
+    shift = torch.addcmul(bias, batch_mean, scale, value=-1.0)
+    out = torch.addcmul(_beside(shift), x, _beside(scale))
+    out = out.relu_() if relu else out
+    return average_pool(out) if pool else out
+
+
+def _beside(values: Tensor) -> Tensor:
+    """``[M, C]`` in the shape that broadcasts against images."""
+    return values[:, None, None, None]
 
 
 def num_groups(channels: int) -> int:
@@ -139,45 +168,47 @@ def num_groups(channels: int) -> int:
     return channels // GROUP_WIDTH
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, present: Tensor | None, relu: bool = False) -> Tensor:
+def group_norm(
+    x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor, present: Tensor | None, relu: bool = False
+) -> Tensor:
     """Group norm per member.
 
     Args:
-        x: ``[B, H, W, M, C]``.
+        x: ``[M, B, H, W, C]``, or some members' images and others'.
         weight: ``[M, C]``.
         bias: ``[M, C]``.
         present: ``[M, C]`` 1 where a channel exists in that member and 0 where it only pads a wider population,
             or None where all exist. Absent channels take no part in the statistics and stay 0.
         relu: Whether a ReLU follows.
     """
-    members, channels = x.shape[3:]
-    groups = num_groups(channels)
-    if present is None:
-        # On CPU torch 2.13 crashes in the channels_last backward if weight and bias want gradients and x does not.
-        # Here x always does: it depends on the host's parameters, whose gradient is always asked for.
-        out = F.group_norm(merged(x), members * groups, weight.flatten(), bias.flatten(), NORM_EPS)
-        return unmerged(out.relu_() if relu else out, members)
-    grouped = x.view(*x.shape[:4], groups, -1)
-    mask = present.view(members, groups, -1)
-    count = (mask.sum(2, keepdim=True) * x.shape[1] * x.shape[2]).clamp(min=1)
-    centred = (grouped - (grouped * mask).sum((1, 2, 5), keepdim=True) / count) * mask
-    var = centred.square().sum((1, 2, 5), keepdim=True) / count
-    out = (centred * torch.rsqrt(var + NORM_EPS)).flatten(4) * weight + bias
+    pieces = [x] if isinstance(x, Tensor) else list(x)
+    groups = num_groups(weight.shape[1])
+    if compiled(pieces[0]):
+        return GroupNorm.apply(weight, bias, present, relu, NORM_EPS, *pieces)  # type: ignore[no-untyped-call]
+    images = stack(pieces)
+    grouped = images.unflatten(-1, (groups, -1))
+    mask = torch.ones_like(weight) if present is None else present
+    mask = mask.view(len(images), 1, 1, 1, groups, -1)
+    count = (mask.sum(5, keepdim=True) * images.shape[2] * images.shape[3]).clamp(min=1)
+    centred = (grouped - (grouped * mask).sum((2, 3, 5), keepdim=True) / count) * mask
+    var = centred.square().sum((2, 3, 5), keepdim=True) / count
+    out = (centred * torch.rsqrt(var + NORM_EPS)).flatten(4) * _beside(weight) + _beside(bias)
     return out.relu_() if relu else out
 
 
 def global_average_pool(x: Tensor) -> Tensor:
-    """``[B, H, W, M, C]`` → ``[B, M, C]``."""
-    return x.mean((1, 2))
+    """``[M, B, H, W, C]`` → ``[M, B, C]``."""
+    return x[:, :, 0, 0] if x.shape[2:4] == (1, 1) else x.mean((2, 3))
 
 
 def average_pool(x: Tensor) -> Tensor:
-    """2×2 average pooling of ``[B, H, W, M, C]`` where the map has at least 2×2 cells, else ``x``."""
-    if min(x.shape[1:3]) < 2:
+    """2×2 average pooling of ``[M, B, H, W, C]`` where the map has at least 2×2 cells, else ``x``."""
+    if min(x.shape[2:4]) < 2:
         return x
-    return unmerged(F.avg_pool2d(merged(x), 2), x.shape[3])
+    pooled = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 2)
+    return pooled.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """One affine map per member: ``[B, M, D_in]`` × ``[M, D_out, D_in]`` + ``[M, D_out]`` → ``[B, M, D_out]``."""
-    return torch.baddbmm(bias.unsqueeze(1), x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
+    """One affine map per member: ``[M, B, D_in]`` × ``[M, D_out, D_in]`` + ``[M, D_out]`` → ``[M, B, D_out]``."""
+    return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))

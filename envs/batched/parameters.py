@@ -72,6 +72,19 @@ def matrix_flops(specs: ParameterSpecs, places: int, level: int | None = None) -
     return 2 * places * count_parameters(matrices, level)
 
 
+def packed(values: Tensor) -> Tensor:
+    """Some members' values of one parameter, ``[M, *shape]``, in the order in which they are trained.
+
+    Kernels ``[M, C_out, C_in, k, k]`` become ``[M, k, k, C_in, C_out]``, as the compiled convolution reads them.
+    """
+    return values.permute(0, 3, 4, 2, 1) if values.dim() == 5 else values
+
+
+def unpacked(values: Tensor) -> Tensor:
+    """The inverse of :func:`packed`, a view."""
+    return values.permute(0, 4, 3, 1, 2) if values.dim() == 5 else values
+
+
 class ParameterLayout:
     """Where each named parameter lies in a flat row.
 

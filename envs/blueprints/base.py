@@ -68,8 +68,9 @@ class LadderModule(ABC, SeedModule):
         """The same kind computed up to this level only, for members that are no higher."""
 
 
-Operation = Callable[[Tensor, Sequence[Tensor], Tensor | None], Tensor]
-"""Input, stacked parameters ``[M, *shape]`` and present channels → output. Equal ones do the same."""
+Operation = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | None], Tensor]
+"""Input (some members' and others'), stacked parameters ``[M, *shape]`` and present channels → output. Equal ones do the
+same."""
 
 
 @dataclass(frozen=True)
@@ -108,5 +109,5 @@ class Chain(ABC):
     def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
         """See :class:`SeedModule`."""
         for layer in self.layers:
-            u = layer.operation(u, [parameters[name] for name in layer.names], present)
+            u = layer.operation([u], [parameters[name] for name in layer.names], present)
         return u

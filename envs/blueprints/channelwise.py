@@ -25,7 +25,11 @@ class NormBlend:
 
     def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
         """See :class:`SeedModule`."""
-        return parameters["scale"] * (group_norm(u, parameters["norm_weight"], parameters["norm_bias"], present) - u)
+        scale = parameters["scale"].view(-1, *[1] * (u.dim() - 1))
+        return scale * (self._normalised(u, parameters["norm_weight"], parameters["norm_bias"], present) - u)
+
+    def _normalised(self, u: Tensor, weight: Tensor, bias: Tensor, present: Tensor | None) -> Tensor:
+        return group_norm(u, weight, bias, present)
 
 
 class SqueezeExcite:
@@ -52,4 +56,4 @@ class SqueezeExcite:
         p = parameters
         squeezed = linear(global_average_pool(u), p["squeeze_weight"], p["squeeze_bias"]).relu()
         excited = linear(squeezed, p["excite_weight"], p["excite_bias"]).tanh()
-        return u * excited[:, None, None]
+        return u * excited[:, :, None, None]

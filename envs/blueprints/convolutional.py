@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from envs.batched.activations import stack
 from envs.batched.layers import conv, group_norm
 from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs
 from envs.blueprints.base import Chain, Layer
@@ -30,18 +31,18 @@ def _output(width: int, hidden: int) -> ParameterSpecs:
     }
 
 
-def convolve(x: Tensor, parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
+def convolve(x: Sequence[Tensor], parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
     """A convolution; the parameters are its weight and, if it has one, its bias."""
-    return conv(x, parameters[0], parameters[1] if len(parameters) > 1 else None)
+    return conv(stack(x), parameters[0], parameters[1] if len(parameters) > 1 else None)
 
 
-def convolve_relu(x: Tensor, parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
+def convolve_relu(x: Sequence[Tensor], parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
     """A convolution with a bias, then ReLU."""
     weight, bias = parameters
-    return conv(x, weight, bias, relu=True)
+    return conv(stack(x), weight, bias, relu=True)
 
 
-def normalise_relu(x: Tensor, parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
+def normalise_relu(x: Sequence[Tensor], parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
     """Group norm, then ReLU; the parameters are the norm's weight and bias."""
     weight, bias = parameters
     return group_norm(x, weight, bias, present, relu=True)

@@ -13,11 +13,8 @@ from envs.blueprints.channelwise import NormBlend
 class LayerNormBlend(NormBlend):
     """``s·(LN(x) − x)`` with a scalar s that starts at 0: moves the host towards normalised features."""
 
-    def delta(self, parameters: dict[str, Tensor], u: Tensor, present: Tensor | None) -> Tensor:
-        """See :class:`SeedModule`."""
-        p = parameters
-        scale = p["scale"].view(-1, *[1] * (u.dim() - 1))
-        return scale * (layer_norm(u, p["norm_weight"], p["norm_bias"]) - u)
+    def _normalised(self, u: Tensor, weight: Tensor, bias: Tensor, present: Tensor | None) -> Tensor:
+        return layer_norm(u, weight, bias)
 
 
 class LowRank:

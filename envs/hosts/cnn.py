@@ -12,7 +12,6 @@ from envs.batched.layers import (
     average_pool,
     batch_norm,
     conv,
-    conv_of_shared_input,
     fold_batch_norm,
     global_average_pool,
     linear,
@@ -140,18 +139,17 @@ class CnnHost:
     def segment(
         self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool
     ) -> Tensor:
-        """See :class:`envs.hosts.base.Host`; images are ``[B, H, W, M, C]``, shared ones ``[B, H, W, C]``."""
+        """See :class:`envs.hosts.base.Host`; images are ``[M, B, H, W, C]``, shared ones ``[B, H, W, C]``."""
         p, h, depth = parameters, x, self.widest.depth
         for i in range(slot * depth, (slot + 1) * depth):
             kernel, mean, var = p[f"conv{i}"], buffers[f"mean{i}"], buffers[f"var{i}"]
-            weight, bias = p[f"norm{i}_weight"], p[f"norm{i}_bias"]
+            weight, bias, last = p[f"norm{i}_weight"], p[f"norm{i}_bias"], i == (slot + 1) * depth - 1
             if training:
-                h = batch_norm(conv(h, kernel), weight, bias, mean, var, relu=True)
+                h = batch_norm(conv(h, kernel), weight, bias, mean, var, relu=True, pool=last)
             else:
-                convolve = conv if h.dim() == 5 else conv_of_shared_input
-                h = convolve(h, *fold_batch_norm(kernel, weight, bias, mean, var), relu=True)
-        return average_pool(h)
+                h = conv(h, *fold_batch_norm(kernel, weight, bias, mean, var), relu=True)
+        return h if training else average_pool(h)
 
     def head(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """See :class:`envs.hosts.base.Host`."""
-        return linear(global_average_pool(x), parameters["head_weight"], parameters["head_bias"]).transpose(0, 1)
+        return linear(global_average_pool(x), parameters["head_weight"], parameters["head_bias"])

@@ -15,6 +15,7 @@ from envs.batched.parameters import Init, ParameterLayout
 from envs.blueprints.base import LadderModule, Layer, SeedModule
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, gate_parameters
 from envs.population.merging import layers_of
+from envs.population.optimizer import TrainedRows
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -176,6 +177,10 @@ class SeedBank:
         in_use = (~gate | self.gated[:, None]) & (self._level_of <= self.levels[:, None])
         return torch.from_numpy(in_use).to(self.rows.flat.device)
 
-    def switched_on(self) -> Tensor | None:
-        """``[m, P]`` parameters that may move, or None where internal levels hold none back."""
-        return self.layout.spread(self.parameters_in_use()) if isinstance(self.module, LadderModule) else None
+    def trained(self, lr: Tensor) -> TrainedRows:
+        """These seeds as an epoch trains them; ``lr`` are the learning rates ``[N]`` of all members."""
+        held = None
+        if isinstance(self.module, LadderModule):
+            held = ~self.layout.spread(self.parameters_in_use())
+        rates = lr[torch.from_numpy(self.rows.members).to(lr.device)]
+        return TrainedRows(self.layout, self.rows.flat, self.rows.momentum, rates, held)

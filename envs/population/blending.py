@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.batched.activations import ActivationLayout
+from envs.batched.activations import ActivationLayout, stack
+from envs.batched.kernels.operators import compiled
 from envs.batched.parameters import Init, ParameterLayout, ParameterSpec, ParameterSpecs
 from envs.blueprints.base import SeedModule
-from envs.population.merging import MergePlan, layers_of, stack
+from envs.population.merging import MergePlan, layers_of
 
 LIMIT_EPS = 1e-6
 GATE_WEIGHT, GATE_BIAS = "gate_weight", "gate_bias"
@@ -27,36 +28,77 @@ def gate_parameters(width: int) -> ParameterSpecs:
 
 
 class _Enter(torch.autograd.Function):
-    """The seeds' inputs: some members' activations, through which only the attached seeds' gradients return.
+    """The host activation as it is, and the seeds' inputs: some members' parts of it.
 
-    Args (of ``apply``): host activation, member axis, members, and which of them are attached (indices).
+    Only the attached seeds' gradients return, added in place to the activation's own, which must therefore be nobody
+    else's (:class:`_Graft` makes a fresh one).
+
+    Args (of ``apply``): host activation, the slot's seeds.
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, axis: int, members: Tensor, attached: Tensor) -> Tensor:
-        ctx.axis, ctx.shape = axis, h.shape
-        ctx.save_for_backward(members, attached)
-        return h.index_select(axis, members)
+    def forward(ctx: Any, h: Tensor, seeds: SlotSeeds) -> tuple[Tensor, Tensor]:
+        ctx.seeds = seeds
+        return h, h.index_select(0, seeds.members)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
-        members, attached = ctx.saved_tensors
-        if not len(attached):
-            return None, None, None, None
-        # Chosen, not multiplied by 0: 0 × NaN would carry a broken seed's gradient into the host.
-        chosen = grads[0].index_select(ctx.axis, attached)
-        return grads[0].new_zeros(ctx.shape).index_copy_(ctx.axis, members[attached], chosen), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        seeds, (to_host, to_inputs) = ctx.seeds, grads
+        if len(seeds.attached):
+            # Chosen, not multiplied by 0: 0 × NaN would carry a broken seed's gradient into the host.
+            chosen = to_inputs.index_select(0, seeds.attached)
+            to_host.index_add_(0, seeds.attached_members, chosen)
+        return to_host, None
 
 
 class _Graft(torch.autograd.Function):
     """Limit each delta, gate it, multiply where asked, and add ``alpha`` times the effect to the host activation.
 
-    Written out by hand, since it runs over every activation of every seed, and autograd takes three times as many
-    passes over memory.
-
     A seed in TRAINING has alpha 0 and gradient weight 1: the host's values and gradients pass bit for bit, while
     the seed receives the gradient of its would-be output (straight-through). Members with alpha 0 keep h itself,
     so that not even a non-finite effect can be seen.
+
+    Args (of ``apply``): host activation, the gates' weights ``[m, C]`` and biases ``[m, 1]`` or None, the slot's
+    seeds, the topology's layout, deltas.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        gate_weight: Tensor | None,
+        gate_bias: Tensor | None,
+        seeds: SlotSeeds,
+        activations: ActivationLayout,
+        *deltas: Tensor,
+    ) -> Tensor:
+        h, pieces = h.contiguous(), [delta.contiguous() for delta in deltas]
+        if gate_weight is not None and gate_bias is not None:
+            gate_weight, gate_bias = gate_weight.contiguous(), gate_bias.contiguous()
+        out, statistics = torch.ops.esper.graft(
+            *(activations.units(h), [activations.units(piece) for piece in pieces]),
+            *(seeds.members, seeds.alpha, seeds.multiplies, seeds.gated, gate_weight, gate_bias, LIMIT_EPS),
+        )
+        ctx.seeds, ctx.activations = seeds, activations
+        ctx.save_for_backward(h, gate_weight, gate_bias, statistics, *pieces)
+        return out.view(h.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h, gate_weight, gate_bias, statistics, *deltas = ctx.saved_tensors
+        seeds, units = ctx.seeds, ctx.activations.units
+        to_host, to_deltas, to_weight, to_bias = torch.ops.esper.graft_backward(
+            *(units(grads[0].contiguous()), units(h), [units(delta) for delta in deltas]),
+            *(seeds.members, seeds.gradient_weight, seeds.multiplies, seeds.incubating, seeds.is_attached),
+            *(seeds.gated, gate_weight, gate_bias, statistics),
+        )
+        gates = (None, None) if gate_weight is None else (to_weight, to_bias)
+        back = (to_delta.view(delta.shape) for to_delta, delta in zip(to_deltas, deltas, strict=True))
+        return to_host.view(h.shape), *gates, None, None, *back
+
+
+class _GraftByTorch(torch.autograd.Function):
+    """The same in torch's own operators. Written out by hand, since autograd takes three times as many passes.
 
     Args (of ``apply``): host activation, its rows of the seeds' members, deltas, gate values or None (broadcasting
     against the deltas), the slot's seeds, the topology's layout.
@@ -72,7 +114,7 @@ class _Graft(torch.autograd.Function):
         seeds: SlotSeeds,
         activations: ActivationLayout,
     ) -> Tensor:
-        axis, spread = activations.member_axis, activations.per_member
+        spread = activations.per_member
         size = (activations.norm_squared(delta) + LIMIT_EPS**2).sqrt()
         shortening = activations.norm_squared(rows).sqrt() / size
         limited = shortening.clamp(max=1.0)
@@ -80,30 +122,24 @@ class _Graft(torch.autograd.Function):
         effect = delta * factor
         squashed = carrier = None
         if len(seeds.multiplying):
-            squashed = effect.index_select(axis, seeds.multiplying).tanh_()
-            carrier = rows.index_select(axis, seeds.multiplying)
-            effect.index_copy_(axis, seeds.multiplying, carrier * squashed)
-        blended = torch.addcmul(rows, effect, spread(seeds.alpha))
-        if len(seeds.visible) < len(seeds.members):
-            blended = blended.index_select(axis, seeds.visible)
+            squashed = effect.index_select(0, seeds.multiplying).tanh_()
+            carrier = rows.index_select(0, seeds.multiplying)
+            effect.index_copy_(0, seeds.multiplying, carrier * squashed)
+        blended = torch.addcmul(rows, effect, spread(seeds.alpha)).index_select(0, seeds.visible)
         ctx.seeds, ctx.activations = seeds, activations
         ctx.save_for_backward(delta, size, shortening, factor, gate, squashed, carrier)
-        return h.index_copy(axis, seeds.members[seeds.visible], blended)
+        return h.index_copy(0, seeds.visible_members, blended)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, Tensor | None, None, None]:
         delta, size, shortening, factor, gate, squashed, carrier = ctx.saved_tensors
-        seeds, activations = ctx.seeds, ctx.activations
-        axis, to_host = activations.member_axis, grads[0]
-        effect = to_host.index_select(axis, seeds.members).mul_(activations.per_member(seeds.gradient_weight))
+        seeds, activations, to_host = ctx.seeds, ctx.activations, grads[0].clone()
+        effect = grads[0].index_select(0, seeds.members).mul_(activations.per_member(seeds.gradient_weight))
         if squashed is not None:
-            product = effect.index_select(axis, seeds.multiplying)
-            effect.index_copy_(axis, seeds.multiplying, product * carrier * (1.0 - squashed.square()))
-            carries = ~seeds.incubating[seeds.multiplying]
-            if carries.any():
-                chosen = carries.nonzero().squeeze(1)
-                to_carrier = (product * squashed).index_select(axis, chosen)
-                to_host = to_host.index_add(axis, seeds.members[seeds.multiplying[chosen]], to_carrier)
+            product = effect.index_select(0, seeds.multiplying)
+            effect.index_copy_(0, seeds.multiplying, product * carrier * (1.0 - squashed.square()))
+            to_carrier = (product * squashed).index_select(0, seeds.carrying)
+            to_host.index_add_(0, seeds.carrying_members, to_carrier)
         along = activations.inner(effect, delta)
         to_gate = None if gate is None else along * shortening.clamp(max=1.0)
         # The limit's own gradient, where it binds: a longer delta is shortened more.
@@ -120,7 +156,7 @@ class SeedRun:
         module: The blueprint.
         layout: Names of the flat parameters, gate included.
         flat: ``[m, P]`` parameters.
-        members: ``[m]`` their places on the activations' member axis.
+        members: ``[m]`` their places on the activations' member axis, int64.
         alpha: ``[m]`` blend amplitude; 0 in TRAINING.
         gradient_weight: ``[m]`` weight of the effect's gradient: alpha, but 1 in TRAINING.
         attached: ``[m]`` whether the gradient reaches the host through the seed's input (HOLDING, FOSSILIZED).
@@ -147,6 +183,9 @@ class SeedRun:
 class SlotSeeds:
     """All seeds of one slot: layers that blueprints share, and all that follows, are computed for all at once.
 
+    Made once per epoch, or evaluation, with all that a mini-batch needs of it: the seeds themselves do not change in
+    between.
+
     Args:
         runs: One per blueprint in use; a member appears in one of them at most.
 
@@ -154,9 +193,11 @@ class SlotSeeds:
         members: ``[m]`` places on the activations' member axis, the runs' one after the other.
         alpha: ``[m]``.
         gradient_weight: ``[m]``.
-        incubating: ``[m]``.
-        attached: Indices into ``members`` of the seeds that are attached; likewise ``multiplying``, ``gating``, and
-            ``visible`` for those whose alpha is not 0.
+        incubating: ``[m]``; likewise ``multiplies``, ``gated`` and ``is_attached``.
+        attached: Indices into ``members`` of the seeds that are attached; likewise ``multiplying``, ``gating``,
+            ``visible`` for those whose alpha is not 0, and, into ``multiplying``, ``carrying`` for those through which
+            a gradient reaches the host.
+        attached_members: Their ``members``; likewise ``visible_members`` and ``carrying_members``.
         parameters: As :meth:`merge` gives them, from the runs' flat ones.
     """
 
@@ -164,24 +205,28 @@ class SlotSeeds:
         specs = [_own_parameters(run.layout.specs) for run in runs]
         chains = [layers_of(run.module, own) for run, own in zip(runs, specs, strict=True)]
         self.runs = runs
-        self.plan = MergePlan(chains, specs, [len(run.members) for run in runs])
+        self.plan = MergePlan(chains, specs, [len(run.members) for run in runs], [run.present for run in runs])
         self.members = stack([run.members for run in runs])
         self.alpha = stack([run.alpha for run in runs])
         self.gradient_weight = stack([run.gradient_weight for run in runs])
         self.incubating = stack([run.incubating for run in runs])
-        self.attached, self.multiplying, self.gating, self.visible = (
-            mask.nonzero().squeeze(1)
-            for mask in (
-                stack([run.attached for run in runs]),
-                stack([run.multiplies for run in runs]),
-                stack([run.gated for run in runs]),
-                self.alpha != 0.0,
-            )
-        )
+        self.multiplies = stack([run.multiplies for run in runs])
+        self.gated = stack([run.gated for run in runs])
+        self.is_attached = stack([run.attached for run in runs])
+        self.attached, self.attached_members = self._where(self.is_attached)
+        self.visible, self.visible_members = self._where(self.alpha != 0.0)
+        self.gating, _ = self._where(self.gated)
+        self.multiplying, multiplying_members = self._where(self.multiplies)
+        self.carrying = (~self.incubating[self.multiplying]).nonzero().squeeze(1)
+        self.carrying_members = multiplying_members[self.carrying]
         self.parts = [merged.parts for merged in self.plan.parameters]
         if len(self.gating):
             self.parts += [tuple((run, name) for run in range(len(runs))) for name in (GATE_WEIGHT, GATE_BIAS)]
         self.parameters = self.merge([run.flat for run in runs])
+
+    def _where(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        index = mask.nonzero().squeeze(1)
+        return index, self.members[index]
 
     def run_with(self, parameters: list[Tensor]) -> None:
         """Compute with these merged parameters from now on, in the order of ``parts``."""
@@ -215,19 +260,19 @@ def grow(h: Tensor, seeds: SlotSeeds, activations: ActivationLayout) -> Tensor:
     Returns:
         The activation that the rest of the host sees, same shape.
     """
-    axis = activations.member_axis
-    u = _Enter.apply(h, axis, seeds.members, seeds.attached)  # type: ignore[no-untyped-call]
-    delta = seeds.plan.compute(u, seeds.parameters, [run.present for run in seeds.runs], axis)
+    h, u = _Enter.apply(h, seeds)  # type: ignore[no-untyped-call]
+    deltas = seeds.plan.compute(u, seeds.parameters)
+    gates = seeds.parameters[-2:] if len(seeds.gating) else (None, None)
+    if compiled(h):
+        return _Graft.apply(h, *gates, seeds, activations, *deltas)  # type: ignore[no-untyped-call]
     gate = _gate(u, seeds, activations) if len(seeds.gating) else None
-    return _Graft.apply(h, u.detach(), delta, gate, seeds, activations)  # type: ignore[no-untyped-call]
+    return _GraftByTorch.apply(h, u.detach(), stack(deltas), gate, seeds, activations)  # type: ignore[no-untyped-call]
 
 
 def _gate(u: Tensor, seeds: SlotSeeds, activations: ActivationLayout) -> Tensor:
     """What each effect is multiplied by: the learned gate of the seeds that have one, 1 for the others."""
-    axis, spread = activations.member_axis, activations.per_member
-    weight, bias = (spread(values[seeds.gating]) for values in seeds.parameters[-2:])
-    pooled = activations.pooled(u.index_select(axis, seeds.gating))
+    spread = activations.per_member
+    weight, bias = (spread(values.index_select(0, seeds.gating)) for values in seeds.parameters[-2:])
+    pooled = activations.pooled(u.index_select(0, seeds.gating))
     opening = ((pooled * weight).sum(-1, keepdim=True) + bias).sigmoid()
-    shape = [*opening.shape]
-    shape[axis] = len(seeds.members)
-    return opening.new_ones(shape).index_copy(axis, seeds.gating, opening)
+    return opening.new_ones(len(seeds.members), *opening.shape[1:]).index_copy(0, seeds.gating, opening)

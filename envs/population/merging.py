@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from envs.batched.activations import stack
 from envs.batched.parameters import ParameterSpecs
 from envs.blueprints.base import Chain, LadderModule, Layer, Operation, SeedModule
 
@@ -24,9 +25,9 @@ class Whole:
     module: SeedModule
     names: tuple[str, ...]
 
-    def __call__(self, x: Tensor, parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
+    def __call__(self, x: Sequence[Tensor], parameters: Sequence[Tensor], present: Tensor | None) -> Tensor:
         """See :class:`envs.blueprints.base.Operation`."""
-        return self.module.delta(dict(zip(self.names, parameters, strict=True)), x, present)
+        return self.module.delta(dict(zip(self.names, parameters, strict=True)), stack(x), present)
 
 
 def layers_of(module: SeedModule, specs: ParameterSpecs) -> tuple[Layer, ...]:
@@ -64,15 +65,15 @@ class Stage:
 
     Attributes:
         operation: What is computed.
-        runs: Whose members, in order.
         sources: Where their values are.
         parameters: Its slice of the plan's parameters.
+        present: ``[members, C]`` channels that exist, or None if all do.
     """
 
     operation: Operation
-    runs: tuple[int, ...]
     sources: tuple[Piece, ...]
     parameters: slice
+    present: Tensor | None
 
 
 class MergePlan:
@@ -82,12 +83,17 @@ class MergePlan:
         chains: Layers of each run (one blueprint over the members that have it).
         specs: Parameters of each run.
         counts: Members of each run.
+        present: Of each run, see :class:`envs.blueprints.base.SeedModule`; None for all of them where all exist.
     """
 
     def __init__(
-        self, chains: Sequence[Sequence[Layer]], specs: Sequence[ParameterSpecs], counts: Sequence[int]
+        self,
+        chains: Sequence[Sequence[Layer]],
+        specs: Sequence[ParameterSpecs],
+        counts: Sequence[int],
+        present: Sequence[Tensor | None],
     ) -> None:
-        self.counts = counts
+        self.counts, self._present = counts, present
         self.parameters: list[MergedParameter] = []
         self.stages: list[Stage] = []
         places: list[Piece] = []
@@ -99,11 +105,12 @@ class MergePlan:
                 self._add_stage(layers, places)
         self.delta = _joined(places)
         # Every output is read once, piece by piece.
-        pieces = [piece for sources in (*(stage.sources for stage in self.stages), self.delta) for piece in sources]
+        read = [piece for sources in (*(stage.sources for stage in self.stages), self.delta) for piece in sources]
         self._pieces = [
-            sorted((piece for piece in pieces if piece.of == output), key=lambda piece: piece.start)
+            sorted((piece for piece in read if piece.of == output), key=lambda piece: piece.start)
             for output in range(len(self.stages) + 1)
         ]
+        self._sizes = [[piece.stop - piece.start for piece in pieces] for pieces in self._pieces]
 
     def _add_stage(self, layers: Mapping[int, Layer], places: list[Piece]) -> None:
         runs, first = tuple(layers), len(self.parameters)
@@ -111,40 +118,32 @@ class MergePlan:
             self.parameters.append(MergedParameter(tuple(zip(runs, names, strict=True))))
         operation = next(iter(layers.values())).operation
         sources = _joined([places[run] for run in runs])
-        self.stages.append(Stage(operation, runs, sources, slice(first, len(self.parameters))))
+        masks = [mask for run in runs if (mask := self._present[run]) is not None]
+        present = stack(masks) if masks else None
+        self.stages.append(Stage(operation, sources, slice(first, len(self.parameters)), present))
         start = 0
         for run in runs:
             places[run] = Piece(len(self.stages), start, start + self.counts[run])
             start += self.counts[run]
 
-    def compute(
-        self, u: Tensor, parameters: Sequence[Tensor], present: Sequence[Tensor | None], member_axis: int
-    ) -> Tensor:
-        """The deltas of all runs.
+    def compute(self, u: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The deltas of all runs, in pieces, one run's members after the other's.
 
         Args:
-            u: Inputs, the runs' members one run after the other on the member axis.
+            u: Inputs, in the same order.
             parameters: One per entry of ``self.parameters``, ``[members of its parts, *shape]``.
-            present: Of each run, see :class:`envs.blueprints.base.SeedModule`.
-            member_axis: Of the activations.
         """
         values: dict[Piece, Tensor] = {}
 
         def cut(output: int, value: Tensor) -> None:
-            pieces = self._pieces[output]
-            values.update(zip(pieces, torch.split(value, [p.stop - p.start for p in pieces], member_axis), strict=True))
+            pieces, sizes = self._pieces[output], self._sizes[output]
+            values.update(zip(pieces, torch.split(value, sizes) if len(sizes) > 1 else [value], strict=True))
 
         cut(0, u)
         for number, stage in enumerate(self.stages, start=1):
-            masks = [mask for run in stage.runs if (mask := present[run]) is not None]
-            x = stack([values.pop(piece) for piece in stage.sources], member_axis).contiguous()
-            cut(number, stage.operation(x, parameters[stage.parameters], stack(masks) if masks else None))
-        return stack([values.pop(piece) for piece in self.delta], member_axis)
-
-
-def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Tensors after each other; a single one as it is."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=axis)
+            x = [values.pop(piece) for piece in stage.sources]
+            cut(number, stage.operation(x, parameters[stage.parameters], stage.present))
+        return [values.pop(piece) for piece in self.delta]
 
 
 def _equal_layers(

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.population.bank import SeedBank
-from envs.population.blending import SlotSeeds
+from envs.batched.kernels.operators import compiled
+from envs.batched.parameters import ParameterLayout, packed, unpacked
 
 MOMENTUM = 0.9
 CLIP_NORM = 1.0
@@ -19,7 +19,7 @@ VANISHING_NORM = 1e-7
 EXPLODING_NORM = 10 * CLIP_NORM
 
 
-def sgd_step(flat: Tensor, gradient: Tensor, momentum: Tensor, lr: Tensor) -> None:
+def sgd_step(flat: Tensor, gradient: Tensor, momentum: Tensor, lr: Tensor, norm: Tensor | None = None) -> None:
     """One step of SGD with momentum on every row, in place.
 
     Args:
@@ -27,17 +27,12 @@ def sgd_step(flat: Tensor, gradient: Tensor, momentum: Tensor, lr: Tensor) -> No
         gradient: ``[M, P]``; a row longer than ``CLIP_NORM`` is shortened to it.
         momentum: ``[M, P]``.
         lr: Learning rate per row, ``[M, 1]``.
+        norm: Of each row's gradient, ``[M, 1]``; by default it is computed. With it and ``lr`` given for each scalar,
+            rows may lie in one flat ``[P]``.
     """
-    _move(flat, gradient, momentum, _shortening(torch.linalg.vector_norm(gradient, dim=1, keepdim=True)), lr)
-
-
-def _shortening(norm: Tensor) -> Tensor:
-    """Factor that clips a gradient of this norm."""
-    return CLIP_NORM / norm.clamp(min=CLIP_NORM)
-
-
-def _move(flat: Tensor, gradient: Tensor, momentum: Tensor, factor: Tensor, lr: Tensor) -> None:
-    momentum.mul_(MOMENTUM).addcmul_(gradient, factor)
+    if norm is None:
+        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    momentum.mul_(MOMENTUM).addcmul_(gradient, CLIP_NORM / norm.clamp(min=CLIP_NORM))
     flat.addcmul_(momentum, lr, value=-1.0)
 
 
@@ -77,22 +72,33 @@ class GradientMeter:
     def add(self, gradient: Tensor) -> Tensor:
         """Take in one batch's unclipped gradient; returns its squared norms, ``[m, num_parameters]``."""
         squares = self._layout.squared_norms(gradient.square())
-        self._squares = squares if self._squares is None else self._squares + squares
-        self._batches += 1
+        self.collector(squares).add_(squares)
         return squares
 
-    def read(self, in_use: Tensor) -> GradientHealth:
+    def collector(self, like: Tensor) -> Tensor:
+        """The sums so far, ``[m, num_parameters]``, to which one more batch's squared norms are to be added.
+
+        Args:
+            like: A tensor of that shape, on the device at hand.
+        """
+        if self._squares is None:
+            self._squares = torch.zeros_like(like)
+        self._batches += 1
+        return self._squares
+
+    def read(self, in_use: Tensor, first: int = 0) -> GradientHealth:
         """The epoch's statistics; empties the meter.
 
         Args:
             in_use: ``[m, num_parameters]`` tensors that count for each member.
+            first: Row of the first of them.
 
         Raises:
             RuntimeError: nothing was collected.
         """
         if self._squares is None:
             raise RuntimeError("no gradient was collected in this epoch: nothing can be said about its health")
-        norms = (self._squares / self._batches).sqrt()
+        norms = (self._squares[first : first + len(in_use)] / self._batches).sqrt()
         self._squares, self._batches = None, 0
         count = in_use.sum(1).clamp(min=1)
         vanishing = ((norms < VANISHING_NORM) & in_use).sum(1) / count
@@ -102,144 +108,133 @@ class GradientMeter:
 
 
 @dataclass(frozen=True)
-class _Segments:
-    """One parameter of the seeds of one bank, which lie one after the other in the flat tensor.
+class TrainedRows:
+    """Parameters of some rows (hosts, or one blueprint's seeds in one slot) that an epoch trains.
 
     Attributes:
-        bank: Index of the bank.
-        name: Of the parameter.
-        place: Index of the merged parameter.
-        start: First row in it.
+        layout: Names of the flat parameters.
+        flat: ``[rows, P]``, replaced in place at the end of the epoch.
+        momentum: ``[rows, P]``, likewise.
+        lr: ``[rows]`` learning rates.
+        held: ``[rows, P]`` bool, scalars that must not move; None where all may.
     """
 
-    bank: int
-    name: str
-    place: int
-    start: int
+    layout: ParameterLayout
+    flat: Tensor
+    momentum: Tensor
+    lr: Tensor
+    held: Tensor | None
 
 
-class SeedOptimizer:
-    """Trains the seeds of all slots for one epoch, their parameters side by side in one flat tensor.
+Part = tuple[int, str]
+"""A group of rows, and the name of one of its parameters."""
 
-    A *segment* is one parameter of one seed. A seed's norm is taken over all its segments, wherever they lie.
+
+class EpochOptimizer:
+    """Trains hosts and the seeds of all slots for one epoch, their parameters side by side in one flat tensor.
+
+    A *segment* is one parameter of one row, a *leaf* is what one call of a forward computes with: one parameter of one
+    group, or of several. A row's norm is taken over all its segments, wherever they lie.
 
     Args:
-        slots: All seeds; their parameters are replaced by leaves that share the flat tensor's memory.
-        banks: For each slot the banks that its runs come from.
-        lr: Learning rate of each member, ``[N, 1]``.
+        groups: Whose rows are trained.
+        leaves: The parts of each leaf, in order.
 
     Attributes:
-        leaves: What to differentiate by.
-        members: ``[R]`` member of each seed.
-        slots: ``[R]`` its slot.
+        leaves: What to compute with and differentiate by, ``[rows, *shape]``.
     """
 
-    def __init__(self, slots: Sequence[SlotSeeds], banks: Sequence[Sequence[SeedBank]], lr: Tensor) -> None:
-        device = lr.device
-        self._banks = [bank for of_slot in banks for bank in of_slot]
-        self._segments = _segments(slots)
-        counts = [len(bank.rows.members) for bank in self._banks]
+    def __init__(self, groups: Sequence[TrainedRows], leaves: Sequence[Sequence[Part]]) -> None:
+        self._groups, self._parts = groups, leaves
+        counts = [len(group.flat) for group in groups]
         self._first = np.concatenate([[0], np.cumsum(counts)])
-        self.members = np.concatenate([bank.rows.members for bank in self._banks])
-        self.slots = np.repeat([bank.slot for bank in self._banks], counts)
-        values = [value for slot in slots for value in slot.parameters]
-        momentum = [
-            value
-            for slot, of_slot in zip(slots, banks, strict=True)
-            for value in slot.merge([bank.rows.momentum for bank in of_slot])
-        ]
-        self._flat, self._momentum = _flattened(values), _flattened(momentum)
-        self._shapes, self._sizes = [value.shape for value in values], [value.numel() for value in values]
+        self._flat = self._gathered([group.flat for group in groups])
+        self._momentum = self._gathered([group.momentum for group in groups])
+        self._sizes = [sum(len(groups[g].flat) * groups[g].layout.specs[n].size for g, n in parts) for parts in leaves]
         self.leaves = [leaf.requires_grad_() for leaf in self._views(self._flat)]
-        leaves = iter(self.leaves)
-        for slot in slots:
-            slot.run_with([next(leaves) for _ in slot.parameters])
-        sizes = [self._banks[s.bank].layout.specs[s.name].size for s in self._segments]
-        rows = [counts[s.bank] for s in self._segments]
-        columns = [list(bank.layout.specs) for bank in self._banks]
+        columns = [list(group.layout.specs) for group in groups]
         self._columns = max(len(names) for names in columns)
-        owner = [self._first[s.bank] + np.arange(n) for s, n in zip(self._segments, rows, strict=True)]
-        column = [columns[s.bank].index(s.name) for s in self._segments]
-        self._owner = torch.from_numpy(np.concatenate(owner)).to(device)
-        self._cells = self._owner * self._columns + torch.from_numpy(np.repeat(column, rows)).to(device)
-        self._lengths = torch.from_numpy(np.repeat(sizes, rows)).to(device)
-        self._lr = self._spread(lr[torch.from_numpy(self.members).to(device), 0])
-        self._switched_on = self._mask(slots, banks)
+        segments = [part for parts in leaves for part in parts]
+        owner = np.concatenate([self._first[g] + np.arange(counts[g]) for g, _ in segments])
+        column = np.repeat([columns[g].index(name) for g, name in segments], [counts[g] for g, _ in segments])
+        sizes = np.repeat([groups[g].layout.specs[name].size for g, name in segments], [counts[g] for g, _ in segments])
+        device = self._flat.device
+        self._owner = torch.from_numpy(owner).to(device)
+        self._cells = torch.from_numpy(owner * self._columns + column).to(device)
+        self._lengths = torch.from_numpy(sizes).to(device)
+        self._lr = torch.cat([group.lr for group in groups])
+        self._held = None
+        if any(group.held is not None for group in groups):
+            held = [torch.zeros_like(g.flat, dtype=torch.bool) if g.held is None else g.held for g in groups]
+            self._held = self._gathered(held)
         self._meter = GradientMeter(self)
+        self._table = self._flat.new_zeros(len(self._lr), self._columns)
+        if not compiled(self._flat):
+            self._row_of = torch.repeat_interleave(self._owner, self._lengths, output_size=len(self._flat))
+            self._lr_of = self._lr[self._row_of]
 
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """One step of SGD with momentum for every seed; ``gradients`` are those of the leaves."""
-        gradient = _flattened(gradients)
+        """One step of SGD with momentum for every row; ``gradients`` are those of the leaves."""
+        lying = [packed(gradient).contiguous() for gradient in gradients]
+        if compiled(self._flat):
+            torch.ops.esper.sgd_step(
+                *(self._flat, self._momentum, self._meter.collector(self._table), lying),
+                *(self._lengths, self._owner, self._cells, self._held, self._lr, CLIP_NORM, MOMENTUM),
+            )
+            return
+        gradient = _flattened(lying)
         squares = self._meter.add(gradient)
-        if self._switched_on is not None:
-            gradient = torch.where(self._switched_on, gradient, 0.0)
+        if self._held is not None:
+            gradient = gradient.masked_fill(self._held, 0.0)
             squares = self.squared_norms(gradient.square())
-        factor = _shortening(squares.sum(1).sqrt())
-        _move(self._flat, gradient, self._momentum, self._spread(factor), self._lr)
+        norm = squares.sum(1).sqrt().index_select(0, self._row_of)
+        sgd_step(self._flat, gradient, self._momentum, self._lr_of, norm)
 
     def squared_norms(self, squares: Tensor) -> Tensor:
-        """See :class:`SummableLayout`; 0 where a seed has fewer parameters than others."""
+        """See :class:`SummableLayout`; 0 where a row has fewer parameters than others."""
         per_segment = torch.segment_reduce(squares, "sum", lengths=self._lengths, unsafe=True)
-        table = squares.new_zeros(len(self.members) * self._columns)
-        return table.index_copy_(0, self._cells, per_segment).view(-1, self._columns)
+        return torch.zeros_like(self._table).flatten().index_copy_(0, self._cells, per_segment).view_as(self._table)
 
     def store(self) -> None:
-        """Write parameters and momentum back to the banks."""
+        """Write parameters and momentum back to the groups."""
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         for flat, rows in (
-            (self._flat, [bank.rows.flat for bank in self._banks]),
-            (self._momentum, [bank.rows.momentum for bank in self._banks]),
+            (self._flat, [group.flat for group in self._groups]),
+            (self._momentum, [group.momentum for group in self._groups]),
         ):
-            merged = self._views(flat)
-            views = [bank.layout.views(values) for bank, values in zip(self._banks, rows, strict=True)]
-            for s in self._segments:
-                target = views[s.bank][s.name]
-                targets.append(target)
-                sources.append(merged[s.place].narrow(0, s.start, len(target)))
+            views = [group.layout.views(values) for group, values in zip(self._groups, rows, strict=True)]
+            for leaf, parts in zip(self._views(flat), self._parts, strict=True):
+                of_parts = [views[group][name] for group, name in parts]
+                targets += of_parts
+                sources += leaf.split([len(values) for values in of_parts])
         torch._foreach_copy_(targets, sources)
 
-    def health(self) -> GradientHealth:
-        """What the epoch's gradients were like; one entry per seed."""
-        in_use = torch.zeros(len(self.members), self._columns, dtype=torch.bool, device=self._flat.device)
-        for first, bank in zip(self._first, self._banks, strict=False):
-            used = bank.parameters_in_use()
-            in_use[first : first + len(used), : used.shape[1]] = used
-        return self._meter.read(in_use)
+    def health(self, in_use: Tensor, first: int) -> GradientHealth:
+        """What the epoch's gradients were like, one entry per row from the group ``first`` on.
+
+        Args:
+            in_use: ``[rows, most parameters of a row]`` tensors that count.
+            first: Index of the first group that is asked for.
+        """
+        return self._meter.read(in_use, int(self._first[first]))
+
+    def _gathered(self, rows: Sequence[Tensor]) -> Tensor:
+        """One flat tensor, leaf by leaf, of each group's ``[rows, P]``."""
+        views = [group.layout.views(values) for group, values in zip(self._groups, rows, strict=True)]
+        return _flattened([packed(views[group][name]) for parts in self._parts for group, name in parts])
 
     def _views(self, flat: Tensor) -> list[Tensor]:
+        shapes = [self._groups[parts[0][0]].layout.specs[parts[0][1]].shape for parts in self._parts]
         pieces = torch.split(flat, self._sizes)
-        return [piece.detach().view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
-
-    def _spread(self, per_seed: Tensor) -> Tensor:
-        """A value per seed for each of its scalars."""
-        return torch.repeat_interleave(per_seed[self._owner], self._lengths, output_size=len(self._flat))
-
-    def _mask(self, slots: Sequence[SlotSeeds], banks: Sequence[Sequence[SeedBank]]) -> Tensor | None:
-        """Which scalars may move; None where no internal level holds any back."""
-        masks = [bank.switched_on() for bank in self._banks]
-        if all(mask is None for mask in masks):
-            return None
-        rows = iter(
-            torch.ones_like(bank.rows.flat, dtype=torch.bool) if mask is None else mask
-            for bank, mask in zip(self._banks, masks, strict=True)
-        )
-        merged = [slot.merge([next(rows) for _ in of_slot]) for slot, of_slot in zip(slots, banks, strict=True)]
-        return _flattened([value for of_slot in merged for value in of_slot])
+        return [_leaf(piece.detach(), shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def _segments(slots: Sequence[SlotSeeds]) -> list[_Segments]:
-    segments: list[_Segments] = []
-    place = first_bank = 0
-    for slot in slots:
-        for parts in slot.parts:
-            start = 0
-            for run, name in parts:
-                segments.append(_Segments(first_bank + run, name, place, start))
-                start += len(slot.runs[run].members)
-            place += 1
-        first_bank += len(slot.runs)
-    return segments
+def _leaf(piece: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if len(shape) == 4:
+        outputs, inputs, *kernel = shape
+        return unpacked(piece.view(-1, *kernel, inputs, outputs))
+    return piece.view(-1, *shape)
 
 
 def _flattened(tensors: Sequence[Tensor]) -> Tensor:

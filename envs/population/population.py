@@ -25,7 +25,8 @@ from envs.limits import ParameterCosts
 from envs.population.bank import SeedBank
 from envs.population.blending import SeedRun, SlotSeeds, gate_parameters, grow
 from envs.population.flops import FORWARDS_PER_TRAINING_STEP, variant_flops
-from envs.population.optimizer import SeedOptimizer, sgd_step
+from envs.population.optimizer import EpochOptimizer, Part, TrainedRows
+from envs.population.training import TrainingData, TrainingEpoch
 from envs.population.variants import VariantTables
 from envs.seeding import HostChance
 from envs.tasks.base import SplitName, Task
@@ -190,45 +191,47 @@ class Population(EpisodeState):
             epoch: ``[N]`` epochs done in each member's episode, which is the index of the one to train.
             lifecycle: Stages and alphas during this epoch; the banks must be in sync with it.
         """
-        _, train_y = self._data["train"]
         epoch = np.minimum(epoch, self.max_epochs - 1)
-        order = self._to_device(self._order[np.arange(self.num_members), epoch].astype(np.int64))
-        changes = self._to_device(self._augmentation[np.arange(self.num_members), epoch])
-        rates = self._to_device(self._rates[epoch] * self.lr_factor)[:, None]
-        present = self._tables.parameters_present(self.variant)
         banks = self._banks_by_slot()
         seeds = {
             slot: SlotSeeds([self._training_run(bank, lifecycle) for bank in of_slot])
             for slot, of_slot in banks.items()
         }
-        optimizer = SeedOptimizer(list(seeds.values()), list(banks.values()), rates) if seeds else None
-        # Leaves share their storage with the parameters that the optimiser moves in place.
-        host = {name: view.detach().requires_grad_() for name, view in self.layout.views(self.flat).items()}
-        leaves = [*host.values(), *(optimizer.leaves if optimizer else ())]
-        for batch in range(self.task.batches_per_epoch):
-            index = order[:, batch]
-            x = self.task.host.activations.batch(self._pick(index, changes[:, batch]))
-            loss, _ = self._forward(host, self.buffers, x, train_y[index], seeds, training=True)
-            gradients = torch.autograd.grad(loss.sum(), leaves)
-            host_gradient = self.layout.flat(gradients[: len(host)])
-            sgd_step(self.flat, host_gradient if present is None else host_gradient * present, self.momentum, rates)
-            if optimizer:
-                optimizer.step(gradients[len(host) :])
+        optimizer = self._optimizer(epoch, banks, seeds)
+        names = list(self.layout.specs)
+        TrainingEpoch(self.task.host, names, self.buffers, seeds, optimizer, self._mini_batches(epoch)).run()
         samples = self.task.batches_per_epoch * self.task.batch_size
         forward = self.forward_flops(np.arange(self.num_members), lifecycle.computing, lifecycle)
         self.training_flops += FORWARDS_PER_TRAINING_STEP * samples * forward
-        return self._finish(optimizer)
+        return self._gradients([bank for of_slot in banks.values() for bank in of_slot], optimizer)
+
+    def _mini_batches(self, epoch: IntArray) -> TrainingData:
+        everybody = np.arange(self.num_members)
+        order = self._order[everybody, epoch].swapaxes(0, 1).astype(np.int64)
+        changes = self._augmentation[everybody, epoch].swapaxes(0, 1)
+        return TrainingData(
+            *self._data["train"], self._to_device(order), self._to_device(changes), self.task.augment
+        )
+
+    def _optimizer(
+        self, epoch: IntArray, banks: dict[int, list[SeedBank]], seeds: dict[int, SlotSeeds]
+    ) -> EpochOptimizer:
+        """Of all hosts, and of all seeds slot by slot."""
+        rates = self._to_device(self._rates[epoch] * self.lr_factor)
+        present = self._tables.parameters_present(self.variant)
+        absent = None if present is None else present == 0.0
+        groups = [TrainedRows(self.layout, self.flat, self.momentum, rates, absent)]
+        leaves: list[list[Part]] = [[(0, name)] for name in self.layout.specs]
+        for slot, of_slot in seeds.items():
+            leaves += [[(len(groups) + run, name) for run, name in parts] for parts in of_slot.parts]
+            groups += [bank.trained(rates) for bank in banks[slot]]
+        return EpochOptimizer(groups, leaves)
 
     def _banks_by_slot(self) -> dict[int, list[SeedBank]]:
         """Banks that hold any member; kinds with equal tails side by side, so that merging them copies little."""
         banks = [bank for bank in self.banks.values() if len(bank.rows.members)]
         banks.sort(key=lambda bank: (bank.slot, -len(bank.layers)))
         return {slot: list(of_slot) for slot, of_slot in groupby(banks, key=lambda bank: bank.slot)}
-
-    def _pick(self, index: Tensor, changes: Tensor) -> Tensor:
-        """Training samples ``[M, B, ...]``, augmented if the task says so; both arguments are ``[M, B]``."""
-        images, augment = self._data["train"][0], self.task.augment
-        return images[index] if augment is None else augment.gather(images, index, changes)
 
     def _training_run(self, bank: SeedBank, lifecycle: Lifecycle) -> SeedRun:
         members, slot = bank.rows.members, bank.slot
@@ -279,31 +282,33 @@ class Population(EpisodeState):
         x: Tensor,
         y: Tensor,
         seeds: dict[int, SlotSeeds],
-        training: bool,
     ) -> tuple[Tensor, Tensor]:
         """Mean loss and number of hits per member, each ``[M]``.
 
-        Labels ``y`` are ``[M, B]`` (``[M, B, L]`` for sequences), or without the member axis when shared.
+        Labels ``y`` are ``[B]`` (``[B, L]`` for sequences), shared by all members.
         """
         host = self.task.host
 
         def grow_slot(slot: int, h: Tensor) -> Tensor:
             return grow(h, seeds[slot], host.activations) if slot in seeds else h
 
-        logits = forward(host, parameters, buffers, x, grow_slot, training)
+        logits = forward(host, parameters, buffers, x, grow_slot, training=False)
         labels = y.expand(logits.shape[:-1])
         loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(logits), -1)
         hits = (logits.detach().argmax(-1) == labels).float()
         return loss.mean(1), hits.flatten(1).sum(1)
 
-    def _finish(self, optimizer: SeedOptimizer | None) -> SeedGradients:
+    def _gradients(self, banks: list[SeedBank], optimizer: EpochOptimizer) -> SeedGradients:
         shape = (self.num_members, self.task.slots.num_slots)
         fields = {name: np.full(shape, np.nan) for name in ("norm", "vanishing", "exploding", "health")}
-        if optimizer:
-            optimizer.store()
-            health = optimizer.health()
+        if banks:
+            used = [bank.parameters_in_use() for bank in banks]
+            columns = max(len(self.layout.specs), *(mask.shape[1] for mask in used))
+            health = optimizer.health(torch.cat([F.pad(mask, (0, columns - mask.shape[1])) for mask in used]), first=1)
+            members = np.concatenate([bank.rows.members for bank in banks])
+            slots = np.repeat([bank.slot for bank in banks], [len(bank.rows.members) for bank in banks])
             for name, array in fields.items():
-                array[optimizer.members, optimizer.slots] = getattr(health, name).cpu().numpy()
+                array[members, slots] = getattr(health, name).cpu().numpy()
         return SeedGradients(**fields)
 
     # ------------------------------------------------------------------ evaluation
@@ -338,7 +343,7 @@ class Population(EpisodeState):
         hits = torch.zeros_like(loss)
         chunk = max(1, EVALUATION_CELLS // (len(members) * y[0].numel()))
         for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
-            mean_loss, hit_count = self._forward(self.layout.views(flat), buffers, xs, ys, seeds, training=False)
+            mean_loss, hit_count = self._forward(self.layout.views(flat), buffers, xs, ys, seeds)
             loss += mean_loss * len(ys)
             hits += hit_count
         return (loss / len(y)).double().cpu().numpy(), (100.0 * hits / y.numel()).double().cpu().numpy()

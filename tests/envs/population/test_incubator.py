@@ -82,15 +82,15 @@ def cut(h):
 def literal_effect(blueprint, algorithm, h, u, parameters):
     """The formulas of the design, member by member axis kept, with plain autograd."""
     d = MODULES[blueprint].delta(parameters, u, None)
-    size = d.flatten(1, 2).square().sum((1, 3)).sqrt()
-    allowed = h.detach().flatten(1, 2).square().sum((1, 3)).sqrt()
-    d = d * torch.minimum(torch.ones_like(size), allowed / size)[:, None, None, :, None]
+    size = d.square().sum((2, 3, 4)).sqrt()
+    allowed = h.detach().square().sum((2, 3, 4)).sqrt()
+    d = d * torch.minimum(torch.ones_like(size), allowed / size)[:, :, None, None, None]
     if algorithm == "MULTIPLY":
         return h * torch.tanh(d)
     if algorithm == "GATE":
-        pooled = u.mean((1, 2))
-        logit = (pooled * parameters[GATE_WEIGHT]).sum(-1) + parameters[GATE_BIAS][:, 0]
-        return torch.sigmoid(logit)[:, None, None, :, None] * d
+        pooled = u.mean((2, 3))
+        logit = (pooled * parameters[GATE_WEIGHT][:, None]).sum(-1) + parameters[GATE_BIAS]
+        return torch.sigmoid(logit)[:, :, None, None, None] * d
     return d
 
 

@@ -1,0 +1,678 @@
+/* What hosts spend their time in, for activations of many members (see __init__.py).
+
+   An activation is [members, units, places, channels], contiguous: one unit is what is limited and normalised together
+   (a sample of images, a token, a vector), its places are the pixels of its map. Everything of one member lies together,
+   so that a member's share of a call stays in the cache.
+
+   Comparisons are written so that a NaN passes where torch lets it pass: a broken member must be seen. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define GROUP 4  /* channels in a normalisation group, as in envs/batched/layers.py */
+#define STRIP 64 /* floats that statistics are summed over side by side: one alone would wait for its own last sum */
+
+typedef float lanes1 __attribute__((may_alias));
+typedef float lanes4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float lanes8 __attribute__((vector_size(32), aligned(4), may_alias));
+
+/* Widths with code of their own; any other takes the general one. */
+#define BY_WIDTH(C, ...)                                                                                               \
+    switch (C) {                                                                                                       \
+    case 4: { enum { W = 4 }; __VA_ARGS__; } break;                                                                    \
+    case 8: { enum { W = 8 }; __VA_ARGS__; } break;                                                                    \
+    case 16: { enum { W = 16 }; __VA_ARGS__; } break;                                                                  \
+    case 32: { enum { W = 32 }; __VA_ARGS__; } break;                                                                  \
+    case 64: { enum { W = 64 }; __VA_ARGS__; } break;                                                                  \
+    default: { const int64_t W = (C); __VA_ARGS__; }                                                                   \
+    }
+
+INLINE float rectified(float x) { return x < 0.0f ? 0.0f : x; }
+
+/* exp(y) - 1 over exp(y) + 1 with y = 2x; near 0 a polynomial, where that loses digits. Coefficients: least squares at
+   Chebyshev nodes. Relative error below 2e-7. */
+INLINE float hyperbolic_tangent(float x) {
+    float a = x > 9.02f ? 9.02f : x;
+    a = a < -9.02f ? -9.02f : a;
+    const float s = a * a;
+    const float odd =
+        a + a * s * (-0.33333333f +
+                     s * (0.13333253f + s * (-0.05394857f + s * (0.02169165f + s * (-0.00811871f + s * 0.00206485f)))));
+    const float y = a * 2.8853900818f, shifted = y + 12582912.0f, k = shifted - 12582912.0f, f = y - k;
+    int32_t bits;
+    memcpy(&bits, &shifted, 4);
+    bits = (bits - 0x4B400000 + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    const float e =
+        power * (1.0f + f * (0.693147181f +
+                             f * (0.240226509f +
+                                  f * (0.0555041091f +
+                                       f * (0.00961805667f +
+                                            f * (0.00133334785f + f * (0.000154614475f + f * 1.53037023e-5f)))))));
+    const float far = 1.0f - 2.0f / (e + 1.0f);
+    return s < 0.49f ? odd : far;
+}
+
+/* ------------------------------------------------------------------ convolution, stride 1, same size */
+
+/* Weights are [taps, inputs, outputs]: an output pixel is a sum of rows of `outputs` floats, taken from the taps that
+   lie on the map, for several units at once, whose sums stay in registers. */
+#define CONVOLUTION(NAME, LANES)                                                                                       \
+    INLINE void pixels_##NAME(const float *restrict x, const float *restrict w, const float *restrict bias,            \
+                              float *restrict y, int64_t rows, int64_t columns, int64_t k, int64_t inputs,             \
+                              int64_t relu, const int64_t units, const int64_t outputs) {                              \
+        const int64_t half = k / 2, in = rows * columns * inputs, out = rows * columns * outputs;                      \
+        const int64_t vectors = outputs / (int64_t)(sizeof(LANES) / sizeof(float));                                    \
+        for (int64_t r = 0; r < rows; r++)                                                                             \
+            for (int64_t c = 0; c < columns; c++) {                                                                    \
+                LANES sum[units][vectors];                                                                             \
+                UNROLL for (int64_t u = 0; u < units; u++)                                                             \
+                    UNROLL for (int64_t j = 0; j < vectors; j++)                                                       \
+                        sum[u][j] = bias ? ((const LANES *)bias)[j] : (LANES){0};                                      \
+                for (int64_t a = r < half ? half - r : 0; a < k && r + a - half < rows; a++)                           \
+                    for (int64_t b = c < half ? half - c : 0; b < k && c + b - half < columns; b++) {                  \
+                        const float *restrict v = x + ((r + a - half) * columns + c + b - half) * inputs;              \
+                        const LANES *restrict tap = (const LANES *)(w + (a * k + b) * inputs * outputs);               \
+                        for (int64_t i = 0; i < inputs; i++)                                                           \
+                            UNROLL for (int64_t j = 0; j < vectors; j++) {                                             \
+                                const LANES weight = tap[i * vectors + j];                                             \
+                                UNROLL for (int64_t u = 0; u < units; u++) sum[u][j] += v[u * in + i] * weight;        \
+                            }                                                                                          \
+                    }                                                                                                  \
+                UNROLL for (int64_t u = 0; u < units; u++) {                                                           \
+                    float *restrict to = y + u * out + (r * columns + c) * outputs;                                    \
+                    UNROLL for (int64_t j = 0; j < vectors; j++)((LANES *)to)[j] = sum[u][j];                          \
+                    for (int64_t o = 0; relu && o < outputs; o++) to[o] = rectified(to[o]);                            \
+                }                                                                                                      \
+            }                                                                                                          \
+    }                                                                                                                  \
+    INLINE void taps_##NAME(const float *restrict x, const float *restrict dy, float *restrict dw, int64_t units,      \
+                            int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t first,                   \
+                            const int64_t number, const int64_t outputs) {                                             \
+        const int64_t half = k / 2, vectors = outputs / (int64_t)(sizeof(LANES) / sizeof(float));                      \
+        for (int64_t a = 0; a < k; a++)                                                                                \
+            for (int64_t b = 0; b < k; b++) {                                                                          \
+                const int64_t top = a < half ? half - a : 0, bottom = a > half ? rows - (a - half) : rows;             \
+                const int64_t left = b < half ? half - b : 0, right = b > half ? columns - (b - half) : columns;       \
+                LANES sum[number][vectors];                                                                            \
+                UNROLL for (int64_t i = 0; i < number; i++)                                                            \
+                    UNROLL for (int64_t j = 0; j < vectors; j++) sum[i][j] = (LANES){0};                               \
+                for (int64_t u = 0; u < units; u++)                                                                    \
+                    for (int64_t r = top; r < bottom; r++)                                                             \
+                        for (int64_t c = left; c < right; c++) {                                                       \
+                            const LANES *restrict g = (const LANES *)(dy + ((u * rows + r) * columns + c) * outputs);  \
+                            const float *restrict v =                                                                  \
+                                x + ((u * rows + r + a - half) * columns + c + b - half) * inputs + first;             \
+                            UNROLL for (int64_t j = 0; j < vectors; j++) {                                             \
+                                const LANES gradient = g[j];                                                           \
+                                UNROLL for (int64_t i = 0; i < number; i++) sum[i][j] += v[i] * gradient;              \
+                            }                                                                                          \
+                        }                                                                                              \
+                UNROLL for (int64_t i = 0; i < number; i++)                                                            \
+                    UNROLL for (int64_t j = 0; j < vectors; j++)                                                       \
+                        ((LANES *)(dw + ((a * k + b) * inputs + first + i) * outputs))[j] = sum[i][j];                 \
+            }                                                                                                          \
+    }
+CONVOLUTION(one, lanes1)
+CONVOLUTION(four, lanes4)
+CONVOLUTION(eight, lanes8)
+
+/* How many sums of a width fit into the registers. */
+#define BY_OUTPUTS(outputs, RUN)                                                                                       \
+    switch (outputs) {                                                                                                 \
+    case 4: RUN(four, 4, 8) break;                                                                                     \
+    case 8: RUN(eight, 8, 8) break;                                                                                    \
+    case 16: RUN(eight, 16, 8) break;                                                                                  \
+    case 32: RUN(eight, 32, 4) break;                                                                                  \
+    case 64: RUN(eight, 64, 2) break;                                                                                  \
+    default: RUN(one, outputs, 1)                                                                                      \
+    }
+
+/* weight [members, k, k, inputs, outputs], bias [members, outputs] or none. x_member: floats from one member's images to
+   the next one's, 0 where all members share them. */
+void conv_forward(const float *x, int64_t x_member, const float *weight, const float *bias, float *y, int64_t members,
+                  int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t outputs,
+                  int64_t relu) {
+    const int64_t in = rows * columns * inputs, out = rows * columns * outputs;
+#define RUN(NAME, O, N)                                                                                                \
+    for (int64_t m = 0; m < members; m++) {                                                                            \
+        const float *of = x + m * x_member, *w = weight + m * k * k * inputs * outputs, *b = bias + m * outputs;       \
+        float *to = y + m * units * out;                                                                               \
+        int64_t u = 0;                                                                                                 \
+        for (; u + N <= units; u += N)                                                                                 \
+            pixels_##NAME(of + u * in, w, bias ? b : 0, to + u * out, rows, columns, k, inputs, relu, N, O);           \
+        for (; u < units; u++)                                                                                         \
+            pixels_##NAME(of + u * in, w, bias ? b : 0, to + u * out, rows, columns, k, inputs, relu, 1, O);           \
+    }
+    BY_OUTPUTS(outputs, RUN)
+#undef RUN
+}
+
+/* dx: the convolution of dy by the weights turned around. scratch: k·k·inputs·outputs floats. */
+void conv_backward_input(const float *dy, const float *weight, float *dx, float *scratch, int64_t members,
+                         int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t outputs) {
+    const int64_t taps = k * k, in = rows * columns * inputs, out = rows * columns * outputs;
+    for (int64_t m = 0; m < members; m++) {
+        const float *restrict w = weight + m * taps * inputs * outputs;
+        for (int64_t t = 0; t < taps; t++)
+            for (int64_t i = 0; i < inputs; i++)
+                for (int64_t o = 0; o < outputs; o++)
+                    scratch[((taps - 1 - t) * outputs + o) * inputs + i] = w[(t * inputs + i) * outputs + o];
+        conv_forward(dy + m * units * out, 0, scratch, 0, dx + m * units * in, 1, units, rows, columns, k, outputs,
+                     inputs, 0);
+    }
+}
+
+/* dw [members, k, k, inputs, outputs], dbias [members, outputs] or none. */
+void conv_backward_weight(const float *x, const float *dy, float *dw, float *dbias, int64_t members, int64_t units,
+                          int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t outputs) {
+    const int64_t in = rows * columns * inputs, out = rows * columns * outputs;
+#define RUN(NAME, O, N)                                                                                                \
+    for (int64_t m = 0; m < members; m++) {                                                                            \
+        const float *of = x + m * units * in, *g = dy + m * units * out;                                               \
+        float *to = dw + m * k * k * inputs * outputs;                                                                 \
+        int64_t i = 0;                                                                                                 \
+        for (; i + N <= inputs; i += N) taps_##NAME(of, g, to, units, rows, columns, k, inputs, i, N, O);              \
+        for (; i < inputs; i++) taps_##NAME(of, g, to, units, rows, columns, k, inputs, i, 1, O);                      \
+    }
+    BY_OUTPUTS(outputs, RUN)
+#undef RUN
+    for (int64_t m = 0; dbias && m < members; m++)
+        BY_WIDTH(outputs, {
+            float sum[W];
+            for (int64_t o = 0; o < W; o++) sum[o] = 0.0f;
+            const float *restrict g = dy + m * units * out;
+            for (int64_t q = 0; q < units * rows * columns; q++)
+                for (int64_t o = 0; o < W; o++) sum[o] += g[q * W + o];
+            memcpy(dbias + m * W, sum, W * sizeof(float));
+        })
+}
+
+/* One kernel per channel: weight [members, k, k, channels]. */
+INLINE void depthwise_member(const float *restrict x, const float *restrict w, float *restrict y, int64_t units,
+                             int64_t rows, int64_t columns, int64_t k, int64_t turned, const int64_t W) {
+    const int64_t half = k / 2;
+    for (int64_t u = 0; u < units; u++)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < columns; c++) {
+                float sum[W];
+                for (int64_t o = 0; o < W; o++) sum[o] = 0.0f;
+                for (int64_t a = r < half ? half - r : 0; a < k && r + a - half < rows; a++)
+                    for (int64_t b = c < half ? half - c : 0; b < k && c + b - half < columns; b++) {
+                        const float *restrict v = x + ((u * rows + r + a - half) * columns + c + b - half) * W;
+                        const float *restrict t = w + (turned ? k * k - 1 - (a * k + b) : a * k + b) * W;
+                        for (int64_t o = 0; o < W; o++) sum[o] += v[o] * t[o];
+                    }
+                memcpy(y + ((u * rows + r) * columns + c) * W, sum, W * sizeof(float));
+            }
+}
+
+/* turned: by the kernel turned around, as a gradient goes back. */
+void depthwise(const float *x, const float *weight, float *y, int64_t members, int64_t units, int64_t rows,
+               int64_t columns, int64_t k, int64_t channels, int64_t turned) {
+    const int64_t size = units * rows * columns * channels;
+    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++)
+                           depthwise_member(x + m * size, weight + m * k * k * W, y + m * size, units, rows, columns, k,
+                                            turned, W))
+}
+
+INLINE void depthwise_taps(const float *restrict x, const float *restrict dy, float *restrict dw, int64_t units,
+                           int64_t rows, int64_t columns, int64_t k, const int64_t W) {
+    const int64_t half = k / 2;
+    for (int64_t a = 0; a < k; a++)
+        for (int64_t b = 0; b < k; b++) {
+            const int64_t top = a < half ? half - a : 0, bottom = a > half ? rows - (a - half) : rows;
+            const int64_t left = b < half ? half - b : 0, right = b > half ? columns - (b - half) : columns;
+            float sum[W];
+            for (int64_t o = 0; o < W; o++) sum[o] = 0.0f;
+            for (int64_t u = 0; u < units; u++)
+                for (int64_t r = top; r < bottom; r++)
+                    for (int64_t c = left; c < right; c++) {
+                        const float *restrict g = dy + ((u * rows + r) * columns + c) * W;
+                        const float *restrict v = x + ((u * rows + r + a - half) * columns + c + b - half) * W;
+                        for (int64_t o = 0; o < W; o++) sum[o] += v[o] * g[o];
+                    }
+            memcpy(dw + (a * k + b) * W, sum, W * sizeof(float));
+        }
+}
+
+void depthwise_backward_weight(const float *x, const float *dy, float *dw, int64_t members, int64_t units, int64_t rows,
+                               int64_t columns, int64_t k, int64_t channels) {
+    const int64_t size = units * rows * columns * channels;
+    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++) depthwise_taps(
+                           x + m * size, dy + m * size, dw + m * k * k * W, units, rows, columns, k, W))
+}
+
+/* ------------------------------------------------------------------ group norm, then ReLU if asked */
+
+INLINE void spread_groups(const float *restrict of_channel, const float *restrict present, const float *restrict share,
+                          float *restrict spread, int64_t W) {
+    const int64_t width = W < GROUP ? W : GROUP;
+    for (int64_t g = 0; g < W; g += width) {
+        float total = 0.0f;
+        for (int64_t c = g; c < g + width; c++) total += present ? of_channel[c] * present[c] : of_channel[c];
+        total *= share[g / width];
+        for (int64_t c = g; c < g + width; c++) spread[c] = total;
+    }
+}
+
+INLINE void group_shares(const float *restrict present, float *restrict share, int64_t places, int64_t W) {
+    const int64_t width = W < GROUP ? W : GROUP;
+    for (int64_t g = 0; g < W; g += width) {
+        float count = 0.0f;
+        for (int64_t c = g; c < g + width; c++) count += present ? present[c] : 1.0f;
+        share[g / width] = 1.0f / (places * (count < 1.0f ? 1.0f : count));
+    }
+}
+
+INLINE void norm_forward(const float *restrict x, float *restrict y, const float *restrict w, const float *restrict b,
+                         const float *restrict here, float *restrict moments, int64_t units, int64_t places,
+                         int64_t relu, float eps, const int64_t W) {
+    float share[W], sum[W];
+    group_shares(here, share, places, W);
+    for (int64_t u = 0; u < units; u++) {
+        const float *restrict v = x + u * places * W;
+        float *restrict out = y + u * places * W, *restrict mean = moments + u * 2 * W, *restrict rstd = mean + W;
+        for (int64_t c = 0; c < W; c++) sum[c] = 0.0f;
+        for (int64_t p = 0; p < places; p++)
+            for (int64_t c = 0; c < W; c++) sum[c] += v[p * W + c];
+        spread_groups(sum, here, share, mean, W);
+        for (int64_t c = 0; c < W; c++) sum[c] = 0.0f;
+        for (int64_t p = 0; p < places; p++)
+            for (int64_t c = 0; c < W; c++) sum[c] += (v[p * W + c] - mean[c]) * (v[p * W + c] - mean[c]);
+        spread_groups(sum, here, share, rstd, W);
+        for (int64_t c = 0; c < W; c++) rstd[c] = 1.0f / sqrtf(rstd[c] + eps);
+        for (int64_t p = 0; p < places; p++)
+            for (int64_t c = 0; c < W; c++) {
+                const float z = (v[p * W + c] - mean[c]) * rstd[c] * w[c] + b[c];
+                out[p * W + c] = relu ? rectified(z) : z;
+            }
+    }
+}
+
+/* weight, bias, present [members, channels]; moments [members, units, 2, channels]: mean and 1/deviation, for each channel
+   those of its group. Absent channels must be 0 in x and weight. */
+void group_norm_forward(const float *x, float *y, const float *weight, const float *bias, const float *present,
+                        float *moments, int64_t members, int64_t units, int64_t places, int64_t channels, int64_t relu,
+                        float eps) {
+    const int64_t size = units * places * channels;
+    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++)
+                           norm_forward(x + m * size, y + m * size, weight + m * W, bias + m * W,
+                                        present ? present + m * W : 0, moments + m * units * 2 * W, units, places, relu,
+                                        eps, W))
+}
+
+INLINE void norm_backward(const float *restrict dy, const float *restrict x, float *restrict dx,
+                          const float *restrict w, const float *restrict b, const float *restrict here,
+                          const float *restrict moments, float *restrict dw, float *restrict db, int64_t units,
+                          int64_t places, int64_t relu, const int64_t W) {
+    float share[W], along[W], total[W], slope[W], level[W];
+    group_shares(here, share, places, W);
+    for (int64_t c = 0; c < W; c++) dw[c] = db[c] = 0.0f;
+    for (int64_t u = 0; u < units; u++) {
+        const float *restrict v = x + u * places * W, *restrict d = dy + u * places * W;
+        const float *restrict mean = moments + u * 2 * W, *restrict rstd = mean + W;
+        float *restrict out = dx + u * places * W;
+        for (int64_t c = 0; c < W; c++) along[c] = total[c] = 0.0f;
+        for (int64_t p = 0; p < places; p++)
+            for (int64_t c = 0; c < W; c++) {
+                const float hat = (v[p * W + c] - mean[c]) * rstd[c];
+                const float g = relu && hat * w[c] + b[c] <= 0.0f ? 0.0f : d[p * W + c];
+                total[c] += g;
+                along[c] += g * hat;
+            }
+        for (int64_t c = 0; c < W; c++) {
+            if (here && here[c] == 0.0f) along[c] = total[c] = 0.0f;
+            dw[c] += along[c];
+            db[c] += total[c];
+            along[c] *= w[c];
+            total[c] *= w[c];
+        }
+        spread_groups(along, here, share, slope, W);
+        spread_groups(total, here, share, level, W);
+        for (int64_t p = 0; p < places; p++)
+            for (int64_t c = 0; c < W; c++) {
+                const float hat = (v[p * W + c] - mean[c]) * rstd[c];
+                const float g = relu && hat * w[c] + b[c] <= 0.0f ? 0.0f : d[p * W + c];
+                const float back = (g * w[c] - level[c] - hat * slope[c]) * rstd[c];
+                out[p * W + c] = here && here[c] == 0.0f ? 0.0f : back;
+            }
+    }
+}
+
+void group_norm_backward(const float *dy, const float *x, float *dx, const float *weight, const float *bias,
+                         const float *present, const float *moments, float *dweight, float *dbias, int64_t members,
+                         int64_t units, int64_t places, int64_t channels, int64_t relu) {
+    const int64_t size = units * places * channels;
+    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++)
+                           norm_backward(dy + m * size, x + m * size, dx + m * size, weight + m * W, bias + m * W,
+                                         present ? present + m * W : 0, moments + m * units * 2 * W, dweight + m * W,
+                                         dbias + m * W, units, places, relu, W))
+}
+
+/* ------------------------------------------------------------------ batch norm, ReLU, and a 2×2 mean if asked */
+
+/* Sums per channel of x - from, or of its square, over a member's pixels, side by side in strips of whole pixels. */
+INLINE void channel_sums(const float *restrict x, const float *restrict from, double *restrict total, int64_t cells,
+                         int64_t squared, const int64_t W) {
+    const int64_t pixels = W < STRIP ? STRIP / W : 1, strip = pixels * W;
+    float origin[strip], part[strip];
+    for (int64_t j = 0; j < strip; j++) origin[j] = from ? from[j % W] : 0.0f;
+    for (int64_t c = 0; c < W; c++) total[c] = 0.0;
+    for (int64_t start = 0; start < cells;) {
+        const int64_t rows = (cells - start) / pixels < 64 ? (cells - start) / pixels : 64;
+        for (int64_t j = 0; j < strip; j++) part[j] = 0.0f;
+        for (int64_t r = 0; r < rows; r++) {
+            const float *restrict v = x + start * W + r * strip;
+            for (int64_t j = 0; j < strip; j++) part[j] += squared ? (v[j] - origin[j]) * (v[j] - origin[j]) : v[j];
+        }
+        for (int64_t j = 0; j < strip; j++) total[j % W] += part[j];
+        start += rows * pixels;
+        for (; rows == 0 && start < cells; start++)
+            for (int64_t c = 0; c < W; c++) {
+                const float v = x[start * W + c] - (from ? from[c] : 0.0f);
+                total[c] += squared ? v * v : v;
+            }
+    }
+}
+
+/* The pixels whose mean is the output q: one, or the four of a 2×2 window. */
+INLINE void window(int64_t q, int64_t columns, int64_t pool, int64_t at[4]) {
+    const int64_t half = columns / 2, corner = pool ? q / half * 2 * columns + q % half * 2 : q;
+    at[0] = corner, at[1] = corner + 1, at[2] = corner + columns, at[3] = corner + columns + 1;
+}
+
+INLINE void batch_forward(const float *restrict x, float *restrict y, const float *restrict weight,
+                          const float *restrict bias, float *restrict running_mean, float *restrict running_var,
+                          float *restrict mean, float *restrict rstd, int64_t units, int64_t rows, int64_t columns,
+                          int64_t relu, const int64_t taps, float momentum, float eps, const int64_t W) {
+    const int64_t places = rows * columns, outputs = taps > 1 ? (rows / 2) * (columns / 2) : places;
+    const int64_t cells = units * places;
+    const float unbiased = cells > 1 ? (float)cells / (cells - 1) : 1.0f, part = 1.0f / taps;
+    double total[W];
+    float scale[W], shift[W];
+    channel_sums(x, 0, total, cells, 0, W);
+    for (int64_t c = 0; c < W; c++) mean[c] = (float)(total[c] / cells);
+    channel_sums(x, mean, total, cells, 1, W);
+    for (int64_t c = 0; c < W; c++) {
+        const float var = (float)(total[c] / cells);
+        running_mean[c] += momentum * (mean[c] - running_mean[c]);
+        running_var[c] += momentum * (var * unbiased - running_var[c]);
+        rstd[c] = 1.0f / sqrtf(var + eps);
+        scale[c] = rstd[c] * weight[c];
+        shift[c] = bias[c] - mean[c] * scale[c];
+    }
+    for (int64_t u = 0; u < units; u++)
+        for (int64_t q = 0; q < outputs; q++) {
+            int64_t at[4];
+            window(q, columns, taps > 1, at);
+            float sum[W];
+            for (int64_t c = 0; c < W; c++) sum[c] = 0.0f;
+            UNROLL for (int64_t k = 0; k < taps; k++) {
+                const float *restrict v = x + (u * places + at[k]) * W;
+                for (int64_t c = 0; c < W; c++) {
+                    const float z = v[c] * scale[c] + shift[c];
+                    sum[c] += relu ? rectified(z) : z;
+                }
+            }
+            float *restrict out = y + (u * outputs + q) * W;
+            for (int64_t c = 0; c < W; c++) out[c] = sum[c] * part;
+        }
+}
+
+/* x [members, units, rows·columns, channels]; y has a quarter of the places if pool. running_mean, running_var: updated;
+   moments [2, members, channels]: this batch's mean and 1/deviation. */
+void batch_norm_forward(const float *x, float *y, const float *weight, const float *bias, float *running_mean,
+                        float *running_var, float *moments, int64_t members, int64_t units, int64_t rows,
+                        int64_t columns, int64_t channels, int64_t relu, int64_t pool, float momentum, float eps) {
+    const int64_t in = units * rows * columns * channels;
+    const int64_t out = pool ? units * (rows / 2) * (columns / 2) * channels : in;
+#define RUN(TAPS)                                                                                                      \
+    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++)                                                           \
+                           batch_forward(x + m * in, y + m * out, weight + m * W, bias + m * W, running_mean + m * W,  \
+                                         running_var + m * W, moments + m * W, moments + (members + m) * W, units,     \
+                                         rows, columns, relu, TAPS, momentum, eps, W))
+    if (pool) RUN(4) else RUN(1)
+#undef RUN
+}
+
+INLINE void batch_backward(const float *restrict dy, const float *restrict x, float *restrict dx,
+                           const float *restrict weight, const float *restrict bias, const float *restrict mean,
+                           const float *restrict rstd, float *restrict dweight, float *restrict dbias, int64_t units,
+                           int64_t rows, int64_t columns, int64_t relu, const int64_t taps, const int64_t W) {
+    const int64_t places = rows * columns, outputs = taps > 1 ? (rows / 2) * (columns / 2) : places;
+    const float part = 1.0f / taps, share = 1.0f / (units * places);
+    float scale[W], shift[W], slope[W], level[W], along[taps][W], total[taps][W];
+    for (int64_t c = 0; c < W; c++) {
+        scale[c] = rstd[c] * weight[c];
+        shift[c] = bias[c] - mean[c] * scale[c];
+        dweight[c] = dbias[c] = 0.0f;
+    }
+    for (int64_t u = 0; u < units; u++) {
+        UNROLL for (int64_t k = 0; k < taps; k++)
+            for (int64_t c = 0; c < W; c++) along[k][c] = total[k][c] = 0.0f;
+        for (int64_t q = 0; q < outputs; q++) {
+            int64_t at[4];
+            window(q, columns, taps > 1, at);
+            const float *restrict d = dy + (u * outputs + q) * W;
+            UNROLL for (int64_t k = 0; k < taps; k++) {
+                const float *restrict v = x + (u * places + at[k]) * W;
+                for (int64_t c = 0; c < W; c++) {
+                    const float g = relu && v[c] * scale[c] + shift[c] <= 0.0f ? 0.0f : d[c];
+                    total[k][c] += g;
+                    along[k][c] += g * (v[c] - mean[c]);
+                }
+            }
+        }
+        UNROLL for (int64_t k = 0; k < taps; k++)
+            for (int64_t c = 0; c < W; c++) {
+                dweight[c] += along[k][c] * rstd[c] * part;
+                dbias[c] += total[k][c] * part;
+            }
+    }
+    /* dx = scale·(g − mean of g − x̂·mean of g·x̂) = scale·g − level − (x − mean)·slope */
+    for (int64_t c = 0; c < W; c++) {
+        slope[c] = scale[c] * rstd[c] * dweight[c] * share;
+        level[c] = scale[c] * dbias[c] * share;
+        scale[c] *= part;
+    }
+    for (int64_t u = 0; u < units; u++) {
+        const int64_t cut = taps > 1 && (rows % 2 || columns % 2);
+        for (int64_t p = 0; cut && p < places; p++) { /* what the pooling leaves out at an odd edge */
+            if (p / columns < rows / 2 * 2 && p % columns < columns / 2 * 2) continue;
+            const int64_t at = (u * places + p) * W;
+            for (int64_t c = 0; c < W; c++) dx[at + c] = -level[c] - (x[at + c] - mean[c]) * slope[c];
+        }
+        for (int64_t q = 0; q < outputs; q++) {
+            int64_t at[4];
+            window(q, columns, taps > 1, at);
+            const float *restrict d = dy + (u * outputs + q) * W;
+            UNROLL for (int64_t k = 0; k < taps; k++) {
+                const float *restrict v = x + (u * places + at[k]) * W;
+                float *restrict out = dx + (u * places + at[k]) * W;
+                for (int64_t c = 0; c < W; c++) {
+                    const float g = relu && v[c] * (rstd[c] * weight[c]) + shift[c] <= 0.0f ? 0.0f : d[c];
+                    out[c] = g * scale[c] - level[c] - (v[c] - mean[c]) * slope[c];
+                }
+            }
+        }
+    }
+}
+
+void batch_norm_backward(const float *dy, const float *x, float *dx, const float *weight, const float *bias,
+                         const float *moments, float *dweight, float *dbias, int64_t members, int64_t units,
+                         int64_t rows, int64_t columns, int64_t channels, int64_t relu, int64_t pool) {
+    const int64_t in = units * rows * columns * channels;
+    const int64_t out = pool ? units * (rows / 2) * (columns / 2) * channels : in;
+#define RUN(TAPS)                                                                                                      \
+    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++)                                                           \
+                           batch_backward(dy + m * out, x + m * in, dx + m * in, weight + m * W, bias + m * W,         \
+                                          moments + m * W, moments + (members + m) * W, dweight + m * W,               \
+                                          dbias + m * W, units, rows, columns, relu, TAPS, W))
+    if (pool) RUN(4) else RUN(1)
+#undef RUN
+}
+
+/* ------------------------------------------------------------------ limit, gate, multiply and blend */
+
+enum { SIZE, SHORTENING, OPENING, STATISTICS };
+
+INLINE void seed_forward(const float *restrict h, const float *restrict delta, float *restrict y, float alpha,
+                         int64_t multiplies, const float *restrict gate, float gate_bias, float *restrict statistics,
+                         int64_t units, int64_t places, float eps, const int64_t W) {
+    for (int64_t u = 0; u < units; u++) {
+        const float *restrict a = h + u * places * W, *restrict d = delta + u * places * W;
+        float *restrict out = y + u * places * W, *restrict kept = statistics + u * STATISTICS;
+        float of_host[W], of_delta[W], pooled[W], host = 0.0f, size = 0.0f, opening = 1.0f;
+        for (int64_t c = 0; c < W; c++) of_host[c] = of_delta[c] = pooled[c] = 0.0f;
+        for (int64_t p = 0; p < places; p++)
+            for (int64_t c = 0; c < W; c++) {
+                of_host[c] += a[p * W + c] * a[p * W + c];
+                of_delta[c] += d[p * W + c] * d[p * W + c];
+                pooled[c] += a[p * W + c];
+            }
+        for (int64_t c = 0; c < W; c++) host += of_host[c], size += of_delta[c];
+        size = sqrtf(size + eps * eps);
+        const float shortening = sqrtf(host) / size;
+        if (gate) {
+            float logit = gate_bias;
+            for (int64_t c = 0; c < W; c++) logit += gate[c] * (pooled[c] / places);
+            opening = 1.0f / (1.0f + expf(-logit));
+        }
+        kept[SIZE] = size, kept[SHORTENING] = shortening, kept[OPENING] = opening;
+        if (alpha == 0.0f) continue;
+        const float factor = (shortening > 1.0f ? 1.0f : shortening) * opening;
+        for (int64_t j = 0; j < places * W; j++) {
+            const float effect = d[j] * factor;
+            out[j] = a[j] + alpha * (multiplies ? a[j] * hyperbolic_tangent(effect) : effect);
+        }
+    }
+}
+
+/* Seeds of a slot. y, which holds h before, is replaced where a seed can be seen.
+
+   members [count]: place of each seed among the hosts; multiplies: blended by MULTIPLY; gated: by GATE, with gate_weight
+   [count, channels] and gate_bias [count]; statistics [count, units, 3]: what the backward needs again. */
+void graft_forward(const float *h, const float *delta, float *y, const int64_t *members, const float *alpha,
+                   const uint8_t *multiplies, const uint8_t *gated, const float *gate_weight, const float *gate_bias,
+                   float *statistics, int64_t count, int64_t units, int64_t places, int64_t channels, float eps) {
+    const int64_t size = units * places * channels;
+    BY_WIDTH(channels, for (int64_t i = 0; i < count; i++) {
+        const float *gate = gated[i] ? gate_weight + i * W : 0, *host = h + members[i] * size;
+        const float bias = gated[i] ? gate_bias[i] : 0.0f;
+        float *to = y + members[i] * size, *kept = statistics + i * units * STATISTICS;
+        if (multiplies[i])
+            seed_forward(host, delta + i * size, to, alpha[i], 1, gate, bias, kept, units, places, eps, W);
+        else
+            seed_forward(host, delta + i * size, to, alpha[i], 0, gate, bias, kept, units, places, eps, W);
+    })
+}
+
+INLINE void seed_backward(const float *restrict dy, const float *restrict h, const float *restrict delta,
+                          float *restrict dh, float *restrict ddelta, float strength, int64_t multiplies,
+                          int64_t incubating, int64_t attached, const float *restrict gate,
+                          const float *restrict statistics, float *restrict dgate, float *restrict dgate_bias,
+                          int64_t units, int64_t places, const int64_t W) {
+    for (int64_t u = 0; u < units; u++) {
+        const float *restrict g = dy + u * places * W, *restrict a = h + u * places * W;
+        const float *restrict d = delta + u * places * W, *restrict kept = statistics + u * STATISTICS;
+        float *restrict effect = ddelta + u * places * W, *restrict carried = dh + u * places * W;
+        const float size = kept[SIZE], shortening = kept[SHORTENING], opening = kept[OPENING];
+        const float limit = shortening > 1.0f ? 1.0f : shortening, factor = limit * opening;
+        float products[W], pooled[W], along = 0.0f;
+        for (int64_t c = 0; c < W; c++) products[c] = pooled[c] = 0.0f;
+        for (int64_t j = 0; j < places * W; j++) {
+            if (multiplies) {
+                const float t = hyperbolic_tangent(d[j] * factor), product = g[j] * strength;
+                carried[j] += incubating ? 0.0f : product * t;
+                effect[j] = product * a[j] * (1.0f - t * t);
+            } else
+                effect[j] = g[j] * strength;
+        }
+        for (int64_t p = 0; p < places; p++)
+            for (int64_t c = 0; c < W; c++) {
+                products[c] += effect[p * W + c] * d[p * W + c];
+                pooled[c] += a[p * W + c];
+            }
+        for (int64_t c = 0; c < W; c++) along += products[c];
+        /* The limit's own gradient, where it binds: a longer delta is shortened more. */
+        const float pull = shortening <= 1.0f ? along * factor / (size * size) : 0.0f;
+        for (int64_t j = 0; j < places * W; j++) effect[j] = effect[j] * factor - d[j] * pull;
+        if (!gate) continue;
+        const float to_logit = along * limit * opening * (1.0f - opening);
+        for (int64_t c = 0; c < W; c++) dgate[c] += to_logit * (pooled[c] / places);
+        *dgate_bias += to_logit;
+        for (int64_t p = 0; attached && p < places; p++)
+            for (int64_t c = 0; c < W; c++) carried[p * W + c] += to_logit * gate[c] / places;
+    }
+}
+
+/* Before, dh holds dy, and the gates' gradients 0. incubating: TRAINING, whose host must not notice; attached: whose gate's
+   input is the host's. */
+void graft_backward(const float *dy, const float *h, const float *delta, float *dh, float *ddelta,
+                    const int64_t *members, const float *strength, const uint8_t *multiplies,
+                    const uint8_t *incubating, const uint8_t *attached, const uint8_t *gated, const float *gate_weight,
+                    const float *statistics, float *dgate_weight, float *dgate_bias, int64_t count, int64_t units,
+                    int64_t places, int64_t channels) {
+    const int64_t size = units * places * channels;
+    BY_WIDTH(channels, for (int64_t i = 0; i < count; i++) {
+        const int64_t of = members[i] * size;
+        const float *gate = gated[i] ? gate_weight + i * W : 0, *kept = statistics + i * units * STATISTICS;
+        float *to_weight = gated[i] ? dgate_weight + i * W : 0, *to_bias = gated[i] ? dgate_bias + i : 0;
+        if (multiplies[i])
+            seed_backward(dy + of, h + of, delta + i * size, dh + of, ddelta + i * size, strength[i], 1, incubating[i],
+                          attached[i], gate, kept, to_weight, to_bias, units, places, W);
+        else
+            seed_backward(dy + of, h + of, delta + i * size, dh + of, ddelta + i * size, strength[i], 0, incubating[i],
+                          attached[i], gate, kept, to_weight, to_bias, units, places, W);
+    })
+}
+
+/* ------------------------------------------------------------------ SGD with momentum, each row clipped by itself */
+
+INLINE float squared(const float *restrict g, const uint8_t *restrict held, int64_t length) {
+    enum { LANES = 16 };
+    float lanes[LANES] = {0}, total = 0.0f;
+    int64_t j = 0;
+    for (; j + LANES <= length; j += LANES)
+        for (int64_t k = 0; k < LANES; k++) lanes[k] += held && held[j + k] ? 0.0f : g[j + k] * g[j + k];
+    for (; j < length; j++) total += held && held[j] ? 0.0f : g[j] * g[j];
+    for (int64_t k = 0; k < LANES; k++) total += lanes[k];
+    return total;
+}
+
+/* Segments are parameters of one row (a host, a seed), side by side in the flat tensors: segment s has lengths[s]
+   scalars, belongs to row owners[s], and adds its squared norm to squares[cells[s]]. A row's gradient that is longer than
+   clip is shortened to it. held, if given, marks scalars that stay where they are and count for nothing but squares.
+   gradients: one address per leaf of leaf_sizes scalars, together as long as the flat tensors. totals [rows]: scratch. */
+void sgd_step(float *flat, float *momentum, const float *const *gradients, const int64_t *leaf_sizes, int64_t leaves,
+              const int64_t *lengths, const int64_t *owners, const int64_t *cells, const uint8_t *held, float *squares,
+              float *totals, const float *rates, int64_t rows, int64_t segments, float clip, float decay) {
+    memset(totals, 0, rows * sizeof(float));
+    for (int pass = 0; pass < 2; pass++) {
+        int64_t at = 0, leaf = 0, within = 0;
+        for (int64_t s = 0; s < segments; s++) {
+            while (leaf < leaves && within == leaf_sizes[leaf]) leaf++, within = 0;
+            const int64_t length = lengths[s], row = owners[s];
+            const float *restrict g = gradients[leaf] + within;
+            const uint8_t *restrict mask = held ? held + at : 0;
+            if (pass == 0) {
+                const float whole = squared(g, 0, length);
+                squares[cells[s]] += whole;
+                totals[row] += mask ? squared(g, mask, length) : whole;
+            } else {
+                const float norm = sqrtf(totals[row]), factor = clip / (norm < clip ? clip : norm), by = rates[row];
+                float *restrict x = flat + at, *restrict v = momentum + at;
+                for (int64_t j = 0; j < length; j++) {
+                    v[j] = v[j] * decay + (mask && mask[j] ? 0.0f : g[j] * factor);
+                    x[j] -= by * v[j];
+                }
+            }
+            at += length, within += length;
+        }
+    }
+}

@@ -1,0 +1,301 @@
+"""The compiled kernels as torch operators, namespace ``esper``: on the CPU, in float32, where a compiler is at hand.
+
+Activations are contiguous, ``[M, U, ..., C]``: members, units (a sample of images, a token, a vector), the unit's places,
+channels. A list of them is read as one, its members one after the other. Profilers and dispatch modes see each operator
+as one call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from envs.batched.kernels.library import library
+
+_OPERATORS = torch.library.Library("esper", "DEF")
+_POINTER, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+_SIGNATURES = {
+    "conv_forward": [_POINTER, _COUNT, *[_POINTER] * 3, *[_COUNT] * 8],
+    "conv_backward_input": [*[_POINTER] * 4, *[_COUNT] * 7],
+    "conv_backward_weight": [*[_POINTER] * 4, *[_COUNT] * 7],
+    "depthwise": [*[_POINTER] * 3, *[_COUNT] * 7],
+    "depthwise_backward_weight": [*[_POINTER] * 3, *[_COUNT] * 6],
+    "group_norm_forward": [*[_POINTER] * 6, *[_COUNT] * 5, _REAL],
+    "group_norm_backward": [*[_POINTER] * 9, *[_COUNT] * 5],
+    "batch_norm_forward": [*[_POINTER] * 7, *[_COUNT] * 7, _REAL, _REAL],
+    "batch_norm_backward": [*[_POINTER] * 8, *[_COUNT] * 7],
+    "graft_forward": [*[_POINTER] * 10, *[_COUNT] * 4, _REAL],
+    "graft_backward": [*[_POINTER] * 15, *[_COUNT] * 4],
+    "sgd_step": [*[_POINTER] * 4, _COUNT, *[_POINTER] * 7, _COUNT, _COUNT, _REAL, _REAL],
+}
+
+
+@cache
+def _kernels() -> ctypes.CDLL | None:
+    kernels = library()
+    if kernels is not None:
+        for name, arguments in _SIGNATURES.items():
+            getattr(kernels, name).argtypes, getattr(kernels, name).restype = arguments, None
+    return kernels
+
+
+def _library() -> ctypes.CDLL:
+    kernels = _kernels()
+    assert kernels is not None, "compiled() says whether there are kernels"
+    return kernels
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether the kernels take this activation."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and _kernels() is not None
+
+
+def _pointers(*values: Tensor | None) -> list[int | None]:
+    return [None if value is None else value.data_ptr() for value in values]
+
+
+def _places(x: Tensor) -> tuple[int, int, int]:
+    """Units, places and channels."""
+    return x.shape[1], math.prod(x.shape[2:-1]), x.shape[-1]
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """``[M, C_out, C_in, k, k]`` as contiguous ``[M, k, k, C_in, C_out]``; no copy where it lies so in memory."""
+    return weight.permute(0, 3, 4, 2, 1).contiguous()
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    return packed.permute(0, 4, 3, 1, 2)
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    members, outputs, inputs, k, _ = weight.shape
+    units, rows, columns, _ = x.shape[-4:]
+    of_member = x[0].numel() if x.dim() == 5 else 0
+    packed, bias = _packed(weight), None if bias is None else bias.contiguous()
+    y = x.new_empty(members, units, rows, columns, outputs)
+    _library().conv_forward(
+        *(x.data_ptr(), of_member, *_pointers(packed, bias, y)),
+        *(members, units, rows, columns, k, inputs, outputs, relu),
+    )
+    return y
+
+
+def _conv_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, to_input: bool, to_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    members, outputs, inputs, k, _ = weight.shape
+    sizes = (members, *x.shape[1:4], k, inputs, outputs)
+    to_x = torch.empty_like(x) if to_input else x.new_empty(0)
+    if to_input:
+        packed, scratch = _packed(weight), x.new_empty(k * k * inputs * outputs)
+        _library().conv_backward_input(*_pointers(gradient, packed, to_x, scratch), *sizes)
+    to_weight = x.new_empty(members, k, k, inputs, outputs)
+    biases = x.new_empty(members, outputs) if to_bias else None
+    _library().conv_backward_weight(*_pointers(x, gradient, to_weight, biases), *sizes)
+    return to_x, _unpacked(to_weight), x.new_empty(0) if biases is None else biases
+
+
+def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    packed, y = _packed(weight), torch.empty_like(x)
+    _library().depthwise(*_pointers(x, packed, y), *x.shape[:4], weight.shape[-1], x.shape[4], False)
+    return y
+
+
+def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    packed, to_x = _packed(weight), torch.empty_like(x)
+    to_weight = torch.empty_like(packed)
+    sizes = (*x.shape[:4], weight.shape[-1], x.shape[4])
+    _library().depthwise(*_pointers(gradient, packed, to_x), *sizes, True)
+    _library().depthwise_backward_weight(*_pointers(x, gradient, to_weight), *sizes)
+    return to_x, _unpacked(to_weight)
+
+
+def _rows(values: Tensor | None, start: int) -> int | None:
+    """Where the rows of the members from ``start`` on lie; 4 bytes a float."""
+    return None if values is None else values.data_ptr() + 4 * start * values[0].numel()
+
+
+def _group_norm(
+    x: list[Tensor], weight: Tensor, bias: Tensor, present: Tensor | None, relu: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    units, places, channels = _places(x[0])
+    y = x[0].new_empty(len(weight), *x[0].shape[1:])
+    moments = weight.new_empty(len(weight), units, 2, channels)
+    start = 0
+    for piece in x:
+        _library().group_norm_forward(
+            *(piece.data_ptr(), *(_rows(values, start) for values in (y, weight, bias, present, moments))),
+            *(len(piece), units, places, channels, relu, eps),
+        )
+        start += len(piece)
+    return y, moments
+
+
+def _group_norm_backward(
+    gradient: Tensor,
+    x: list[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    present: Tensor | None,
+    moments: Tensor,
+    relu: bool,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    units, places, channels = _places(gradient)
+    to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
+    to_x = [torch.empty_like(piece) for piece in x]
+    start = 0
+    for piece, to_piece in zip(x, to_x, strict=True):
+        _library().group_norm_backward(
+            *(_rows(gradient, start), piece.data_ptr(), to_piece.data_ptr()),
+            *(_rows(values, start) for values in (weight, bias, present, moments, to_weight, to_bias)),
+            *(len(piece), units, places, channels, relu),
+        )
+        start += len(piece)
+    return to_x, to_weight, to_bias
+
+
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    relu: bool,
+    pool: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    members, units, rows, columns, channels = x.shape
+    y = x.new_empty(members, units, *((rows // 2, columns // 2) if pool else (rows, columns)), channels)
+    moments = weight.new_empty(2, members, channels)
+    _library().batch_norm_forward(
+        *_pointers(x, y, weight, bias, mean, var, moments), *x.shape, relu, pool, momentum, eps
+    )
+    return y, moments
+
+
+def _batch_norm_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, relu: bool, pool: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    to_x, to_weight, to_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+    _library().batch_norm_backward(
+        *_pointers(gradient, x, to_x, weight, bias, moments, to_weight, to_bias), *x.shape, relu, pool
+    )
+    return to_x, to_weight, to_bias
+
+
+def _masks(start: int, *masks: Tensor) -> list[int]:
+    """Where the bools of the seeds from ``start`` on lie."""
+    return [mask.data_ptr() + start for mask in masks]
+
+
+def _graft(
+    h: Tensor,
+    deltas: list[Tensor],
+    members: Tensor,
+    alpha: Tensor,
+    multiplies: Tensor,
+    gated: Tensor,
+    gate_weight: Tensor | None,
+    gate_bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    units, places, channels = _places(h)
+    y = h.clone()
+    statistics = h.new_empty(len(members), units, 3)
+    start = 0
+    for delta in deltas:
+        _library().graft_forward(
+            *(*_pointers(h, delta, y), members.data_ptr() + 8 * start, _rows(alpha, start)),
+            *(*_masks(start, multiplies, gated), _rows(gate_weight, start), _rows(gate_bias, start)),
+            *(_rows(statistics, start), len(delta), units, places, channels, eps),
+        )
+        start += len(delta)
+    return y, statistics
+
+
+def _graft_backward(
+    gradient: Tensor,
+    h: Tensor,
+    deltas: list[Tensor],
+    members: Tensor,
+    strength: Tensor,
+    multiplies: Tensor,
+    incubating: Tensor,
+    attached: Tensor,
+    gated: Tensor,
+    gate_weight: Tensor | None,
+    gate_bias: Tensor | None,
+    statistics: Tensor,
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    units, places, channels = _places(h)
+    to_h = gradient.clone()
+    to_deltas = [torch.empty_like(delta) for delta in deltas]
+    nothing = h.new_empty(0)
+    to_weight = nothing if gate_weight is None else torch.zeros_like(gate_weight)
+    to_bias = nothing if gate_bias is None else torch.zeros_like(gate_bias)
+    start = 0
+    for delta, to_delta in zip(deltas, to_deltas, strict=True):
+        _library().graft_backward(
+            *(*_pointers(gradient, h, delta, to_h, to_delta), members.data_ptr() + 8 * start, _rows(strength, start)),
+            *(*_masks(start, multiplies, incubating, attached, gated), _rows(gate_weight, start)),
+            *(_rows(statistics, start), *(_rows(values, start) if len(values) else None for values in (to_weight, to_bias))),
+            *(len(delta), units, places, channels),
+        )
+        start += len(delta)
+    return to_h, to_deltas, to_weight, to_bias
+
+
+def _sgd_step(
+    flat: Tensor,
+    momentum: Tensor,
+    squares: Tensor,
+    gradients: list[Tensor],
+    lengths: Tensor,
+    owners: Tensor,
+    cells: Tensor,
+    held: Tensor | None,
+    rates: Tensor,
+    clip: float,
+    decay: float,
+) -> None:
+    addresses = (_POINTER * len(gradients))(*(gradient.data_ptr() for gradient in gradients))
+    sizes = (_COUNT * len(gradients))(*(gradient.numel() for gradient in gradients))
+    totals = torch.empty_like(rates)
+    _library().sgd_step(
+        *(flat.data_ptr(), momentum.data_ptr(), addresses, sizes, len(gradients)),
+        *_pointers(lengths, owners, cells, held, squares, totals, rates),
+        *(len(rates), len(lengths), clip, decay),
+    )
+
+
+for _schema, _implementation in {
+    "conv(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor": _conv,
+    "conv_backward(Tensor gradient, Tensor x, Tensor weight, bool to_input, bool to_bias)"
+    " -> (Tensor, Tensor, Tensor)": _conv_backward,
+    "depthwise(Tensor x, Tensor weight) -> Tensor": _depthwise,
+    "depthwise_backward(Tensor gradient, Tensor x, Tensor weight) -> (Tensor, Tensor)": _depthwise_backward,
+    "group_norm(Tensor[] x, Tensor weight, Tensor bias, Tensor? present, bool relu, float eps)"
+    " -> (Tensor, Tensor)": _group_norm,
+    "group_norm_backward(Tensor gradient, Tensor[] x, Tensor weight, Tensor bias, Tensor? present, Tensor moments,"
+    " bool relu) -> (Tensor[], Tensor, Tensor)": _group_norm_backward,
+    "batch_norm(Tensor x, Tensor weight, Tensor bias, Tensor(a!) mean, Tensor(b!) var, bool relu, bool pool,"
+    " float momentum, float eps) -> (Tensor, Tensor)": _batch_norm,
+    "batch_norm_backward(Tensor gradient, Tensor x, Tensor weight, Tensor bias, Tensor moments, bool relu, bool pool)"
+    " -> (Tensor, Tensor, Tensor)": _batch_norm_backward,
+    "graft(Tensor h, Tensor[] deltas, Tensor members, Tensor alpha, Tensor multiplies, Tensor gated,"
+    " Tensor? gate_weight, Tensor? gate_bias, float eps) -> (Tensor, Tensor)": _graft,
+    "graft_backward(Tensor gradient, Tensor h, Tensor[] deltas, Tensor members, Tensor strength, Tensor multiplies,"
+    " Tensor incubating, Tensor attached, Tensor gated, Tensor? gate_weight, Tensor? gate_bias, Tensor statistics)"
+    " -> (Tensor, Tensor[], Tensor, Tensor)": _graft_backward,
+    "sgd_step(Tensor(a!) flat, Tensor(b!) momentum, Tensor(c!) squares, Tensor[] gradients, Tensor lengths,"
+    " Tensor owners, Tensor cells, Tensor? held, Tensor rates, float clip, float decay) -> ()": _sgd_step,
+}.items():
+    _OPERATORS.define(_schema)
+    _OPERATORS.impl(_schema.partition("(")[0], _implementation, "CPU")
