@@ -15,9 +15,19 @@
 #define GROUP 4  /* channels in a normalisation group, as in envs/batched/layers.py */
 #define STRIP 64 /* floats that statistics are summed over side by side: one alone would wait for its own last sum */
 
-typedef float lanes1 __attribute__((may_alias));
+/* Channels computed with at once; the compiler turns them into the widest registers that the processor has. */
+typedef float lanes1 __attribute__((vector_size(4), may_alias));
 typedef float lanes4 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float lanes8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t bits1 __attribute__((vector_size(4)));
+typedef int32_t bits4 __attribute__((vector_size(16)));
+typedef int32_t bits8 __attribute__((vector_size(32)));
+#define VECTORS(LANES, width) ((width) / (int64_t)(sizeof(LANES) / sizeof(float)))
+#define AT(LANES, values, offset) ((const LANES *)((values) + (offset)))
+#define TO(LANES, values, offset) ((LANES *)((values) + (offset)))
+/* x where it is not negative (a NaN is not), else 0; likewise x where z is not 0 or less. */
+#define RECTIFIED(LANES, BITS, x) ((LANES)((BITS)(x) & ~(BITS)((x) < 0.0f)))
+#define PASSED(LANES, BITS, x, z) ((LANES)((BITS)(x) & ~(BITS)((z) <= 0.0f)))
 
 /* Widths with code of their own; any other takes the general one. */
 #define BY_WIDTH(C, ...)                                                                                               \
@@ -28,6 +38,17 @@ typedef float lanes8 __attribute__((vector_size(32), aligned(4), may_alias));
     case 32: { enum { W = 32 }; __VA_ARGS__; } break;                                                                  \
     case 64: { enum { W = 64 }; __VA_ARGS__; } break;                                                                  \
     default: { const int64_t W = (C); __VA_ARGS__; }                                                                   \
+    }
+
+/* RUN with the lanes that divide a number of channels. */
+#define BY_LANES(channels, RUN)                                                                                        \
+    switch (channels) {                                                                                                \
+    case 4: RUN(four, 4) break;                                                                                        \
+    case 8: RUN(eight, 8) break;                                                                                       \
+    case 16: RUN(eight, 16) break;                                                                                     \
+    case 32: RUN(eight, 32) break;                                                                                     \
+    case 64: RUN(eight, 64) break;                                                                                     \
+    default: RUN(one, channels)                                                                                        \
     }
 
 INLINE float rectified(float x) { return x < 0.0f ? 0.0f : x; }
@@ -66,7 +87,7 @@ INLINE float hyperbolic_tangent(float x) {
                               float *restrict y, int64_t rows, int64_t columns, int64_t k, int64_t inputs,             \
                               int64_t relu, const int64_t units, const int64_t outputs) {                              \
         const int64_t half = k / 2, in = rows * columns * inputs, out = rows * columns * outputs;                      \
-        const int64_t vectors = outputs / (int64_t)(sizeof(LANES) / sizeof(float));                                    \
+        const int64_t vectors = VECTORS(LANES, outputs);                                                                                                   \
         for (int64_t r = 0; r < rows; r++)                                                                             \
             for (int64_t c = 0; c < columns; c++) {                                                                    \
                 LANES sum[units][vectors];                                                                             \
@@ -93,7 +114,7 @@ INLINE float hyperbolic_tangent(float x) {
     INLINE void taps_##NAME(const float *restrict x, const float *restrict dy, float *restrict dw, int64_t units,      \
                             int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t first,                   \
                             const int64_t number, const int64_t outputs) {                                             \
-        const int64_t half = k / 2, vectors = outputs / (int64_t)(sizeof(LANES) / sizeof(float));                      \
+        const int64_t half = k / 2, vectors = VECTORS(LANES, outputs);                      \
         for (int64_t a = 0; a < k; a++)                                                                                \
             for (int64_t b = 0; b < k; b++) {                                                                          \
                 const int64_t top = a < half ? half - a : 0, bottom = a > half ? rows - (a - half) : rows;             \
@@ -269,89 +290,124 @@ INLINE void group_shares(const float *restrict present, float *restrict share, i
     }
 }
 
-INLINE void norm_forward(const float *restrict x, float *restrict y, const float *restrict w, const float *restrict b,
-                         const float *restrict here, float *restrict moments, int64_t units, int64_t places,
-                         int64_t relu, float eps, const int64_t W) {
-    float share[W], sum[W];
-    group_shares(here, share, places, W);
-    for (int64_t u = 0; u < units; u++) {
-        const float *restrict v = x + u * places * W;
-        float *restrict out = y + u * places * W, *restrict mean = moments + u * 2 * W, *restrict rstd = mean + W;
-        for (int64_t c = 0; c < W; c++) sum[c] = 0.0f;
-        for (int64_t p = 0; p < places; p++)
-            for (int64_t c = 0; c < W; c++) sum[c] += v[p * W + c];
-        spread_groups(sum, here, share, mean, W);
-        for (int64_t c = 0; c < W; c++) sum[c] = 0.0f;
-        for (int64_t p = 0; p < places; p++)
-            for (int64_t c = 0; c < W; c++) sum[c] += (v[p * W + c] - mean[c]) * (v[p * W + c] - mean[c]);
-        spread_groups(sum, here, share, rstd, W);
-        for (int64_t c = 0; c < W; c++) rstd[c] = 1.0f / sqrtf(rstd[c] + eps);
-        for (int64_t p = 0; p < places; p++)
-            for (int64_t c = 0; c < W; c++) {
-                const float z = (v[p * W + c] - mean[c]) * rstd[c] * w[c] + b[c];
-                out[p * W + c] = relu ? rectified(z) : z;
-            }
+#define GROUP_NORM(NAME, LANES, BITS)                                                                                  \
+    INLINE void norm_forward_##NAME(const float *restrict x, float *restrict y, const float *restrict w,               \
+                                    const float *restrict b, const float *restrict here, float *restrict moments,      \
+                                    int64_t units, int64_t places, int64_t relu, float eps, const int64_t W) {         \
+        const int64_t vectors = VECTORS(LANES, W);                                                                     \
+        float share[W], sum[W];                                                                                        \
+        group_shares(here, share, places, W);                                                                          \
+        for (int64_t u = 0; u < units; u++) {                                                                          \
+            const float *restrict v = x + u * places * W;                                                              \
+            float *restrict out = y + u * places * W, *restrict mean = moments + u * 2 * W, *restrict rstd = mean + W; \
+            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
+                LANES total = {0};                                                                                     \
+                for (int64_t p = 0; p < places; p++) total += AT(LANES, v, p * W)[j];                                  \
+                TO(LANES, sum, 0)[j] = total;                                                                          \
+            }                                                                                                          \
+            spread_groups(sum, here, share, mean, W);                                                                  \
+            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
+                const LANES from = AT(LANES, mean, 0)[j];                                                              \
+                LANES total = {0};                                                                                     \
+                for (int64_t p = 0; p < places; p++) {                                                                 \
+                    const LANES far = AT(LANES, v, p * W)[j] - from;                                                   \
+                    total += far * far;                                                                                \
+                }                                                                                                      \
+                TO(LANES, sum, 0)[j] = total;                                                                          \
+            }                                                                                                          \
+            spread_groups(sum, here, share, rstd, W);                                                                  \
+            for (int64_t c = 0; c < W; c++) rstd[c] = 1.0f / sqrtf(rstd[c] + eps);                                     \
+            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
+                const LANES from = AT(LANES, mean, 0)[j], by = AT(LANES, rstd, 0)[j];                                  \
+                const LANES weight = AT(LANES, w, 0)[j], bias = AT(LANES, b, 0)[j];                                    \
+                for (int64_t p = 0; p < places; p++) {                                                                 \
+                    const LANES z = (AT(LANES, v, p * W)[j] - from) * by * weight + bias;                              \
+                    TO(LANES, out, p * W)[j] = relu ? RECTIFIED(LANES, BITS, z) : z;                                   \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+    INLINE void norm_backward_##NAME(const float *restrict dy, const float *restrict x, float *restrict dx,            \
+                                     const float *restrict w, const float *restrict b, const float *restrict here,     \
+                                     const float *restrict moments, float *restrict dw, float *restrict db,            \
+                                     int64_t units, int64_t places, int64_t relu, const int64_t W) {                   \
+        const int64_t vectors = VECTORS(LANES, W);                                                                     \
+        float share[W], along[W], total[W], slope[W], level[W];                                                        \
+        group_shares(here, share, places, W);                                                                          \
+        for (int64_t c = 0; c < W; c++) dw[c] = db[c] = 0.0f;                                                          \
+        for (int64_t u = 0; u < units; u++) {                                                                          \
+            const float *restrict v = x + u * places * W, *restrict d = dy + u * places * W;                           \
+            const float *restrict mean = moments + u * 2 * W, *restrict rstd = mean + W;                               \
+            float *restrict out = dx + u * places * W;                                                                 \
+            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
+                const LANES from = AT(LANES, mean, 0)[j], by = AT(LANES, rstd, 0)[j];                                  \
+                const LANES weight = AT(LANES, w, 0)[j], bias = AT(LANES, b, 0)[j];                                    \
+                LANES all = {0}, with = {0};                                                                           \
+                for (int64_t p = 0; p < places; p++) {                                                                 \
+                    const LANES hat = (AT(LANES, v, p * W)[j] - from) * by, z = hat * weight + bias;                   \
+                    const LANES given = AT(LANES, d, p * W)[j], g = relu ? PASSED(LANES, BITS, given, z) : given;      \
+                    all += g;                                                                                          \
+                    with += g * hat;                                                                                   \
+                }                                                                                                      \
+                TO(LANES, total, 0)[j] = all;                                                                          \
+                TO(LANES, along, 0)[j] = with;                                                                         \
+            }                                                                                                          \
+            for (int64_t c = 0; c < W; c++) {                                                                          \
+                if (here && here[c] == 0.0f) along[c] = total[c] = 0.0f;                                               \
+                dw[c] += along[c];                                                                                     \
+                db[c] += total[c];                                                                                     \
+                along[c] *= w[c];                                                                                      \
+                total[c] *= w[c];                                                                                      \
+            }                                                                                                          \
+            spread_groups(along, here, share, slope, W);                                                               \
+            spread_groups(total, here, share, level, W);                                                               \
+            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
+                const LANES from = AT(LANES, mean, 0)[j], by = AT(LANES, rstd, 0)[j];                                  \
+                const LANES weight = AT(LANES, w, 0)[j], bias = AT(LANES, b, 0)[j];                                    \
+                for (int64_t p = 0; p < places; p++) {                                                                 \
+                    const LANES hat = (AT(LANES, v, p * W)[j] - from) * by, z = hat * weight + bias;                   \
+                    const LANES given = AT(LANES, d, p * W)[j], g = relu ? PASSED(LANES, BITS, given, z) : given;      \
+                    TO(LANES, out, p * W)[j] =                                                                         \
+                        (g * weight - AT(LANES, level, 0)[j] - hat * AT(LANES, slope, 0)[j]) * by;                     \
+                }                                                                                                      \
+            }                                                                                                          \
+            for (int64_t p = 0; here && p < places; p++)                                                               \
+                for (int64_t c = 0; c < W; c++)                                                                        \
+                    if (here[c] == 0.0f) out[p * W + c] = 0.0f;                                                        \
+        }                                                                                                              \
     }
-}
+GROUP_NORM(one, lanes1, bits1)
+GROUP_NORM(four, lanes4, bits4)
+GROUP_NORM(eight, lanes8, bits8)
 
 /* weight, bias, present [members, channels]; moments [members, units, 2, channels]: mean and 1/deviation, for each channel
    those of its group. Absent channels must be 0 in x and weight. */
 void group_norm_forward(const float *x, float *y, const float *weight, const float *bias, const float *present,
                         float *moments, int64_t members, int64_t units, int64_t places, int64_t channels, int64_t relu,
                         float eps) {
-    const int64_t size = units * places * channels;
-    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++)
-                           norm_forward(x + m * size, y + m * size, weight + m * W, bias + m * W,
-                                        present ? present + m * W : 0, moments + m * units * 2 * W, units, places, relu,
-                                        eps, W))
-}
-
-INLINE void norm_backward(const float *restrict dy, const float *restrict x, float *restrict dx,
-                          const float *restrict w, const float *restrict b, const float *restrict here,
-                          const float *restrict moments, float *restrict dw, float *restrict db, int64_t units,
-                          int64_t places, int64_t relu, const int64_t W) {
-    float share[W], along[W], total[W], slope[W], level[W];
-    group_shares(here, share, places, W);
-    for (int64_t c = 0; c < W; c++) dw[c] = db[c] = 0.0f;
-    for (int64_t u = 0; u < units; u++) {
-        const float *restrict v = x + u * places * W, *restrict d = dy + u * places * W;
-        const float *restrict mean = moments + u * 2 * W, *restrict rstd = mean + W;
-        float *restrict out = dx + u * places * W;
-        for (int64_t c = 0; c < W; c++) along[c] = total[c] = 0.0f;
-        for (int64_t p = 0; p < places; p++)
-            for (int64_t c = 0; c < W; c++) {
-                const float hat = (v[p * W + c] - mean[c]) * rstd[c];
-                const float g = relu && hat * w[c] + b[c] <= 0.0f ? 0.0f : d[p * W + c];
-                total[c] += g;
-                along[c] += g * hat;
-            }
-        for (int64_t c = 0; c < W; c++) {
-            if (here && here[c] == 0.0f) along[c] = total[c] = 0.0f;
-            dw[c] += along[c];
-            db[c] += total[c];
-            along[c] *= w[c];
-            total[c] *= w[c];
-        }
-        spread_groups(along, here, share, slope, W);
-        spread_groups(total, here, share, level, W);
-        for (int64_t p = 0; p < places; p++)
-            for (int64_t c = 0; c < W; c++) {
-                const float hat = (v[p * W + c] - mean[c]) * rstd[c];
-                const float g = relu && hat * w[c] + b[c] <= 0.0f ? 0.0f : d[p * W + c];
-                const float back = (g * w[c] - level[c] - hat * slope[c]) * rstd[c];
-                out[p * W + c] = here && here[c] == 0.0f ? 0.0f : back;
-            }
+    for (int64_t m = 0; m < members; m++) {
+        const int64_t size = units * places * channels, at = m * channels;
+        const float *here = present ? present + at : 0;
+        float *kept = moments + m * units * 2 * channels;
+#define RUN(NAME, W)                                                                                                   \
+    norm_forward_##NAME(x + m * size, y + m * size, weight + at, bias + at, here, kept, units, places, relu, eps, W);
+        BY_LANES(channels, RUN)
+#undef RUN
     }
 }
 
 void group_norm_backward(const float *dy, const float *x, float *dx, const float *weight, const float *bias,
                          const float *present, const float *moments, float *dweight, float *dbias, int64_t members,
                          int64_t units, int64_t places, int64_t channels, int64_t relu) {
-    const int64_t size = units * places * channels;
-    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++)
-                           norm_backward(dy + m * size, x + m * size, dx + m * size, weight + m * W, bias + m * W,
-                                         present ? present + m * W : 0, moments + m * units * 2 * W, dweight + m * W,
-                                         dbias + m * W, units, places, relu, W))
+    for (int64_t m = 0; m < members; m++) {
+        const int64_t size = units * places * channels, at = m * channels;
+        const float *here = present ? present + at : 0, *kept = moments + m * units * 2 * channels;
+#define RUN(NAME, W)                                                                                                   \
+    norm_backward_##NAME(dy + m * size, x + m * size, dx + m * size, weight + at, bias + at, here, kept, dweight + at, \
+                         dbias + at, units, places, relu, W);
+        BY_LANES(channels, RUN)
+#undef RUN
+    }
 }
 
 /* ------------------------------------------------------------------ batch norm, ReLU, and a 2×2 mean if asked */
@@ -386,167 +442,206 @@ INLINE void window(int64_t q, int64_t columns, int64_t pool, int64_t at[4]) {
     at[0] = corner, at[1] = corner + 1, at[2] = corner + columns, at[3] = corner + columns + 1;
 }
 
-INLINE void batch_forward(const float *restrict x, float *restrict y, const float *restrict weight,
-                          const float *restrict bias, float *restrict running_mean, float *restrict running_var,
-                          float *restrict mean, float *restrict rstd, int64_t units, int64_t rows, int64_t columns,
-                          int64_t relu, const int64_t taps, float momentum, float eps, const int64_t W) {
-    const int64_t places = rows * columns, outputs = taps > 1 ? (rows / 2) * (columns / 2) : places;
-    const int64_t cells = units * places;
-    const float unbiased = cells > 1 ? (float)cells / (cells - 1) : 1.0f, part = 1.0f / taps;
-    double total[W];
-    float scale[W], shift[W];
-    channel_sums(x, 0, total, cells, 0, W);
-    for (int64_t c = 0; c < W; c++) mean[c] = (float)(total[c] / cells);
-    channel_sums(x, mean, total, cells, 1, W);
-    for (int64_t c = 0; c < W; c++) {
-        const float var = (float)(total[c] / cells);
-        running_mean[c] += momentum * (mean[c] - running_mean[c]);
-        running_var[c] += momentum * (var * unbiased - running_var[c]);
-        rstd[c] = 1.0f / sqrtf(var + eps);
-        scale[c] = rstd[c] * weight[c];
-        shift[c] = bias[c] - mean[c] * scale[c];
+#define BATCH_NORM(NAME, LANES, BITS)                                                                                  \
+    INLINE void batch_forward_##NAME(const float *restrict x, float *restrict y, const float *restrict scale,          \
+                                     const float *restrict shift, int64_t units, int64_t rows, int64_t columns,        \
+                                     int64_t relu, const int64_t taps, const int64_t W) {                              \
+        const int64_t places = rows * columns, outputs = taps > 1 ? (rows / 2) * (columns / 2) : places;               \
+        const int64_t vectors = VECTORS(LANES, W);                                                                     \
+        const float part = 1.0f / taps;                                                                                \
+        for (int64_t u = 0; u < units; u++)                                                                            \
+            for (int64_t q = 0; q < outputs; q++) {                                                                    \
+                int64_t at[4];                                                                                         \
+                window(q, columns, taps > 1, at);                                                                      \
+                UNROLL for (int64_t j = 0; j < vectors; j++) {                                                         \
+                    LANES sum = {0};                                                                                   \
+                    UNROLL for (int64_t k = 0; k < taps; k++) {                                                        \
+                        const LANES z = AT(LANES, x, (u * places + at[k]) * W)[j] * AT(LANES, scale, 0)[j] +           \
+                                        AT(LANES, shift, 0)[j];                                                        \
+                        sum += relu ? RECTIFIED(LANES, BITS, z) : z;                                                   \
+                    }                                                                                                  \
+                    TO(LANES, y, (u * outputs + q) * W)[j] = sum * part;                                               \
+                }                                                                                                      \
+            }                                                                                                          \
+    }                                                                                                                  \
+    INLINE void batch_sums_##NAME(const float *restrict dy, const float *restrict x, const float *restrict scale,      \
+                                  const float *restrict shift, const float *restrict mean, float *restrict along,      \
+                                  float *restrict total, int64_t units, int64_t rows, int64_t columns, int64_t relu,   \
+                                  const int64_t taps, const int64_t W) {                                               \
+        const int64_t places = rows * columns, outputs = taps > 1 ? (rows / 2) * (columns / 2) : places;               \
+        const int64_t vectors = VECTORS(LANES, W);                                                                     \
+        for (int64_t c = 0; c < W; c++) along[c] = total[c] = 0.0f;                                                    \
+        for (int64_t u = 0; u < units; u++)                                                                            \
+            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
+                const LANES by = AT(LANES, scale, 0)[j], plus = AT(LANES, shift, 0)[j], from = AT(LANES, mean, 0)[j];  \
+                LANES along_of[taps], total_of[taps];                                                                  \
+                UNROLL for (int64_t k = 0; k < taps; k++) along_of[k] = total_of[k] = (LANES){0};                      \
+                for (int64_t q = 0; q < outputs; q++) {                                                                \
+                    int64_t at[4];                                                                                     \
+                    window(q, columns, taps > 1, at);                                                                  \
+                    const LANES d = AT(LANES, dy, (u * outputs + q) * W)[j];                                           \
+                    UNROLL for (int64_t k = 0; k < taps; k++) {                                                        \
+                        const LANES v = AT(LANES, x, (u * places + at[k]) * W)[j], z = v * by + plus;                  \
+                        const LANES g = relu ? PASSED(LANES, BITS, d, z) : d;                                          \
+                        total_of[k] += g;                                                                              \
+                        along_of[k] += g * (v - from);                                                                 \
+                    }                                                                                                  \
+                }                                                                                                      \
+                UNROLL for (int64_t k = 0; k < taps; k++) {                                                            \
+                    TO(LANES, along, 0)[j] += along_of[k];                                                             \
+                    TO(LANES, total, 0)[j] += total_of[k];                                                             \
+                }                                                                                                      \
+            }                                                                                                          \
+    }                                                                                                                  \
+    INLINE void batch_back_##NAME(const float *restrict dy, const float *restrict x, float *restrict dx,               \
+                                  const float *restrict scale, const float *restrict shift,                            \
+                                  const float *restrict mean, const float *restrict slope,                             \
+                                  const float *restrict level, int64_t units, int64_t rows, int64_t columns,           \
+                                  int64_t relu, const int64_t taps, const int64_t W) {                                 \
+        const int64_t places = rows * columns, outputs = taps > 1 ? (rows / 2) * (columns / 2) : places;               \
+        const int64_t vectors = VECTORS(LANES, W);                                                                     \
+        const float part = 1.0f / taps;                                                                                \
+        for (int64_t u = 0; u < units; u++)                                                                            \
+            for (int64_t q = 0; q < outputs; q++) {                                                                    \
+                int64_t at[4];                                                                                         \
+                window(q, columns, taps > 1, at);                                                                      \
+                UNROLL for (int64_t j = 0; j < vectors; j++) {                                                         \
+                    const LANES by = AT(LANES, scale, 0)[j], d = AT(LANES, dy, (u * outputs + q) * W)[j] * part;       \
+                    UNROLL for (int64_t k = 0; k < taps; k++) {                                                        \
+                        const LANES v = AT(LANES, x, (u * places + at[k]) * W)[j];                                     \
+                        const LANES z = v * by + AT(LANES, shift, 0)[j];                                               \
+                        const LANES g = relu ? PASSED(LANES, BITS, d, z) : d;                                          \
+                        TO(LANES, dx, (u * places + at[k]) * W)[j] =                                                   \
+                            g * by - AT(LANES, level, 0)[j] -                                                          \
+                            (v - AT(LANES, mean, 0)[j]) * AT(LANES, slope, 0)[j];                                      \
+                    }                                                                                                  \
+                }                                                                                                      \
+            }                                                                                                          \
     }
-    for (int64_t u = 0; u < units; u++)
-        for (int64_t q = 0; q < outputs; q++) {
-            int64_t at[4];
-            window(q, columns, taps > 1, at);
-            float sum[W];
-            for (int64_t c = 0; c < W; c++) sum[c] = 0.0f;
-            UNROLL for (int64_t k = 0; k < taps; k++) {
-                const float *restrict v = x + (u * places + at[k]) * W;
-                for (int64_t c = 0; c < W; c++) {
-                    const float z = v[c] * scale[c] + shift[c];
-                    sum[c] += relu ? rectified(z) : z;
-                }
-            }
-            float *restrict out = y + (u * outputs + q) * W;
-            for (int64_t c = 0; c < W; c++) out[c] = sum[c] * part;
-        }
-}
+BATCH_NORM(one, lanes1, bits1)
+BATCH_NORM(four, lanes4, bits4)
+BATCH_NORM(eight, lanes8, bits8)
 
 /* x [members, units, rows·columns, channels]; y has a quarter of the places if pool. running_mean, running_var: updated;
    moments [2, members, channels]: this batch's mean and 1/deviation. */
 void batch_norm_forward(const float *x, float *y, const float *weight, const float *bias, float *running_mean,
                         float *running_var, float *moments, int64_t members, int64_t units, int64_t rows,
                         int64_t columns, int64_t channels, int64_t relu, int64_t pool, float momentum, float eps) {
-    const int64_t in = units * rows * columns * channels;
+    const int64_t cells = units * rows * columns, in = cells * channels;
     const int64_t out = pool ? units * (rows / 2) * (columns / 2) * channels : in;
-#define RUN(TAPS)                                                                                                      \
-    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++)                                                           \
-                           batch_forward(x + m * in, y + m * out, weight + m * W, bias + m * W, running_mean + m * W,  \
-                                         running_var + m * W, moments + m * W, moments + (members + m) * W, units,     \
-                                         rows, columns, relu, TAPS, momentum, eps, W))
-    if (pool) RUN(4) else RUN(1)
+    const float unbiased = cells > 1 ? (float)cells / (cells - 1) : 1.0f;
+    for (int64_t m = 0; m < members; m++) {
+        const int64_t at = m * channels;
+        float *mean = moments + at, *rstd = moments + members * channels + at, scale[channels], shift[channels];
+        double total[channels];
+        BY_WIDTH(channels, channel_sums(x + m * in, 0, total, cells, 0, W))
+        for (int64_t c = 0; c < channels; c++) mean[c] = (float)(total[c] / cells);
+        BY_WIDTH(channels, channel_sums(x + m * in, mean, total, cells, 1, W))
+        for (int64_t c = 0; c < channels; c++) {
+            const float var = (float)(total[c] / cells);
+            running_mean[at + c] += momentum * (mean[c] - running_mean[at + c]);
+            running_var[at + c] += momentum * (var * unbiased - running_var[at + c]);
+            rstd[c] = 1.0f / sqrtf(var + eps);
+            scale[c] = rstd[c] * weight[at + c];
+            shift[c] = bias[at + c] - mean[c] * scale[c];
+        }
+#define RUN(NAME, W)                                                                                                   \
+    if (pool)                                                                                                          \
+        batch_forward_##NAME(x + m * in, y + m * out, scale, shift, units, rows, columns, relu, 4, W);                 \
+    else                                                                                                               \
+        batch_forward_##NAME(x + m * in, y + m * out, scale, shift, units, rows, columns, relu, 1, W);
+        BY_LANES(channels, RUN)
 #undef RUN
-}
-
-INLINE void batch_backward(const float *restrict dy, const float *restrict x, float *restrict dx,
-                           const float *restrict weight, const float *restrict bias, const float *restrict mean,
-                           const float *restrict rstd, float *restrict dweight, float *restrict dbias, int64_t units,
-                           int64_t rows, int64_t columns, int64_t relu, const int64_t taps, const int64_t W) {
-    const int64_t places = rows * columns, outputs = taps > 1 ? (rows / 2) * (columns / 2) : places;
-    const float part = 1.0f / taps, share = 1.0f / (units * places);
-    float scale[W], shift[W], slope[W], level[W], along[taps][W], total[taps][W];
-    for (int64_t c = 0; c < W; c++) {
-        scale[c] = rstd[c] * weight[c];
-        shift[c] = bias[c] - mean[c] * scale[c];
-        dweight[c] = dbias[c] = 0.0f;
-    }
-    for (int64_t u = 0; u < units; u++) {
-        UNROLL for (int64_t k = 0; k < taps; k++)
-            for (int64_t c = 0; c < W; c++) along[k][c] = total[k][c] = 0.0f;
-        for (int64_t q = 0; q < outputs; q++) {
-            int64_t at[4];
-            window(q, columns, taps > 1, at);
-            const float *restrict d = dy + (u * outputs + q) * W;
-            UNROLL for (int64_t k = 0; k < taps; k++) {
-                const float *restrict v = x + (u * places + at[k]) * W;
-                for (int64_t c = 0; c < W; c++) {
-                    const float g = relu && v[c] * scale[c] + shift[c] <= 0.0f ? 0.0f : d[c];
-                    total[k][c] += g;
-                    along[k][c] += g * (v[c] - mean[c]);
-                }
-            }
-        }
-        UNROLL for (int64_t k = 0; k < taps; k++)
-            for (int64_t c = 0; c < W; c++) {
-                dweight[c] += along[k][c] * rstd[c] * part;
-                dbias[c] += total[k][c] * part;
-            }
-    }
-    /* dx = scale·(g − mean of g − x̂·mean of g·x̂) = scale·g − level − (x − mean)·slope */
-    for (int64_t c = 0; c < W; c++) {
-        slope[c] = scale[c] * rstd[c] * dweight[c] * share;
-        level[c] = scale[c] * dbias[c] * share;
-        scale[c] *= part;
-    }
-    for (int64_t u = 0; u < units; u++) {
-        const int64_t cut = taps > 1 && (rows % 2 || columns % 2);
-        for (int64_t p = 0; cut && p < places; p++) { /* what the pooling leaves out at an odd edge */
-            if (p / columns < rows / 2 * 2 && p % columns < columns / 2 * 2) continue;
-            const int64_t at = (u * places + p) * W;
-            for (int64_t c = 0; c < W; c++) dx[at + c] = -level[c] - (x[at + c] - mean[c]) * slope[c];
-        }
-        for (int64_t q = 0; q < outputs; q++) {
-            int64_t at[4];
-            window(q, columns, taps > 1, at);
-            const float *restrict d = dy + (u * outputs + q) * W;
-            UNROLL for (int64_t k = 0; k < taps; k++) {
-                const float *restrict v = x + (u * places + at[k]) * W;
-                float *restrict out = dx + (u * places + at[k]) * W;
-                for (int64_t c = 0; c < W; c++) {
-                    const float g = relu && v[c] * (rstd[c] * weight[c]) + shift[c] <= 0.0f ? 0.0f : d[c];
-                    out[c] = g * scale[c] - level[c] - (v[c] - mean[c]) * slope[c];
-                }
-            }
-        }
     }
 }
 
 void batch_norm_backward(const float *dy, const float *x, float *dx, const float *weight, const float *bias,
                          const float *moments, float *dweight, float *dbias, int64_t members, int64_t units,
                          int64_t rows, int64_t columns, int64_t channels, int64_t relu, int64_t pool) {
-    const int64_t in = units * rows * columns * channels;
+    const int64_t places = rows * columns, in = units * places * channels;
     const int64_t out = pool ? units * (rows / 2) * (columns / 2) * channels : in;
-#define RUN(TAPS)                                                                                                      \
-    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++)                                                           \
-                           batch_backward(dy + m * out, x + m * in, dx + m * in, weight + m * W, bias + m * W,         \
-                                          moments + m * W, moments + (members + m) * W, dweight + m * W,               \
-                                          dbias + m * W, units, rows, columns, relu, TAPS, W))
-    if (pool) RUN(4) else RUN(1)
+    const float part = pool ? 0.25f : 1.0f, share = 1.0f / (units * places);
+    for (int64_t m = 0; m < members; m++) {
+        const int64_t at = m * channels;
+        const float *mean = moments + at, *rstd = moments + members * channels + at, *of = x + m * in;
+        float scale[channels], shift[channels], along[channels], total[channels], *to = dx + m * in;
+        for (int64_t c = 0; c < channels; c++) {
+            scale[c] = rstd[c] * weight[at + c];
+            shift[c] = bias[at + c] - mean[c] * scale[c];
+        }
+#define RUN(NAME, W)                                                                                                   \
+    if (pool)                                                                                                          \
+        batch_sums_##NAME(dy + m * out, of, scale, shift, mean, along, total, units, rows, columns, relu, 4, W);       \
+    else                                                                                                               \
+        batch_sums_##NAME(dy + m * out, of, scale, shift, mean, along, total, units, rows, columns, relu, 1, W);
+        BY_LANES(channels, RUN)
 #undef RUN
+        /* dx = scale·(g − mean of g − x̂·mean of g·x̂) = scale·g − level − (x − mean)·slope */
+        for (int64_t c = 0; c < channels; c++) {
+            dweight[at + c] = along[c] * rstd[c] * part;
+            dbias[at + c] = total[c] * part;
+            along[c] = scale[c] * rstd[c] * dweight[at + c] * share;
+            total[c] = scale[c] * dbias[at + c] * share;
+        }
+#define RUN(NAME, W)                                                                                                   \
+    if (pool)                                                                                                          \
+        batch_back_##NAME(dy + m * out, of, to, scale, shift, mean, along, total, units, rows, columns, relu, 4, W);   \
+    else                                                                                                               \
+        batch_back_##NAME(dy + m * out, of, to, scale, shift, mean, along, total, units, rows, columns, relu, 1, W);
+        BY_LANES(channels, RUN)
+#undef RUN
+        for (int64_t p = 0; pool && (rows % 2 || columns % 2) && p < units * places; p++) { /* what the pooling leaves out at an odd edge */
+            if (p % places / columns < rows / 2 * 2 && p % columns < columns / 2 * 2) continue;
+            for (int64_t c = 0; c < channels; c++)
+                to[p * channels + c] = -total[c] - (of[p * channels + c] - mean[c]) * along[c];
+        }
+    }
 }
 
 /* ------------------------------------------------------------------ limit, gate, multiply and blend */
 
 enum { SIZE, SHORTENING, OPENING, STATISTICS };
 
+INLINE float inner(const float *restrict x, const float *restrict y, int64_t length) {
+    lanes8 low = {0}, high = {0};
+    float total = 0.0f;
+    int64_t j = 0;
+    for (; j + 16 <= length; j += 16) {
+        low += AT(lanes8, x, j)[0] * AT(lanes8, y, j)[0];
+        high += AT(lanes8, x, j)[1] * AT(lanes8, y, j)[1];
+    }
+    for (; j < length; j++) total += x[j] * y[j];
+    low += high;
+    for (int64_t k = 0; k < 8; k++) total += low[k];
+    return total;
+}
+
+/* Mean of each channel over the places. */
+INLINE void pool(const float *restrict x, float *restrict mean, int64_t places, const int64_t W) {
+    for (int64_t c = 0; c < W; c++) mean[c] = 0.0f;
+    for (int64_t p = 0; p < places; p++)
+        for (int64_t c = 0; c < W; c++) mean[c] += x[p * W + c];
+    for (int64_t c = 0; c < W; c++) mean[c] /= places;
+}
+
 INLINE void seed_forward(const float *restrict h, const float *restrict delta, float *restrict y, float alpha,
                          int64_t multiplies, const float *restrict gate, float gate_bias, float *restrict statistics,
                          int64_t units, int64_t places, float eps, const int64_t W) {
+    const int64_t length = places * W;
     for (int64_t u = 0; u < units; u++) {
-        const float *restrict a = h + u * places * W, *restrict d = delta + u * places * W;
-        float *restrict out = y + u * places * W, *restrict kept = statistics + u * STATISTICS;
-        float of_host[W], of_delta[W], pooled[W], host = 0.0f, size = 0.0f, opening = 1.0f;
-        for (int64_t c = 0; c < W; c++) of_host[c] = of_delta[c] = pooled[c] = 0.0f;
-        for (int64_t p = 0; p < places; p++)
-            for (int64_t c = 0; c < W; c++) {
-                of_host[c] += a[p * W + c] * a[p * W + c];
-                of_delta[c] += d[p * W + c] * d[p * W + c];
-                pooled[c] += a[p * W + c];
-            }
-        for (int64_t c = 0; c < W; c++) host += of_host[c], size += of_delta[c];
-        size = sqrtf(size + eps * eps);
-        const float shortening = sqrtf(host) / size;
+        const float *restrict a = h + u * length, *restrict d = delta + u * length;
+        float *restrict out = y + u * length, *restrict kept = statistics + u * STATISTICS, opening = 1.0f;
+        const float size = sqrtf(inner(d, d, length) + eps * eps), shortening = sqrtf(inner(a, a, length)) / size;
         if (gate) {
-            float logit = gate_bias;
-            for (int64_t c = 0; c < W; c++) logit += gate[c] * (pooled[c] / places);
+            float mean[W], logit = gate_bias;
+            pool(a, mean, places, W);
+            for (int64_t c = 0; c < W; c++) logit += gate[c] * mean[c];
             opening = 1.0f / (1.0f + expf(-logit));
         }
         kept[SIZE] = size, kept[SHORTENING] = shortening, kept[OPENING] = opening;
         if (alpha == 0.0f) continue;
         const float factor = (shortening > 1.0f ? 1.0f : shortening) * opening;
-        for (int64_t j = 0; j < places * W; j++) {
+        for (int64_t j = 0; j < length; j++) {
             const float effect = d[j] * factor;
             out[j] = a[j] + alpha * (multiplies ? a[j] * hyperbolic_tangent(effect) : effect);
         }
@@ -577,15 +672,14 @@ INLINE void seed_backward(const float *restrict dy, const float *restrict h, con
                           int64_t incubating, int64_t attached, const float *restrict gate,
                           const float *restrict statistics, float *restrict dgate, float *restrict dgate_bias,
                           int64_t units, int64_t places, const int64_t W) {
+    const int64_t length = places * W;
     for (int64_t u = 0; u < units; u++) {
-        const float *restrict g = dy + u * places * W, *restrict a = h + u * places * W;
-        const float *restrict d = delta + u * places * W, *restrict kept = statistics + u * STATISTICS;
-        float *restrict effect = ddelta + u * places * W, *restrict carried = dh + u * places * W;
+        const float *restrict g = dy + u * length, *restrict a = h + u * length;
+        const float *restrict d = delta + u * length, *restrict kept = statistics + u * STATISTICS;
+        float *restrict effect = ddelta + u * length, *restrict carried = dh + u * length;
         const float size = kept[SIZE], shortening = kept[SHORTENING], opening = kept[OPENING];
         const float limit = shortening > 1.0f ? 1.0f : shortening, factor = limit * opening;
-        float products[W], pooled[W], along = 0.0f;
-        for (int64_t c = 0; c < W; c++) products[c] = pooled[c] = 0.0f;
-        for (int64_t j = 0; j < places * W; j++) {
+        for (int64_t j = 0; j < length; j++) {
             if (multiplies) {
                 const float t = hyperbolic_tangent(d[j] * factor), product = g[j] * strength;
                 carried[j] += incubating ? 0.0f : product * t;
@@ -593,19 +687,16 @@ INLINE void seed_backward(const float *restrict dy, const float *restrict h, con
             } else
                 effect[j] = g[j] * strength;
         }
-        for (int64_t p = 0; p < places; p++)
-            for (int64_t c = 0; c < W; c++) {
-                products[c] += effect[p * W + c] * d[p * W + c];
-                pooled[c] += a[p * W + c];
-            }
-        for (int64_t c = 0; c < W; c++) along += products[c];
+        const float along = inner(effect, d, length);
         /* The limit's own gradient, where it binds: a longer delta is shortened more. */
         const float pull = shortening <= 1.0f ? along * factor / (size * size) : 0.0f;
-        for (int64_t j = 0; j < places * W; j++) effect[j] = effect[j] * factor - d[j] * pull;
+        for (int64_t j = 0; j < length; j++) effect[j] = effect[j] * factor - d[j] * pull;
         if (!gate) continue;
+        float mean[W];
+        pool(a, mean, places, W);
         const float to_logit = along * limit * opening * (1.0f - opening);
-        for (int64_t c = 0; c < W; c++) dgate[c] += to_logit * (pooled[c] / places);
         *dgate_bias += to_logit;
+        for (int64_t c = 0; c < W; c++) dgate[c] += to_logit * mean[c];
         for (int64_t p = 0; attached && p < places; p++)
             for (int64_t c = 0; c < W; c++) carried[p * W + c] += to_logit * gate[c] / places;
     }
