@@ -7,6 +7,7 @@ Both train the same hosts in turns, whole epochs at a time; the loop is ``benchm
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from rich.progress import track
 from torch import Tensor
 
 from benchmarks.harness import Report, Table, median_ratio, paired_seconds
-from benchmarks.living_seeds import fresh_population
+from benchmarks.living_seeds import LIVING_SHARE, fresh_population
+from benchmarks.operator_calls import CASES, calls_tables, count_calls
 from benchmarks.reference import HostLoop
 from envs.population.flops import FORWARDS_PER_TRAINING_STEP
 from envs.tasks import make_task
@@ -29,9 +31,6 @@ from esper_ray.process import settle
 
 HOSTS = {"1×1": "digits_impaired", "3×3": "digits"}
 """Kernels of the hosts → the task that has them."""
-
-LIVING_SHARE = {"alone": 0.0, "mixed seeds": 2.5 / 3}
-"""Share of the slots that hold a seed with weights."""
 
 HOST_EPOCHS = 224
 """Epochs times hosts after which a cell has been timed for long enough."""
@@ -69,7 +68,28 @@ class Engine:
                     measured.evaluation(kernels, num_hosts)
             report.tables += measured.tables()
             report.headline |= measured.headline()
+            if device.type == "cpu":
+                self._calls(report)
+                self._jax(report)
         report.publish(console, self.json)
+
+    def _calls(self, report: Report) -> None:
+        counted = {case: count_calls(case, torch.device("cpu")) for case in CASES}
+        report.tables += calls_tables(counted)
+        report.headline |= {
+            case.headline: round(sum(calls.per_batch.values())) for case, calls in counted.items() if case.headline
+        }
+
+    def _jax(self, report: Report) -> None:
+        if importlib.util.find_spec("jax") is None:
+            report.notes.append("jax_ratio_n32 is left out: JAX is not installed (the extra `bench` has it).")
+            return
+        from benchmarks import jax_hosts  # JAX is optional
+
+        table, ratio = jax_hosts.jax_against_population(HOSTS, self.repeats)
+        report.tables.append(table)
+        report.headline["jax_ratio_n32"] = round(ratio, 2)
+        report.notes.append(jax_hosts.NOTE)
 
     def _devices(self) -> list[torch.device]:
         if self.device == "all":
@@ -85,6 +105,8 @@ NOTES = (
     "FLOP are those of convolutions and matrix products as the hosts' shapes give them (envs/population/flops.py), a "
     "training step as three forwards; normalisation, pooling and the optimiser count nothing. The roof is a float32 "
     "product of two square matrices.",
+    "Calls are torch operators that are dispatched in training, those that only make a view left out; one of this "
+    "project's own operators is one. A mini-batch's are the difference of two epochs' of 4 and 12 mini-batches.",
     "Headline figures are of batch size 32 and of the host that does worse: the lower ratio, and for "
     "single_cost_ratio (population's time over the loop's at N = 1) the higher.",
 )
@@ -153,6 +175,7 @@ class _Device:
     def headline(self) -> dict[str, float]:
         """What was measured of the figures that others quote: the worse of the two hosts, at batch size 32."""
         wanted = {"engine_ratio_n32_b32": ("alone", 32), "engine_ratio_mixed": ("mixed seeds", 32)}
+        wanted["engine_ratio_mixed_n128"] = ("mixed seeds", 128)
         wanted["single_cost_ratio"] = ("alone", 1)
         if self.device.type == "cuda":
             wanted = {"gpu_engine_ratio_n128": ("alone", 128)}
