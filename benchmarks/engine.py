@@ -21,7 +21,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.harness import Report, Table, median_ratio, paired_seconds
+from benchmarks.gpu_hosts import NOTE as GPU_NOTE
+from benchmarks.gpu_hosts import gpu_figures
+from benchmarks.harness import Report, Table, median_ratio, paired_seconds, require_gpu
 from benchmarks.living_seeds import LIVING_SHARE, fresh_population
 from benchmarks.operator_calls import CASES, calls_tables, count_calls
 from benchmarks.reference import HostLoop
@@ -47,7 +49,7 @@ class Engine:
     json: Path | None = None
     """Report to write; the tables are always printed."""
     sizes: tuple[int, ...] = (1, 8, 32, 128)
-    """Numbers of hosts, N."""
+    """Numbers of hosts, N; none leaves out the comparison with the loop."""
     batch_sizes: tuple[int, ...] = (32, 64)
     """Samples in a mini-batch."""
     repeats: int = 15
@@ -58,6 +60,8 @@ class Engine:
     def run(self, console: Console) -> None:
         """Measure, print, write."""
         report = Report("engine", notes=list(NOTES))
+        if self.device == "cuda":
+            require_gpu()
         for device in self._devices():
             measured = _Device(device, self)
             cells = [(k, s, n, b) for k in HOSTS for s in LIVING_SHARE for n in self.sizes for b in self.batch_sizes]
@@ -66,11 +70,13 @@ class Engine:
             for kernels in HOSTS:
                 for num_hosts in self.sizes:
                     measured.evaluation(kernels, num_hosts)
-            report.tables += measured.tables()
+            report.tables += measured.tables() if self.sizes else []
             report.headline |= measured.headline()
             if device.type == "cpu":
                 self._calls(report)
                 self._jax(report)
+            else:
+                self._gpu(report, device)
         report.publish(console, self.json)
 
     def _calls(self, report: Report) -> None:
@@ -90,6 +96,12 @@ class Engine:
         report.tables.append(table)
         report.headline["jax_ratio_n32"] = round(ratio, 2)
         report.notes.append(jax_hosts.NOTE)
+
+    def _gpu(self, report: Report, device: torch.device) -> None:
+        tables, headline = gpu_figures(HOSTS, device)
+        report.tables += tables
+        report.headline |= headline
+        report.notes.append(GPU_NOTE)
 
     def _devices(self) -> list[torch.device]:
         if self.device == "all":

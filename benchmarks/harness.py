@@ -88,12 +88,40 @@ def machine() -> dict[str, Any]:
     }
 
 
+def require_gpu() -> None:
+    """End the process with a line if torch has no GPU to use.
+
+    Raises:
+        SystemExit: it has none.
+    """
+    if not torch.cuda.is_available():
+        raise SystemExit(f"no GPU: torch {torch.__version__} sees none, and this part is measured on one only")
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+class Watch:
+    """Wall seconds of every call, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """The same work, watched."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = work(*args, **kwargs)
+            self.seconds.setdefault(name, []).append(time.perf_counter() - started)
+            return result
+
+        return timed
 
 
 def paired_seconds(

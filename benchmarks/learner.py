@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
@@ -22,7 +20,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.harness import Report, Table, median_ratio, paired_seconds
+from benchmarks.harness import Report, Table, Watch, median_ratio, paired_seconds
 from benchmarks.quickstart import quickstart, start_ray
 from esper_ray.presets import QUICKSTART
 from esper_ray.process import settle
@@ -113,7 +111,7 @@ class Learner:
         start_ray(QUICKSTART.run.num_env_runners)
         try:
             algorithm = quickstart().build_algo()
-            watch = _Watch()
+            watch = Watch()
             algorithm.learner_group.update = watch.timed("update", algorithm.learner_group.update)
             algorithm.share_weights = watch.timed("weights", algorithm.share_weights)
             train = watch.timed("iteration", algorithm.train)
@@ -152,22 +150,6 @@ class LstmLoop(nn.Module):
             h, c = torch.lstm_cell(step, (h, c), *weights)
             outputs.append(h)
         return torch.stack(outputs, dim=1), (h.unsqueeze(0), c.unsqueeze(0))
-
-
-class _Watch:
-    """Wall seconds of every call, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {}
-
-    def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            result = work(*args, **kwargs)
-            self.seconds.setdefault(name, []).append(time.perf_counter() - started)
-            return result
-
-        return timed
 
 
 def _row(name: str, seconds: dict[str, list[float]], count: int) -> tuple[str, ...]:
