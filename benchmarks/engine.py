@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.gpu_hosts import NOTE as GPU_NOTE
 from benchmarks.gpu_hosts import gpu_figures
-from benchmarks.harness import Report, Table, median_ratio, paired_seconds, require_gpu
+from benchmarks.harness import Report, Table, awaited, median_ratio, paired_seconds, require_gpu
 from benchmarks.living_seeds import LIVING_SHARE, fresh_population
 from benchmarks.operator_calls import CASES, calls_tables, count_calls
 from benchmarks.reference import HostLoop
@@ -141,8 +140,8 @@ class _Device:
         loop = HostLoop(population, lifecycle)
         order, epoch = self._order(num_hosts, task.batches_per_epoch, batch_size), np.zeros(num_hosts, np.int64)
         work = {
-            "population": self._waiting(lambda: population.train_epoch(epoch, lifecycle)),
-            "loop": self._waiting(lambda: loop.train_epoch(order, task.lr)),
+            "population": awaited(lambda: population.train_epoch(epoch, lifecycle), self.device.type),
+            "loop": awaited(lambda: loop.train_epoch(order, task.lr), self.device.type),
         }
         seconds = paired_seconds(work, self._repeats(num_hosts))
         ratio = median_ratio(seconds["loop"], seconds["population"])
@@ -207,21 +206,11 @@ class _Device:
         samples = len(make_task(HOSTS["1×1"]).splits["train"].y)
         return torch.from_numpy(rng.integers(samples, size=(num_hosts, batches, batch_size))).to(self.device)
 
-    def _waiting(self, work: Callable[[], object]) -> Callable[[], None]:
-        """The same work, back when the device is done with it."""
-
-        def done() -> None:
-            work()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return done
-
     def _matrix_product(self) -> float:
         """FLOP/s of one large float32 product."""
         size = 8192 if self.device.type == "cuda" else 1024
         left, right = torch.randn(2, size, size, device=self.device)
-        multiply = self._waiting(lambda: torch.mm(left, right))
+        multiply = awaited(lambda: torch.mm(left, right), self.device.type)
         return 2.0 * size**3 / min(paired_seconds({"product": multiply}, 10, warmup=3)["product"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness import Table, median_ratio, paired_seconds
+from benchmarks.harness import Table, awaited, median_ratio, paired_seconds
 from benchmarks.living_seeds import LIVING_SHARE, fresh_population
 from envs.tasks import make_task
 
@@ -24,9 +25,9 @@ BUSY = ("hosts", "N", "mini-batches/s", "eager, mini-batches/s", "captured / eag
 CORES = ("hosts", "GPU, mini-batches/s", "one CPU core, mini-batches/s", "at N", "cores")
 
 NOTE = (
-    "On the GPU: mixed seeds, batches of 32. Busy is the time in which it runs a kernel, copies left out, as the profiler "
-    "records it over one epoch, over the median time of an epoch without the profiler. A core is one of this machine, at "
-    "the number of hosts of those tried that is best there. Headline figures are of the host that does worse."
+    "On the GPU: mixed seeds, batches of 32. Busy is the time in which it runs a kernel, copies left out, as the "
+    "profiler records it over one epoch, over the median time of an epoch without the profiler. A core is one of this "
+    "machine, at the best of the numbers of hosts tried. Headline figures are of the host that does worse."
 )
 
 
@@ -100,12 +101,12 @@ def measure_epochs(task_name: str, num_hosts: int, device: torch.device) -> Epoc
     def train(capture: bool) -> None:
         population.capture = capture  # type: ignore[attr-defined]
         population.train_epoch(epoch, lifecycle)
-        _wait(device)
 
-    seconds = paired_seconds({"captured": lambda: train(True), "eager": lambda: train(False)}, REPEATS)
+    ways = {name: awaited(functools.partial(train, name == "captured"), device.type) for name in ("captured", "eager")}
+    seconds = paired_seconds(ways, REPEATS)
     batches = num_hosts * task.batches_per_epoch
     rates = {name: batches / statistics.median(values) for name, values in seconds.items()}
-    kernels = kernel_times(lambda: train(True), device)
+    kernels = kernel_times(ways["captured"], device)
     return Epochs(
         rates["captured"],
         rates["eager"],
@@ -118,7 +119,7 @@ def measure_epochs(task_name: str, num_hosts: int, device: torch.device) -> Epoc
 def kernel_times(work: Callable[[], object], device: torch.device) -> list[tuple[float, float]]:
     """Begin and end, in seconds, of all that a device computes in some work; on a CPU of all operators."""
     kind = device.type.upper()
-    with profile(activities=[ProfilerActivity[kind]]) as profiler:
+    with profile(activities=[ProfilerActivity.__members__[kind]]) as profiler:
         work()
     return [
         (event.time_range.start / 1e6, event.time_range.end / 1e6)
@@ -143,8 +144,3 @@ def _core_rate(task_name: str, num_hosts: int) -> float:
     epoch = np.zeros(num_hosts, np.int64)
     seconds = paired_seconds({"core": lambda: population.train_epoch(epoch, lifecycle)}, REPEATS)["core"]
     return num_hosts * task.batches_per_epoch / statistics.median(seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

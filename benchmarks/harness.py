@@ -124,12 +124,23 @@ class Watch:
         return timed
 
 
+def awaited(work: Callable[[], object], device: str) -> Callable[[], None]:
+    """The same work, back when a device (its type) is done with it."""
+
+    def done() -> None:
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return done
+
+
 def paired_seconds(
     candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1
 ) -> dict[str, list[float]]:
     """Wall seconds of each candidate, taken in turns, so that a busy moment of the machine hits all of them.
 
-    A candidate that works on a GPU must wait for it before it returns.
+    A candidate that works on a GPU must wait for it before it returns (:func:`awaited`).
 
     Args:
         candidates: Name → what to time.
