@@ -136,9 +136,12 @@ def awaited(work: Callable[[], object], device: str) -> Callable[[], None]:
 
 
 def paired_seconds(
-    candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Wall seconds of each candidate, taken in turns, so that a busy moment of the machine hits all of them.
+    """Seconds of each candidate, taken in turns, so that a busy moment of the machine hits all of them.
 
     A candidate that works on a GPU must wait for it before it returns (:func:`awaited`).
 
@@ -146,14 +149,15 @@ def paired_seconds(
         candidates: Name → what to time.
         repeats: Timed rounds.
         warmup: Rounds before them that do not count.
+        clock: Seconds that pass; by default those on the wall.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeats):
         for name, work in candidates.items():
-            started = time.perf_counter()
+            started = clock()
             work()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

@@ -10,9 +10,10 @@ import functools
 import itertools
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,10 @@ RUNS = ("scanned", "step by step")
 
 HEADER = ("hosts", "form of JAX's", "JAX, mini-batches/s", "population, mini-batches/s", "ratio")
 NOTE = (
-    f"JAX: {NUM_HOSTS} hosts alone, batches of 32, in turns with the population, this process kept on one core while "
-    "both run; buffers are donated. The figure is the ratio to JAX's fastest form, of the host that does worse. Each "
-    "form starts from the population's weights and after an epoch has the loss of the loop over modules."
+    f"JAX: {NUM_HOSTS} hosts alone, batches of 32, in turns with the population. Both are kept on one core, and seconds "
+    "are those that it computes for this process; buffers are donated. The figure is the ratio to JAX's fastest form, of "
+    "the host that does worse. Each form starts from the population's weights, and after an epoch it must have the loss "
+    "of the loop over modules."
 )
 
 
@@ -84,21 +86,18 @@ def _halved(x: Any) -> Any:
     return cells.mean((2, 4))
 
 
-class _State(NamedTuple):
-    """Of all hosts, by name, members first."""
-
-    parameters: Any
-    momentum: Any
-    running: Any
+State = tuple[Any, Any, Any]
+"""Parameters, their momentum and running statistics, by name; of all hosts with the members' axis first."""
 
 
-def _step(state: _State, x: Any, y: Any, rate: float, convolve: Callable[..., Any]) -> _State:
-    (_, moved), gradients = jax.value_and_grad(_loss, has_aux=True)(state.parameters, state.running, x, y, convolve)
+def _step(state: State, x: Any, y: Any, rate: float, convolve: Callable[..., Any]) -> State:
+    parameters, momentum, running = state
+    (_, moved), gradients = jax.value_and_grad(_loss, has_aux=True)(parameters, running, x, y, convolve)
     norm = jnp.sqrt(sum(jnp.square(gradient).sum() for gradient in gradients.values()))
     factor = CLIP_NORM / jnp.maximum(norm, CLIP_NORM)
-    momentum = {name: MOMENTUM * state.momentum[name] + factor * gradients[name] for name in gradients}
-    parameters = {name: value - rate * momentum[name] for name, value in state.parameters.items()}
-    return _State(parameters, momentum, moved)
+    momentum = {name: MOMENTUM * momentum[name] + factor * gradients[name] for name in gradients}
+    parameters = {name: value - rate * momentum[name] for name, value in parameters.items()}
+    return parameters, momentum, moved
 
 
 # ---------------------------------------------------------------------- many hosts
@@ -115,19 +114,19 @@ class JaxHosts:
         split = population.task.splits["train"]
         data = jnp.asarray(split.x.numpy()), jnp.asarray(split.y.numpy())
 
-        def host_step(state: _State, index: Any, rate: float) -> _State:
+        def host_step(state: State, index: Any, rate: float) -> State:
             return _step(state, data[0][index], data[1][index], rate, CONVOLUTIONS[convolution])
 
         step = jax.vmap(host_step, (0, 0, None))
 
-        def epoch(state: _State, order: Any, rate: float) -> _State:
+        def epoch(state: State, order: Any, rate: float) -> State:
             return jax.lax.scan(lambda state, index: (step(state, index, rate), None), state, order)[0]
 
         self._scanned = run == "scanned"
         self._run = jax.jit(epoch if self._scanned else step, donate_argnums=0)
         copied = {name: jnp.array(value.numpy()) for name, value in population.layout.views(population.flat).items()}
         running = {name: jnp.array(value.numpy()) for name, value in population.buffers.items()}
-        self.state = _State(copied, {name: jnp.zeros_like(value) for name, value in copied.items()}, running)
+        self.state: State = (copied, {name: jnp.zeros_like(value) for name, value in copied.items()}, running)
 
     def train_epoch(self, order: Any, rate: float) -> None:
         """Train all hosts, and wait until they are.
@@ -142,8 +141,9 @@ class JaxHosts:
 
     def write_into(self, population: Population) -> None:
         """Put weights and running statistics into a population of the same hosts."""
+        parameters, _, running = self.state
         views = population.layout.views(population.flat) | population.buffers
-        for name, value in (self.state.parameters | self.state.running).items():
+        for name, value in (parameters | running).items():
             views[name].copy_(torch.from_numpy(np.array(value)))
 
 
@@ -176,7 +176,7 @@ def jax_against_population(tasks: dict[str, str], repeats: int) -> tuple[Table, 
 
 
 def _seconds(task: Task, repeats: int) -> dict[str, list[float]]:
-    """Of an epoch of the population, and of JAX's in each form."""
+    """Of the core, for an epoch of the population and one of JAX's in each form."""
     population, lifecycle = fresh_population(task, NUM_HOSTS, 1, torch.device("cpu"))
     shape = (NUM_HOSTS, task.batches_per_epoch, task.batch_size)
     order = torch.from_numpy(np.random.default_rng(0).integers(len(task.splits["train"].y), size=shape))
@@ -196,14 +196,14 @@ def _seconds(task: Task, repeats: int) -> dict[str, list[float]]:
             raise RuntimeError(f"JAX's hosts ({form}) learn something else: losses {loss} instead of {expected}")
         work[form] = functools.partial(hosts.train_epoch, batches, task.lr)
     work[POPULATION] = lambda: population.train_epoch(epoch, lifecycle)
-    return paired_seconds(work, repeats)
+    return paired_seconds(work, repeats, clock=time.process_time)
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
     """Keep this thread, and those that it starts, on one core."""
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
+    os.sched_setaffinity(0, {max(cores)})
     try:
         yield
     finally:
