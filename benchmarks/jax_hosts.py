@@ -38,10 +38,10 @@ RUNS = ("scanned", "step by step")
 
 HEADER = ("hosts", "form of JAX's", "JAX, mini-batches/s", "population, mini-batches/s", "ratio")
 NOTE = (
-    f"JAX: {NUM_HOSTS} hosts alone, batches of 32, in turns with the population. Both are kept on one core, and seconds "
-    "are those that it computes for this process; buffers are donated. The figure is the ratio to JAX's fastest form, of "
-    "the host that does worse. Each form starts from the population's weights, and after an epoch it must have the loss "
-    "of the loop over modules."
+    f"JAX: {NUM_HOSTS} hosts alone, batches of 32, in turns with the population. Both are kept on one core, and "
+    "seconds are those that it computes for this process; buffers are donated. The figure is the ratio to JAX's "
+    "fastest form, of the host that does worse. Each form starts from the population's weights, and must have the "
+    "loss of the loop over modules after an epoch."
 )
 
 

@@ -45,6 +45,7 @@ NOTES = (
     "An iteration is one of `make train`, with its processes, after a warm-up one; checkpoints, TensorBoard and "
     "pictures are left out, which makes the learner's share look larger, not smaller. Rollouts, update and new "
     "weights (put where the runners fetch them with the next order) come one after the other: nothing overlaps.",
+    "On a GPU one core makes the same updates in turns with it. More hosts' episodes are the recorded ones repeated.",
 )
 
 

@@ -9,6 +9,7 @@ Run it with::
 from __future__ import annotations
 
 import functools
+import math
 import os
 import statistics
 import time
@@ -173,16 +174,11 @@ class Scaling:
             now = time.perf_counter()
             seconds = self._epoch_seconds(num_hosts, device, now + (ends - now) / (len(self.gpu_hosts) - done))
             timed = seconds[len(seconds) // 2 :]
-            megabytes = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else 0.0
+            megabytes = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else math.nan
             rate = num_hosts * len(timed) / sum(timed)
-            row = (
-                str(num_hosts),
-                f"{rate:,.0f}",
-                f"{len(seconds) - len(timed) + 1}–{len(seconds)}",
-                f"{megabytes:,.0f}",
-            )
+            epochs = f"{len(seconds) - len(timed) + 1}–{len(seconds)}"
             console.print(f"{num_hosts} hosts: {rate:,.0f} env steps per second, {megabytes:,.0f} MB")
-            table.rows.append(row)
+            table.rows.append((str(num_hosts), f"{rate:,.0f}", epochs, f"{megabytes:,.0f}"))
         return table
 
     def _epoch_seconds(self, num_hosts: int, device: str, ends: float) -> list[float]:
