@@ -7,8 +7,8 @@ Both train the same hosts in turns, whole epochs at a time; the loop is ``benchm
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,8 +20,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.harness import Report, Table, median_ratio, paired_seconds
-from benchmarks.living_seeds import fresh_population
+from benchmarks.gpu_hosts import NOTE as GPU_NOTE
+from benchmarks.gpu_hosts import gpu_figures
+from benchmarks.harness import Report, Table, awaited, median_ratio, paired_seconds, require_gpu
+from benchmarks.living_seeds import LIVING_SHARE, fresh_population
+from benchmarks.operator_calls import CASES, calls_tables, count_calls
 from benchmarks.reference import HostLoop
 from envs.population.flops import FORWARDS_PER_TRAINING_STEP
 from envs.tasks import make_task
@@ -29,9 +32,6 @@ from esper_ray.process import settle
 
 HOSTS = {"1×1": "digits_impaired", "3×3": "digits"}
 """Kernels of the hosts → the task that has them."""
-
-LIVING_SHARE = {"alone": 0.0, "mixed seeds": 2.5 / 3}
-"""Share of the slots that hold a seed with weights."""
 
 HOST_EPOCHS = 224
 """Epochs times hosts after which a cell has been timed for long enough."""
@@ -48,7 +48,7 @@ class Engine:
     json: Path | None = None
     """Report to write; the tables are always printed."""
     sizes: tuple[int, ...] = (1, 8, 32, 128)
-    """Numbers of hosts, N."""
+    """Numbers of hosts, N; none leaves out the comparison with the loop."""
     batch_sizes: tuple[int, ...] = (32, 64)
     """Samples in a mini-batch."""
     repeats: int = 15
@@ -59,6 +59,8 @@ class Engine:
     def run(self, console: Console) -> None:
         """Measure, print, write."""
         report = Report("engine", notes=list(NOTES))
+        if self.device == "cuda":
+            require_gpu()
         for device in self._devices():
             measured = _Device(device, self)
             cells = [(k, s, n, b) for k in HOSTS for s in LIVING_SHARE for n in self.sizes for b in self.batch_sizes]
@@ -67,9 +69,38 @@ class Engine:
             for kernels in HOSTS:
                 for num_hosts in self.sizes:
                     measured.evaluation(kernels, num_hosts)
-            report.tables += measured.tables()
+            report.tables += measured.tables() if self.sizes else []
             report.headline |= measured.headline()
+            if device.type == "cpu":
+                self._calls(report)
+                self._jax(report)
+            else:
+                self._gpu(report, device)
         report.publish(console, self.json)
+
+    def _calls(self, report: Report) -> None:
+        counted = {case: count_calls(case, torch.device("cpu")) for case in CASES}
+        report.tables += calls_tables(counted)
+        report.headline |= {
+            case.headline: round(sum(calls.per_batch.values())) for case, calls in counted.items() if case.headline
+        }
+
+    def _jax(self, report: Report) -> None:
+        if importlib.util.find_spec("jax") is None:
+            report.notes.append("jax_ratio_n32 is left out: JAX is not installed (the extra `bench` has it).")
+            return
+        from benchmarks import jax_hosts  # JAX is optional
+
+        table, ratio = jax_hosts.jax_against_population(HOSTS, self.repeats)
+        report.tables.append(table)
+        report.headline["jax_ratio_n32"] = round(ratio, 2)
+        report.notes.append(jax_hosts.NOTE)
+
+    def _gpu(self, report: Report, device: torch.device) -> None:
+        tables, headline = gpu_figures(HOSTS, device)
+        report.tables += tables
+        report.headline |= headline
+        report.notes.append(GPU_NOTE)
 
     def _devices(self) -> list[torch.device]:
         if self.device == "all":
@@ -85,6 +116,8 @@ NOTES = (
     "FLOP are those of convolutions and matrix products as the hosts' shapes give them (envs/population/flops.py), a "
     "training step as three forwards; normalisation, pooling and the optimiser count nothing. The roof is a float32 "
     "product of two square matrices.",
+    "Calls are torch operators that are dispatched in training, those that only make a view left out; one of this "
+    "project's own operators is one. A mini-batch's are the difference of two epochs' of 4 and 12 mini-batches.",
     "Headline figures are of batch size 32 and of the host that does worse: the lower ratio, and for "
     "single_cost_ratio (population's time over the loop's at N = 1) the higher.",
 )
@@ -107,8 +140,8 @@ class _Device:
         loop = HostLoop(population, lifecycle)
         order, epoch = self._order(num_hosts, task.batches_per_epoch, batch_size), np.zeros(num_hosts, np.int64)
         work = {
-            "population": self._waiting(lambda: population.train_epoch(epoch, lifecycle)),
-            "loop": self._waiting(lambda: loop.train_epoch(order, task.lr)),
+            "population": awaited(lambda: population.train_epoch(epoch, lifecycle), self.device.type),
+            "loop": awaited(lambda: loop.train_epoch(order, task.lr), self.device.type),
         }
         seconds = paired_seconds(work, self._repeats(num_hosts))
         ratio = median_ratio(seconds["loop"], seconds["population"])
@@ -153,6 +186,7 @@ class _Device:
     def headline(self) -> dict[str, float]:
         """What was measured of the figures that others quote: the worse of the two hosts, at batch size 32."""
         wanted = {"engine_ratio_n32_b32": ("alone", 32), "engine_ratio_mixed": ("mixed seeds", 32)}
+        wanted["engine_ratio_mixed_n128"] = ("mixed seeds", 128)
         wanted["single_cost_ratio"] = ("alone", 1)
         if self.device.type == "cuda":
             wanted = {"gpu_engine_ratio_n128": ("alone", 128)}
@@ -172,21 +206,11 @@ class _Device:
         samples = len(make_task(HOSTS["1×1"]).splits["train"].y)
         return torch.from_numpy(rng.integers(samples, size=(num_hosts, batches, batch_size))).to(self.device)
 
-    def _waiting(self, work: Callable[[], object]) -> Callable[[], None]:
-        """The same work, back when the device is done with it."""
-
-        def done() -> None:
-            work()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return done
-
     def _matrix_product(self) -> float:
         """FLOP/s of one large float32 product."""
         size = 8192 if self.device.type == "cuda" else 1024
         left, right = torch.randn(2, size, size, device=self.device)
-        multiply = self._waiting(lambda: torch.mm(left, right))
+        multiply = awaited(lambda: torch.mm(left, right), self.device.type)
         return 2.0 * size**3 / min(paired_seconds({"product": multiply}, 10, warmup=3)["product"])
 
 

@@ -88,6 +88,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def require_gpu() -> None:
+    """End the process with a line if torch has no GPU to use.
+
+    Raises:
+        SystemExit: it has none.
+    """
+    if not torch.cuda.is_available():
+        raise SystemExit(f"no GPU: torch {torch.__version__} sees none, and this part is measured on one only")
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -96,25 +106,58 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def paired_seconds(
-    candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1
-) -> dict[str, list[float]]:
-    """Wall seconds of each candidate, taken in turns, so that a busy moment of the machine hits all of them.
+class Watch:
+    """Wall seconds of every call, by name."""
 
-    A candidate that works on a GPU must wait for it before it returns.
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """The same work, watched."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = work(*args, **kwargs)
+            self.seconds.setdefault(name, []).append(time.perf_counter() - started)
+            return result
+
+        return timed
+
+
+def awaited(work: Callable[[], object], device: str) -> Callable[[], None]:
+    """The same work, back when a device (its type) is done with it."""
+
+    def done() -> None:
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return done
+
+
+def paired_seconds(
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each candidate, taken in turns, so that a busy moment of the machine hits all of them.
+
+    A candidate that works on a GPU must wait for it before it returns (:func:`awaited`).
 
     Args:
         candidates: Name → what to time.
         repeats: Timed rounds.
         warmup: Rounds before them that do not count.
+        clock: Seconds that pass; by default those on the wall.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeats):
         for name, work in candidates.items():
-            started = time.perf_counter()
+            started = clock()
             work()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

@@ -12,6 +12,9 @@ from envs.seeding import HostChance
 from envs.tasks import Task
 from envs.vocabulary import INTERNAL_KINDS, INTERNAL_MAX_LEVEL, AlphaAlgorithm, SeedStage
 
+LIVING_SHARE = {"alone": 0.0, "mixed seeds": 2.5 / 3}
+"""Share of all slots that hold a seed with weights, by what it is called in reports."""
+
 STAGES = (SeedStage.TRAINING, SeedStage.BLENDING, SeedStage.HOLDING, SeedStage.FOSSILIZED)
 
 

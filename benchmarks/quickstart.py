@@ -30,6 +30,7 @@ def quickstart(
     iterations: int = QUICKSTART.run.iterations,
     seed: int = QUICKSTART.run.seed,
     device: str = "cpu",
+    gpus_per_learner: float = 0.0,
 ) -> EsperPPOConfig:
     """The quickstart preset as RLlib's config: same network, same metrics, no TensorBoard and no checkpoints.
 
@@ -42,6 +43,7 @@ def quickstart(
         iterations: Over which what falls with time falls.
         seed: Of weights, actions, hosts and data order.
         device: Where hosts live.
+        gpus_per_learner: Above 0 the learner computes on a GPU.
     """
     for name in ("ray", "ray.rllib"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -63,6 +65,7 @@ def quickstart(
         seed=seed,
     )
     config.callbacks([functools.partial(EpisodeMetrics, slots)])
+    config.learners(num_gpus_per_learner=gpus_per_learner)
     return config
 
 

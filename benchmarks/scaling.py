@@ -1,20 +1,22 @@
-"""What does a second runner add, and how much memory do runners take?
+"""What does a second runner add, how much memory do runners take, and what does a GPU do with more hosts?
 
 Run it with::
 
     python -m benchmarks.scaling --json scaling.json
+    python -m benchmarks.scaling --parts gpu
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -23,7 +25,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.harness import Report, Table, median_ratio, paired_seconds
+from benchmarks.harness import Report, Table, median_ratio, paired_seconds, require_gpu
 from benchmarks.quickstart import quickstart, start_ray
 from esper_ray.process import settle
 
@@ -32,6 +34,8 @@ WARMUP = 2
 """Rounds of all runners that do not count: the first of a runner has other seeds."""
 SETTLED = 5
 """Iterations after which memory should not grow any more."""
+
+Part = Literal["runners", "memory", "gpu"]
 
 MEMORY = (
     "iterations",
@@ -50,15 +54,19 @@ NOTES = (
     "Memory is what is resident (VmRSS) after so many iterations of rollout and update. Pages that processes share "
     "count once in each, so the sum is an upper bound; it covers the driver and all that it started, Ray's own "
     "processes included. A process's own pages (RssAnon) are those without shared libraries and Ray's object store.",
+    "The runner on a GPU plays in this process, and its policy stays on the CPU. Only the later half of an episode's "
+    "epochs is timed: until then seeds are planted. A row whose time is up ends early.",
 )
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Env steps per second with one and two runners, and their memory."""
+    """Env steps per second with one and two runners, and their memory; and on a GPU."""
 
     json: Path | None = None
     """Report to write; the tables are always printed."""
+    parts: tuple[Part, ...] = ("runners", "memory", "gpu")
+    """What to measure; ``gpu`` is left out where there is none, and refused if it is all that was asked for."""
     hosts: int = 32
     """Hosts of each runner."""
     epochs: int = 16
@@ -71,23 +79,34 @@ class Scaling:
     """Data and host for the memory."""
     iterations: int = 20
     """Rollouts and updates over which memory is watched."""
-    gpu_hosts: tuple[int, ...] = (32, 128, 512, 1024)
-    """Hosts of a runner on a GPU, if there is one."""
+    gpu_hosts: tuple[int, ...] = (64, 256, 1024)
+    """Hosts of a runner on a GPU."""
+    gpu_epochs: int = 12
+    """Epochs that they play at most, the later half of them timed."""
+    gpu_seconds: float = 75.0
+    """For all of them together: each takes an equal part of what is left, and an epoch more at most."""
 
     def run(self, console: Console) -> None:
         """Measure, print, write."""
+        if self.parts == ("gpu",):
+            require_gpu()
         report = Report("scaling", notes=list(NOTES))
+        if {"runners", "memory"} & {*self.parts}:
+            self._with_ray(report, console)
+        if "gpu" in self.parts and torch.cuda.is_available():
+            report.tables.append(self._on_device("cuda", console))
+        report.publish(console, self.json)
+
+    def _with_ray(self, report: Report, console: Console) -> None:
         start_ray(RUNNERS)
         try:
-            with console.status("one runner and two, in turns"):
-                self._rates(report)
-            self._memory(report, console)
+            if "runners" in self.parts:
+                with console.status("one runner and two, in turns"):
+                    self._rates(report)
+            if "memory" in self.parts:
+                self._memory(report, console)
         finally:
             ray.shutdown()
-        if torch.cuda.is_available():
-            with console.status("hosts on the GPU"):
-                self._on_gpu(report)
-        report.publish(console, self.json)
 
     def _rates(self, report: Report) -> None:
         config = quickstart(num_env_runners=RUNNERS, hosts_per_runner=self.hosts, epochs=self.epochs, task=self.task)
@@ -146,24 +165,37 @@ class Scaling:
                 f"The headline's growth is that of the larger runner from iteration {SETTLED} to {self.iterations}."
             )
 
-    def _on_gpu(self, report: Report) -> None:
-        """Rates of one local runner whose hosts live on the GPU; the policy stays on the CPU."""
-        rows: list[tuple[str, ...]] = []
-        for num_hosts in self.gpu_hosts:
+    def _on_device(self, device: str, console: Console) -> Table:
+        """Rates of one local runner whose hosts live on a device, each printed as soon as it is there."""
+        title = f"One runner with its hosts on the GPU ({self.task})"
+        table = Table(title, ("hosts", "env steps per second", "over epochs", "GPU memory, MB"), [])
+        ends = time.perf_counter() + self.gpu_seconds
+        for done, num_hosts in enumerate(self.gpu_hosts):
+            now = time.perf_counter()
+            seconds = self._epoch_seconds(num_hosts, device, now + (ends - now) / (len(self.gpu_hosts) - done))
+            timed = seconds[len(seconds) // 2 :]
+            megabytes = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else math.nan
+            rate = num_hosts * len(timed) / sum(timed)
+            epochs = f"{len(seconds) - len(timed) + 1}–{len(seconds)}"
+            console.print(f"{num_hosts} hosts: {rate:,.0f} env steps per second, {megabytes:,.0f} MB")
+            table.rows.append((str(num_hosts), f"{rate:,.0f}", epochs, f"{megabytes:,.0f}"))
+        return table
+
+    def _epoch_seconds(self, num_hosts: int, device: str, ends: float) -> list[float]:
+        """Seconds of each epoch of an episode, as many as fit."""
+        if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            config = quickstart(
-                num_env_runners=0, hosts_per_runner=num_hosts, epochs=self.epochs, task=self.task, device="cuda"
-            )
-            runner = SingleAgentEnvRunner(config=config, worker_index=0)
-            runner.sample()  # warm-up
+        config = quickstart(
+            num_env_runners=0, hosts_per_runner=num_hosts, epochs=self.gpu_epochs, task=self.task, device=device
+        )
+        runner = SingleAgentEnvRunner(config=config, worker_index=0)
+        seconds: list[float] = []
+        while len(seconds) < self.gpu_epochs and (len(seconds) < 2 or time.perf_counter() < ends):
             started = time.perf_counter()
-            steps = sum(len(episode) for episode in runner.sample())
-            seconds = time.perf_counter() - started
-            megabytes = torch.cuda.max_memory_allocated() / 1e6
-            rows.append((str(num_hosts), f"{steps / seconds:,.0f}", f"{megabytes:,.0f}"))
-        title = f"One runner with its hosts on the GPU ({self.task}, episodes of {self.epochs} epochs)"
-        report.tables.append(Table(title, ("hosts", "env steps per second", "GPU memory, MB"), rows))
+            runner.sample(num_timesteps=num_hosts)
+            seconds.append(time.perf_counter() - started)
+        return seconds
 
 
 def one_and_all(group: Any, repeats: int) -> dict[str, list[float]]:

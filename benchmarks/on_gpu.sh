@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# What only a GPU can show: its tests, and the benchmarks' figures on it. Ends within 8 minutes. From the repository's
+# root, with a Python that has the project's dependencies, pytest and hypothesis:
+#   PYTHON=python3 bash benchmarks/on_gpu.sh RESULTS
+# RESULTS (or $OUT) is the folder for reports (JSON) and on_gpu.log. A part that fails does not stop the others.
+set -uo pipefail
+
+PYTHON=${PYTHON:-python3}
+results=${1:-${OUT:?give the folder for the results}}
+mkdir -p "$results" || exit
+failed=()
+
+part() { # its name, the seconds that it may take, and Python's arguments
+    local name=$1 seconds=$2 began=$SECONDS status
+    shift 2
+    echo "=== $name, at most $seconds s"
+    timeout --kill-after=3 "$seconds" "$PYTHON" -u "$@"
+    status=$?
+    case $status in
+        0) ;;
+        124 | 137) failed+=("$name: its time was up") ;;
+        *) failed+=("$name: exit code $status") ;;
+    esac
+    echo "=== $name ended after $((SECONDS - began)) s"
+}
+
+report() { # a benchmark, the seconds that it may take, and its arguments
+    part "$1" "$2" -m "benchmarks.$1" --json "$results/$1.json" "${@:3}"
+}
+
+all() {
+    # Without a GPU pytest would skip them all, and be content.
+    part tests 90 -c '
+import sys, pytest
+from benchmarks.harness import require_gpu
+require_gpu()
+sys.exit(pytest.main(sys.argv[1:]))' -k cuda --durations 5 $(grep -rlwE "cuda|DEVICES|GPU" tests --include "test_*.py")
+    report engine 110 --device cuda --sizes
+    report scaling 100 --parts gpu
+    report gpu_iteration 100
+    report learner 65 --device cuda
+    ((${#failed[@]} == 0)) && echo "=== all parts ended well" && return
+    printf '=== failed: %s\n' "${failed[@]}"
+    return 1
+}
+
+all 2>&1 | tee "$results/on_gpu.log"
