@@ -54,7 +54,7 @@ def _conv_by_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     members, outputs, _, k, _ = weight.shape
     if x.shape[-3:-1] == (1, 1):
         weight, k = weight[..., k // 2, k // 2, None, None], 1  # the rest of the kernel sees padding
-    patches = x if k == 1 else Patches.apply(x, k)  # type: ignore[no-untyped-call]
+    patches = x if k == 1 else _Patches.apply(x, k)  # type: ignore[no-untyped-call]
     matrix = weight.permute(0, 3, 4, 2, 1).reshape(members, -1, outputs)
     rows = patches.reshape(-1, patches.shape[-1]) if x.dim() == 4 else patches.flatten(1, 3)
     out = torch.matmul(rows, matrix) if bias is None else torch.matmul(rows, matrix) + bias[:, None]
@@ -66,11 +66,11 @@ def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
         return Depthwise.apply(x, weight)  # type: ignore[no-untyped-call]
     k, channels = weight.shape[-1], x.shape[-1]
     taps = weight.flatten(2).transpose(1, 2)  # [M, k·k, C]
-    patches = Patches.apply(x, k).unflatten(-1, (k * k, channels))  # type: ignore[no-untyped-call]
+    patches = _Patches.apply(x, k).unflatten(-1, (k * k, channels))  # type: ignore[no-untyped-call]
     return (patches * taps[:, None, None, None]).sum(-2)
 
 
-class Patches(torch.autograd.Function):
+class _Patches(torch.autograd.Function):
     """What a k×k kernel sees at each pixel, ``[..., H, W, C]`` → ``[..., H, W, k·k·C]``; beyond the edge zeros.
 
     By hand, because autograd would write and add a padded copy of the gradient for each of the kernel's taps.

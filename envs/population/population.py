@@ -209,9 +209,7 @@ class Population(EpisodeState):
         everybody = np.arange(self.num_members)
         order = self._order[everybody, epoch].swapaxes(0, 1).astype(np.int64)
         changes = self._augmentation[everybody, epoch].swapaxes(0, 1)
-        return TrainingData(
-            *self._data["train"], self._to_device(order), self._to_device(changes), self.task.augment
-        )
+        return TrainingData(*self._data["train"], self._to_device(order), self._to_device(changes), self.task.augment)
 
     def _optimizer(
         self, epoch: IntArray, banks: dict[int, list[SeedBank]], seeds: dict[int, SlotSeeds]

@@ -245,7 +245,10 @@ def _graft_backward(
         _library().graft_backward(
             *(*_pointers(gradient, h, delta, to_h, to_delta), members.data_ptr() + 8 * start, _rows(strength, start)),
             *(*_masks(start, multiplies, incubating, attached, gated), _rows(gate_weight, start)),
-            *(_rows(statistics, start), *(_rows(values, start) if len(values) else None for values in (to_weight, to_bias))),
+            *(
+                _rows(statistics, start),
+                *(_rows(values, start) if len(values) else None for values in (to_weight, to_bias)),
+            ),
             *(len(delta), units, places, channels),
         )
         start += len(delta)

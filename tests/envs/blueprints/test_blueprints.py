@@ -123,9 +123,7 @@ def test_members_of_a_bank_compute_as_if_alone(blueprint):
     flat = flat + 0.3 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
     together = MODULES[blueprint].delta(layout.views(flat), h, None)
     for member in range(MEMBERS):
-        alone = MODULES[blueprint].delta(
-            layout.views(flat[member : member + 1]), h[member : member + 1], None
-        )
+        alone = MODULES[blueprint].delta(layout.views(flat[member : member + 1]), h[member : member + 1], None)
         torch.testing.assert_close(together[member], alone[0], atol=1e-5, rtol=1e-5)
 
 
