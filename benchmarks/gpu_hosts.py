@@ -99,7 +99,7 @@ def measure_epochs(task_name: str, num_hosts: int, device: torch.device) -> Epoc
     epoch = np.zeros(num_hosts, np.int64)
 
     def train(capture: bool) -> None:
-        population.capture = capture  # type: ignore[attr-defined]
+        population.repeater.capture = capture
         population.train_epoch(epoch, lifecycle)
 
     ways = {name: awaited(functools.partial(train, name == "captured"), device.type) for name in ("captured", "eager")}

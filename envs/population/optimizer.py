@@ -67,7 +67,7 @@ class GradientMeter:
     def __init__(self, layout: SummableLayout) -> None:
         self._layout = layout
         self._squares: Tensor | None = None
-        self._batches = 0
+        self._batches: Tensor | None = None  # a tensor, so that a recorded step counts too
 
     def add(self, gradient: Tensor) -> Tensor:
         """Take in one batch's unclipped gradient; returns its squared norms, ``[m, num_parameters]``."""
@@ -81,9 +81,9 @@ class GradientMeter:
         Args:
             like: A tensor of that shape, on the device at hand.
         """
-        if self._squares is None:
-            self._squares = torch.zeros_like(like)
-        self._batches += 1
+        if self._squares is None or self._batches is None:
+            self._squares, self._batches = torch.zeros_like(like), like.new_zeros(())
+        self._batches += 1.0
         return self._squares
 
     def read(self, in_use: Tensor, first: int = 0) -> GradientHealth:
@@ -96,10 +96,10 @@ class GradientMeter:
         Raises:
             RuntimeError: nothing was collected.
         """
-        if self._squares is None:
+        if self._squares is None or self._batches is None:
             raise RuntimeError("no gradient was collected in this epoch: nothing can be said about its health")
         norms = (self._squares[first : first + len(in_use)] / self._batches).sqrt()
-        self._squares, self._batches = None, 0
+        self._squares = self._batches = None
         count = in_use.sum(1).clamp(min=1)
         vanishing = ((norms < VANISHING_NORM) & in_use).sum(1) / count
         exploding = (~(norms <= EXPLODING_NORM) & in_use).sum(1) / count  # not >, so that NaN explodes

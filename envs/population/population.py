@@ -24,6 +24,7 @@ from envs.lifecycle import Lifecycle
 from envs.limits import ParameterCosts
 from envs.population.bank import SeedBank
 from envs.population.blending import SeedRun, SlotSeeds, gate_parameters, grow
+from envs.population.capture import Repeater
 from envs.population.flops import FORWARDS_PER_TRAINING_STEP, variant_flops
 from envs.population.optimizer import EpochOptimizer, Part, TrainedRows
 from envs.population.training import TrainingData, TrainingEpoch
@@ -73,6 +74,7 @@ class Population(EpisodeState):
         lr_factor: ``[N]`` how much faster than the task's rate each host learns.
         training_flops: ``[N]`` FLOPs spent on each host since it was drawn: training, and evaluations that are part
             of it (see ``envs.population.flops``). What is computed for padding alone does not count.
+        repeater: Takes an epoch's steps.
     """
 
     def __init__(self, task: Task, num_members: int, max_epochs: int, device: torch.device, chance: HostChance) -> None:
@@ -100,6 +102,7 @@ class Population(EpisodeState):
         self._flops_of_variants = variant_flops(task, self.modules)
         self._flops = self._flops_of_variants.rows(self.variant)
         self.training_flops = np.zeros(num_members, np.int64)
+        self.repeater = Repeater(device)
 
     # ------------------------------------------------------------------ membership
     @property
@@ -199,7 +202,7 @@ class Population(EpisodeState):
         }
         optimizer = self._optimizer(epoch, banks, seeds)
         names = list(self.layout.specs)
-        TrainingEpoch(self.task.host, names, self.buffers, seeds, optimizer, self._mini_batches(epoch)).run()
+        TrainingEpoch(self.task.host, names, self.buffers, seeds, optimizer, self._mini_batches(epoch)).run(self.repeater)
         samples = self.task.batches_per_epoch * self.task.batch_size
         forward = self.forward_flops(np.arange(self.num_members), lifecycle.computing, lifecycle)
         self.training_flops += FORWARDS_PER_TRAINING_STEP * samples * forward

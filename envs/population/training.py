@@ -13,6 +13,7 @@ from torch import Tensor
 from envs.batched.augmentation import CropAndFlip
 from envs.hosts.base import Host, forward
 from envs.population.blending import SlotSeeds, grow
+from envs.population.capture import Repeater
 from envs.population.optimizer import EpochOptimizer
 
 
@@ -67,10 +68,9 @@ class TrainingEpoch:
             of_slot.run_with([next(rest) for _ in of_slot.parameters])
         self._batch = torch.zeros(1, dtype=torch.int64, device=data.order.device)
 
-    def run(self) -> None:
+    def run(self, repeater: Repeater) -> None:
         """Take all steps, and write what was learnt back to hosts and seeds."""
-        for _ in range(len(self._data.order)):
-            self.step()
+        repeater.repeat(self.step, len(self._data.order))
         self._optimizer.store()
 
     def step(self) -> None:

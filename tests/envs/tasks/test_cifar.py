@@ -10,6 +10,7 @@ import torch
 
 from envs.batched.augmentation import CropAndFlip
 from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.population.training import TrainingEpoch
 from envs.tasks import LazySplits, TaskError, make_task
 from envs.tasks.cifar import ARCHIVE, FOLDER, IMPAIRED, MD5, SOURCE, _ArrayUnpickler, cifar_task, read_cifar
 from tests.envs.cifar_files import file_content, images_of, write_cifar
@@ -192,10 +193,10 @@ def test_a_negative_padding_is_refused():
 def _batches(env):
     """What each member's network is shown in one epoch, ``[batches, B, M, H, W, C]``."""
     seen = []
-    pick = env.population._pick
-    env.population._pick = lambda index, changes: seen.append(pick(index, changes)) or seen[-1]
-    env.step(everyone(env, WAIT))
-    env.population._pick = pick
+    pick = TrainingEpoch._samples
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingEpoch, "_samples", lambda *args: seen.append(pick(*args)) or seen[-1])
+        env.step(everyone(env, WAIT))
     return torch.stack(seen).transpose(1, 2)
 
 
