@@ -56,7 +56,7 @@ def head_diagnostics(
     """
     numbers: dict[str, Tensor] = {}
     ops, ratios = minibatch.ops, terms.log_ratios.exp()
-    rows = output.distribution.rows[ops]
+    rows = output.distribution.rows_of(ops)
     tables = output.distribution.normalised_entropies()
     for column, head in enumerate(heads):
         decided, ratio = terms.decided[..., column], ratios[..., column]

@@ -12,7 +12,7 @@ from esper_ray.errors import UserError
 from esper_ray.learning.advantages import advantage_scale, advantage_streams, lambda_returns
 from esper_ray.learning.diagnostics import alarms, minibatch_diagnostics
 from esper_ray.learning.loss import Minibatch, clipped_surrogate, divergence, entropy_weights, ppo_loss
-from policies.distribution import FactoredDistribution, head_masks, masked_log_softmax, needs_table, row_table
+from policies.distribution import ActionTables, FactoredDistribution, masked_log_softmax
 from policies.encoders import BlueprintEncoder
 from policies.network import RecurrentPolicyNetwork
 from policies.network_config import NetworkConfig
@@ -41,6 +41,7 @@ class Bandit:
             HeadSpec("op", 6, tuple(names[:6]), tuple(range(6))),
             HeadSpec("argument", 13, tuple(names), tuple(range(6))),
         )
+        self.tables = ActionTables(self.heads)
         generator = torch.Generator().manual_seed(0)
         self.rewards = torch.randn(6, 13, generator=generator) + torch.randn(6, 1, generator=generator)
         self.logits = [
@@ -58,12 +59,12 @@ class Bandit:
     def distribution(self):
         steps = self.actions.shape[:2]
         mask = torch.ones(*steps, 19, dtype=torch.int8)
-        masks = head_masks(mask, self.heads)
+        masks = self.tables.masks(mask)
         log_probs = tuple(
             masked_log_softmax(logits.expand(*steps, *logits.shape), mask)
             for logits, mask in zip(self.logits, masks, strict=True)
         )
-        return FactoredDistribution(log_probs, masks, needs_table(self.heads), row_table(self.heads))
+        return FactoredDistribution(log_probs, masks, self.tables)
 
     def gradients(self, baseline):
         """Gradients of the loss at the rollout's policy, with the exact critic, and their variance."""
@@ -267,7 +268,7 @@ def test_padding_changes_nothing():
 
     shorter = ActorCriticResult(
         FactoredDistribution(
-            tuple(second(t) for t in joint.log_probs), tuple(second(m) for m in joint.masks), joint.needs, joint.rows
+            tuple(second(t) for t in joint.log_probs), tuple(second(m) for m in joint.masks), joint.tables
         ),
         NO_HIDDEN,
         second(output.scaled_value),
@@ -275,9 +276,7 @@ def test_padding_changes_nothing():
         output.return_scale,
     )
     padded = ActorCriticResult(
-        FactoredDistribution(
-            tuple(t[1:] for t in joint.log_probs), tuple(m[1:] for m in joint.masks), joint.needs, joint.rows
-        ),
+        FactoredDistribution(tuple(t[1:] for t in joint.log_probs), tuple(m[1:] for m in joint.masks), joint.tables),
         NO_HIDDEN,
         output.scaled_value[1:],
         output.scaled_q_values[1:],
@@ -325,7 +324,7 @@ def test_two_learners_together_follow_the_gradient_of_the_undivided_minibatch(sp
         values = (part(output.scaled_value, learner), part(output.scaled_q_values, learner))
         names = ("actions", "old_log_probs", "advantages", "scaled_returns", "real")
         batch = Minibatch(*(part(getattr(minibatch, name), learner) for name in names))
-        joint = FactoredDistribution(tables, masks, joint.needs, joint.rows)
+        joint = FactoredDistribution(tables, masks, joint.tables)
         result = ActorCriticResult(joint, NO_HIDDEN, *values, torch.ones(()))
         return ppo_loss(result, batch, LearnerConfig(), weights, average)
 
