@@ -63,11 +63,15 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         torch.backends.cudnn.allow_tf32 = False
         encoder: EncoderFactory = self.model_config["encoder"]
         self.network = RecurrentPolicyNetwork(heads, encoder(self.observation_space), self.model_config["network"])
+        h, c = self.network.initial_hidden(1)
+        self._initial_state = {"h": h[0], "c": c[0]}
 
     def get_initial_state(self) -> dict[str, Tensor]:
-        """The recurrent state at the start of an episode, without a batch axis."""
-        h, c = self.network.initial_hidden(1)
-        return {"h": h[0], "c": c[0]}
+        """The recurrent state at the start of an episode, without a batch axis; always the same, on the CPU.
+
+        RLlib asks for it for every env in every step, to see whether there is one.
+        """
+        return self._initial_state
 
     def forward_result(self, batch: dict[str, Any]) -> ActorCriticResult:
         """Read a training batch: observation leaves ``[rows, T, ...]``, state ``[rows, ...]``."""
@@ -102,15 +106,33 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         h, c = result.hidden
         assert result.value is not None
         assert result.q_value is not None
-        columns = {
-            Columns.ACTIONS: result.actions,
-            Columns.ACTION_LOGP: result.log_prob,
-            HEAD_LOG_PROBS: result.head_log_probs,
-            Columns.VF_PREDS: result.value,
-            Q_VALUE: result.q_value,
-            STATE_NORMS: torch.stack([h.norm(dim=-1), c.norm(dim=-1)], dim=-1),
-        }
+        columns = _on_the_cpu(
+            {
+                Columns.ACTIONS: result.actions,
+                Columns.ACTION_LOGP: result.log_prob,
+                HEAD_LOG_PROBS: result.head_log_probs,
+                Columns.VF_PREDS: result.value,
+                Q_VALUE: result.q_value,
+                STATE_NORMS: torch.stack([h.norm(dim=-1), c.norm(dim=-1)], dim=-1),
+                "h": h,
+                "c": c,
+            }
+        )
+        state_out = {name: columns.pop(name) for name in ("h", "c")}
         return {
             **{name: column.unsqueeze(1) for name, column in columns.items()},
-            Columns.STATE_OUT: {"h": h, "c": c},
+            Columns.STATE_OUT: state_out,
         }
+
+
+def _on_the_cpu(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Columns ``[B, ...]`` as views of one tensor on the CPU, where RLlib would bring each by itself.
+
+    A GPU is waited for once. Indices travel as float32, exact up to 2^24, and have their own type again afterwards.
+    """
+    rows = [column.reshape(len(column), -1).float() for column in columns.values()]
+    parts = torch.cat(rows, dim=1).cpu().split([row.shape[1] for row in rows], dim=1)
+    return {
+        name: part.reshape(column.shape).to(column.dtype)
+        for (name, column), part in zip(columns.items(), parts, strict=True)
+    }

@@ -128,25 +128,41 @@ def policy_diagnostics(output: ActorCriticResult, minibatch: Minibatch, terms: L
     }
 
 
+def lstm_diagnostics(state_norms: Tensor, real: Tensor) -> dict[str, Tensor]:
+    """``lstm_hidden_norm``, ``lstm_cell_norm``: means over the real steps.
+
+    Args:
+        state_norms: As the rollout stored them, ``[B, T, 2]``.
+        real: bool ``[B, T]``.
+    """
+    hidden, cell = state_norms.unbind(-1)
+    return {"lstm_hidden_norm": masked_mean(hidden, real), "lstm_cell_norm": masked_mean(cell, real)}
+
+
+@torch.no_grad()
 def minibatch_diagnostics(
     heads: Sequence[HeadSpec], output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms, clip: float
-) -> dict[str, float]:
-    """All numbers of a minibatch as Python floats, fetched from the device at once."""
-    with torch.no_grad():
-        numbers = head_diagnostics(heads, output, minibatch, terms, clip)
-        numbers |= critic_diagnostics(heads[0], output, minibatch, terms)
-        numbers |= policy_diagnostics(output, minibatch, terms)
-        values = torch.stack([value.float() for value in numbers.values()]).tolist()
+) -> dict[str, Tensor]:
+    """All numbers of one minibatch that its loss knows, as scalars where they were computed (see :func:`read`)."""
+    numbers = head_diagnostics(heads, output, minibatch, terms, clip)
+    numbers |= critic_diagnostics(heads[0], output, minibatch, terms)
+    return numbers | policy_diagnostics(output, minibatch, terms)
+
+
+def read(numbers: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as Python's, in one transfer: a GPU is waited for once."""
+    if not numbers:
+        return {}
+    values = torch.stack([value.float() for value in numbers.values()]).tolist()
     return dict(zip(numbers, values, strict=True))
 
 
 def alarms(numbers: Mapping[str, float]) -> dict[str, int]:
-    """Which thresholds a minibatch crossed (NaN crosses none but ``replay``).
+    """Which thresholds a minibatch crossed (NaN crosses none).
 
     * ``alarm/low_entropy``: number of heads below :data:`LOW_ENTROPY` where available.
     * ``alarm/high_ratio``: number of heads with a ratio above :data:`HIGH_RATIO`.
     * ``alarm/low_q_spread``: the spread of Q is below :data:`LOW_Q_SPREAD`.
-    * ``alarm/replay``: the replay error, if this minibatch measures it, is above :data:`REPLAY_LIMIT`.
     """
 
     def below(prefix: str, limit: float) -> int:
@@ -159,7 +175,6 @@ def alarms(numbers: Mapping[str, float]) -> dict[str, int]:
         "alarm/low_entropy": below("entropy_available/", LOW_ENTROPY),
         "alarm/high_ratio": above("ratio_max/", HIGH_RATIO),
         "alarm/low_q_spread": below("q_spread", LOW_Q_SPREAD),
-        "alarm/replay": int(not numbers.get("replay_error", 0.0) <= REPLAY_LIMIT),
     }
 
 
