@@ -37,7 +37,8 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
 
     ``model_config`` holds ``heads`` (tuple of :class:`HeadSpec`), ``encoder`` (an :data:`EncoderFactory`), ``network``
     (:class:`NetworkConfig`), ``max_seq_len`` (read by RLlib) and optionally ``deterministic_inference`` (bool, default
-    False): whether ``forward_inference`` takes the mode instead of drawing at the network's ``play_temperature``.
+    False): whether ``forward_inference`` takes the mode instead of drawing at the network's ``play_temperature``, and
+    ``bf16`` (bool, default False): whether ``forward_train`` multiplies in bfloat16.
 
     Attributes:
         network: The plain torch network; its return scale says what the critic's outputs mean.
@@ -88,7 +89,10 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         self.load_state_dict(convert_to_torch_tensor(state), strict=True)
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return {FORWARD_RESULT: self.forward_result(batch)}
+        # Here alone: in the same region a pass without gradients would leave its casts of the weights to this one.
+        bf16 = bool(self.model_config.get("bf16", False))
+        with torch.autocast(batch[Columns.STATE_IN]["h"].device.type, torch.bfloat16, enabled=bf16):
+            return {FORWARD_RESULT: self.forward_result(batch)}
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return self._act(batch)

@@ -267,6 +267,7 @@ class FactoredConfig(AlgorithmConfig):
             "network": network or NetworkConfig(),
             # One step more than the rollout: RLlib adds the last observation for the bootstrap.
             "max_seq_len": sequence_length or rollout_length + 1,
+            "bf16": config.settings.bf16,
         }
         config.rl_module(rl_module_spec=RLModuleSpec(module_class=FactoredRLModule, model_config=model))
         config.learners(num_learners=num_learners)
