@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +137,11 @@ class FactoredDistribution:
     masks: tuple[Tensor, ...]
     tables: ActionTables
 
+    @cached_property
+    def admitted(self) -> tuple[Tensor, ...]:
+        """Per head int64 ``[..., K_h]``: how many entries are admitted."""
+        return tuple(mask.sum(dim=-1) for mask in self.masks)
+
     @property
     def op_log_probs(self) -> Tensor:
         """Log-probabilities of the ops, ``[..., num_ops]``."""
@@ -149,7 +155,7 @@ class FactoredDistribution:
     @property
     def forced(self) -> Tensor:
         """Whether at most one op is admitted, so that there was nothing to decide: bool ``[...]``."""
-        return self.op_mask.sum(dim=-1) <= 1
+        return self.admitted[0].squeeze(-1) <= 1
 
     def at_temperature(self, temperature: float) -> FactoredDistribution:
         """The same choices with probabilities raised to the power 1/temperature: below 1 the likelier ones gain.
@@ -175,7 +181,7 @@ class FactoredDistribution:
     def decided(self, op: Tensor) -> Tensor:
         """Which heads had a choice given the ops ``[...]``: needed, with at least 2 admitted entries; ``[..., H]``."""
         rows = self.rows_of(op)
-        several = [take_entry(mask.sum(dim=-1), rows[..., head]) >= 2 for head, mask in enumerate(self.masks)]
+        several = [take_entry(count, rows[..., head]) >= 2 for head, count in enumerate(self.admitted)]
         return torch.stack(several, dim=-1) & self.needed(op)
 
     def sample(self, generator: torch.Generator | None = None, deterministic: bool = False) -> Tensor:
@@ -219,7 +225,7 @@ class FactoredDistribution:
 
     def available(self) -> tuple[Tensor, ...]:
         """Per head bool ``[..., K_h]``: the op of that row is admitted and leaves the head at least 2 entries."""
-        several = [mask.sum(dim=-1) >= 2 for mask in self.masks]
+        several = [count >= 2 for count in self.admitted]
         for head in range(1, len(several)):
             several[head] = several[head] & self.op_mask.index_select(-1, self.tables.needed_by(head))
         return tuple(several)
@@ -227,8 +233,7 @@ class FactoredDistribution:
     def normalised_entropies(self) -> tuple[Tensor, ...]:
         """Per head ``[..., K_h]``: entropy over its maximum ln n for n admitted entries, 0 where n < 2."""
         entropies = []
-        for log_probs, mask in zip(self.log_probs, self.masks, strict=True):
-            count = mask.sum(dim=-1)
+        for log_probs, count in zip(self.log_probs, self.admitted, strict=True):
             entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
             entropies.append(torch.where(count >= 2, entropy / count.clamp(min=2).log(), 0.0))
         return tuple(entropies)

@@ -167,7 +167,6 @@ class FactoredLearner(OpenLearner, TorchLearner):
         """Clip by the global norm, read and log what is watched, and decide whether the update stops here."""
         norms = self._gradient_norms(module_id, module_gradients_dict)
         total = torch.stack(list(norms.values())).norm()
-        factor = (self.settings.grad_clip / (total + 1e-6)).clamp(max=1.0)
         numbers = read(self._record.watched[module_id] | norms | {"gradient_norm/all": total})
         self._record.finite = math.isfinite(numbers["gradient_norm/all"])
         # The divergence is the learners' average, so that all of them stop at the same minibatch.
@@ -178,7 +177,8 @@ class FactoredLearner(OpenLearner, TorchLearner):
         self._record.clipped += int(clipped)
         self._log(module_id, numbers | {"gradient_clipped_share": float(clipped)})
         self._count(module_id, alarms(numbers) | {"alarm/non_finite": int(not self._record.finite)})
-        return {reference: gradient * factor for reference, gradient in module_gradients_dict.items()}
+        torch.nn.utils.clip_grads_with_norm_(module_gradients_dict, self.settings.grad_clip, total)
+        return module_gradients_dict
 
     def _gradient_norms(self, module_id: str, gradients: Gradients) -> dict[str, Tensor]:
         """Of every head and of the other parts of the network, under their metrics' names."""
