@@ -70,7 +70,7 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
     def get_initial_state(self) -> dict[str, Tensor]:
         """The recurrent state at the start of an episode, without a batch axis; always the same, on the CPU.
 
-        RLlib asks for it for every env in every step, to see whether there is one.
+        RLlib asks for it at the start of every env's episode, and wants it there.
         """
         return self._initial_state
 
