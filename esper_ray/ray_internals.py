@@ -137,6 +137,16 @@ class OpenLearner:
     def optimizers_restored(self) -> None:
         """Called when the optimisers have taken over a checkpoint's state, their settings included."""
 
+    def _set_slicing_by_batch_id(self, batch: Any, *, value: bool) -> Any:
+        # RLlib makes minibatches with the lengths of the rows as Python's numbers, one by one: each would be waited for
+        # where they lie on a GPU. Nobody else reads them.
+        for columns in batch.policy_batches.values():
+            columns["seq_lens"] = columns["seq_lens"].cpu()
+        return super()._set_slicing_by_batch_id(batch, value=value)  # type: ignore[misc]  # RLlib's
+
+    def _compute_off_policyness(self, batch: dict[str, Any]) -> None:
+        """Leave out RLlib's count of updates since the rollout, which waits for a GPU in every minibatch."""
+
     def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
         return self.update_minibatch(batch, **kwargs)
 

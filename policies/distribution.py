@@ -12,48 +12,68 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.action_masks import split_mask
 from envs.vocabulary import HeadSpec
 
 
-def needs_table(heads: Sequence[HeadSpec]) -> Tensor:
-    """Which heads matter for which op: bool ``[num_ops, H]``."""
-    ops = range(heads[0].size)
-    return torch.tensor([[op in head.needed_by for head in heads] for op in ops], dtype=torch.bool)
-
-
-def row_table(heads: Sequence[HeadSpec]) -> Tensor:
-    """Row that each op reads in each head's table: int64 ``[num_ops, H]``, 0 where the op needs no such head."""
-    rows = torch.zeros(heads[0].size, len(heads), dtype=torch.int64)
-    for column, head in enumerate(heads[1:], start=1):
-        for row, op in enumerate(head.needed_by):
-            rows[op, column] = row
-    return rows
-
-
-def head_masks(action_mask: Tensor, heads: Sequence[HeadSpec]) -> tuple[Tensor, ...]:
-    """Masks in the shape of the heads' tables.
+class ActionTables(nn.Module):
+    """What an action's heads say of each other, as tensors made once: a pass of a policy makes and reads none.
 
     Args:
-        action_mask: Flat mask ``[..., mask_size(heads)]``, any dtype, non-zero where admitted.
         heads: The action's heads, op first.
 
-    Returns:
-        Per head a bool mask ``[..., K_h, n_h]``.
+    Attributes:
+        heads: As given.
+        needs: Which heads matter for which op: bool ``[num_ops, H]``.
+        rows: Row that each op reads in each head's table: int64 ``[num_ops, H]``, 0 where the op needs no such head.
     """
-    views = split_mask(action_mask != 0, heads)
-    masks = [views[heads[0].name].unsqueeze(-2)]
-    for head in heads[1:]:
-        view = views[head.name]
-        if head.masked_by_op:
-            masks.append(view[..., list(head.needed_by), :])
-        else:
-            masks.append(view.unsqueeze(-2).expand(*view.shape[:-1], len(head.needed_by), head.size))
-    return tuple(masks)
+
+    needs: Tensor
+    rows: Tensor
+
+    def __init__(self, heads: Sequence[HeadSpec]) -> None:
+        super().__init__()
+        self.heads = tuple(heads)
+        ops = range(heads[0].size)
+        rows = torch.zeros(len(ops), len(heads), dtype=torch.int64)
+        for column, head in enumerate(heads[1:], start=1):
+            self.register_buffer(_needed_by(column), torch.tensor(head.needed_by, dtype=torch.int64), persistent=False)
+            rows[list(head.needed_by), column] = torch.arange(len(head.needed_by))
+        needs = torch.tensor([[op in head.needed_by for head in heads] for op in ops], dtype=torch.bool)
+        self.register_buffer("needs", needs, persistent=False)
+        self.register_buffer("rows", rows, persistent=False)
+
+    def needed_by(self, column: int) -> Tensor:
+        """The ops that need a head other than the first, in the order of its rows: int64 ``[K_h]``."""
+        return self.get_buffer(_needed_by(column))
+
+    def masks(self, action_mask: Tensor) -> tuple[Tensor, ...]:
+        """Masks in the shape of the heads' tables.
+
+        Args:
+            action_mask: Flat mask ``[..., mask_size(heads)]``, any dtype, non-zero where admitted.
+
+        Returns:
+            Per head a bool mask ``[..., K_h, n_h]``.
+        """
+        views = split_mask(action_mask != 0, self.heads)
+        masks = [views[self.heads[0].name].unsqueeze(-2)]
+        for column, head in enumerate(self.heads[1:], start=1):
+            view = views[head.name]
+            if head.masked_by_op:
+                masks.append(view.index_select(-2, self.needed_by(column)))
+            else:
+                masks.append(view.unsqueeze(-2).expand(*view.shape[:-1], len(head.needed_by), head.size))
+        return tuple(masks)
+
+
+def _needed_by(column: int) -> str:
+    return f"needed_by_{column}"
 
 
 def masked_log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
@@ -110,14 +130,17 @@ class FactoredDistribution:
     Attributes:
         log_probs: Per head float32 ``[..., K_h, n_h]``.
         masks: Per head bool ``[..., K_h, n_h]``.
-        needs: bool ``[num_ops, H]``, see :func:`needs_table`.
-        rows: int64 ``[num_ops, H]``, see :func:`row_table`.
+        tables: Of the action's heads.
     """
 
     log_probs: tuple[Tensor, ...]
     masks: tuple[Tensor, ...]
-    needs: Tensor
-    rows: Tensor
+    tables: ActionTables
+
+    @cached_property
+    def admitted(self) -> tuple[Tensor, ...]:
+        """Per head int64 ``[..., K_h]``: how many entries are admitted."""
+        return tuple(mask.sum(dim=-1) for mask in self.masks)
 
     @property
     def op_log_probs(self) -> Tensor:
@@ -132,7 +155,7 @@ class FactoredDistribution:
     @property
     def forced(self) -> Tensor:
         """Whether at most one op is admitted, so that there was nothing to decide: bool ``[...]``."""
-        return self.op_mask.sum(dim=-1) <= 1
+        return self.admitted[0].squeeze(-1) <= 1
 
     def at_temperature(self, temperature: float) -> FactoredDistribution:
         """The same choices with probabilities raised to the power 1/temperature: below 1 the likelier ones gain.
@@ -149,12 +172,16 @@ class FactoredDistribution:
 
     def needed(self, op: Tensor) -> Tensor:
         """Which heads matter for the ops ``[...]``: bool ``[..., H]``."""
-        return self.needs[op]
+        return self.tables.needs[op]
+
+    def rows_of(self, op: Tensor) -> Tensor:
+        """Rows that the ops ``[...]`` read in the heads' tables: int64 ``[..., H]``, 0 where a head is not needed."""
+        return self.tables.rows[op]
 
     def decided(self, op: Tensor) -> Tensor:
         """Which heads had a choice given the ops ``[...]``: needed, with at least 2 admitted entries; ``[..., H]``."""
-        rows = self.rows[op]
-        several = [take_entry(mask.sum(dim=-1), rows[..., head]) >= 2 for head, mask in enumerate(self.masks)]
+        rows = self.rows_of(op)
+        several = [take_entry(count, rows[..., head]) >= 2 for head, count in enumerate(self.admitted)]
         return torch.stack(several, dim=-1) & self.needed(op)
 
     def sample(self, generator: torch.Generator | None = None, deterministic: bool = False) -> Tensor:
@@ -168,7 +195,7 @@ class FactoredDistribution:
             int64 ``[..., H]``; 0 in heads that the op does not need.
         """
         op = draw(self.op_log_probs, self.op_mask, generator, deterministic)
-        rows, needed = self.rows[op], self.needed(op)
+        rows, needed = self.rows_of(op), self.needed(op)
         columns = [op]
         for head in range(1, len(self.log_probs)):
             row = rows[..., head]
@@ -189,7 +216,7 @@ class FactoredDistribution:
             log-probability is the sum over the last axis.
         """
         op = actions[..., 0]
-        rows, needed = self.rows[op], self.needed(op)
+        rows, needed = self.rows_of(op), self.needed(op)
         columns = [
             take_entry(take_row(table, rows[..., head]), actions[..., head])
             for head, table in enumerate(self.log_probs)
@@ -198,16 +225,15 @@ class FactoredDistribution:
 
     def available(self) -> tuple[Tensor, ...]:
         """Per head bool ``[..., K_h]``: the op of that row is admitted and leaves the head at least 2 entries."""
-        several = [mask.sum(dim=-1) >= 2 for mask in self.masks]
+        several = [count >= 2 for count in self.admitted]
         for head in range(1, len(several)):
-            several[head] = several[head] & self.op_mask[..., self.needs[:, head]]
+            several[head] = several[head] & self.op_mask.index_select(-1, self.tables.needed_by(head))
         return tuple(several)
 
     def normalised_entropies(self) -> tuple[Tensor, ...]:
         """Per head ``[..., K_h]``: entropy over its maximum ln n for n admitted entries, 0 where n < 2."""
         entropies = []
-        for log_probs, mask in zip(self.log_probs, self.masks, strict=True):
-            count = mask.sum(dim=-1)
+        for log_probs, count in zip(self.log_probs, self.admitted, strict=True):
             entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
             entropies.append(torch.where(count >= 2, entropy / count.clamp(min=2).log(), 0.0))
         return tuple(entropies)

@@ -16,13 +16,7 @@ from torch import Tensor, nn
 
 from envs.action_masks import mask_size
 from envs.vocabulary import HeadSpec
-from policies.distribution import (
-    FactoredDistribution,
-    head_masks,
-    masked_log_softmax,
-    needs_table,
-    row_table,
-)
+from policies.distribution import ActionTables, FactoredDistribution, masked_log_softmax
 from policies.encoders import ObservationEncoder
 from policies.network_config import NetworkConfig
 from policies.normalisers import Normalisers
@@ -70,13 +64,15 @@ class ActionHead(nn.Module):
         needed_by: Ops whose rows are computed.
     """
 
+    needed_by: Tensor
+
     def __init__(
         self, inputs: int, widths: Sequence[int], outputs: int, num_ops: int | None, needed_by: Sequence[int]
     ) -> None:
         super().__init__()
         self.first = _linear(inputs, widths[0])
         self.op_embedding = None if num_ops is None else nn.Parameter(torch.zeros(num_ops, widths[0]))
-        self.needed_by = list(needed_by)
+        self.register_buffer("needed_by", torch.tensor(needed_by, dtype=torch.int64), persistent=False)
         layers: list[nn.Module] = [nn.ReLU()]
         for before, after in itertools.pairwise(widths):
             layers += [_linear(before, after), nn.ReLU()]
@@ -87,7 +83,7 @@ class ActionHead(nn.Module):
         """Logits ``[..., K, outputs]`` of features ``[..., inputs]``, a row per op that needs this head."""
         hidden: Tensor = self.first(features).unsqueeze(-2)
         if self.op_embedding is not None:
-            hidden = hidden + self.op_embedding[self.needed_by]
+            hidden = hidden + self.op_embedding.index_select(0, self.needed_by)
         logits: Tensor = self.output(self.rest(hidden))
         return logits
 
@@ -116,9 +112,6 @@ class RecurrentPolicyNetwork(nn.Module):
         encoder: Reads an observation.
         config: Widths and the like.
     """
-
-    needs: Tensor
-    rows: Tensor
 
     def __init__(self, heads: Sequence[HeadSpec], encoder: ObservationEncoder, config: NetworkConfig) -> None:
         super().__init__()
@@ -156,8 +149,7 @@ class RecurrentPolicyNetwork(nn.Module):
         self.op_stream = _critic_stream(width, config.head_dim, num_ops) if len(heads) > 1 else None
         self.return_scale = ReturnScale()
         self.normalisers = Normalisers(encoder.scale, self.return_scale)
-        self.register_buffer("needs", needs_table(heads), persistent=False)
-        self.register_buffer("rows", row_table(heads), persistent=False)
+        self.tables = ActionTables(heads)
 
     def initial_hidden(self, batch_size: int) -> HiddenState:
         """The state at the start of an episode: zeros, on the network's device."""
@@ -175,11 +167,11 @@ class RecurrentPolicyNetwork(nn.Module):
             Distribution and values of every step.
         """
         features, hidden = self._features(obs, hidden)
-        masks = head_masks(self._action_mask(obs, features), self.head_specs)
+        masks = self.tables.masks(self._action_mask(obs, features))
         log_probs = tuple(
             masked_log_softmax(head(features), mask) for head, mask in zip(self.heads.values(), masks, strict=True)
         )
-        distribution = FactoredDistribution(log_probs, masks, self.needs, self.rows)
+        distribution = FactoredDistribution(log_probs, masks, self.tables)
         value = self.state_stream(features).squeeze(-1).float()
         q_values = self._q_values(features, value, distribution)
         return ActorCriticResult(distribution, hidden, value, q_values, self.return_scale.value)

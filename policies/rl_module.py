@@ -37,7 +37,8 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
 
     ``model_config`` holds ``heads`` (tuple of :class:`HeadSpec`), ``encoder`` (an :data:`EncoderFactory`), ``network``
     (:class:`NetworkConfig`), ``max_seq_len`` (read by RLlib) and optionally ``deterministic_inference`` (bool, default
-    False): whether ``forward_inference`` takes the mode instead of drawing at the network's ``play_temperature``.
+    False): whether ``forward_inference`` takes the mode instead of drawing at the network's ``play_temperature``, and
+    ``bf16`` (bool, default False): whether ``forward_train`` multiplies in bfloat16.
 
     Attributes:
         network: The plain torch network; its return scale says what the critic's outputs mean.
@@ -63,11 +64,15 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         torch.backends.cudnn.allow_tf32 = False
         encoder: EncoderFactory = self.model_config["encoder"]
         self.network = RecurrentPolicyNetwork(heads, encoder(self.observation_space), self.model_config["network"])
+        h, c = self.network.initial_hidden(1)
+        self._initial_state = {"h": h[0], "c": c[0]}
 
     def get_initial_state(self) -> dict[str, Tensor]:
-        """The recurrent state at the start of an episode, without a batch axis."""
-        h, c = self.network.initial_hidden(1)
-        return {"h": h[0], "c": c[0]}
+        """The recurrent state at the start of an episode, without a batch axis; always the same, on the CPU.
+
+        RLlib asks for it at the start of every env's episode, and wants it there.
+        """
+        return self._initial_state
 
     def forward_result(self, batch: dict[str, Any]) -> ActorCriticResult:
         """Read a training batch: observation leaves ``[rows, T, ...]``, state ``[rows, ...]``."""
@@ -84,7 +89,10 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         self.load_state_dict(convert_to_torch_tensor(state), strict=True)
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return {FORWARD_RESULT: self.forward_result(batch)}
+        # Here alone: in the same region a pass without gradients would leave its casts of the weights to this one.
+        bf16 = bool(self.model_config.get("bf16", False))
+        with torch.autocast(batch[Columns.STATE_IN]["h"].device.type, torch.bfloat16, enabled=bf16):
+            return {FORWARD_RESULT: self.forward_result(batch)}
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return self._act(batch)
@@ -102,15 +110,33 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         h, c = result.hidden
         assert result.value is not None
         assert result.q_value is not None
-        columns = {
-            Columns.ACTIONS: result.actions,
-            Columns.ACTION_LOGP: result.log_prob,
-            HEAD_LOG_PROBS: result.head_log_probs,
-            Columns.VF_PREDS: result.value,
-            Q_VALUE: result.q_value,
-            STATE_NORMS: torch.stack([h.norm(dim=-1), c.norm(dim=-1)], dim=-1),
-        }
+        columns = _on_the_cpu(
+            {
+                Columns.ACTIONS: result.actions,
+                Columns.ACTION_LOGP: result.log_prob,
+                HEAD_LOG_PROBS: result.head_log_probs,
+                Columns.VF_PREDS: result.value,
+                Q_VALUE: result.q_value,
+                STATE_NORMS: torch.stack([h.norm(dim=-1), c.norm(dim=-1)], dim=-1),
+                "h": h,
+                "c": c,
+            }
+        )
+        state_out = {name: columns.pop(name) for name in ("h", "c")}
         return {
             **{name: column.unsqueeze(1) for name, column in columns.items()},
-            Columns.STATE_OUT: {"h": h, "c": c},
+            Columns.STATE_OUT: state_out,
         }
+
+
+def _on_the_cpu(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Columns ``[B, ...]`` as views of one tensor on the CPU, where RLlib would bring each by itself.
+
+    A GPU is waited for once. Indices travel as float32, exact up to 2^24, and have their own type again afterwards.
+    """
+    rows = [column.reshape(len(column), -1).float() for column in columns.values()]
+    parts = torch.cat(rows, dim=1).cpu().split([row.shape[1] for row in rows], dim=1)
+    return {
+        name: part.reshape(column.shape).to(column.dtype)
+        for (name, column), part in zip(columns.items(), parts, strict=True)
+    }

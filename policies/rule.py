@@ -19,7 +19,7 @@ from policies.bundle import (
     PolicySettings,
     UnsupportedByPolicyError,
 )
-from policies.distribution import FactoredDistribution, masked_log_softmax, needs_table, row_table
+from policies.distribution import ActionTables, FactoredDistribution, masked_log_softmax
 from policies.results import ActionResult, EvalResult, ForwardResult, HiddenState
 
 Memory = npt.NDArray[np.float64]
@@ -43,7 +43,7 @@ class RulePolicy(ABC):
 
     def __init__(self, slots: SlotConfig) -> None:
         self._slots, self._heads, self._layout = slots, slots.heads, ObservationLayout(slots)
-        self._needs, self._rows = needs_table(self._heads), row_table(self._heads)
+        self._tables = ActionTables(self._heads)
 
     @abstractmethod
     def choices(self, observations: Observations, memory: Memory) -> tuple[Tensor, ...]:
@@ -56,12 +56,13 @@ class RulePolicy(ABC):
     def certain(self, actions: Actions) -> tuple[Tensor, ...]:
         """Choices that leave nothing but the actions ``[N, H]``."""
         taken = torch.from_numpy(actions)
+        needs, row = self._tables.needs.cpu(), self._tables.rows.cpu()
         hosts, op = torch.arange(len(taken)), taken[:, 0]
         tables = []
         for column, head in enumerate(self._heads):
             rows = 1 if column == 0 else len(head.needed_by)
             table = torch.zeros(len(taken), rows, head.size, dtype=torch.bool)
-            table[hosts, self._rows.cpu()[op, column], taken[:, column]] = self._needs.cpu()[op, column]
+            table[hosts, row[op, column], taken[:, column]] = needs[op, column]
             tables.append(table)
         return tuple(tables)
 
@@ -84,7 +85,7 @@ class RulePolicy(ABC):
     @property
     def device(self) -> torch.device:
         """Of the results; the rule itself works on the CPU."""
-        return self._needs.device
+        return self._tables.needs.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -165,7 +166,7 @@ class RulePolicy(ABC):
 
     def to(self, device: torch.device | str) -> Self:
         """Where results go."""
-        self._needs, self._rows = self._needs.to(device), self._rows.to(device)
+        self._tables.to(device)
         return self
 
     def compile(self) -> None:
@@ -176,7 +177,7 @@ class RulePolicy(ABC):
     def _distribution(self, observations: Observations, memory: Memory) -> FactoredDistribution:
         masks = tuple(table.to(self.device) for table in self.choices(observations, memory))
         log_probs = tuple(masked_log_softmax(torch.zeros_like(mask, dtype=self.dtype), mask) for mask in masks)
-        return FactoredDistribution(log_probs, masks, self._needs, self._rows)
+        return FactoredDistribution(log_probs, masks, self._tables)
 
     def _read(self, obs: Mapping[str, Tensor], hidden: HiddenState, actions: Tensor | None) -> ForwardResult:
         batch, steps = obs["obs"].shape[:2]
@@ -190,8 +191,7 @@ class RulePolicy(ABC):
         joint = FactoredDistribution(
             _stack([distribution.log_probs for distribution in distributions]),
             _stack([distribution.masks for distribution in distributions]),
-            self._needs,
-            self._rows,
+            self._tables,
         )
         return ForwardResult(joint, self._hidden(memory))
 

@@ -48,7 +48,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, sums: Tensor, decay: float) -> None:
-        """Merge a batch, after forgetting a part of what was seen before.
+        """Merge a batch, after forgetting a part of what was seen before; an empty one changes nothing.
 
         The merge is that of Chan, Golub and LeVeque (1983), in float64: exact where the mean is far above the
         spread.
@@ -59,23 +59,18 @@ class RunningMoments(nn.Module):
             decay: Weight kept by the past, in [0, 1]; 1 never forgets.
         """
         count, total, squares = sums.double().unbind()
-        if not (count > 0).all():
-            return
         old_count, old_mean, old_deviation = self.moments.double().unbind()
         old_count, old_deviation = old_count * decay, old_deviation * decay
         mean = total / count
         deviation = (squares - count * mean**2).clamp(min=0.0)
         merged = old_count + count
         delta = mean - old_mean
-        self.moments.copy_(
-            torch.stack(
-                [
-                    merged,
-                    old_mean + delta * count / merged,
-                    old_deviation + deviation + delta**2 * old_count * count / merged,
-                ]
-            )
-        )
+        moments = [
+            merged,
+            old_mean + delta * count / merged,
+            old_deviation + deviation + delta**2 * old_count * count / merged,
+        ]
+        self.moments.copy_(torch.where(count > 0, torch.stack(moments), self.moments))
 
     def deviation(self, minimum: float) -> Tensor:
         """Standard deviation, ``[*shape]``, at least ``minimum``; 1 before anything was seen."""
@@ -83,8 +78,18 @@ class RunningMoments(nn.Module):
         return torch.where(count > 0, (squared / count.clamp(min=1.0)).sqrt().clamp(min=minimum), 1.0)
 
 
-def power_sums(values: Tensor) -> Tensor:
-    """Count, sum and sum of squares of ``values`` ``[N, *shape]`` over the first axis, float64 ``[3, *shape]``."""
-    values = values.double()
-    count = torch.full_like(values[:1].sum(dim=0), len(values))
-    return torch.stack([count, values.sum(dim=0), values.square().sum(dim=0)])
+def power_sums(values: Tensor, counted: Tensor) -> Tensor:
+    """Count, sum and sum of squares of what counts.
+
+    Args:
+        values: ``[..., *shape]``.
+        counted: bool ``[...]``.
+
+    Returns:
+        float64 ``[3, *shape]``.
+    """
+    axes = tuple(range(counted.ndim))
+    counted = counted.reshape(*counted.shape, *[1] * (values.ndim - counted.ndim)).expand_as(values)
+    # where, not a product: what does not count may be infinite.
+    values = torch.where(counted, values.double(), 0.0)
+    return torch.stack([counted.sum(axes).double(), values.sum(axes), values.square().sum(axes)])

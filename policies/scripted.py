@@ -15,7 +15,6 @@ from envs.action_masks import split_mask
 from envs.slots import SlotConfig
 from envs.vocabulary import NO_BLUEPRINT, LifecycleOp, SeedStage
 from policies.bundle import Actions, Observations, PolicySettings
-from policies.distribution import head_masks
 from policies.registry import register
 from policies.rule import Memory, RulePolicy
 from policies.schedule import BY_HAND, GrowthPlan, GrowthSchedule
@@ -41,7 +40,7 @@ class RandomValid(RulePolicy):
 
     def choices(self, observations: Observations, memory: Memory) -> tuple[Tensor, ...]:
         """Everything that the masks admit."""
-        return head_masks(torch.from_numpy(observations["action_mask"]), self._heads)
+        return self._tables.masks(torch.from_numpy(observations["action_mask"]).to(self.device))
 
 
 @register("fixed_schedule")

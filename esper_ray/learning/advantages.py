@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from esper_ray.config import CriticBaseline, LearnerConfig
 from policies.results import ActorCriticResult
+from policies.rl_module import HEAD_LOG_PROBS
 from policies.running_moments import power_sums
 
 MeanOverLearners = Callable[[Tensor], Tensor]
@@ -26,6 +27,25 @@ averaged sums and counts, so that it equals that of the undivided batch."""
 
 MINIMUM_SCALE = 1e-3
 """Smallest divisor of the advantages, in reward units: noise is not blown up when nothing differs."""
+
+
+def decided_log_ratios(
+    output: ActorCriticResult, actions: Tensor, old_log_probs: Tensor, real: Tensor
+) -> tuple[Tensor, Tensor]:
+    """New minus old log-probabilities, and which heads count.
+
+    Args:
+        output: The new policy.
+        actions: int64 ``[B, T, H]``.
+        old_log_probs: ``[B, T, H]``.
+        real: bool ``[B, T]``.
+
+    Returns:
+        ``[B, T, H]``, 0 where a head had no choice, and bool ``[B, T, H]``: heads that had one, at real steps. Summed
+        over the heads the first is the joint action's.
+    """
+    decided = output.distribution.decided(actions[..., 0]) & real.unsqueeze(-1)
+    return torch.where(decided, output.distribution.log_prob(actions) - old_log_probs, 0.0), decided
 
 
 def vtrace_returns(
@@ -197,11 +217,10 @@ def advantage_scale(op_advantages: Tensor, counted: Tensor, mean_over_learners: 
     Returns:
         A scalar; 1 if no step counts, since there is nothing to scale.
     """
-    count, total, squares = mean_over_learners(power_sums(op_advantages[counted])).unbind()
-    if count == 0:
-        return op_advantages.new_ones(())
+    count, total, squares = mean_over_learners(power_sums(op_advantages, counted)).unbind()
     variance = squares / count - (total / count) ** 2
-    return variance.clamp(min=MINIMUM_SCALE**2).sqrt().to(op_advantages.dtype)
+    scale = torch.where(count > 0, variance.clamp(min=MINIMUM_SCALE**2).sqrt(), 1.0)
+    return scale.to(op_advantages.dtype)
 
 
 def advantage_means(streams: Tensor, counted: Tensor, mean_over_learners: MeanOverLearners) -> Tensor:
@@ -215,8 +234,8 @@ def advantage_means(streams: Tensor, counted: Tensor, mean_over_learners: MeanOv
     Returns:
         ``[2]``; 0 if no step counts.
     """
-    chosen = streams[counted].double()
-    sums = mean_over_learners(torch.cat([chosen.new_tensor([len(chosen)]), chosen.sum(dim=0)]))
+    totals = torch.where(counted.unsqueeze(-1), streams.double(), 0.0).flatten(end_dim=-2).sum(dim=0)
+    sums = mean_over_learners(torch.cat([counted.sum().double().unsqueeze(0), totals]))
     count, totals = sums[0], sums[1:]
     return torch.where(count > 0, totals / count, 0.0).to(streams.dtype)
 
@@ -249,13 +268,18 @@ class FactoredAdvantages(ConnectorV2):
     Raises FloatingPointError on a return that is not finite.
 
     Adds to the batch ``advantages`` ``[R, T, 2]`` (scaled, 0 where not real) and ``value_targets`` ``[R, T]`` (the
-    returns, in reward units), and has the network's normalisers collect; committing is the learner's.
+    returns, in reward units), and has the network's normalisers collect; committing is the learner's. As this is the
+    one pass over the rollout before the first step, it is also where the stored log-probabilities are held against it.
 
     Args:
         input_observation_space: Passed on to RLlib.
         input_action_space: Passed on to RLlib.
         settings: Discount, λ, baseline, centring.
         mean_over_learners: Averages over learner processes.
+
+    Attributes:
+        replay_errors: Of the latest batch: by module the largest difference between stored and recomputed
+            log-probabilities, a scalar on the module's device.
     """
 
     def __init__(
@@ -269,20 +293,22 @@ class FactoredAdvantages(ConnectorV2):
         super().__init__(input_observation_space, input_action_space)
         self.settings = settings
         self.mean_over_learners = mean_over_learners
+        self.replay_errors: dict[str, Tensor] = {}
 
     # RLlib calls its connectors with gradients on; nothing here is differentiated.
     @torch.no_grad()
     def __call__(self, *, rl_module: Any, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Complete the batch of every module."""
         for module_id, columns in batch.items():
-            self._complete(rl_module[module_id].unwrapped(), columns)
+            self.replay_errors[module_id] = self._complete(rl_module[module_id].unwrapped(), columns)
         return batch
 
-    def _complete(self, module: Any, columns: dict[str, Any]) -> None:
+    def _complete(self, module: Any, columns: dict[str, Any]) -> Tensor:
+        """Complete one module's batch; returns the replay error."""
         settings = self.settings
         output = module.forward_result(columns)
-        value, q_value = output.value, output.q_value(columns[Columns.ACTIONS][..., 0].long())
-        real = columns[Columns.LOSS_MASK]
+        actions, real = columns[Columns.ACTIONS].long(), columns[Columns.LOSS_MASK]
+        value, q_value = output.value, output.q_value(actions[..., 0])
         steps = torch.arange(real.shape[1], device=real.device)
         returns = returns_of_rows(
             columns[Columns.REWARDS].float(),
@@ -299,3 +325,5 @@ class FactoredAdvantages(ConnectorV2):
             streams, output, real, settings.centre_advantages, self.mean_over_learners
         )
         columns[Postprocessing.VALUE_TARGETS] = returns
+        log_ratios, _ = decided_log_ratios(output, actions, columns[HEAD_LOG_PROBS], real)
+        return log_ratios.abs().max()

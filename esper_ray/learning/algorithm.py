@@ -267,9 +267,13 @@ class FactoredConfig(AlgorithmConfig):
             "network": network or NetworkConfig(),
             # One step more than the rollout: RLlib adds the last observation for the bootstrap.
             "max_seq_len": sequence_length or rollout_length + 1,
+            "bf16": config.settings.bf16,
         }
         config.rl_module(rl_module_spec=RLModuleSpec(module_class=FactoredRLModule, model_config=model))
         config.learners(num_learners=num_learners)
+        # The learner itself leaves out a step whose gradient is not finite, by the norm that it has anyway. RLlib would
+        # look at every parameter's in each minibatch, and a GPU be waited for as often.
+        config.framework(torch_skip_nan_gradients=True)
         config._train_on()
         config.debugging(seed=RUNNERS_PER_SEED * seed, log_level="ERROR")
         return config

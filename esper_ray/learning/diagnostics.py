@@ -33,12 +33,21 @@ SATURATED_CLIPPING = 0.9
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the True entries of a mask, NaN if there is none."""
-    return torch.where(mask, values, 0.0).sum() / torch.where(mask.any(), mask.sum(), torch.nan)
+    """Means over the first two axes where a mask is True, NaN where it nowhere is.
+
+    Args:
+        values: ``[B, T, ...]``.
+        mask: bool ``[B, T, ...]``.
+
+    Returns:
+        ``[...]``, of each number beside the two axes.
+    """
+    count = mask.sum(dim=(0, 1))
+    return torch.where(mask, values, 0.0).sum(dim=(0, 1)) / count.to(values.dtype).masked_fill(count == 0, torch.nan)
 
 
 def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
-    """Variance over the True entries of a mask, NaN if there is none."""
+    """Variances; arguments and result as for :func:`masked_mean`."""
     return masked_mean((values - masked_mean(values, mask)).square(), mask)
 
 
@@ -54,27 +63,26 @@ def head_diagnostics(
     * ``decided_share``: share of real steps whose op needed the head and left it a choice.
     * ``policy_loss``: clipped surrogate.
     """
-    numbers: dict[str, Tensor] = {}
-    ops, ratios = minibatch.ops, terms.log_ratios.exp()
-    rows = output.distribution.rows[ops]
+    ops, ratios, decided = minibatch.ops, terms.log_ratios.exp(), terms.decided
+    rows = output.distribution.rows_of(ops)
     tables = output.distribution.normalised_entropies()
-    for column, head in enumerate(heads):
-        decided, ratio = terms.decided[..., column], ratios[..., column]
-        entropy = take_entry(tables[column], rows[..., column])
-        none = ~decided.any()
-        never = terms.available_share[column] == 0
-        measures = {
-            "entropy": masked_mean(entropy, decided),
-            "entropy_available": terms.entropy[column].masked_fill(never, torch.nan),
-            "ratio_min": ratio.masked_fill(~decided, torch.inf).min().masked_fill(none, torch.nan),
-            "ratio_mean": masked_mean(ratio, decided),
-            "ratio_max": ratio.masked_fill(~decided, -torch.inf).max().masked_fill(none, torch.nan),
-            "clip_share": masked_mean(((ratio - 1).abs() > clip).float(), decided),
-            "decided_share": masked_mean(decided.float(), minibatch.real),
-            "policy_loss": terms.policy[column].masked_fill(none, torch.nan),
-        }
-        numbers |= {f"{measure}/{head.name}": value for measure, value in measures.items()}
-    return numbers
+    entropies = torch.stack([take_entry(table, rows[..., column]) for column, table in enumerate(tables)], dim=-1)
+    never = ~decided.any(dim=0).any(dim=0)
+    measures = {
+        "entropy": masked_mean(entropies, decided),
+        "entropy_available": terms.entropy.masked_fill(terms.available_share == 0, torch.nan),
+        "ratio_min": ratios.masked_fill(~decided, torch.inf).amin(dim=(0, 1)).masked_fill(never, torch.nan),
+        "ratio_mean": masked_mean(ratios, decided),
+        "ratio_max": ratios.masked_fill(~decided, -torch.inf).amax(dim=(0, 1)).masked_fill(never, torch.nan),
+        "clip_share": masked_mean(((ratios - 1).abs() > clip).float(), decided),
+        "decided_share": masked_mean(decided.float(), minibatch.real.unsqueeze(-1)),
+        "policy_loss": terms.policy.masked_fill(never, torch.nan),
+    }
+    return {
+        f"{measure}/{head.name}": value
+        for measure, values in measures.items()
+        for head, value in zip(heads, values.unbind(), strict=True)
+    }
 
 
 def critic_diagnostics(
@@ -104,9 +112,9 @@ def critic_diagnostics(
         lowest = output.scaled_q_values.masked_fill(~admitted, torch.inf).amin(dim=-1)
         decided = real & ~output.distribution.forced
         numbers |= {"q_value_loss": terms.q_value, "q_spread": masked_mean(highest - lowest, decided)}
-    for op, name in enumerate(ops.choices):
-        numbers[f"advantage_mean/{name}"] = masked_mean(minibatch.advantages[..., 0], real & (minibatch.ops == op))
-    return numbers
+    taken = minibatch.ops.unsqueeze(-1) == torch.arange(ops.size, device=real.device)
+    means = masked_mean(minibatch.advantages[..., :1], real.unsqueeze(-1) & taken)
+    return numbers | {f"advantage_mean/{name}": mean for name, mean in zip(ops.choices, means.unbind(), strict=True)}
 
 
 def policy_diagnostics(output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms) -> dict[str, Tensor]:
@@ -128,25 +136,41 @@ def policy_diagnostics(output: ActorCriticResult, minibatch: Minibatch, terms: L
     }
 
 
+def lstm_diagnostics(state_norms: Tensor, real: Tensor) -> dict[str, Tensor]:
+    """``lstm_hidden_norm``, ``lstm_cell_norm``: means over the real steps.
+
+    Args:
+        state_norms: As the rollout stored them, ``[B, T, 2]``.
+        real: bool ``[B, T]``.
+    """
+    hidden, cell = masked_mean(state_norms, real.unsqueeze(-1)).unbind()
+    return {"lstm_hidden_norm": hidden, "lstm_cell_norm": cell}
+
+
+@torch.no_grad()
 def minibatch_diagnostics(
     heads: Sequence[HeadSpec], output: ActorCriticResult, minibatch: Minibatch, terms: LossTerms, clip: float
-) -> dict[str, float]:
-    """All numbers of a minibatch as Python floats, fetched from the device at once."""
-    with torch.no_grad():
-        numbers = head_diagnostics(heads, output, minibatch, terms, clip)
-        numbers |= critic_diagnostics(heads[0], output, minibatch, terms)
-        numbers |= policy_diagnostics(output, minibatch, terms)
-        values = torch.stack([value.float() for value in numbers.values()]).tolist()
+) -> dict[str, Tensor]:
+    """All numbers of one minibatch that its loss knows, as scalars where they were computed (see :func:`read`)."""
+    numbers = head_diagnostics(heads, output, minibatch, terms, clip)
+    numbers |= critic_diagnostics(heads[0], output, minibatch, terms)
+    return numbers | policy_diagnostics(output, minibatch, terms)
+
+
+def read(numbers: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as Python's, in one transfer: a GPU is waited for once."""
+    if not numbers:
+        return {}
+    values = torch.stack([value.float() for value in numbers.values()]).tolist()
     return dict(zip(numbers, values, strict=True))
 
 
 def alarms(numbers: Mapping[str, float]) -> dict[str, int]:
-    """Which thresholds a minibatch crossed (NaN crosses none but ``replay``).
+    """Which thresholds a minibatch crossed (NaN crosses none).
 
     * ``alarm/low_entropy``: number of heads below :data:`LOW_ENTROPY` where available.
     * ``alarm/high_ratio``: number of heads with a ratio above :data:`HIGH_RATIO`.
     * ``alarm/low_q_spread``: the spread of Q is below :data:`LOW_Q_SPREAD`.
-    * ``alarm/replay``: the replay error, if this minibatch measures it, is above :data:`REPLAY_LIMIT`.
     """
 
     def below(prefix: str, limit: float) -> int:
@@ -159,7 +183,6 @@ def alarms(numbers: Mapping[str, float]) -> dict[str, int]:
         "alarm/low_entropy": below("entropy_available/", LOW_ENTROPY),
         "alarm/high_ratio": above("ratio_max/", HIGH_RATIO),
         "alarm/low_q_spread": below("q_spread", LOW_Q_SPREAD),
-        "alarm/replay": int(not numbers.get("replay_error", 0.0) <= REPLAY_LIMIT),
     }
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from esper_ray.learning.advantages import (
     action_returns,
     advantage_streams,
+    decided_log_ratios,
     scaled_advantages,
     vtrace_returns,
 )
 from esper_ray.learning.learner import FactoredLearner, mean_over_learners
-from esper_ray.learning.loss import LossTerms, Minibatch, decided_log_ratios, impala_loss
+from esper_ray.learning.loss import LossTerms, Minibatch, impala_loss
 from esper_ray.ray_internals import wrap_learner_thread
 from policies.network import RecurrentPolicyNetwork
 from policies.results import ActorCriticResult

@@ -17,7 +17,7 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from esper_ray.config import LearnerConfig
-from esper_ray.learning.diagnostics import SATURATED_CLIPPING, alarms, minibatch_diagnostics
+from esper_ray.learning.diagnostics import SATURATED_CLIPPING, alarms, lstm_diagnostics, minibatch_diagnostics, read
 from esper_ray.learning.loss import LossTerms, Minibatch, entropy_weights
 from esper_ray.ray_internals import OpenLearner
 from policies.network import RecurrentPolicyNetwork
@@ -56,6 +56,10 @@ class _UpdateRecord:
     """Gradients that were above the clip."""
     applied: int = 0
     """Steps of the optimiser."""
+    entropy_weights: dict[str, Tensor] = field(default_factory=dict)
+    """Of every module's heads in this update, ``[H]``."""
+    watched: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Numbers of every module in the present minibatch, not read yet."""
     began: float = field(default_factory=time.perf_counter)
     """When the update started, on the performance counter."""
     last_result: Any = None
@@ -72,9 +76,13 @@ class FactoredLearner(OpenLearner, TorchLearner):
     (:mod:`esper_ray.learning.diagnostics`), but for ``gradient_norm/...`` (before clipping: per head, of the rest, and
     ``all``), ``alarm/non_finite`` (gradients that were not), ``alarm/no_step`` (1 if the update made none),
     ``alarm/clip_saturated``, ``gradient_clipped_share``, ``applied_share`` (share of the minibatches that made a step),
-    ``replay_error`` (PPO only: largest difference between stored and recomputed log-probabilities before the first
-    step, to be near 0), ``lr`` (after the update), ``entropy_coeff``, ``return_scale``, ``update_seconds`` and
-    ``lstm_hidden_norm``, ``lstm_cell_norm``.
+    ``replay_error`` and ``alarm/replay`` (PPO only: largest difference between stored and recomputed log-probabilities
+    of the rollout before the first step, and whether it is above
+    :data:`esper_ray.learning.diagnostics.REPLAY_LIMIT`), ``lr`` (after the update), ``entropy_coeff``,
+    ``return_scale`` and ``update_seconds``.
+
+    A minibatch's numbers are read once, after its backward pass: that is the one time that it waits for a GPU, to
+    know whether to make its step.
 
     Attributes:
         stays_with_rollout: Whether an update begins with the policy that played and must end close to it.
@@ -137,52 +145,49 @@ class FactoredLearner(OpenLearner, TorchLearner):
         super().before_gradient_based_update(timesteps=timesteps)
         self._record = _UpdateRecord()
         self._entropy_share = self._entropy_schedule.update(timesteps[NUM_ENV_STEPS_SAMPLED_LIFETIME])
+        for module_id, module in self.module.items():
+            weights = torch.tensor(entropy_weights(self.settings, module.unwrapped().network.head_specs))
+            self._record.entropy_weights[module_id] = (weights * self._entropy_share).to(self.device)
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
-        """Loss of one minibatch; logs what is watched and decides whether the update stops here."""
+        """Loss of one minibatch; keeps what is watched until it is read."""
         output = fwd_out[FORWARD_RESULT]
         network = self.module[module_id].unwrapped().network
-        heads = network.head_specs
         minibatch = self.minibatch(network, batch, output)
-        weights = output.scaled_value.new_tensor(entropy_weights(self.settings, heads)) * self._entropy_share
-        terms = self.loss(output, minibatch, weights)
-        numbers = minibatch_diagnostics(heads, output, minibatch, terms, self.settings.clip)
-        hidden_norm, cell_norm = batch[STATE_NORMS][minibatch.real].mean(dim=0).tolist()
-        numbers |= {"lstm_hidden_norm": hidden_norm, "lstm_cell_norm": cell_norm}
-        if self.stays_with_rollout:
-            if self._record.computed == 0:
-                numbers["replay_error"] = terms.log_ratios.abs().max().item()
-            # The divergence is the learners' average, so that all of them stop at the same minibatch.
-            limit = self.settings.kl_stop
-            self._record.stopped = limit is not None and numbers["kl"] > limit
-        self._log(module_id, numbers)
-        self._count(module_id, alarms(numbers))
+        terms = self.loss(output, minibatch, self._record.entropy_weights[module_id])
+        numbers = minibatch_diagnostics(network.head_specs, output, minibatch, terms, self.settings.clip)
+        self._record.watched[module_id] = numbers | lstm_diagnostics(batch[STATE_NORMS], minibatch.real)
         return terms.total
 
     def postprocess_gradients_for_module(
         self, *, module_id: str, config: Any = None, module_gradients_dict: Gradients
     ) -> Gradients:
-        """Clip by the global norm; log the norm of every head's gradient and how often the clip was reached."""
-        network = self.module[module_id].unwrapped().network
-        groups: dict[str, list[Tensor]] = {}
-        for name, parameter in network.named_parameters():
-            parts = name.split(".")
-            group = parts[1] if parts[0] == "heads" else parts[0]
-            groups.setdefault(group, []).append(module_gradients_dict[self.get_param_ref(parameter)])
-        norms = torch.stack([torch.nn.utils.get_total_norm(group) for group in groups.values()])
-        total = norms.norm()
-        factor = (self.settings.grad_clip / (total + 1e-6)).clamp(max=1.0)
-        names = [f"gradient_norm/{group}" for group in groups]
-        values = dict(zip([*names, "gradient_norm/all"], [*norms.tolist(), total.item()], strict=True))
-        self._record.finite = math.isfinite(values["gradient_norm/all"])
-        clipped = values["gradient_norm/all"] > self.settings.grad_clip
-        self._log(module_id, values | {"gradient_clipped_share": float(clipped)})
-        self._count(module_id, {"alarm/non_finite": int(not self._record.finite)})
+        """Clip by the global norm, read and log what is watched, and decide whether the update stops here."""
+        norms = self._gradient_norms(module_id, module_gradients_dict)
+        total = torch.stack(list(norms.values())).norm()
+        numbers = read(self._record.watched[module_id] | norms | {"gradient_norm/all": total})
+        self._record.finite = math.isfinite(numbers["gradient_norm/all"])
+        # The divergence is the learners' average, so that all of them stop at the same minibatch.
+        limit = self.settings.kl_stop
+        self._record.stopped = self.stays_with_rollout and limit is not None and numbers["kl"] > limit
+        clipped = numbers["gradient_norm/all"] > self.settings.grad_clip
         self._record.computed += 1
         self._record.clipped += int(clipped)
-        return {reference: gradient * factor for reference, gradient in module_gradients_dict.items()}
+        self._log(module_id, numbers | {"gradient_clipped_share": float(clipped)})
+        self._count(module_id, alarms(numbers) | {"alarm/non_finite": int(not self._record.finite)})
+        torch.nn.utils.clip_grads_with_norm_(module_gradients_dict, self.settings.grad_clip, total)
+        return module_gradients_dict
+
+    def _gradient_norms(self, module_id: str, gradients: Gradients) -> dict[str, Tensor]:
+        """Of every head and of the other parts of the network, under their metrics' names."""
+        groups: dict[str, list[Tensor]] = {}
+        for name, parameter in self.module[module_id].unwrapped().network.named_parameters():
+            parts = name.split(".")
+            group = parts[1] if parts[0] == "heads" else parts[0]
+            groups.setdefault(f"gradient_norm/{group}", []).append(gradients[self.get_param_ref(parameter)])
+        return {name: torch.nn.utils.get_total_norm(group) for name, group in groups.items()}
 
     def apply_gradients(self, gradients_dict: Gradients) -> None:
         """Step the optimiser, unless the policy has strayed or the gradient is not finite."""

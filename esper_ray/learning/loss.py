@@ -10,7 +10,7 @@ from torch import Tensor
 
 from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
-from esper_ray.learning.advantages import MeanOverLearners
+from esper_ray.learning.advantages import MeanOverLearners, decided_log_ratios
 from policies.results import ActorCriticResult
 
 
@@ -185,25 +185,6 @@ def divergence(log_ratios: Tensor, real: Tensor, average: MeanOverLearners) -> T
     sums = torch.stack([torch.where(real, estimate, 0.0).sum(), real.sum().to(estimate.dtype)])
     total, count = average(sums).unbind()
     return total / divisor(count)
-
-
-def decided_log_ratios(
-    output: ActorCriticResult, actions: Tensor, old_log_probs: Tensor, real: Tensor
-) -> tuple[Tensor, Tensor]:
-    """New minus old log-probabilities, and which heads count.
-
-    Args:
-        output: The new policy.
-        actions: int64 ``[B, T, H]``.
-        old_log_probs: ``[B, T, H]``.
-        real: bool ``[B, T]``.
-
-    Returns:
-        ``[B, T, H]``, 0 where a head had no choice, and bool ``[B, T, H]``: heads that had one, at real steps. Summed
-        over the heads the first is the joint action's.
-    """
-    decided = output.distribution.decided(actions[..., 0]) & real.unsqueeze(-1)
-    return torch.where(decided, output.distribution.log_prob(actions) - old_log_probs, 0.0), decided
 
 
 def ppo_loss(

@@ -10,6 +10,7 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
 from esper_ray.learning.advantages import FactoredAdvantages
+from esper_ray.learning.diagnostics import REPLAY_LIMIT, read
 from esper_ray.learning.learner import FactoredLearner, mean_over_learners
 from esper_ray.learning.loss import LossTerms, Minibatch, ppo_loss
 from policies.network import RecurrentPolicyNetwork
@@ -31,10 +32,8 @@ class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
         if self.is_built:
             return
         super().build()
-        self.replace_in_pipeline(
-            "GeneralAdvantageEstimation",
-            FactoredAdvantages(settings=self.settings, mean_over_learners=mean_over_learners),
-        )
+        self._advantages = FactoredAdvantages(settings=self.settings, mean_over_learners=mean_over_learners)
+        self.replace_in_pipeline("GeneralAdvantageEstimation", self._advantages)
 
     def update(self, *args: Any, num_total_minibatches: int = 0, **kwargs: Any) -> Any:
         """All epochs over one rollout: in every learner the same number of minibatches, epochs × minibatches.
@@ -60,3 +59,11 @@ class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
     def loss(self, output: ActorCriticResult, minibatch: Minibatch, weights: Tensor) -> LossTerms:
         """The clipped loss."""
         return ppo_loss(output, minibatch, self.settings, weights, mean_over_learners)
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Log what concerns the update as a whole, and whether it belonged to its rollout."""
+        super().after_gradient_based_update(timesteps=timesteps)
+        for module_id, error in read(self._advantages.replay_errors).items():
+            self._log(module_id, {"replay_error": error})
+            # NaN rings, too.
+            self._count(module_id, {"alarm/replay": int(not error <= REPLAY_LIMIT)})

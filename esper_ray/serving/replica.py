@@ -74,8 +74,7 @@ def decide_all(policy: PolicyBundle, batch: list[tuple[Episode, Observations]]) 
         distribution = FactoredDistribution(
             tuple(table[own] for table in both.log_probs),
             tuple(mask[own] for mask in both.masks),
-            both.needs,
-            both.rows,
+            both.tables,
         )
         actions.append(distribution.sample(episode.generator, episode.greedy)[0, 0].cpu().numpy())
         episode.hidden = tuple(state[own].clone() for state in result.hidden)

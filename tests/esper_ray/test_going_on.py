@@ -29,6 +29,7 @@ OTHERS = {
     "data_dir": "elsewhere",
     "entropy_multipliers": {"op": 2.0},
     "centre_advantages": True,
+    "bf16": True,
 }
 """Values that settings which are no numbers do not have in DEBUG."""
 

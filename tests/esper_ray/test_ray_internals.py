@@ -18,6 +18,7 @@ from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
 from esper_ray.learning.runner import HostRunner
 from esper_ray.ray_internals import (
@@ -32,6 +33,8 @@ from esper_ray.ray_internals import (
     store,
     stored,
 )
+from tests.devices import DEVICES
+from tests.dispatched import Dispatched
 from tests.esper_ray.learning.test_impala import config_of as impala_config
 from tests.esper_ray.learning.test_learner import EPISODE, MODULE, Parts, config_of
 
@@ -130,6 +133,32 @@ def test_every_minibatch_of_an_update_goes_through_the_hook():
     assert len(offered) == expected, broke("Learner.update no longer calls _update once for each minibatch", why)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_lengths_of_rows_are_where_rllib_reads_them_one_by_one(device):
+    learner = Parts(config_of()).learner
+    batch = MultiAgentBatch({MODULE: SampleBatch(seq_lens=torch.tensor([2, 3], device=device))}, env_steps=5)
+    sliced = learner._set_slicing_by_batch_id(batch, value=True)
+    assert sliced[MODULE]["seq_lens"].device.type == "cpu"
+    why = "bring the lengths to the CPU before they are read (_set_slicing_by_batch_id)"
+    source = inspect.getsource(TorchLearner._create_iterator_if_necessary)
+    assert "self._set_slicing_by_batch_id(batch, value=True)" in source, broke(
+        "it is not called before minibatches", why
+    )
+
+
+def test_nobody_asks_every_gradient_whether_it_is_finite():
+    config = config_of()
+    why = "leave that to the norm that the learner has anyway (torch_skip_nan_gradients)"
+    assert config.torch_skip_nan_gradients, broke("the config has lost torch_skip_nan_gradients", why)
+    learner = Parts(config).learner
+    gradients = {parameter: torch.ones_like(parameter) for parameter in learner.module[MODULE].parameters()}
+    learner.apply_gradients(gradients)  # Adam makes its state
+    with Dispatched() as dispatched:
+        learner.apply_gradients(gradients)
+    # Adam's own, of its counters of steps on the CPU.
+    assert dispatched.waits.total() == len(gradients), broke("apply_gradients reads numbers of every gradient", why)
+
+
 def test_restored_optimisers_are_told():
     learner = Parts(config_of()).learner
     told = []
@@ -166,7 +195,8 @@ def test_impalas_thread_updates_through_a_method_that_can_be_wrapped():
 
 
 def test_the_mixins_hooks_exist_in_rllibs_learner():
-    for name in ("_update", "_set_optimizer_state", "set_state"):
+    hooks = ("_update", "_set_optimizer_state", "set_state", "_set_slicing_by_batch_id", "_compute_off_policyness")
+    for name in hooks:
         assert callable(getattr(TorchLearner, name, None)), broke(f"TorchLearner has no {name}", "override it")
     own = {"is_built", "replace_in_pipeline", "optimizers_restored", "update_minibatch"} & set(dir(TorchLearner))
     assert not own, broke(f"TorchLearner has {own} of its own", "give these names another meaning")

@@ -11,25 +11,24 @@ from envs.action_masks import mask_size, split_mask
 from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
 from policies.distribution import (
+    ActionTables,
     FactoredDistribution,
     draw,
-    head_masks,
     masked_log_softmax,
-    needs_table,
-    row_table,
 )
 
 torch.set_num_threads(1)
 HEADS = SlotConfig.for_row(3).heads
+TABLES = ActionTables(HEADS)
 COLUMNS = {head.name: column for column, head in enumerate(HEADS)}
 
 
 def distribution(flat_mask, seed=0, spread=2.0):
     generator = torch.Generator().manual_seed(seed)
-    masks = head_masks(flat_mask, HEADS)
+    masks = TABLES.masks(flat_mask)
     logits = [torch.randn(mask.shape, generator=generator) * spread for mask in masks]
     log_probs = tuple(masked_log_softmax(logit, mask) for logit, mask in zip(logits, masks, strict=True))
-    return FactoredDistribution(log_probs, masks, needs_table(HEADS), row_table(HEADS)), logits
+    return FactoredDistribution(log_probs, masks, TABLES), logits
 
 
 def random_flat_mask(seed, steps, density):
@@ -94,8 +93,7 @@ def test_probabilities_of_all_actions_sum_to_one():
         step = FactoredDistribution(
             tuple(t.expand(len(actions), *t.shape[1:]) for t in joint.log_probs),
             tuple(m.expand(len(actions), *m.shape[1:]) for m in joint.masks),
-            joint.needs,
-            joint.rows,
+            joint.tables,
         )
         total += step.log_prob(actions).double().sum(-1).exp().sum().item()
     assert total == pytest.approx(1.0, abs=1e-5)
@@ -137,10 +135,10 @@ def test_same_generator_same_actions_and_mode_needs_none():
 
 
 def test_padding_is_finite_in_value_and_gradient():
-    masks = head_masks(torch.zeros(2, mask_size(HEADS), dtype=torch.int8), HEADS)
+    masks = TABLES.masks(torch.zeros(2, mask_size(HEADS), dtype=torch.int8))
     logits = [torch.randn(mask.shape, requires_grad=True) for mask in masks]
     log_probs = tuple(masked_log_softmax(logit, mask) for logit, mask in zip(logits, masks, strict=True))
-    joint = FactoredDistribution(log_probs, masks, needs_table(HEADS), row_table(HEADS))
+    joint = FactoredDistribution(log_probs, masks, TABLES)
     assert torch.equal(joint.sample(), torch.zeros(2, len(HEADS), dtype=torch.int64))
     loss = sum(e.sum() for e in joint.normalised_entropies()) + joint.log_prob(joint.sample()).sum()
     loss.backward()

@@ -14,6 +14,7 @@ from policies.encoders import BlueprintEncoder, FlatEncoder
 from policies.network import RecurrentPolicyNetwork
 from policies.network_config import NetworkConfig
 from tests.devices import DEVICES
+from tests.dispatched import Dispatched
 
 torch.set_num_threads(1)
 NUM_BLUEPRINTS = len(SlotConfig.for_row(1).blueprints)
@@ -264,3 +265,22 @@ def test_ops_start_with_the_logits_they_are_given():
     assert logits == [-2.0 if name == "PRUNE" else 0.0 for name in network.head_specs[0].choices]
     with pytest.raises(ValueError, match="HOPE"):
         build(config=replace(SMALL, op_bias={"HOPE": 1.0}))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # tensors of "meta" have no values that anybody could read
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_no_pass_waits_for_a_number_or_makes_a_table(device, deterministic):
+    network = perturbed().to(device)
+    obs = {name: leaf.to(device) for name, leaf in observations(network, 4, 3).items()}
+    first = {name: leaf[:, 0] for name, leaf in obs.items()}
+    hidden = network.initial_hidden(4)
+    with Dispatched() as dispatched:
+        acted = network.act(first, hidden, deterministic=deterministic, temperature=0.5)
+        output = network(obs, hidden)
+        actions = acted.actions.unsqueeze(1).expand(-1, 3, -1)
+        seen = output.evaluated(actions)
+        distribution = output.distribution
+        counted = [*distribution.available(), distribution.decided(actions[..., 0]), distribution.forced]
+        (seen.head_log_probs.sum() + sum(entropy.sum() for entropy in seen.entropies) + seen.value.sum()).backward()
+    assert not dispatched.waits
+    assert len(counted) == len(network.head_specs) + 2

@@ -9,6 +9,10 @@ from policies.return_scale import ReturnScale
 from policies.running_moments import RunningMoments, power_sums
 
 
+def of_all(batch):
+    return power_sums(batch, torch.ones(len(batch), dtype=torch.bool))
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any), st.floats(-1e3, 1e3), st.integers(0, 2**31))
 def test_batches_merge_to_the_moments_of_all_they_hold(sizes, offset, seed):
@@ -16,12 +20,25 @@ def test_batches_merge_to_the_moments_of_all_they_hold(sizes, offset, seed):
     batches = [rng.normal(offset, rng.uniform(0.5, 5.0, 3), (size, 3)) for size in sizes]
     running = RunningMoments(3)
     for batch in batches:
-        running.update(power_sums(torch.from_numpy(batch)), decay=1.0)
+        running.update(of_all(torch.from_numpy(batch)), decay=1.0)
     count, mean, _ = running.moments
     seen = np.concatenate(batches)
     assert count.tolist() == [len(seen)] * 3
     np.testing.assert_allclose(mean, seen.mean(axis=0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(running.deviation(0.0), seen.std(axis=0), rtol=1e-3, atol=1e-3)
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 0.4, 1.0]))
+def test_sums_are_of_what_counts_alone(seed, share):
+    rng = np.random.default_rng(seed)
+    counted = torch.from_numpy(rng.random((3, 4)) < share)
+    for shape in ((), (2,)):
+        values = torch.from_numpy(rng.normal(size=(3, 4, *shape)))
+        values[~counted] = torch.nan
+        chosen = values[counted]
+        count = torch.full(shape, float(len(chosen)), dtype=torch.float64)
+        expected = torch.stack([count, chosen.sum(dim=0), chosen.square().sum(dim=0)])
+        torch.testing.assert_close(power_sums(values, counted), expected)
 
 
 def test_return_scale_is_the_standard_deviation_of_what_it_saw():
@@ -30,7 +47,7 @@ def test_return_scale_is_the_standard_deviation_of_what_it_saw():
     scale = ReturnScale()
     assert scale.value == 1.0
     for batch in batches:
-        scale.update(power_sums(torch.from_numpy(batch)), decay=1.0)
+        scale.update(of_all(torch.from_numpy(batch)), decay=1.0)
     assert scale.value.item() == pytest.approx(np.concatenate(batches).std(), rel=1e-4)
 
 
@@ -51,7 +68,7 @@ def test_observations_are_shifted_and_scaled_by_what_was_seen_and_limited():
     seen = torch.from_numpy(rng.normal([3.0, -0.5, 0.2, 0.0], [2.0, 0.5, 0.01, 0.0], (5000, 4))).float()
     scale = ObservationScale(4)
     assert torch.equal(scale(seen), seen)
-    scale.update(power_sums(seen), decay=1.0)
+    scale.update(of_all(seen), decay=1.0)
     scaled = scale(seen)
     torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(4), atol=1e-4, rtol=0)
     # What hardly varies keeps its size relative to the smallest divisor.

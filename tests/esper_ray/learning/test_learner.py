@@ -14,13 +14,14 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from envs.slots import SlotConfig
 from esper_ray.config import LearnerConfig
-from esper_ray.learning.diagnostics import spoken_alarms
+from esper_ray.learning.diagnostics import read, spoken_alarms
 from esper_ray.learning.ppo import EsperPPO, EsperPPOConfig
 from policies.distribution import take_entry
 from policies.encoders import BlueprintEncoder
 from policies.network_config import NetworkConfig
 from policies.return_scale import ReturnScale
 from policies.rl_module import HEAD_LOG_PROBS, Q_VALUE
+from tests.dispatched import Dispatched
 from tests.esper_ray.learning.masked_toy_env import ENV_ID, HEADS, register
 from tests.esper_ray.learning.test_advantages import literal_returns
 
@@ -609,3 +610,86 @@ def test_the_algorithm_trains_and_restores(tmp_path):
         assert other.iteration == 1
     finally:
         ray.shutdown()
+
+
+def waits_of_every_minibatch(parts):
+    """What each minibatch of an update would have a GPU's host wait for."""
+    minibatches = []
+    step = parts.learner.update_minibatch
+
+    def recorded(*given, **named):
+        with Dispatched() as dispatched:
+            result = step(*given, **named)
+        minibatches.append(dispatched.waits)
+        return result
+
+    parts.learner.update_minibatch = recorded
+    parts.update()
+    return minibatches
+
+
+@pytest.mark.parametrize("settings", [{}, {"critic_baseline": "op"}, {"kl_stop": None}, {"bf16": True}])
+def test_a_minibatch_asks_nothing_of_a_gpu_but_its_numbers(settings):
+    parts = Parts(config_of(LearnerConfig(minibatches=2, **settings), stop=0.15))
+    parts.update()  # Adam makes its state
+    # Adam counts its steps in one tensor per parameter, on the CPU wherever the parameter is.
+    counters = {"aten._local_scalar_dense.default": len(weights(parts))}
+    assert waits_of_every_minibatch(parts) == [counters] * 8
+
+
+def test_numbers_are_read_together():
+    numbers = {"a": torch.tensor(1.5), "b": torch.tensor(2, dtype=torch.int64), "c": torch.tensor(torch.nan)}
+    values = read(numbers)
+    assert (values["a"], values["b"]) == (1.5, 2.0)
+    assert math.isnan(values["c"])
+    assert read({}) == {}
+
+
+def test_a_rollouts_step_leaves_the_device_as_one_tensor():
+    parts = Parts(config_of())
+    parts.perturb()
+    module = parts.runner.module
+    obs, _ = parts.runner.env.reset(seed=0)
+    state = {name: leaf.expand(4, -1) for name, leaf in module.get_initial_state().items()}
+    batch = {Columns.OBS: {name: torch.as_tensor(leaf)[:, None] for name, leaf in obs.items()}, Columns.STATE_IN: state}
+    torch.manual_seed(3)
+    columns = module.forward_exploration(batch)
+    torch.manual_seed(3)
+    direct = module.network.act({name: leaf[:, 0] for name, leaf in batch[Columns.OBS].items()}, tuple(state.values()))
+    assert columns[Columns.ACTIONS].dtype == torch.int64
+    assert torch.equal(columns[Columns.ACTIONS][:, 0], direct.actions)
+    assert torch.equal(columns[HEAD_LOG_PROBS][:, 0], direct.head_log_probs)
+    assert torch.equal(columns[Q_VALUE][:, 0], direct.q_value)
+    assert all(torch.equal(a, b) for a, b in zip(columns.pop(Columns.STATE_OUT).values(), direct.hidden, strict=True))
+    floats = [leaf for leaf in columns.values() if leaf.is_floating_point()]
+    assert len({leaf.untyped_storage().data_ptr() for leaf in floats}) == 1
+
+
+def one_gradient(parts, episodes):
+    """Gradient of the first loss over a rollout, flat, and the log-probabilities that it found."""
+    learner = parts.learner
+    batch = parts.train_batch(copy.deepcopy(episodes))
+    learner.before_gradient_based_update(timesteps={"num_env_steps_sampled_lifetime": 0})
+    with learner.transaction():
+        passed = learner.module.forward_train(batch)
+        gradients = learner.compute_gradients(learner.compute_losses(fwd_out=passed, batch=batch))
+    distribution = passed[MODULE]["forward_result"].distribution
+    log_probs = distribution.log_prob(batch[MODULE][Columns.ACTIONS].long())[batch[MODULE][Columns.LOSS_MASK]]
+    return torch.cat([gradient.flatten() for gradient in gradients.values()]), log_probs.detach()
+
+
+def test_in_bfloat16_gradients_are_nearly_the_same_and_the_rest_is_float32():
+    usual, rounded = (Parts(config_of(LearnerConfig(minibatches=2, bf16=bf16))) for bf16 in (False, True))
+    usual.perturb()
+    rounded.learner.set_state(usual.learner.get_state())
+    episodes = usual.runner.sample()
+    (exact, found), (near, found_rounded) = (one_gradient(parts, episodes) for parts in (usual, rounded))
+    assert near.dtype == found_rounded.dtype == torch.float32
+    assert 1e-5 < (near - exact).norm() / exact.norm() < 0.05
+    assert 1e-5 < (found - found_rounded).abs().max() < 0.1
+    numbers = rounded.update(episodes)
+    # The check against the rollout is made in float32: rounding does not ring.
+    assert numbers["replay_error"] < 1e-5
+    assert spoken(rounded, numbers) == []
+    assert numbers["applied_share"] == 1
+    assert all(value.isfinite().all() and value.dtype == torch.float32 for value in weights(rounded).values())
