@@ -69,7 +69,7 @@ class LadderModule(ABC, SeedModule):
 
 
 Operation = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | None], Tensor]
-"""Input (some members' and others'), stacked parameters ``[M, *shape]`` and present channels → output. Equal ones do the
+"""Input (some members' and others'), stacked parameters ``[M, *shape]``, present channels → output; equal ones do the
 same."""
 
 

@@ -177,10 +177,13 @@ class SeedBank:
         in_use = (~gate | self.gated[:, None]) & (self._level_of <= self.levels[:, None])
         return torch.from_numpy(in_use).to(self.rows.flat.device)
 
+    def switched_on(self) -> Tensor | None:
+        """``[m, P]`` parameters that may move, or None where internal levels hold none back."""
+        return self.layout.spread(self.parameters_in_use()) if isinstance(self.module, LadderModule) else None
+
     def trained(self, lr: Tensor) -> TrainedRows:
         """These seeds as an epoch trains them; ``lr`` are the learning rates ``[N]`` of all members."""
-        held = None
-        if isinstance(self.module, LadderModule):
-            held = ~self.layout.spread(self.parameters_in_use())
+        moving = self.switched_on()
         rates = lr[torch.from_numpy(self.rows.members).to(lr.device)]
+        held = None if moving is None else ~moving
         return TrainedRows(self.layout, self.rows.flat, self.rows.momentum, rates, held)

@@ -26,14 +26,14 @@ class Repeater:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.capture = device.type == "cuda"
+        self.capture = True
         self._device = device
         self._pool: Any = None
 
     def repeat(self, step: Callable[[], None], times: int) -> None:
         """Take a step a number of times."""
         taken = 0
-        if self.capture and times > 2:
+        if self.capture and self._device.type == "cuda" and times > 2:
             taken = self._warm_up(step)
             graph = self._recorded(step)
             if graph is not None:

@@ -202,7 +202,9 @@ class Population(EpisodeState):
         }
         optimizer = self._optimizer(epoch, banks, seeds)
         names = list(self.layout.specs)
-        TrainingEpoch(self.task.host, names, self.buffers, seeds, optimizer, self._mini_batches(epoch)).run(self.repeater)
+        TrainingEpoch(self.task.host, names, self.buffers, seeds, optimizer, self._mini_batches(epoch)).run(
+            self.repeater
+        )
         samples = self.task.batches_per_epoch * self.task.batch_size
         forward = self.forward_flops(np.arange(self.num_members), lifecycle.computing, lifecycle)
         self.training_flops += FORWARDS_PER_TRAINING_STEP * samples * forward

@@ -58,12 +58,12 @@ def literal_delta(bank, u, levels):
     out = torch.zeros_like(u)
     for member, level in enumerate(levels):
         p = {name: view[member] for name, view in bank.layout.views(bank.rows.flat).items()}
-        z = u[:, :, :, member].permute(0, 3, 1, 2)
+        z = u[member].permute(0, 3, 1, 2)
         for i in range(1, level + 1):
             z = torch.nn.functional.conv2d(z, p[f"conv{i}"], padding=1)
             z = torch.nn.functional.group_norm(z, z.shape[1] // 4, p[f"norm_weight{i}"], p[f"norm_bias{i}"]).relu()
             proposal = torch.nn.functional.conv2d(z, p[f"out_weight{i}"], p[f"out_bias{i}"])
-            out[:, :, :, member] += proposal.permute(0, 2, 3, 1)
+            out[member] += proposal.permute(0, 2, 3, 1)
     return out
 
 
@@ -111,9 +111,9 @@ def test_shrinking_removes_a_level_for_good_and_keeps_the_other_members_as_they_
     move(bank, (3, 2, 1))
     shrunk = delta(bank, u)
     torch.testing.assert_close(shrunk, literal_delta(bank, u, (3, 2, 1)), atol=2e-5, rtol=2e-5)
-    assert not torch.allclose(shrunk[:, :, :, 0], before[:, :, :, 0])
+    assert not torch.allclose(shrunk[0], before[0])
     assert torch.equal(bank.rows.flat[1:], rows[1:])
-    torch.testing.assert_close(shrunk[:, :, :, 1:], before[:, :, :, 1:], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(shrunk[1:], before[1:], atol=1e-6, rtol=1e-6)
     move(bank, (4, 2, 1))
     assert torch.equal(delta(bank, u), shrunk), "what was removed does not come back"
 

@@ -725,13 +725,18 @@ void graft_backward(const float *dy, const float *h, const float *delta, float *
 
 /* ------------------------------------------------------------------ SGD with momentum, each row clipped by itself */
 
+/* The same arithmetic with a mask and without: what is computed for a row must not depend on other rows' masks. */
+INLINE float moving(const float *restrict g, const uint8_t *restrict held, int64_t j) {
+    return held && held[j] ? 0.0f : g[j];
+}
+
 INLINE float squared(const float *restrict g, const uint8_t *restrict held, int64_t length) {
     enum { LANES = 16 };
     float lanes[LANES] = {0}, total = 0.0f;
     int64_t j = 0;
     for (; j + LANES <= length; j += LANES)
-        for (int64_t k = 0; k < LANES; k++) lanes[k] += held && held[j + k] ? 0.0f : g[j + k] * g[j + k];
-    for (; j < length; j++) total += held && held[j] ? 0.0f : g[j] * g[j];
+        for (int64_t k = 0; k < LANES; k++) lanes[k] = fmaf(moving(g, held, j + k), moving(g, held, j + k), lanes[k]);
+    for (; j < length; j++) total = fmaf(moving(g, held, j), moving(g, held, j), total);
     for (int64_t k = 0; k < LANES; k++) total += lanes[k];
     return total;
 }
@@ -759,8 +764,8 @@ void sgd_step(float *flat, float *momentum, const float *const *gradients, const
                 const float norm = sqrtf(totals[row]), factor = clip / (norm < clip ? clip : norm), by = rates[row];
                 float *restrict x = flat + at, *restrict v = momentum + at;
                 for (int64_t j = 0; j < length; j++) {
-                    v[j] = v[j] * decay + (mask && mask[j] ? 0.0f : g[j] * factor);
-                    x[j] -= by * v[j];
+                    v[j] = fmaf(v[j], decay, moving(g, mask, j) * factor);
+                    x[j] = fmaf(-by, v[j], x[j]);
                 }
             }
             at += length, within += length;

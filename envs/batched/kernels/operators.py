@@ -1,8 +1,8 @@
 """The compiled kernels as torch operators, namespace ``esper``: on the CPU, in float32, where a compiler is at hand.
 
-Activations are contiguous, ``[M, U, ..., C]``: members, units (a sample of images, a token, a vector), the unit's places,
-channels. A list of them is read as one, its members one after the other. Profilers and dispatch modes see each operator
-as one call.
+Activations are contiguous, ``[M, U, ..., C]``: members, units (a sample of images, a token, a vector), the unit's
+places, channels. A list of them is read as one, its members one after the other. Profilers and dispatch modes see each
+operator as one call.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import cache
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -36,15 +37,16 @@ _SIGNATURES = {
 
 
 @cache
-def _kernels() -> ctypes.CDLL | None:
+def _kernels() -> SimpleNamespace | None:
+    """The kernels as functions of numbers and addresses."""
     kernels = library()
-    if kernels is not None:
-        for name, arguments in _SIGNATURES.items():
-            getattr(kernels, name).argtypes, getattr(kernels, name).restype = arguments, None
-    return kernels
+    if kernels is None:
+        return None
+    types = {name: ctypes.CFUNCTYPE(None, *arguments) for name, arguments in _SIGNATURES.items()}
+    return SimpleNamespace(**{name: function((name, kernels)) for name, function in types.items()})
 
 
-def _library() -> ctypes.CDLL:
+def _library() -> SimpleNamespace:
     kernels = _kernels()
     assert kernels is not None, "compiled() says whether there are kernels"
     return kernels

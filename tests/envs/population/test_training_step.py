@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from benchmarks.living_seeds import fresh_population
 from envs.batched import kernels
 from envs.population.capture import Repeater
 from envs.tasks import make_task
 from tests.devices import GPU
+from tests.dispatched import Dispatched
 from tests.envs.helpers import task_of
 from tests.envs.topologies import task_of as other_task_of
 
@@ -23,16 +23,16 @@ TASKS = {
 }
 
 
-class Tape(TorchDispatchMode):
+class Tape(Dispatched):
     """Records the operators of a step, to play them again without its Python."""
 
     def __init__(self):
         super().__init__()
-        self.calls = []
+        self.record = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.calls.append((function, args, kwargs or {}, result))
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        self.record.append((func, args, kwargs or {}, result))
         return result
 
     @torch.no_grad()
@@ -42,10 +42,9 @@ class Tape(TorchDispatchMode):
         def now(tensor):
             return made.get(id(tensor), tensor)
 
-        for function, args, kwargs, before in self.calls:
+        for function, args, kwargs, before in self.record:
             result = function(*tree_map_only(torch.Tensor, now, args), **tree_map_only(torch.Tensor, now, kwargs))
-            pairs = []
-            tree_map(lambda old, new: pairs.append((old, new)), before, result)
+            pairs = zip(tree_leaves(before), tree_leaves(result), strict=True)
             made |= {id(old): new for old, new in pairs if isinstance(old, torch.Tensor)}
 
 
@@ -56,7 +55,7 @@ class TapedRepeater(Repeater):
         step()
         with Tape() as tape:
             step()
-        self.calls = [str(call[0]) for call in tape.calls]
+        assert not tape.waits, "the host would wait for a GPU"
         for _ in range(times - 2):
             tape.play()
 
