@@ -42,8 +42,10 @@ def variant_flops(task: Task, modules: dict[Blueprint, SeedModule]) -> FlopCosts
         }
         seeds[:, blueprint] = at_level[start]
         levels[:, blueprint] = at_level[1] - at_level[0]  # every level costs what the first one costs
+    segments = np.array([host.segment_flops(variant, sample_shape) for variant in variants])
     return FlopCosts(
-        host=np.array([host.flops(variant, sample_shape) for variant in variants]),
+        host=segments.sum(axis=1),
+        segments=segments,
         blueprint=seeds,
         level=levels,
         gate=2 * widths * gate_places,

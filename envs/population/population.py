@@ -24,6 +24,7 @@ from envs.lifecycle import Lifecycle
 from envs.limits import ParameterCosts
 from envs.population.bank import SeedBank
 from envs.population.blending import SeedRun, SlotSeeds, gate_parameters, grow
+from envs.population.evaluation import Prefixes, SharedForward, loss_and_hits, number_of_chunks, share_prefixes
 from envs.population.flops import FORWARDS_PER_TRAINING_STEP, variant_flops
 from envs.population.optimizer import SeedOptimizer, sgd_step
 from envs.population.variants import VariantTables
@@ -34,12 +35,6 @@ from envs.vocabulary import AlphaAlgorithm, Blueprint, SeedStage
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-
-EVALUATION_CELLS = 1 << 13
-"""Predictions (samples, or tokens, × members) in one evaluation call.
-
-Enough to fill the vector units, few enough to stay in cache.
-"""
 
 
 def draw_variant(task: Task, generator: np.random.Generator) -> int:
@@ -171,16 +166,9 @@ class Population(EpisodeState):
         width = self.task.host.slot_width(self.task.variants[self.variant[member]], bank.slot)
         return bank.layout.draw(bank.module.parameters(width) | gate_parameters(width), self._chance.of(member))
 
-    def forward_flops(self, members: IntArray, running: BoolArray, lifecycle: Lifecycle) -> IntArray:
-        """FLOPs of one sample's forward through some members, ``[J]``.
-
-        Args:
-            members: ``[J]`` which hosts; one may occur several times.
-            running: ``[J, S]`` slots whose seed takes part; what has no weights yet does not.
-            lifecycle: What the seeds are.
-        """
-        seeds = np.where(lifecycle.computing, lifecycle.seed_costs(self._flops), 0)
-        return self._flops.host[members] + np.where(running, seeds[members], 0).sum(axis=1)
+    def forward_flops(self, lifecycle: Lifecycle) -> IntArray:
+        """FLOPs of one sample's forward through each host with all its seeds that have weights, ``[N]``."""
+        return self._flops.host + np.where(lifecycle.computing, lifecycle.seed_costs(self._flops), 0).sum(axis=1)
 
     # ------------------------------------------------------------------ training
     def train_epoch(self, epoch: IntArray, lifecycle: Lifecycle) -> SeedGradients:
@@ -208,15 +196,13 @@ class Population(EpisodeState):
         for batch in range(self.task.batches_per_epoch):
             index = order[:, batch]
             x = self.task.host.activations.batch(self._pick(index, changes[:, batch]))
-            loss, _ = self._forward(host, self.buffers, x, train_y[index], seeds, training=True)
-            gradients = torch.autograd.grad(loss.sum(), leaves)
+            gradients = torch.autograd.grad(self._loss(host, x, train_y[index], seeds).sum(), leaves)
             host_gradient = self.layout.flat(gradients[: len(host)])
             sgd_step(self.flat, host_gradient if present is None else host_gradient * present, self.momentum, rates)
             if optimizer:
                 optimizer.step(gradients[len(host) :])
         samples = self.task.batches_per_epoch * self.task.batch_size
-        forward = self.forward_flops(np.arange(self.num_members), lifecycle.computing, lifecycle)
-        self.training_flops += FORWARDS_PER_TRAINING_STEP * samples * forward
+        self.training_flops += FORWARDS_PER_TRAINING_STEP * samples * self.forward_flops(lifecycle)
         return self._finish(optimizer)
 
     def _banks_by_slot(self) -> dict[int, list[SeedBank]]:
@@ -272,29 +258,16 @@ class Population(EpisodeState):
             present=self._tables.channels_present(self.variant[members], bank.slot),
         )
 
-    def _forward(
-        self,
-        parameters: dict[str, Tensor],
-        buffers: dict[str, Tensor],
-        x: Tensor,
-        y: Tensor,
-        seeds: dict[int, SlotSeeds],
-        training: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Mean loss and number of hits per member, each ``[M]``.
-
-        Labels ``y`` are ``[M, B]`` (``[M, B, L]`` for sequences), or without the member axis when shared.
-        """
+    def _loss(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, seeds: dict[int, SlotSeeds]) -> Tensor:
+        """Mean loss of each member in training, ``[M]``; labels ``y`` are ``[M, B]``, of sequences ``[M, B, L]``."""
         host = self.task.host
 
         def grow_slot(slot: int, h: Tensor) -> Tensor:
             return grow(h, seeds[slot], host.activations) if slot in seeds else h
 
-        logits = forward(host, parameters, buffers, x, grow_slot, training)
-        labels = y.expand(logits.shape[:-1])
-        loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(logits), -1)
-        hits = (logits.detach().argmax(-1) == labels).float()
-        return loss.mean(1), hits.flatten(1).sum(1)
+        logits = forward(host, parameters, self.buffers, x, grow_slot, training=True)
+        loss = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
+        return loss.view(len(logits), -1).mean(1)
 
     def _finish(self, optimizer: SeedOptimizer | None) -> SeedGradients:
         shape = (self.num_members, self.task.slots.num_slots)
@@ -311,7 +284,7 @@ class Population(EpisodeState):
     def evaluate(
         self, members: IntArray, alpha: FloatArray, lifecycle: Lifecycle, split: SplitName
     ) -> tuple[FloatArray, FloatArray]:
-        """Loss and accuracy of some members with given alphas, as one sub-population.
+        """Loss and accuracy of some members with given alphas, what rows have in common being computed once.
 
         Args:
             members: ``[J]`` which hosts; one may occur several times.
@@ -323,38 +296,44 @@ class Population(EpisodeState):
             Mean cross-entropy ``[J]`` and accuracy in percent ``[J]``.
         """
         x, y = self._data[split]
+        levels, place = share_prefixes(members, np.where(lifecycle.computing[members], alpha, 0.0))
         if split != "test":
-            np.add.at(self.training_flops, members, len(y) * self.forward_flops(members, alpha > 0.0, lifecycle))
-        whole = len(members) == self.num_members and bool((members == np.arange(self.num_members)).all())
-        index = self._to_device(members)
-        flat = self.flat if whole else self.flat[index]
-        buffers = self.buffers if whole else {name: buffer[index] for name, buffer in self.buffers.items()}
+            self._book_evaluation(levels, lifecycle, len(y))
         seeds = {
             slot: SlotSeeds(runs)
             for slot, banks in self._banks_by_slot().items()
-            if (runs := [run for bank in banks for run in self._evaluation_runs(bank, members, alpha, lifecycle)])
+            if (runs := [run for bank in banks for run in self._evaluation_runs(bank, levels[slot + 1], lifecycle)])
         }
-        loss = torch.zeros(len(members), device=self.device)
+        forward = SharedForward(self.task.host, self.layout.views(self.flat), self.buffers, levels, seeds)
+        loss = torch.zeros(len(levels[-1].members), device=self.device)
         hits = torch.zeros_like(loss)
-        chunk = max(1, EVALUATION_CELLS // (len(members) * y[0].numel()))
-        for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
-            mean_loss, hit_count = self._forward(self.layout.views(flat), buffers, xs, ys, seeds, training=False)
+        parts = number_of_chunks(levels, y)
+        for xs, ys in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+            mean_loss, hit_count = loss_and_hits(forward(xs), ys)
             loss += mean_loss * len(ys)
             hits += hit_count
-        return (loss / len(y)).double().cpu().numpy(), (100.0 * hits / y.numel()).double().cpu().numpy()
+        results = loss / len(y), 100.0 * hits / y.numel()
+        loss_of_row, accuracy_of_row = (values.double().cpu().numpy()[place] for values in results)
+        return loss_of_row, accuracy_of_row
 
-    def _evaluation_runs(
-        self, bank: SeedBank, members: IntArray, alpha: FloatArray, lifecycle: Lifecycle
-    ) -> list[SeedRun]:
+    def _book_evaluation(self, levels: list[Prefixes], lifecycle: Lifecycle, samples: int) -> None:
+        """Add to ``training_flops`` what an evaluation of these prefixes computes."""
+        seeds = lifecycle.seed_costs(self._flops)
+        for segment, level in enumerate(levels):
+            np.add.at(self.training_flops, level.members, samples * self._flops.segments[level.members, segment])
+            if segment > 0:
+                on = level.members[level.alpha > 0.0]
+                np.add.at(self.training_flops, on, samples * seeds[on, segment - 1])
+
+    def _evaluation_runs(self, bank: SeedBank, prefixes: Prefixes, lifecycle: Lifecycle) -> list[SeedRun]:
         row = np.full(self.num_members, -1)
         row[bank.rows.members] = np.arange(len(bank.rows.members))
-        places = np.flatnonzero((row[members] >= 0) & (alpha[:, bank.slot] > 0.0))
+        places = np.flatnonzero((row[prefixes.members] >= 0) & (prefixes.alpha > 0.0))
         if not len(places):
             return []
-        chosen = members[places]
-        amplitude = alpha[places, bank.slot]
-        flat = bank.rows.flat[self._to_device(row[chosen])]
-        return [self._run(bank, flat, chosen, places, lifecycle, amplitude, amplitude)]
+        members, alpha = prefixes.members[places], prefixes.alpha[places]
+        flat = bank.rows.flat[self._to_device(row[members])]
+        return [self._run(bank, flat, members, places, lifecycle, alpha, alpha)]
 
     def _to_device(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
