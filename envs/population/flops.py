@@ -2,7 +2,8 @@
 
 Counted are convolutions and matrix products, two FLOPs per multiplication, as ``torch.utils.flop_counter`` does:
 a kernel counts fully at a map's edges, attention over all pairs of tokens. Normalisation, pooling, blending and the
-optimiser count nothing. Each member counts at its own size.
+optimiser count nothing. Each member counts at its own size. What several evaluations of a host in one call have in
+common is computed, and counts, once (see ``envs.population.evaluation``).
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ class Population(EpisodeState):
         variant: ``[N]`` index of each host's variant.
         lr_factor: ``[N]`` how much faster than the task's rate each host learns.
         training_flops: ``[N]`` FLOPs spent on each host since it was drawn: training, and evaluations that are part
-            of it (see ``envs.population.flops``). What is computed for padding alone does not count.
+            of it (see ``envs.population.flops``). What several evaluations of a host share is computed, and counts,
+            once; what is computed for padding alone does not count.
     """
 
     def __init__(self, task: Task, num_members: int, max_epochs: int, device: torch.device, chance: HostChance) -> None:
