@@ -61,10 +61,11 @@ def share_prefixes(members: IntArray, alpha: FloatArray) -> tuple[list[Prefixes]
     _, rows, place = np.unique(members, return_index=True, return_inverse=True)
     levels = [Prefixes(members[rows], np.zeros(len(rows)), np.arange(len(rows)))]
     for of_slot in alpha.T:
-        values, rank = np.unique(of_slot, return_inverse=True)
-        _, rows, longer = np.unique(place * len(values) + rank, return_index=True, return_inverse=True)
-        levels.append(Prefixes(members[rows], of_slot[rows], place[rows]))
-        place = longer
+        parents = place
+        if len(rows) < len(members):  # else nothing is shared any more
+            values, rank = np.unique(of_slot, return_inverse=True)
+            _, rows, place = np.unique(place * len(values) + rank, return_index=True, return_inverse=True)
+        levels.append(Prefixes(members[rows], of_slot[rows], parents[rows]))
     return levels, place
 
 
@@ -135,8 +136,8 @@ class SharedForward:
 def number_of_chunks(levels: list[Prefixes], y: Tensor) -> int:
     """In how many equal parts samples with labels ``y`` are evaluated; a call counts as the mean of its segments."""
     rows = sum(len(level.members) for level in levels[:-1]) // (len(levels) - 1)
-    samples = max(EVALUATION_CELLS // rows, SMALLEST_CHUNK) // y[0].numel()
-    return max(1, len(y) // max(1, samples))
+    chunks = min(-(-y.numel() * rows // EVALUATION_CELLS), y.numel() // SMALLEST_CHUNK, len(y))
+    return max(1, chunks)
 
 
 def loss_and_hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
