@@ -38,7 +38,7 @@ HEADLINE_HOSTS = 32
 WARMUP_STEPS = 3
 ENGINE = ("train_epoch", "evaluate")
 """Methods of the population that are host training and evaluation, counterfactuals included."""
-PARTS = ("sync", "reset", "encode", "take", "apply")
+PARTS = ("sync", "start", "encode", "take", "apply")
 """Other methods that are timed; none of them calls another one."""
 GROWN_TASK, GROWN_SIZES, GROWN_EPOCHS = "digits_impaired", (16, 128), 60
 """Where counterfactuals are timed: the quickstart's task and length of an episode."""
@@ -91,7 +91,7 @@ LOOPS = ("task", "", "arrays, ms", "loop, ms", "ratio")
 
 NOTES = (
     "Random-valid actions, chosen outside of the time. Overhead is everything in `step` but the calls of "
-    "`population.train_epoch` and `population.evaluate`: sync draws and deals out the seeds' weights, reset draws "
+    "`population.train_epoch` and `population.evaluate`: sync draws and deals out the seeds' weights, start draws "
     "hosts at an episode's start, encode makes the features, take saves the governor's snapshots, apply executes "
     "the actions, and rest is masks, rewards, measurements and reports.",
     "Hosts with a seed in every slot: an episode in which each host germinates one per slot as early as it may, "
