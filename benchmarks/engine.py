@@ -148,7 +148,7 @@ class _Device:
         self.ratios[kernels, seeds, num_hosts, batch_size] = ratio
         batches = num_hosts * task.batches_per_epoch
         rates = {name: batches / statistics.median(values) for name, values in seconds.items()}
-        forward = population.forward_flops(np.arange(num_hosts), lifecycle.computing, lifecycle).mean()
+        forward = population.forward_flops(lifecycle).mean()
         step = FORWARDS_PER_TRAINING_STEP * batch_size * forward
         flops = {name: rate * step for name, rate in rates.items()}
         self.rows.append(

@@ -1,4 +1,4 @@
-"""What does an env step cost beside the training and evaluation of its hosts?
+"""What does an env step cost beside the training and evaluation of its hosts, and what do counterfactuals cost?
 
 Run it with::
 
@@ -21,6 +21,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.grown_hosts import GrownHosts
 from benchmarks.harness import Report, Table, median_ratio, paired_seconds
 from benchmarks.plain_hosts import PlainHost
 from envs.action_masks import build_mask
@@ -37,8 +38,10 @@ HEADLINE_HOSTS = 32
 WARMUP_STEPS = 3
 ENGINE = ("train_epoch", "evaluate")
 """Methods of the population that are host training and evaluation, counterfactuals included."""
-PARTS = ("sync", "reset", "encode", "take", "apply")
+PARTS = ("sync", "start", "encode", "take", "apply")
 """Other methods that are timed; none of them calls another one."""
+GROWN_TASK, GROWN_SIZES, GROWN_EPOCHS = "digits_impaired", (16, 128), 60
+"""Where counterfactuals are timed: the quickstart's task and length of an episode."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +70,34 @@ class Env:
             rows.append((task, str(num_hosts), *cells_of_row))
             if num_hosts == HEADLINE_HOSTS:
                 loops += player.against_loop()
+        grown = {}
+        for num_hosts in track(GROWN_SIZES, description="counterfactuals", console=console, transient=True):
+            grown[num_hosts] = GrownHosts(GROWN_TASK, num_hosts, GROWN_EPOCHS).shares()
+        report.headline["counterfactual_share"] = round(max(share for share, _ in grown.values()), 3)
         if HEADLINE_HOSTS in self.sizes:
             worst = max(shares[task, HEADLINE_HOSTS] for task in TASKS)
             report.headline["env_overhead_share"] = round(worst, 3)
         report.tables = [Table("An env step and what it is spent on", SHARES, rows)]
+        seeded = [(GROWN_TASK, str(num_hosts), *cells) for num_hosts, (_, cells) in grown.items()]
+        report.tables.append(Table("Hosts with a seed in every slot", GROWN, seeded))
         if loops:
             report.tables.append(Table(f"{HEADLINE_HOSTS} hosts: arrays against a loop over hosts", LOOPS, loops))
         report.publish(console, self.json)
 
 
 SHARES = ("task", "N", "ms per step", "train", "evaluate", "overhead", *PARTS, "rest", "overhead, µs per host")
+GROWN = ("task", "N", "blended seeds a host", "ms per step", "train", "evaluate", "counterfactuals")
 LOOPS = ("task", "", "arrays, ms", "loop, ms", "ratio")
 
 NOTES = (
     "Random-valid actions, chosen outside of the time. Overhead is everything in `step` but the calls of "
-    "`population.train_epoch` and `population.evaluate`: sync draws and deals out the seeds' weights, reset draws "
+    "`population.train_epoch` and `population.evaluate`: sync draws and deals out the seeds' weights, start draws "
     "hosts at an episode's start, encode makes the features, take saves the governor's snapshots, apply executes "
     "the actions, and rest is masks, rewards, measurements and reports.",
+    "Hosts with a seed in every slot: an episode in which each host germinates one per slot as early as it may, "
+    "blueprints and styles in turn, and keeps them. Counterfactuals are what evaluations with some take longer than "
+    "evaluations of the same hosts as they are, made right after them and outside of the step; counterfactual_share is "
+    "the larger of the two sizes' shares. In a runner the policy and RLlib come on top.",
     "The loop over hosts is plain Python on numbers and lists, one host and one slot after another; it makes the same "
     "masks and features, which is checked.",
 )

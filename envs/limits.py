@@ -50,8 +50,19 @@ class ParameterCosts(SeedCosts):
     """In parameters, from which budgets, rent and observations are computed."""
 
 
+@dataclass(frozen=True)
 class FlopCosts(SeedCosts):
-    """In FLOPs of one sample's forward, from which the cost of a training is computed."""
+    """In FLOPs of one sample's forward, from which the cost of a training is computed.
+
+    Attributes:
+        segments: ``[N, S + 1]`` what ``host`` is made of: the segment before each slot, and the head.
+    """
+
+    segments: IntArray
+
+    def rows(self, index: IntArray) -> Self:
+        """See :class:`SeedCosts`."""
+        return replace(super().rows(index), segments=self.segments[index])
 
 
 @dataclass(frozen=True)

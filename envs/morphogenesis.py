@@ -22,7 +22,7 @@ from envs.lifecycle import Lifecycle
 from envs.limits import LifecycleRules
 from envs.measurements import SlotMeasurements
 from envs.observation import HIGH, LOW, ObservationLayout
-from envs.population.counterfactuals import Counterfactuals, measure_counterfactuals
+from envs.population.counterfactuals import Counterfactuals, evaluate_with_counterfactuals
 from envs.population.population import Population, draw_variant
 from envs.population.snapshots import Snapshots
 from envs.progress import HostProgress
@@ -256,10 +256,11 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         ending = (self.epoch >= self.max_epochs) & ~resetting
         self.lifecycle.strip(np.flatnonzero(ending))
         self.population.sync(self.lifecycle)
-        loss, accuracy = self._evaluate_running(~resetting)
+        loss, accuracy, measured = self._evaluate_running(~resetting, ending)
         panic = np.where(resetting, Panic.NONE, self.governor.judge(loss, accuracy, ending | resetting))
         stopped = panic != Panic.NONE
-        measured = self._measure(~(ending | resetting | stopped), accuracy)
+        measured = measured.only(~stopped)
+        self._book_measured(measured)
         self._guard(stopped, resetting | ending, loss, accuracy)
         self.progress.observe(loss, accuracy)
         terminated = ending | stopped
@@ -312,23 +313,21 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
     def _evaluate(self, hosts: IntArray) -> tuple[FloatArray, FloatArray]:
         return self.population.evaluate(hosts, self.lifecycle.alpha[hosts], self.lifecycle, "validation")
 
-    def _evaluate_running(self, running: BoolArray) -> tuple[FloatArray, FloatArray]:
-        """Loss and accuracy ``[N]``; 0 for hosts whose episode is over."""
-        loss, accuracy = np.zeros(self.num_envs), np.zeros(self.num_envs)
-        hosts = np.flatnonzero(running)
-        if len(hosts):
-            loss[hosts], accuracy[hosts] = self._evaluate(hosts)
-        return loss, accuracy
+    def _evaluate_running(
+        self, running: BoolArray, ending: BoolArray
+    ) -> tuple[FloatArray, FloatArray, Counterfactuals]:
+        """Loss and accuracy ``[N]``, 0 for hosts whose episode is over, and the contributions that are due.
 
-    def _measure(self, candidates: BoolArray, accuracy: FloatArray) -> Counterfactuals:
-        """Measure contributions of the hosts whose turn it is, at once where HOLDING has just begun."""
-        self.measurements.forget(~self.lifecycle.living)
+        Due are those of hosts that go on and whose turn it is, or in which HOLDING has just begun.
+        """
         turn = self.epoch % self.counterfactual_interval == 0
-        due = candidates & (turn | self.lifecycle.awaits_measurement.any(axis=1))
-        measured = measure_counterfactuals(self.population, self.lifecycle, due, accuracy)
+        due = running & ~ending & (turn | self.lifecycle.awaits_measurement.any(axis=1))
+        return evaluate_with_counterfactuals(self.population, self.lifecycle, running, due)
+
+    def _book_measured(self, measured: Counterfactuals) -> None:
+        self.measurements.forget(~self.lifecycle.living)
         self.measurements.take_counterfactuals(measured)
         self.lifecycle.book_measurement(~np.isnan(measured.contribution))
-        return measured
 
     def _guard(self, stopped: BoolArray, exempt: BoolArray, loss: FloatArray, accuracy: FloatArray) -> None:
         """Roll back the hosts that the governor stopped (their results are replaced in place), save the healthy."""

@@ -49,8 +49,11 @@ class Host(Protocol, Generic[VariantT]):
         """
         ...
 
-    def flops(self, variant: VariantT, sample_shape: tuple[int, ...]) -> int:
-        """FLOPs of one sample's forward through one member without seeds (see ``SeedModule.flops``)."""
+    def segment_flops(self, variant: VariantT, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """FLOPs of one sample's forward through each segment of one member, and last through its head.
+
+        What counts is said at ``SeedModule.flops``.
+        """
         ...
 
     def segment(

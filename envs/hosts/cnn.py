@@ -119,14 +119,14 @@ class CnnHost:
         """See :class:`envs.hosts.base.Host`; images are ``[H, W, C]``."""
         return math.prod(self._map_sizes(sample_shape)[slot + 1])
 
-    def flops(self, variant: CnnVariant, sample_shape: tuple[int, ...]) -> int:
+    def segment_flops(self, variant: CnnVariant, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
         """See :class:`envs.hosts.base.Host`."""
-        specs, sizes = self.parameters(variant), self._map_sizes(sample_shape)
-        layers = (
-            matrix_flops({"": specs[f"conv{i}"]}, math.prod(sizes[i // variant.depth]))
-            for i in range(len(variant.layers))
+        specs, sizes, depth = self.parameters(variant), self._map_sizes(sample_shape), variant.depth
+        blocks = (
+            matrix_flops({name: specs[name] for name in (f"conv{slot * depth + i}" for i in range(depth))}, places)
+            for slot, places in enumerate(map(math.prod, sizes[:-1]))
         )
-        return sum(layers) + matrix_flops({"": specs["head_weight"]}, 1)
+        return (*blocks, matrix_flops({"": specs["head_weight"]}, 1))
 
     def _map_sizes(self, sample_shape: tuple[int, ...]) -> list[tuple[int, int]]:
         """Height and width of the map that each block sees, and behind them of the last one's output."""

@@ -98,9 +98,12 @@ class MlpHost:
         """One: a sample is a vector."""
         return 1
 
-    def flops(self, variant: MlpVariant, sample_shape: tuple[int, ...]) -> int:
+    def segment_flops(self, variant: MlpVariant, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
         """See :class:`envs.hosts.base.Host`."""
-        return matrix_flops(self.parameters(variant), 1)
+        specs = self.parameters(variant)
+        embed, head = (matrix_flops({name: specs[name]}, 1) for name in ("embed_weight", "head_weight"))
+        first, *others = (matrix_flops(block_parameters("", variant.width, hidden), 1) for hidden in variant.hidden)
+        return (embed + first, *others, head)
 
     def segment(
         self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool

@@ -110,12 +110,15 @@ class TransformerHost:
         """See :class:`envs.hosts.base.Host`; sequences are ``[L]``."""
         return sample_shape[0]
 
-    def flops(self, variant: TransformerVariant, sample_shape: tuple[int, ...]) -> int:
+    def segment_flops(self, variant: TransformerVariant, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
         """See :class:`envs.hosts.base.Host`; embeddings are looked up, so that the tied table counts once, as head."""
-        (length,) = sample_shape
-        specs = {name: spec for name, spec in self.parameters(variant).items() if name != "positions"}
-        attending = sum(layers for layers, attends in zip(variant.layers, variant.attends, strict=True) if attends)
-        return matrix_flops(specs, length) + attending * attention_flops(length, variant.width)
+        (length,), width = sample_shape, variant.width
+        attention = matrix_flops(_attention("", width), length) + attention_flops(length, width)
+        segments = (
+            layers * (matrix_flops(block_parameters("", width, hidden), length) + attends * attention)
+            for layers, hidden, attends in zip(variant.layers, variant.hidden, variant.attends, strict=True)
+        )
+        return (*segments, matrix_flops({"": self.parameters(variant)["tokens"]}, length))
 
     def segment(
         self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool

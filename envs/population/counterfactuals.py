@@ -1,4 +1,4 @@
-"""What each seed is worth: validation accuracy with some seeds forced out, for all members due in one call."""
+"""What each seed is worth: validation accuracy with everything on and with some seeds forced out, in one call."""
 
 from __future__ import annotations
 
@@ -33,37 +33,44 @@ class Counterfactuals:
     interaction_sum: FloatArray
     interaction_best: FloatArray
 
+    def only(self, members: BoolArray) -> Counterfactuals:
+        """The same of the marked members (``[N]``), the others being not measured."""
+        return Counterfactuals(*(np.where(members[:, None], values, np.nan) for values in vars(self).values()))
 
-def measure_counterfactuals(
-    population: Population, lifecycle: Lifecycle, due: BoolArray, accuracy: FloatArray
-) -> Counterfactuals:
-    """Measure the members that are due.
 
-    A slot whose prune is ramping down is not measured and stays on in every subset.
+def evaluate_with_counterfactuals(
+    population: Population, lifecycle: Lifecycle, running: BoolArray, due: BoolArray
+) -> tuple[FloatArray, FloatArray, Counterfactuals]:
+    """Evaluate members on the validation split as they are, and those that are due with some seeds forced out as well.
+
+    It is one call, since a host as it is shares most of what is computed with the same host without a seed. A slot
+    whose prune is ramping down is not measured and stays on in every subset.
 
     Args:
         population: Hosts and seeds.
         lifecycle: In sync with it.
-        due: ``[N]`` members to measure.
-        accuracy: ``[N]`` validation accuracy now, everything on.
+        running: ``[N]`` members to evaluate.
+        due: ``[N]`` those among them to measure.
+
+    Returns:
+        Loss and accuracy, everything on, each ``[N]`` and 0 where a member does not run, and what was measured.
     """
     active = due[:, None] & (lifecycle.alpha > 0.0) & ~lifecycle.pruning
-    num_slots = active.shape[1]
-    bits = 1 << np.arange(num_slots)
+    hosts, bits = np.arange(len(due)), 1 << np.arange(active.shape[1])
     everything = (active * bits).sum(axis=1)
     wanted = _wanted_subsets(active, bits)
-    wanted[np.arange(len(due)), everything] = False
+    wanted[running, everything[running]] = True
     members, subsets = np.nonzero(wanted)
-    f = np.full(wanted.shape, np.nan)
-    f[np.arange(len(due)), everything] = accuracy
+    results = np.full((2, *wanted.shape), np.nan)
     if len(members):
         on = ((subsets[:, None] & bits) > 0) | ~active[members]
-        f[members, subsets] = population.evaluate(
-            members, np.where(on, lifecycle.alpha[members], 0.0), lifecycle, "validation"
-        )[1]
-    without = f[np.arange(len(due))[:, None], np.where(active, everything[:, None] & ~bits, 0)]
+        alpha = np.where(on, lifecycle.alpha[members], 0.0)
+        results[:, members, subsets] = population.evaluate(members, alpha, lifecycle, "validation")
+    loss, accuracy = np.where(running, results[:, hosts, everything], 0.0)
+    f = results[1]
+    without = f[hosts[:, None], np.where(active, everything[:, None] & ~bits, 0)]
     contribution = np.where(active, accuracy[:, None] - without, np.nan)
-    return Counterfactuals(contribution, *_interactions(f, active, bits))
+    return loss, accuracy, Counterfactuals(contribution, *_interactions(f, active, bits))
 
 
 def _pairwise(active: BoolArray) -> BoolArray:
@@ -72,7 +79,7 @@ def _pairwise(active: BoolArray) -> BoolArray:
 
 
 def _wanted_subsets(active: BoolArray, bits: IntArray) -> BoolArray:
-    """``[N, 2^S]`` subsets of the active slots to evaluate: all but one, and for interactions all small ones."""
+    """``[N, 2^S]`` subsets of the active slots to measure by: all but one, and for interactions all small ones."""
     everything = (active * bits).sum(axis=1)
     subset = np.arange(1 << len(bits))
     size = ((subset[:, None] & bits) > 0).sum(axis=1)

@@ -2,7 +2,8 @@
 
 Counted are convolutions and matrix products, two FLOPs per multiplication, as ``torch.utils.flop_counter`` does:
 a kernel counts fully at a map's edges, attention over all pairs of tokens. Normalisation, pooling, blending and the
-optimiser count nothing. Each member counts at its own size.
+optimiser count nothing. Each member counts at its own size. What several evaluations of a host in one call have in
+common is computed, and counts, once (see ``envs.population.evaluation``).
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ def variant_flops(task: Task, modules: dict[Blueprint, SeedModule]) -> FlopCosts
         }
         seeds[:, blueprint] = at_level[start]
         levels[:, blueprint] = at_level[1] - at_level[0]  # every level costs what the first one costs
+    segments = np.array([host.segment_flops(variant, sample_shape) for variant in variants])
     return FlopCosts(
-        host=np.array([host.flops(variant, sample_shape) for variant in variants]),
+        host=segments.sum(axis=1),
+        segments=segments,
         blueprint=seeds,
         level=levels,
         gate=2 * widths * gate_places,

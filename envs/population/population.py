@@ -19,12 +19,12 @@ from torch import Tensor
 from envs.batched.parameters import ParameterLayout
 from envs.blueprints import blueprints_for
 from envs.episode_state import EpisodeState
-from envs.hosts.base import forward
 from envs.lifecycle import Lifecycle
 from envs.limits import ParameterCosts
 from envs.population.bank import SeedBank
-from envs.population.blending import SeedRun, SlotSeeds, gate_parameters, grow
+from envs.population.blending import SeedRun, SlotSeeds, gate_parameters
 from envs.population.capture import Repeater
+from envs.population.evaluation import Prefixes, SharedForward, loss_and_hits, number_of_chunks, share_prefixes
 from envs.population.flops import FORWARDS_PER_TRAINING_STEP, variant_flops
 from envs.population.optimizer import EpochOptimizer, Part, TrainedRows
 from envs.population.training import TrainingData, TrainingEpoch
@@ -36,12 +36,6 @@ from envs.vocabulary import AlphaAlgorithm, Blueprint, SeedStage
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-
-EVALUATION_CELLS = 1 << 13
-"""Predictions (samples, or tokens, × members) in one evaluation call.
-
-Enough to fill the vector units, few enough to stay in cache.
-"""
 
 
 def draw_variant(task: Task, generator: np.random.Generator) -> int:
@@ -73,7 +67,8 @@ class Population(EpisodeState):
         variant: ``[N]`` index of each host's variant.
         lr_factor: ``[N]`` how much faster than the task's rate each host learns.
         training_flops: ``[N]`` FLOPs spent on each host since it was drawn: training, and evaluations that are part
-            of it (see ``envs.population.flops``). What is computed for padding alone does not count.
+            of it (see ``envs.population.flops``). What several evaluations of a host share is computed, and counts,
+            once; what is computed for padding alone does not count.
         repeater: Takes an epoch's steps.
     """
 
@@ -175,16 +170,9 @@ class Population(EpisodeState):
         width = self.task.host.slot_width(self.task.variants[self.variant[member]], bank.slot)
         return bank.layout.draw(bank.module.parameters(width) | gate_parameters(width), self._chance.of(member))
 
-    def forward_flops(self, members: IntArray, running: BoolArray, lifecycle: Lifecycle) -> IntArray:
-        """FLOPs of one sample's forward through some members, ``[J]``.
-
-        Args:
-            members: ``[J]`` which hosts; one may occur several times.
-            running: ``[J, S]`` slots whose seed takes part; what has no weights yet does not.
-            lifecycle: What the seeds are.
-        """
-        seeds = np.where(lifecycle.computing, lifecycle.seed_costs(self._flops), 0)
-        return self._flops.host[members] + np.where(running, seeds[members], 0).sum(axis=1)
+    def forward_flops(self, lifecycle: Lifecycle) -> IntArray:
+        """FLOPs of one sample's forward through each host with all its seeds that have weights, ``[N]``."""
+        return self._flops.host + np.where(lifecycle.computing, lifecycle.seed_costs(self._flops), 0).sum(axis=1)
 
     # ------------------------------------------------------------------ training
     def train_epoch(self, epoch: IntArray, lifecycle: Lifecycle) -> SeedGradients:
@@ -206,8 +194,7 @@ class Population(EpisodeState):
             self.repeater
         )
         samples = self.task.batches_per_epoch * self.task.batch_size
-        forward = self.forward_flops(np.arange(self.num_members), lifecycle.computing, lifecycle)
-        self.training_flops += FORWARDS_PER_TRAINING_STEP * samples * forward
+        self.training_flops += FORWARDS_PER_TRAINING_STEP * samples * self.forward_flops(lifecycle)
         return self._gradients([bank for of_slot in banks.values() for bank in of_slot], optimizer)
 
     def _mini_batches(self, epoch: IntArray) -> TrainingData:
@@ -278,29 +265,6 @@ class Population(EpisodeState):
             present=self._tables.channels_present(self.variant[members], bank.slot),
         )
 
-    def _forward(
-        self,
-        parameters: dict[str, Tensor],
-        buffers: dict[str, Tensor],
-        x: Tensor,
-        y: Tensor,
-        seeds: dict[int, SlotSeeds],
-    ) -> tuple[Tensor, Tensor]:
-        """Mean loss and number of hits per member, each ``[M]``.
-
-        Labels ``y`` are ``[B]`` (``[B, L]`` for sequences), shared by all members.
-        """
-        host = self.task.host
-
-        def grow_slot(slot: int, h: Tensor) -> Tensor:
-            return grow(h, seeds[slot], host.activations) if slot in seeds else h
-
-        logits = forward(host, parameters, buffers, x, grow_slot, training=False)
-        labels = y.expand(logits.shape[:-1])
-        loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(logits), -1)
-        hits = (logits.detach().argmax(-1) == labels).float()
-        return loss.mean(1), hits.flatten(1).sum(1)
-
     def _gradients(self, banks: list[SeedBank], optimizer: EpochOptimizer) -> SeedGradients:
         shape = (self.num_members, self.task.slots.num_slots)
         fields = {name: np.full(shape, np.nan) for name in ("norm", "vanishing", "exploding", "health")}
@@ -319,7 +283,7 @@ class Population(EpisodeState):
     def evaluate(
         self, members: IntArray, alpha: FloatArray, lifecycle: Lifecycle, split: SplitName
     ) -> tuple[FloatArray, FloatArray]:
-        """Loss and accuracy of some members with given alphas, as one sub-population.
+        """Loss and accuracy of some members with given alphas, what rows have in common being computed once.
 
         Args:
             members: ``[J]`` which hosts; one may occur several times.
@@ -331,38 +295,44 @@ class Population(EpisodeState):
             Mean cross-entropy ``[J]`` and accuracy in percent ``[J]``.
         """
         x, y = self._data[split]
+        levels, place = share_prefixes(members, np.where(lifecycle.computing[members], alpha, 0.0))
         if split != "test":
-            np.add.at(self.training_flops, members, len(y) * self.forward_flops(members, alpha > 0.0, lifecycle))
-        whole = len(members) == self.num_members and bool((members == np.arange(self.num_members)).all())
-        index = self._to_device(members)
-        flat = self.flat if whole else self.flat[index]
-        buffers = self.buffers if whole else {name: buffer[index] for name, buffer in self.buffers.items()}
+            self._book_evaluation(levels, lifecycle, len(y))
         seeds = {
             slot: SlotSeeds(runs)
             for slot, banks in self._banks_by_slot().items()
-            if (runs := [run for bank in banks for run in self._evaluation_runs(bank, members, alpha, lifecycle)])
+            if (runs := [run for bank in banks for run in self._evaluation_runs(bank, levels[slot + 1], lifecycle)])
         }
-        loss = torch.zeros(len(members), device=self.device)
+        forward = SharedForward(self.task.host, self.layout.views(self.flat), self.buffers, levels, seeds)
+        loss = torch.zeros(len(levels[-1].members), device=self.device)
         hits = torch.zeros_like(loss)
-        chunk = max(1, EVALUATION_CELLS // (len(members) * y[0].numel()))
-        for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
-            mean_loss, hit_count = self._forward(self.layout.views(flat), buffers, xs, ys, seeds)
+        parts = number_of_chunks(levels, y)
+        for xs, ys in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+            mean_loss, hit_count = loss_and_hits(forward(xs), ys)
             loss += mean_loss * len(ys)
             hits += hit_count
-        return (loss / len(y)).double().cpu().numpy(), (100.0 * hits / y.numel()).double().cpu().numpy()
+        results = loss / len(y), 100.0 * hits / y.numel()
+        loss_of_row, accuracy_of_row = (values.double().cpu().numpy()[place] for values in results)
+        return loss_of_row, accuracy_of_row
 
-    def _evaluation_runs(
-        self, bank: SeedBank, members: IntArray, alpha: FloatArray, lifecycle: Lifecycle
-    ) -> list[SeedRun]:
+    def _book_evaluation(self, levels: list[Prefixes], lifecycle: Lifecycle, samples: int) -> None:
+        """Add to ``training_flops`` what an evaluation of these prefixes computes."""
+        seeds = lifecycle.seed_costs(self._flops)
+        for segment, level in enumerate(levels):
+            np.add.at(self.training_flops, level.members, samples * self._flops.segments[level.members, segment])
+            if segment > 0:
+                on = level.members[level.alpha > 0.0]
+                np.add.at(self.training_flops, on, samples * seeds[on, segment - 1])
+
+    def _evaluation_runs(self, bank: SeedBank, prefixes: Prefixes, lifecycle: Lifecycle) -> list[SeedRun]:
         row = np.full(self.num_members, -1)
         row[bank.rows.members] = np.arange(len(bank.rows.members))
-        places = np.flatnonzero((row[members] >= 0) & (alpha[:, bank.slot] > 0.0))
+        places = np.flatnonzero((row[prefixes.members] >= 0) & (prefixes.alpha > 0.0))
         if not len(places):
             return []
-        chosen = members[places]
-        amplitude = alpha[places, bank.slot]
-        flat = bank.rows.flat[self._to_device(row[chosen])]
-        return [self._run(bank, flat, chosen, places, lifecycle, amplitude, amplitude)]
+        members, alpha = prefixes.members[places], prefixes.alpha[places]
+        flat = bank.rows.flat[self._to_device(row[members])]
+        return [self._run(bank, flat, members, places, lifecycle, alpha, alpha)]
 
     def _to_device(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

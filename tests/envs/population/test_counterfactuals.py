@@ -3,9 +3,19 @@ import itertools
 import numpy as np
 import pytest
 
-from envs.population.counterfactuals import measure_counterfactuals
+from envs.population.counterfactuals import evaluate_with_counterfactuals
 from envs.vocabulary import Blueprint, LifecycleOp
-from tests.envs.helpers import WAIT, act, advance, everyone, germinate, random_valid_actions, tiny_env
+from tests.envs.helpers import (
+    WAIT,
+    act,
+    advance,
+    everyone,
+    fossilize,
+    germinate,
+    random_valid_actions,
+    stages,
+    tiny_env,
+)
 
 WIDE_TASK = {"batches": 8, "samples": 200}
 
@@ -33,6 +43,17 @@ def blended(blueprints_by_member, max_epochs=40, slots_on=(0, 1, 2), variants=()
     for _ in range(3):
         env.step(everyone(env, WAIT))
     return env
+
+
+def measure(env, due=None):
+    """What is measured of the hosts that are due, all by default, beside the same results as of a plain evaluation."""
+    everybody = np.ones(env.num_envs, bool)
+    due = everybody if due is None else np.array(due)
+    loss, accuracy, measured = evaluate_with_counterfactuals(env.population, env.lifecycle, everybody, due)
+    plain = env._evaluate(np.arange(env.num_envs))
+    np.testing.assert_allclose(loss, plain[0], atol=1e-5)
+    np.testing.assert_allclose(accuracy, plain[1], atol=1e-9)
+    return measured
 
 
 def brute_force(env, member, kept, active):
@@ -79,13 +100,12 @@ def test_contributions_and_interactions_equal_one_evaluation_per_subset():
     light, depthwise, norm = Blueprint.CONV_LIGHT, Blueprint.DEPTHWISE, Blueprint.NORM
     lives = [(light, depthwise, norm), (light, None, depthwise), (None, light, None), (None, None, None)]
     env = blended(lives)
-    accuracy = env._evaluate(np.arange(4))[1]
-    measured = measure_counterfactuals(env.population, env.lifecycle, np.ones(4, bool), accuracy)
+    measured = measure(env)
     for member, life in enumerate(lives):
         check(env, measured, member, [slot for slot, blueprint in enumerate(life) if blueprint is not None])
     assert np.nanmax(np.abs(measured.contribution)) > 1.0
     assert np.nanmax(np.abs(measured.interaction_sum)) > 0.1
-    only = measure_counterfactuals(env.population, env.lifecycle, np.array([False, True, False, False]), accuracy)
+    only = measure(env, due=[False, True, False, False])
     np.testing.assert_array_equal(only.contribution[1], measured.contribution[1])
     assert np.isnan(only.contribution[[0, 2, 3]]).all()
 
@@ -95,7 +115,7 @@ def test_more_than_four_active_slots_have_contributions_but_no_interactions():
 
     lives = [(Blueprint.DEPTHWISE,) * 5, (*(Blueprint.DEPTHWISE,) * 4, None)]
     env = blended(lives, slots_on=range(5), variants=(CnnVariant((4,) * 5, (1,) * 5),))
-    measured = measure_counterfactuals(env.population, env.lifecycle, np.ones(2, bool), env._evaluate(np.arange(2))[1])
+    measured = measure(env)
     check(env, measured, 0, list(range(5)))
     check(env, measured, 1, list(range(4)))
     assert np.isnan(measured.interaction_sum[0]).all()
@@ -106,8 +126,7 @@ def test_a_slot_whose_prune_ramps_down_stays_on_and_is_not_measured():
     env = blended([(Blueprint.CONV_LIGHT, Blueprint.DEPTHWISE, None)])
     env.step(everyone(env, act(LifecycleOp.PRUNE, 0, speed=3)))
     assert env.lifecycle.pruning[0, 0]
-    accuracy = env._evaluate(np.arange(1))[1]
-    measured = measure_counterfactuals(env.population, env.lifecycle, np.ones(1, bool), accuracy)
+    measured = measure(env)
     check(env, measured, 0, [1])
 
 
@@ -116,11 +135,26 @@ def test_measuring_changes_nothing():
     flat, alpha = env.population.flat.clone(), env.lifecycle.alpha.copy()
     buffers = {name: buffer.clone() for name, buffer in env.population.buffers.items()}
     before = env._evaluate(np.arange(1))
-    measure_counterfactuals(env.population, env.lifecycle, np.ones(1, bool), before[1])
+    measure(env)
     assert np.array_equal(env.lifecycle.alpha, alpha)
     assert (env.population.flat == flat).all()
     assert all((env.population.buffers[name] == buffer).all() for name, buffer in buffers.items())
     assert np.array_equal(before, env._evaluate(np.arange(1)))
+
+
+def test_a_host_that_the_governor_stops_is_not_measured_not_even_in_a_fossil_that_it_keeps():
+    env = blended([(Blueprint.CONV_LIGHT, None, None)] * 2)
+    for action in (advance(0), fossilize(0), WAIT, WAIT):
+        env.step(everyone(env, action))
+    env.counterfactual_interval = 1
+    env.step(everyone(env, WAIT))
+    contribution = env.measurements.contribution.copy()
+    env.population.flat[1] = np.nan
+    *_, terminated, _, _ = env.step(everyone(env, WAIT))
+    assert terminated.tolist() == [False, True]
+    assert stages(env)[1][0] == "FOSSILIZED"
+    assert env.measurements.epochs_since[:, 0].tolist() == [0, 1]
+    assert env.measurements.contribution[1, 0] == contribution[1, 0] != 0.0
 
 
 @pytest.mark.parametrize("interval", [1, 4, 5, 100])
@@ -152,7 +186,6 @@ def test_subset_codes_stay_right_for_every_combination_of_active_slots():
     """Every pattern of occupied slots, one member each, in one call."""
     patterns = list(itertools.product([None, Blueprint.CONV_LIGHT], repeat=3))
     env = blended(patterns)
-    accuracy = env._evaluate(np.arange(8))[1]
-    measured = measure_counterfactuals(env.population, env.lifecycle, np.ones(8, bool), accuracy)
+    measured = measure(env)
     for member, pattern in enumerate(patterns):
         check(env, measured, member, [slot for slot, blueprint in enumerate(pattern) if blueprint is not None])

@@ -28,6 +28,11 @@ ONE_SIZE = {
 }
 
 
+def flops_of(task, variant):
+    """Of one sample's forward through a host without seeds."""
+    return sum(task.host.segment_flops(task.variants[variant], (8, 8, 1)))
+
+
 def counted(module, x):
     """FLOPs of one call, attention being counted as the matrix products that it consists of."""
     counter = FlopCounterMode(display=False)
@@ -71,7 +76,9 @@ def test_a_seed_of_the_other_topologies_costs_what_torch_counts(topology, length
 def test_a_members_first_host_costs_what_torch_counts(topology):
     env = env_of(topology, 1, (ONE_SIZE[topology],))
     host, sample = env.task.host, env.task.splits["train"].x[:1]
-    assert host.flops(host.widest, tuple(sample.shape[1:])) == counted(plain_network(topology, host), sample)
+    flops = host.segment_flops(host.widest, tuple(sample.shape[1:]))
+    assert len(flops) == host.num_slots + 1
+    assert sum(flops) == counted(plain_network(topology, host), sample)
 
 
 @pytest.mark.parametrize(("internal_levels", "depth"), [(False, 1), (True, 1), (False, 2)])
@@ -79,7 +86,7 @@ def test_members_of_several_sizes_with_seeds_cost_what_torch_counts_in_each_as_a
     variants = [replace(variant, depth=depth) for variant in (WIDE, NARROW)]
     task = task_of(*variants, internal_levels=internal_levels)
     population, lifecycle = fresh_population(task, 12, 4, torch.device("cpu"), share=0.7)
-    ours = population.forward_flops(np.arange(12), lifecycle.computing, lifecycle)
+    ours = population.forward_flops(lifecycle)
     sample = task.splits["train"].x[:1].permute(0, 3, 1, 2)
     gated = lifecycle.computing & (lifecycle.algorithm == AlphaAlgorithm.GATE)
     assert set(population.variant) == {0, 1}
@@ -97,7 +104,7 @@ def test_a_gate_costs_a_product_per_token_or_sample(topology):
     life = env.lifecycle
     life.stage[:, 0], life.blueprint[:, 0] = 6, Blueprint.MLP
     life.algorithm[1, 0] = AlphaAlgorithm.GATE
-    without, gated = env.population.forward_flops(np.arange(2), life.computing, life)
+    without, gated = env.population.forward_flops(life)
     width, length = env.task.host.slot_width(env.task.host.widest, 0), CONTEXT if topology == "transformer" else 1
     assert gated - without == 2 * width * length
 
@@ -108,7 +115,7 @@ def test_a_host_left_alone_costs_its_training_and_one_validation_per_epoch_and_o
     for _ in range(4):
         *_, info = env.step(everyone(env, WAIT))
     task = env.task
-    forward = np.array([task.host.flops(task.variants[variant], (8, 8, 1)) for variant in env.population.variant])
+    forward = np.array([flops_of(task, variant) for variant in env.population.variant])
     samples = 4 * FORWARDS_PER_TRAINING_STEP * task.batches_per_epoch * task.batch_size
     validation = 5 * len(task.splits["validation"].y)
     assert np.array_equal(info["training_flops"], (samples + validation) * forward)
@@ -120,27 +127,31 @@ def test_every_seed_that_trains_and_every_evaluation_but_that_on_test_is_booked_
     expected, splits = [0, 0, 0, 0], set()
     evaluate, train = population.evaluate, population.train_epoch
 
-    def forward(member, slots):
-        host, variant = env.task.host, env.task.variants[population.variant[member]]
-        total = host.flops(variant, (8, 8, 1))
-        for slot in slots:
-            module = population.modules[Blueprint(int(life.blueprint[member, slot]))]
-            side = (4, 2, 1)[slot]
-            total += module.flops(variant.widths[slot], side * side)
-            total += 2 * variant.widths[slot] * (life.algorithm[member, slot] == AlphaAlgorithm.GATE)
-        return total
+    def seed_flops(member, slot):
+        module = population.modules[Blueprint(int(life.blueprint[member, slot]))]
+        width, side = env.task.variants[population.variant[member]].widths[slot], (4, 2, 1)[slot]
+        gate = 2 * width * (life.algorithm[member, slot] == AlphaAlgorithm.GATE)
+        return module.flops(width, side * side) + gate
 
     def book_evaluation(members, alpha, lifecycle, split):
+        """Each segment once for every way in which the slots before it are on, each seed likewise."""
         splits.add((split, len(members)))
-        for member, row in zip(members, alpha, strict=True):
-            if split == "validation":
-                expected[member] += len(env.task.splits[split].y) * forward(member, np.flatnonzero(row > 0))
+        samples = len(env.task.splits[split].y) * (split == "validation")
+        for member in set(members):
+            host = env.task.host.segment_flops(env.task.variants[population.variant[member]], (8, 8, 1))
+            rows = [tuple(row) for row in alpha[members == member]]
+            for slot, flops in enumerate(host):
+                expected[member] += samples * flops * len({row[:slot] for row in rows})
+            for slot in range(3):
+                on = {row[: slot + 1] for row in rows if row[slot] > 0.0}
+                expected[member] += samples * len(on) * (seed_flops(member, slot) if on else 0)
         return evaluate(members, alpha, lifecycle, split)
 
     def book_training(epoch, lifecycle):
         for member in range(4):
             samples = env.task.batches_per_epoch * env.task.batch_size
-            expected[member] += 3 * samples * forward(member, np.flatnonzero(lifecycle.computing[member]))
+            seeds = sum(seed_flops(member, slot) for slot in np.flatnonzero(lifecycle.computing[member]))
+            expected[member] += 3 * samples * (flops_of(env.task, population.variant[member]) + seeds)
         return train(epoch, lifecycle)
 
     population.evaluate, population.train_epoch = book_evaluation, book_training
@@ -158,5 +169,5 @@ def test_a_new_episode_starts_with_empty_books():
     env.reset(seed=0)
     for _ in range(3):
         env.step(everyone(env, WAIT))
-    forward = env.task.host.flops(env.task.variants[0], (8, 8, 1))
+    forward = flops_of(env.task, 0)
     assert env.population.training_flops.tolist() == [len(env.task.splits["validation"].y) * forward] * 2

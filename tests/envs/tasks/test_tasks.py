@@ -90,7 +90,7 @@ def test_a_deeper_mixture_has_more_convolutions_and_the_same_slots():
     for variant, deeper in zip(task.variants, deep.variants, strict=True):
         assert [task.host.slot_width(variant, slot) for slot in range(3)] == list(deeper.widths)
         assert len(deeper.layers) == 2 * len(variant.layers)
-        assert deep.host.flops(deeper, (8, 8, 1)) > task.host.flops(variant, (8, 8, 1))
+        assert sum(deep.host.segment_flops(deeper, (8, 8, 1))) > sum(task.host.segment_flops(variant, (8, 8, 1)))
     with pytest.raises(TaskError, match="depth must be at least 1, got 0"):
         make_task("digits_mixed", {"depth": "0"})
 
