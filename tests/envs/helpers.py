@@ -1,10 +1,13 @@
 """Small tasks, actions by name and random play, for the tests of the world."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from envs.action_masks import split_mask
+from envs.batched.kernels import operators
 from envs.hosts.cnn import CnnHost, CnnVariant
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
@@ -55,6 +58,14 @@ def task_of(*variants, widest=None, batches=2, samples=60, internal_levels=False
 def tiny_env(num_envs=2, variants=(), task_changes=None, **settings):
     settings.setdefault("max_epochs", 20)
     return MorphogenesisVectorEnv(num_envs, task=task_of(*variants, **(task_changes or {})), **settings)
+
+
+@contextmanager
+def torch_alone():
+    """Hosts compute as where there is no compiler, and as on a GPU: with torch's own operators."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operators, "_kernels", lambda: None)
+        yield
 
 
 def act(

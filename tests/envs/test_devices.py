@@ -10,7 +10,7 @@ import torch
 from envs.morphogenesis import MorphogenesisVectorEnv
 from tests.devices import GPU
 from tests.envs.accelerator import NAME, Accelerator
-from tests.envs.helpers import random_valid_actions
+from tests.envs.helpers import random_valid_actions, torch_alone
 
 
 def play(task, device):
@@ -30,7 +30,8 @@ def play(task, device):
 
 @pytest.mark.parametrize("task", ["digits_mixed", "digits_scale", "text"])
 def test_an_episode_on_another_device_mixes_no_tensors_and_is_the_same(task):
-    _, here = play(task, "cpu")
+    with torch_alone():
+        _, here = play(task, "cpu")
     with Accelerator():
         env, there = play(task, NAME)
     assert env.population.flat.device.type == NAME

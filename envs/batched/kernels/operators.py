@@ -2,7 +2,7 @@
 
 Activations are contiguous, ``[M, U, ..., C]``: members, units (a sample of images, a token, a vector), the unit's
 places, channels. A list of them is read as one, its members one after the other. Profilers and dispatch modes see each
-operator as one call.
+operator as one call, and torch's FLOP counter counts the convolutions as it counts its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from envs.batched.kernels.library import library
 
@@ -304,3 +305,30 @@ for _schema, _implementation in {
 }.items():
     _OPERATORS.define(_schema)
     _OPERATORS.impl(_schema.partition("(")[0], _implementation, "CPU")
+
+
+def _kernel_flops(x: torch.Size, weight: torch.Size) -> int:
+    pixels = math.prod(x[-4:-1])
+    return 2 * pixels * math.prod(weight)
+
+
+@register_flop_formula(torch.ops.esper.conv)
+def _conv_flops(x: torch.Size, weight: torch.Size, *args: object, **kwargs: object) -> int:
+    return _kernel_flops(x, weight)
+
+
+@register_flop_formula(torch.ops.esper.conv_backward)
+def _conv_backward_flops(
+    gradient: torch.Size, x: torch.Size, weight: torch.Size, to_input: bool, *args: object, **kwargs: object
+) -> int:
+    return (1 + to_input) * _kernel_flops(x, weight)
+
+
+@register_flop_formula(torch.ops.esper.depthwise)
+def _depthwise_flops(x: torch.Size, weight: torch.Size, **kwargs: object) -> int:
+    return _kernel_flops(x, weight)
+
+
+@register_flop_formula(torch.ops.esper.depthwise_backward)
+def _depthwise_backward_flops(gradient: torch.Size, x: torch.Size, weight: torch.Size, **kwargs: object) -> int:
+    return 2 * _kernel_flops(x, weight)

@@ -1,17 +1,18 @@
 """A mini-batch step is a function of tensors that outlive it: recorded once, it does what calling it again does."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from benchmarks.living_seeds import fresh_population
-from envs.batched import kernels
 from envs.population.capture import Repeater
 from envs.tasks import make_task
 from tests.devices import GPU
 from tests.dispatched import Dispatched
-from tests.envs.helpers import task_of
+from tests.envs.helpers import task_of, torch_alone
 from tests.envs.topologies import task_of as other_task_of
 
 TASKS = {
@@ -79,14 +80,10 @@ def same(ours, expected):
 
 @pytest.mark.parametrize("by_torch", [False, True], ids=["kernels", "torch alone"])
 @pytest.mark.parametrize("name", TASKS)
-def test_a_recorded_step_played_again_trains_as_the_step_called_again(name, by_torch, monkeypatch):
-    if by_torch:
-        monkeypatch.setattr(kernels.operators, "_kernels", lambda: None)
-    elif kernels.operators.library() is None:
-        pytest.skip("needs a C compiler")
-    task = TASKS[name]()
-    device = torch.device("cpu")
-    same(trained(task, TapedRepeater(device)), trained(task, Repeater(device)))
+def test_a_recorded_step_played_again_trains_as_the_step_called_again(name, by_torch):
+    task, device = TASKS[name](), torch.device("cpu")
+    with torch_alone() if by_torch else nullcontext():
+        same(trained(task, TapedRepeater(device)), trained(task, Repeater(device)))
 
 
 @pytest.mark.parametrize("device", [GPU])
