@@ -24,11 +24,30 @@ GROUP_WIDTH = 4
 NORM_EPS = 1e-5
 
 
+def conv_of_inference(x: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
+    """A convolution, ReLU and, if ``pool``, :func:`average_pool`, without a gradient.
+
+    Args:
+        x: ``[M, B, H, W, C_in]``, or ``[B, H, W, C_in]``, images that all members share.
+        weight: ``[M, C_out, C_in, k, k]`` with odd k.
+        bias: ``[M, C_out]``.
+        pool: Whether the pooling follows.
+
+    Returns:
+        ``[M, B, H, W, C_out]``, of half the height and width if ``pool`` and the map allows.
+    """
+    pool = pool and min(x.shape[-3:-1]) >= 2
+    if compiled(x):
+        return torch.ops.esper.conv(x.contiguous(), weight, bias, True, pool)
+    out = _conv_by_patches(x, weight, bias).relu_()
+    return average_pool(out) if pool else out
+
+
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """One convolution per member, stride 1, same size.
 
     Args:
-        x: ``[M, B, H, W, C_in]``, or ``[B, H, W, C_in]``, images that all members share.
+        x: ``[M, B, H, W, C_in]``.
         weight: ``[M, C_out, C_in, k, k]`` with odd k; for a depthwise one ``[M, C_in, 1, k, k]``.
         bias: ``[M, C_out]`` or None.
         relu: Whether a ReLU follows.
@@ -39,8 +58,6 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = Fal
     if weight.shape[2] != x.shape[-1]:
         return _depthwise(x, weight)
     if compiled(x):
-        if x.dim() == 4:
-            return torch.ops.esper.conv(x, weight, bias, relu)  # shared images are evaluated on, without gradients
         if relu and bias is not None:
             return ConvRelu.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         out = Conv.apply(x, weight, bias)  # type: ignore[no-untyped-call]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from envs.batched.activations import IMAGES
 from envs.batched.layers import (
-    average_pool,
     batch_norm,
     conv,
+    conv_of_inference,
     fold_batch_norm,
     global_average_pool,
     linear,
@@ -147,8 +147,8 @@ class CnnHost:
             if training:
                 h = batch_norm(conv(h, kernel), weight, bias, mean, var, relu=True, pool=last)
             else:
-                h = conv(h, *fold_batch_norm(kernel, weight, bias, mean, var), relu=True)
-        return h if training else average_pool(h)
+                h = conv_of_inference(h, *fold_batch_norm(kernel, weight, bias, mean, var), pool=last)
+        return h
 
     def head(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """See :class:`envs.hosts.base.Host`."""

@@ -22,14 +22,16 @@ FloatArray = npt.NDArray[np.float64]
 
 
 EVALUATION_CELLS = 1 << 13
-"""Predictions (samples, or tokens, × hosts) in one evaluation call.
+"""Predictions (samples, or tokens, × hosts) in one evaluation call on a CPU.
 
-Enough to fill the vector units, few enough to stay in cache.
+Enough to outweigh what a call costs, few enough to stay in cache.
 """
 
+GPU_EVALUATION_CELLS = 1 << 16
+"""The same on a GPU, which has to be filled: of 32×32 images a few gigabytes."""
+
 SMALLEST_CHUNK = 16
-"""Predictions of one host in an evaluation call, however many hosts there are: of fewer images, torch on one thread
-computes a grouped 1×1 convolution group by group, which takes four to seven times as long."""
+"""Predictions of one host in an evaluation call, however many hosts there are: a convolution sums several at once."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ class SharedForward:
 def number_of_chunks(levels: list[Prefixes], y: Tensor) -> int:
     """In how many equal parts samples with labels ``y`` are evaluated; a call counts as the mean of its segments."""
     rows = sum(len(level.members) for level in levels[:-1]) // (len(levels) - 1)
-    chunks = min(-(-y.numel() * rows // EVALUATION_CELLS), y.numel() // SMALLEST_CHUNK, len(y))
+    cells = EVALUATION_CELLS if y.device.type == "cpu" else GPU_EVALUATION_CELLS
+    chunks = min(-(-y.numel() * rows // cells), y.numel() // SMALLEST_CHUNK, len(y))
     return max(1, chunks)
 
 

@@ -21,7 +21,7 @@ class Conv(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.biased = bias is not None
-        return _ops.conv(x, weight, bias, False)
+        return _ops.conv(x, weight, bias, False, False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
@@ -37,7 +37,7 @@ class ConvRelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous()
-        y = _ops.conv(x, weight, bias, True)
+        y = _ops.conv(x, weight, bias, True, False)
         ctx.save_for_backward(x, weight, y)
         return y
 

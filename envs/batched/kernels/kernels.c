@@ -82,7 +82,7 @@ INLINE float hyperbolic_tangent(float x) {
 
 /* Weights are [taps, inputs, outputs]: an output pixel is a sum of rows of `outputs` floats, taken from the taps that
    lie on the map, for several units at once, whose sums stay in registers. */
-#define CONVOLUTION(NAME, LANES)                                                                                       \
+#define CONVOLUTION(NAME, LANES, BITS)                                                                                  \
     INLINE void pixels_##NAME(const float *restrict x, const float *restrict w, const float *restrict bias,            \
                               float *restrict y, int64_t rows, int64_t columns, int64_t k, int64_t inputs,             \
                               int64_t relu, const int64_t units, const int64_t outputs) {                              \
@@ -105,9 +105,9 @@ INLINE float hyperbolic_tangent(float x) {
                             }                                                                                          \
                     }                                                                                                  \
                 UNROLL for (int64_t u = 0; u < units; u++) {                                                           \
-                    float *restrict to = y + u * out + (r * columns + c) * outputs;                                    \
-                    UNROLL for (int64_t j = 0; j < vectors; j++)((LANES *)to)[j] = sum[u][j];                          \
-                    for (int64_t o = 0; relu && o < outputs; o++) to[o] = rectified(to[o]);                            \
+                    LANES *to = TO(LANES, y, u * out + (r * columns + c) * outputs);                                   \
+                    UNROLL for (int64_t j = 0; j < vectors; j++)                                                       \
+                        to[j] = relu ? RECTIFIED(LANES, BITS, sum[u][j]) : sum[u][j];                                  \
                 }                                                                                                      \
             }                                                                                                          \
     }                                                                                                                  \
@@ -138,9 +138,34 @@ INLINE float hyperbolic_tangent(float x) {
                         ((LANES *)(dw + ((a * k + b) * inputs + first + i) * outputs))[j] = sum[i][j];                 \
             }                                                                                                          \
     }
-CONVOLUTION(one, lanes1)
-CONVOLUTION(four, lanes4)
-CONVOLUTION(eight, lanes8)
+CONVOLUTION(one, lanes1, bits1)
+CONVOLUTION(four, lanes4, bits4)
+CONVOLUTION(eight, lanes8, bits8)
+
+/* The pixels whose mean is the output q: one, or the four of a 2×2 window. */
+INLINE void window(int64_t q, int64_t columns, int64_t pool, int64_t at[4]) {
+    const int64_t half = columns / 2, corner = pool ? q / half * 2 * columns + q % half * 2 : q;
+    at[0] = corner, at[1] = corner + 1, at[2] = corner + columns, at[3] = corner + columns + 1;
+}
+
+#define POOL(NAME, LANES)                                                                                               \
+    INLINE void pool_##NAME(const float *restrict x, float *restrict y, int64_t images, int64_t rows, int64_t columns, \
+                            const int64_t W) {                                                                         \
+        const int64_t places = rows * columns, outputs = (rows / 2) * (columns / 2);                                   \
+        for (int64_t i = 0; i < images; i++)                                                                           \
+            for (int64_t q = 0; q < outputs; q++) {                                                                    \
+                int64_t at[4];                                                                                         \
+                window(q, columns, 1, at);                                                                             \
+                const float *restrict of = x + i * places * W;                                                         \
+                UNROLL for (int64_t j = 0; j < VECTORS(LANES, W); j++)                                                 \
+                    TO(LANES, y, (i * outputs + q) * W)[j] = (AT(LANES, of, at[0] * W)[j] + AT(LANES, of, at[1] * W)[j] + \
+                                                              AT(LANES, of, at[2] * W)[j] + AT(LANES, of, at[3] * W)[j]) * \
+                                                             0.25f;                                                    \
+            }                                                                                                          \
+    }
+POOL(one, lanes1)
+POOL(four, lanes4)
+POOL(eight, lanes8)
 
 /* How many sums of a width fit into the registers. */
 #define BY_OUTPUTS(outputs, RUN)                                                                                       \
@@ -154,20 +179,26 @@ CONVOLUTION(eight, lanes8)
     }
 
 /* weight [members, k, k, inputs, outputs], bias [members, outputs] or none. x_member: floats from one member's images to
-   the next one's, 0 where all members share them. */
-void conv_forward(const float *x, int64_t x_member, const float *weight, const float *bias, float *y, int64_t members,
-                  int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t outputs,
-                  int64_t relu) {
-    const int64_t in = rows * columns * inputs, out = rows * columns * outputs;
+   the next one's, 0 where all members share them. scratch: for eight units' outputs, if what is wanted are 2×2 means. */
+void conv_forward(const float *x, int64_t x_member, const float *weight, const float *bias, float *y, float *scratch,
+                  int64_t members, int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t inputs,
+                  int64_t outputs, int64_t relu) {
+    const int64_t in = rows * columns * inputs, pixels = rows * columns * outputs;
+    const int64_t out = scratch ? (rows / 2) * (columns / 2) * outputs : pixels;
 #define RUN(NAME, O, N)                                                                                                \
     for (int64_t m = 0; m < members; m++) {                                                                            \
-        const float *of = x + m * x_member, *w = weight + m * k * k * inputs * outputs, *b = bias + m * outputs;       \
-        float *to = y + m * units * out;                                                                               \
-        int64_t u = 0;                                                                                                 \
-        for (; u + N <= units; u += N)                                                                                 \
-            pixels_##NAME(of + u * in, w, bias ? b : 0, to + u * out, rows, columns, k, inputs, relu, N, O);           \
-        for (; u < units; u++)                                                                                         \
-            pixels_##NAME(of + u * in, w, bias ? b : 0, to + u * out, rows, columns, k, inputs, relu, 1, O);           \
+        const float *of = x + m * x_member, *w = weight + m * k * k * inputs * outputs;                                \
+        const float *b = bias ? bias + m * outputs : 0;                                                                \
+        for (int64_t u = 0; u < units;) {                                                                              \
+            const int64_t number = u + N <= units ? N : 1;                                                             \
+            float *at = y + (m * units + u) * out, *to = scratch ? scratch : at;                                       \
+            if (number == N)                                                                                           \
+                pixels_##NAME(of + u * in, w, b, to, rows, columns, k, inputs, relu, N, O);                            \
+            else                                                                                                       \
+                pixels_##NAME(of + u * in, w, b, to, rows, columns, k, inputs, relu, 1, O);                            \
+            if (scratch) pool_##NAME(scratch, at, number, rows, columns, O);                                           \
+            u += number;                                                                                               \
+        }                                                                                                              \
     }
     BY_OUTPUTS(outputs, RUN)
 #undef RUN
@@ -183,7 +214,7 @@ void conv_backward_input(const float *dy, const float *weight, float *dx, float 
             for (int64_t i = 0; i < inputs; i++)
                 for (int64_t o = 0; o < outputs; o++)
                     scratch[((taps - 1 - t) * outputs + o) * inputs + i] = w[(t * inputs + i) * outputs + o];
-        conv_forward(dy + m * units * out, 0, scratch, 0, dx + m * units * in, 1, units, rows, columns, k, outputs,
+        conv_forward(dy + m * units * out, 0, scratch, 0, dx + m * units * in, 0, 1, units, rows, columns, k, outputs,
                      inputs, 0);
     }
 }
@@ -434,12 +465,6 @@ INLINE void channel_sums(const float *restrict x, const float *restrict from, do
                 total[c] += squared ? v * v : v;
             }
     }
-}
-
-/* The pixels whose mean is the output q: one, or the four of a 2×2 window. */
-INLINE void window(int64_t q, int64_t columns, int64_t pool, int64_t at[4]) {
-    const int64_t half = columns / 2, corner = pool ? q / half * 2 * columns + q % half * 2 : q;
-    at[0] = corner, at[1] = corner + 1, at[2] = corner + columns, at[3] = corner + columns + 1;
 }
 
 #define BATCH_NORM(NAME, LANES, BITS)                                                                                  \

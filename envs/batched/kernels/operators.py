@@ -19,10 +19,13 @@ from torch.utils.flop_counter import register_flop_formula
 from envs.batched.kernels.library import library
 
 _OPERATORS = torch.library.Library("esper", "DEF")
+UNITS_AT_ONCE = 8
+"""Units whose convolutions the kernels sum up side by side, at most."""
+
 _POINTER, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 _SIGNATURES = {
-    "conv_forward": [_POINTER, _COUNT, *[_POINTER] * 3, *[_COUNT] * 8],
+    "conv_forward": [_POINTER, _COUNT, *[_POINTER] * 4, *[_COUNT] * 8],
     "conv_backward_input": [*[_POINTER] * 4, *[_COUNT] * 7],
     "conv_backward_weight": [*[_POINTER] * 4, *[_COUNT] * 7],
     "depthwise": [*[_POINTER] * 3, *[_COUNT] * 7],
@@ -76,14 +79,15 @@ def _unpacked(packed: Tensor) -> Tensor:
     return packed.permute(0, 4, 3, 1, 2)
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool) -> Tensor:
     members, outputs, inputs, k, _ = weight.shape
     units, rows, columns, _ = x.shape[-4:]
     of_member = x[0].numel() if x.dim() == 5 else 0
     packed, bias = _packed(weight), None if bias is None else bias.contiguous()
-    y = x.new_empty(members, units, rows, columns, outputs)
+    y = x.new_empty(members, units, *((rows // 2, columns // 2) if pool else (rows, columns)), outputs)
+    scratch = x.new_empty(UNITS_AT_ONCE * rows * columns * outputs) if pool else None
     _library().conv_forward(
-        *(x.data_ptr(), of_member, *_pointers(packed, bias, y)),
+        *(x.data_ptr(), of_member, *_pointers(packed, bias, y, scratch)),
         *(members, units, rows, columns, k, inputs, outputs, relu),
     )
     return y
@@ -282,7 +286,7 @@ def _sgd_step(
 
 
 for _schema, _implementation in {
-    "conv(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor": _conv,
+    "conv(Tensor x, Tensor weight, Tensor? bias, bool relu, bool pool) -> Tensor": _conv,
     "conv_backward(Tensor gradient, Tensor x, Tensor weight, bool to_input, bool to_bias)"
     " -> (Tensor, Tensor, Tensor)": _conv_backward,
     "depthwise(Tensor x, Tensor weight) -> Tensor": _depthwise,
