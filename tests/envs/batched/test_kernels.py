@@ -1,0 +1,184 @@
+"""The compiled kernels compute what torch's own operators compute, values and gradients."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.living_seeds import fresh_population
+from envs.batched.kernels import library, operators
+from envs.batched.layers import average_pool, batch_norm, conv, conv_of_inference, group_norm
+from envs.tasks import make_task
+from tests.envs.helpers import torch_alone
+
+pytestmark = pytest.mark.skipif(library.library() is None, reason="needs a C compiler")
+
+MEMBERS, BATCHES, SIDES = st.integers(1, 3), st.integers(1, 9), st.integers(1, 5)
+NORMED = st.sampled_from([1, 2, 3, 4, 8, 12, 16, 32, 64])
+WIDTHS = st.sampled_from([1, 2, 3, 4, 5, 8, 12, 16, 32, 64])
+KERNELS = st.sampled_from([1, 3, 5])
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def both(function, *inputs):
+    """Value, and gradients for the inputs, by the kernels and by torch alone."""
+
+    def result():
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        value = function(*leaves)
+        weighted = (value * noise(*value.shape, seed=1)).sum()
+        return [value, *torch.autograd.grad(weighted, leaves)]
+
+    with torch_alone():
+        expected = result()
+    return result(), expected
+
+
+def agree(function, *inputs):
+    ours, expected = both(function, *inputs)
+    for value, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(value, other, atol=2e-4, rtol=2e-4)
+
+
+@given(members=MEMBERS, batch=BATCHES, side=SIDES, inputs=WIDTHS, outputs=WIDTHS, k=KERNELS, style=st.integers(0, 2))
+def test_convolutions(members, batch, side, inputs, outputs, k, style):
+    x = noise(members, batch, side, side + 1, inputs)
+    weight = noise(members, outputs, inputs, k, k, seed=2) / (k * k * inputs) ** 0.5
+    bias = noise(members, outputs, seed=3)
+    if inputs == 1 < outputs or inputs > 1:  # one channel in and out is a depthwise one
+        if style == 0:
+            agree(lambda x, w: conv(x, w), x, weight)
+        else:
+            agree(lambda x, w, b: conv(x, w, b, relu=style == 2), x, weight, bias)
+    if inputs > 1:
+        agree(lambda x, w: conv(x, w), x, noise(members, inputs, 1, k, k, seed=2))
+
+
+@given(batch=BATCHES, side=SIDES, inputs=WIDTHS, outputs=WIDTHS, k=KERNELS, shared=st.booleans(), pool=st.booleans())
+def test_convolutions_of_inference(batch, side, inputs, outputs, k, shared, pool):
+    members = 3
+    x = noise(*([] if shared else [members]), batch, side, side, inputs)
+    weight, bias = noise(members, outputs, inputs, k, k, seed=2), noise(members, outputs, seed=3)
+    ours = conv_of_inference(x, weight, bias, pool)
+    with torch_alone():
+        expected = conv_of_inference(x, weight, bias, pool)
+    torch.testing.assert_close(ours, expected, atol=2e-3, rtol=1e-4)
+    one_by_one = [
+        torch.nn.functional.conv2d(
+            (x if shared else x[m]).permute(0, 3, 1, 2), weight[m], bias[m], padding=k // 2
+        ).permute(0, 2, 3, 1)
+        for m in range(members)
+    ]
+    plain = torch.stack(one_by_one).relu()
+    torch.testing.assert_close(ours, average_pool(plain) if pool else plain, atol=2e-3, rtol=1e-4)
+
+
+@given(members=MEMBERS, batch=st.integers(2, 9), side=SIDES, channels=NORMED, relu=st.booleans(), pool=st.booleans())
+def test_batch_norm_with_relu_and_pooling(members, batch, side, channels, relu, pool):
+    statistics = []
+
+    def normed(x, weight, bias):
+        statistics.append((torch.zeros(members, channels), torch.ones(members, channels)))
+        return batch_norm(x, weight, bias, *statistics[-1], relu, pool)
+
+    x = 3.0 + noise(members, batch, side, side, channels)
+    agree(normed, x, noise(members, channels, seed=2), noise(members, channels, seed=3))
+    expected, ours = statistics
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@given(data=st.data(), batch=BATCHES, side=SIDES, channels=NORMED, relu=st.booleans(), narrow=st.booleans())
+def test_group_norm_of_pieces_counts_present_channels_alone(data, batch, side, channels, relu, narrow):
+    counts = data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=3))
+    members, present = sum(counts), None
+    mask = torch.ones(members, channels)
+    if narrow:
+        widths = data.draw(st.lists(st.integers(1, channels), min_size=members, max_size=members))
+        present = mask = (torch.arange(channels) < torch.tensor(widths)[:, None]).float()
+    x = noise(members, batch, side, side, channels) * mask[:, None, None, None]
+    weight, bias = noise(members, channels, seed=2) * mask, noise(members, channels, seed=3) * mask
+
+    def normed(x, weight, bias):
+        # What is absent is shown to nobody, as in a host.
+        out = group_norm(x.split(counts), weight, bias, present, relu)
+        return out * mask[:, None, None, None]
+
+    ours, expected = both(normed, x, weight, bias)
+    spread = (x.var((1, 2, 3), correction=0) if side > 1 else torch.ones(1)).max()
+    for value, other in zip(ours, expected, strict=True):
+        # One value in a group has no spread: what remains is rounding, divided by the square root of eps.
+        torch.testing.assert_close(value, other, atol=2e-3 * float(spread + 1), rtol=2e-3)
+
+
+@pytest.mark.parametrize("task", ["digits_impaired", "digits_mixed", "digits_scale", "tabular", "text"])
+def test_an_epoch_of_hosts_with_every_kind_of_seed(task):
+    """Limits, gates, MULTIPLY, incubation and the optimiser too; tolerances are those of eight steps' rounding."""
+    results = []
+    for by_torch in (False, True):
+        population, lifecycle = fresh_population(make_task(task), 12, 2, torch.device("cpu"), share=0.8)
+        if by_torch:
+            with torch_alone():
+                gradients = population.train_epoch(np.zeros(12, np.int64), lifecycle)
+        else:
+            gradients = population.train_epoch(np.zeros(12, np.int64), lifecycle)
+        banks = population.banks.values()
+        tensors = [population.flat, population.momentum, *population.buffers.values()]
+        tensors += [rows for bank in banks for rows in (bank.rows.flat, bank.rows.momentum)]
+        results.append((tensors, gradients))
+    for ours, expected in zip(*(tensors for tensors, _ in results), strict=True):
+        torch.testing.assert_close(ours, expected, atol=2e-2, rtol=2e-2)
+        assert (ours - expected).abs().mean() < 2e-5
+    for name in ("norm", "exploding"):  # what vanishes is a matter of rounding
+        ours, expected = (getattr(gradients, name) for _, gradients in results)
+        np.testing.assert_allclose(ours, expected, rtol=2e-2, atol=1e-4)
+
+
+def test_a_nan_is_seen_by_its_own_member_and_by_no_other():
+    x = noise(3, 4, 4, 4, 8)
+    weight, bias = noise(3, 8, seed=2), noise(3, 8, seed=3)
+    kernel = noise(3, 8, 8, 3, 3, seed=4)
+    layers = {
+        "conv": lambda x: conv(x, kernel, bias, relu=True),
+        "batch norm": lambda x: batch_norm(x, weight, bias, torch.zeros(3, 8), torch.ones(3, 8), True, True),
+        "group norm": lambda x: group_norm(x, weight, bias, None, relu=True),
+    }
+    broken = x.clone()
+    broken[1, 2, 3, 3, 5] = torch.nan
+    for name, layer in layers.items():
+        out, clean = layer(broken), layer(x)
+        assert out[1].isnan().any(), name
+        assert torch.equal(out[[0, 2]], clean[[0, 2]]), name
+
+
+def test_the_library_is_built_once_and_by_the_compiler_that_was_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build = library.library.__wrapped__
+    first = build()
+    built = list((tmp_path / "esper-ray").iterdir())
+    assert first is not None
+    assert [path.suffix for path in built] == [".so"], "nothing else stays behind"
+    stamp = built[0].stat().st_mtime_ns
+    assert build() is not None
+    assert built[0].stat().st_mtime_ns == stamp
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with caplog.at_level(logging.WARNING):
+        assert build() is None
+    assert "no-such-compiler" in caplog.text
+
+
+def test_without_a_compiler_hosts_train_by_torch_alone_and_it_is_said_once(monkeypatch, caplog):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with caplog.at_level(logging.WARNING):
+        assert library.library.__wrapped__() is None
+    assert "C compiler" in caplog.text
+    assert operators.compiled(torch.zeros(1))
+    with torch_alone():
+        assert not operators.compiled(torch.zeros(1))
+    assert not operators.compiled(torch.zeros(1, dtype=torch.float64))
