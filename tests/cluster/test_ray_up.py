@@ -43,7 +43,7 @@ def cluster_file(machines):
     file["provider"] |= {"head_ip": HEAD, "worker_ips": [WORKER]}
     file["auth"]["ssh_user"] = machines.user
     file["setup_commands"] = [command for command in file["setup_commands"] if "uv" not in command]
-    assert len(file["setup_commands"]) == 2
+    assert len(file["setup_commands"]) == 3
     path = machines.folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(file))
     return path
