@@ -20,10 +20,6 @@ KEPT_BYTES = 1 << 28
 """Freed memory that stays with the process. By default glibc hands every large activation back to the kernel, which
 zeroes its pages anew at the next one: up to half of a training step. See also :func:`release_memory`."""
 
-PRIMITIVES = 128
-"""oneDNN keeps a compiled primitive for each shape it has seen, 1,024 of them by default, which grow to a gigabyte:
-a blueprint is computed over as many members as have it, and that changes with every germination."""
-
 
 def release_memory() -> None:
     """Hand freed memory back to the kernel after all, between rollouts.
@@ -48,7 +44,6 @@ def settle(threads: int = 1) -> None:
     torch.backends.cudnn.allow_tf32 = False
     # RLlib asks for deterministic algorithms, and with them torch fills all fresh memory before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
