@@ -40,15 +40,26 @@ typedef int32_t bits8 __attribute__((vector_size(32)));
     default: { const int64_t W = (C); __VA_ARGS__; }                                                                   \
     }
 
-/* RUN with the lanes that divide a number of channels. */
-#define BY_LANES(channels, RUN)                                                                                        \
-    switch (channels) {                                                                                                \
-    case 4: RUN(four, 4) break;                                                                                        \
-    case 8: RUN(eight, 8) break;                                                                                       \
-    case 16: RUN(eight, 16) break;                                                                                     \
-    case 32: RUN(eight, 32) break;                                                                                     \
-    case 64: RUN(eight, 64) break;                                                                                     \
-    default: RUN(one, channels)                                                                                        \
+/* RUN(lanes, channels, sums that fit into the registers, first channel) for one part of the channels after another. */
+#define BY_CHUNKS(channels, RUN)                                                                                       \
+    for (int64_t first = 0; first < (channels);) {                                                                     \
+        const int64_t rest = (channels)-first;                                                                         \
+        if (rest >= 32) {                                                                                              \
+            RUN(eight, 32, 4, first)                                                                                   \
+            first += 32;                                                                                               \
+        } else if (rest >= 16) {                                                                                       \
+            RUN(eight, 16, 8, first)                                                                                   \
+            first += 16;                                                                                               \
+        } else if (rest >= 8) {                                                                                        \
+            RUN(eight, 8, 8, first)                                                                                    \
+            first += 8;                                                                                                \
+        } else if (rest >= 4) {                                                                                        \
+            RUN(four, 4, 8, first)                                                                                     \
+            first += 4;                                                                                                \
+        } else {                                                                                                       \
+            RUN(one, rest, 1, first)                                                                                   \
+            first += rest;                                                                                             \
+        }                                                                                                              \
     }
 
 INLINE float rectified(float x) { return x < 0.0f ? 0.0f : x; }
@@ -80,62 +91,86 @@ INLINE float hyperbolic_tangent(float x) {
 
 /* ------------------------------------------------------------------ convolution, stride 1, same size */
 
-/* Weights are [taps, inputs, outputs]: an output pixel is a sum of rows of `outputs` floats, taken from the taps that
-   lie on the map, for several units at once, whose sums stay in registers. */
-#define CONVOLUTION(NAME, LANES, BITS)                                                                                  \
+/* Weights are [taps, inputs, outputs]: an output pixel is a sum of rows of W of the `outputs` channels, taken from the
+   taps that lie on the map. Several are summed side by side, so that the sums stay in registers and none waits for its own
+   last one: of small maps the same pixel of several units, of large ones neighbours in a row, on a padded image; of a
+   weight's gradient several inputs. */
+#define CONVOLUTION(NAME, LANES, BITS)                                                                                 \
     INLINE void pixels_##NAME(const float *restrict x, const float *restrict w, const float *restrict bias,            \
                               float *restrict y, int64_t rows, int64_t columns, int64_t k, int64_t inputs,             \
-                              int64_t relu, const int64_t units, const int64_t outputs) {                              \
+                              int64_t outputs, int64_t relu, const int64_t units, const int64_t W) {                   \
         const int64_t half = k / 2, in = rows * columns * inputs, out = rows * columns * outputs;                      \
-        const int64_t vectors = VECTORS(LANES, outputs);                                                                                                   \
+        const int64_t vectors = VECTORS(LANES, W);                                                                     \
         for (int64_t r = 0; r < rows; r++)                                                                             \
             for (int64_t c = 0; c < columns; c++) {                                                                    \
                 LANES sum[units][vectors];                                                                             \
                 UNROLL for (int64_t u = 0; u < units; u++)                                                             \
                     UNROLL for (int64_t j = 0; j < vectors; j++)                                                       \
-                        sum[u][j] = bias ? ((const LANES *)bias)[j] : (LANES){0};                                      \
+                        sum[u][j] = bias ? AT(LANES, bias, 0)[j] : (LANES){0};                                         \
                 for (int64_t a = r < half ? half - r : 0; a < k && r + a - half < rows; a++)                           \
                     for (int64_t b = c < half ? half - c : 0; b < k && c + b - half < columns; b++) {                  \
                         const float *restrict v = x + ((r + a - half) * columns + c + b - half) * inputs;              \
-                        const LANES *restrict tap = (const LANES *)(w + (a * k + b) * inputs * outputs);               \
                         for (int64_t i = 0; i < inputs; i++)                                                           \
                             UNROLL for (int64_t j = 0; j < vectors; j++) {                                             \
-                                const LANES weight = tap[i * vectors + j];                                             \
+                                const LANES weight = AT(LANES, w, ((a * k + b) * inputs + i) * outputs)[j];            \
                                 UNROLL for (int64_t u = 0; u < units; u++) sum[u][j] += v[u * in + i] * weight;        \
                             }                                                                                          \
                     }                                                                                                  \
-                UNROLL for (int64_t u = 0; u < units; u++) {                                                           \
-                    LANES *to = TO(LANES, y, u * out + (r * columns + c) * outputs);                                   \
+                UNROLL for (int64_t u = 0; u < units; u++)                                                             \
                     UNROLL for (int64_t j = 0; j < vectors; j++)                                                       \
-                        to[j] = relu ? RECTIFIED(LANES, BITS, sum[u][j]) : sum[u][j];                                  \
-                }                                                                                                      \
+                        TO(LANES, y, u * out + (r * columns + c) * outputs)[j] =                                       \
+                            relu ? RECTIFIED(LANES, BITS, sum[u][j]) : sum[u][j];                                      \
             }                                                                                                          \
     }                                                                                                                  \
+    INLINE void row_##NAME(const float *restrict padded, const float *restrict w, const float *restrict bias,          \
+                           float *restrict y, int64_t columns, int64_t k, int64_t inputs, int64_t outputs,             \
+                           int64_t relu, const int64_t number, const int64_t W) {                                      \
+        const int64_t line = (columns + k - 1) * inputs, vectors = VECTORS(LANES, W);                                  \
+        for (int64_t done = 0; done < columns; done += number) {                                                       \
+            const int64_t c = done + number <= columns ? done : columns - number; /* the last ones twice */            \
+            LANES sum[number][vectors];                                                                                \
+            UNROLL for (int64_t n = 0; n < number; n++)                                                                \
+                UNROLL for (int64_t j = 0; j < vectors; j++)                                                           \
+                    sum[n][j] = bias ? AT(LANES, bias, 0)[j] : (LANES){0};                                             \
+            for (int64_t a = 0; a < k; a++)                                                                            \
+                for (int64_t b = 0; b < k; b++) {                                                                      \
+                    const float *restrict v = padded + a * line + (c + b) * inputs;                                    \
+                    for (int64_t i = 0; i < inputs; i++)                                                               \
+                        UNROLL for (int64_t j = 0; j < vectors; j++) {                                                 \
+                            const LANES weight = AT(LANES, w, ((a * k + b) * inputs + i) * outputs)[j];                \
+                            UNROLL for (int64_t n = 0; n < number; n++) sum[n][j] += v[n * inputs + i] * weight;       \
+                        }                                                                                              \
+                }                                                                                                      \
+            UNROLL for (int64_t n = 0; n < number; n++)                                                                \
+                UNROLL for (int64_t j = 0; j < vectors; j++)                                                           \
+                    TO(LANES, y, (c + n) * outputs)[j] = relu ? RECTIFIED(LANES, BITS, sum[n][j]) : sum[n][j];         \
+        }                                                                                                              \
+    }                                                                                                                  \
     INLINE void taps_##NAME(const float *restrict x, const float *restrict dy, float *restrict dw, int64_t units,      \
-                            int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t first,                   \
-                            const int64_t number, const int64_t outputs) {                                             \
-        const int64_t half = k / 2, vectors = VECTORS(LANES, outputs);                      \
+                            int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t outputs,                 \
+                            const int64_t number, const int64_t W) {                                                   \
+        const int64_t half = k / 2, vectors = VECTORS(LANES, W);                                                       \
         for (int64_t a = 0; a < k; a++)                                                                                \
             for (int64_t b = 0; b < k; b++) {                                                                          \
                 const int64_t top = a < half ? half - a : 0, bottom = a > half ? rows - (a - half) : rows;             \
                 const int64_t left = b < half ? half - b : 0, right = b > half ? columns - (b - half) : columns;       \
+                const int64_t away = (a - half) * columns + b - half;                                                  \
+                float *restrict to = dw + (a * k + b) * inputs * outputs;                                              \
                 LANES sum[number][vectors];                                                                            \
                 UNROLL for (int64_t i = 0; i < number; i++)                                                            \
-                    UNROLL for (int64_t j = 0; j < vectors; j++) sum[i][j] = (LANES){0};                               \
+                    UNROLL for (int64_t j = 0; j < vectors; j++) sum[i][j] = AT(LANES, to, i * outputs)[j];            \
                 for (int64_t u = 0; u < units; u++)                                                                    \
                     for (int64_t r = top; r < bottom; r++)                                                             \
                         for (int64_t c = left; c < right; c++) {                                                       \
-                            const LANES *restrict g = (const LANES *)(dy + ((u * rows + r) * columns + c) * outputs);  \
-                            const float *restrict v =                                                                  \
-                                x + ((u * rows + r + a - half) * columns + c + b - half) * inputs + first;             \
+                            const int64_t at = (u * rows + r) * columns + c;                                           \
+                            const float *restrict v = x + (at + away) * inputs;                                        \
                             UNROLL for (int64_t j = 0; j < vectors; j++) {                                             \
-                                const LANES gradient = g[j];                                                           \
+                                const LANES gradient = AT(LANES, dy, at * outputs)[j];                                 \
                                 UNROLL for (int64_t i = 0; i < number; i++) sum[i][j] += v[i] * gradient;              \
                             }                                                                                          \
                         }                                                                                              \
                 UNROLL for (int64_t i = 0; i < number; i++)                                                            \
-                    UNROLL for (int64_t j = 0; j < vectors; j++)                                                       \
-                        ((LANES *)(dw + ((a * k + b) * inputs + first + i) * outputs))[j] = sum[i][j];                 \
+                    UNROLL for (int64_t j = 0; j < vectors; j++) TO(LANES, to, i * outputs)[j] = sum[i][j];            \
             }                                                                                                          \
     }
 CONVOLUTION(one, lanes1, bits1)
@@ -148,155 +183,197 @@ INLINE void window(int64_t q, int64_t columns, int64_t pool, int64_t at[4]) {
     at[0] = corner, at[1] = corner + 1, at[2] = corner + columns, at[3] = corner + columns + 1;
 }
 
-#define POOL(NAME, LANES)                                                                                               \
+#define POOL(NAME, LANES)                                                                                              \
     INLINE void pool_##NAME(const float *restrict x, float *restrict y, int64_t images, int64_t rows, int64_t columns, \
-                            const int64_t W) {                                                                         \
+                            int64_t channels, const int64_t W) {                                                       \
         const int64_t places = rows * columns, outputs = (rows / 2) * (columns / 2);                                   \
         for (int64_t i = 0; i < images; i++)                                                                           \
             for (int64_t q = 0; q < outputs; q++) {                                                                    \
                 int64_t at[4];                                                                                         \
                 window(q, columns, 1, at);                                                                             \
-                const float *restrict of = x + i * places * W;                                                         \
+                const float *restrict of = x + i * places * channels;                                                  \
                 UNROLL for (int64_t j = 0; j < VECTORS(LANES, W); j++)                                                 \
-                    TO(LANES, y, (i * outputs + q) * W)[j] = (AT(LANES, of, at[0] * W)[j] + AT(LANES, of, at[1] * W)[j] + \
-                                                              AT(LANES, of, at[2] * W)[j] + AT(LANES, of, at[3] * W)[j]) * \
-                                                             0.25f;                                                    \
+                    TO(LANES, y, (i * outputs + q) * channels)[j] =                                                    \
+                        (AT(LANES, of, at[0] * channels)[j] + AT(LANES, of, at[1] * channels)[j] +                     \
+                         AT(LANES, of, at[2] * channels)[j] + AT(LANES, of, at[3] * channels)[j]) * 0.25f;             \
             }                                                                                                          \
     }
 POOL(one, lanes1)
 POOL(four, lanes4)
 POOL(eight, lanes8)
 
-/* How many sums of a width fit into the registers. */
-#define BY_OUTPUTS(outputs, RUN)                                                                                       \
-    switch (outputs) {                                                                                                 \
-    case 4: RUN(four, 4, 8) break;                                                                                     \
-    case 8: RUN(eight, 8, 8) break;                                                                                    \
-    case 16: RUN(eight, 16, 8) break;                                                                                  \
-    case 32: RUN(eight, 32, 4) break;                                                                                  \
-    case 64: RUN(eight, 64, 2) break;                                                                                  \
-    default: RUN(one, outputs, 1)                                                                                      \
-    }
+enum { LARGE = 8 }; /* Columns from which on a map is convolved row by row. */
 
-/* weight [members, k, k, inputs, outputs], bias [members, outputs] or none. x_member: floats from one member's images to
-   the next one's, 0 where all members share them. scratch: for eight units' outputs, if what is wanted are 2×2 means. */
-void conv_forward(const float *x, int64_t x_member, const float *weight, const float *bias, float *y, float *scratch,
-                  int64_t members, int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t inputs,
-                  int64_t outputs, int64_t relu) {
-    const int64_t in = rows * columns * inputs, pixels = rows * columns * outputs;
-    const int64_t out = scratch ? (rows / 2) * (columns / 2) * outputs : pixels;
-#define RUN(NAME, O, N)                                                                                                \
-    for (int64_t m = 0; m < members; m++) {                                                                            \
-        const float *of = x + m * x_member, *w = weight + m * k * k * inputs * outputs;                                \
-        const float *b = bias ? bias + m * outputs : 0;                                                                \
-        for (int64_t u = 0; u < units;) {                                                                              \
-            const int64_t number = u + N <= units ? N : 1;                                                             \
-            float *at = y + (m * units + u) * out, *to = scratch ? scratch : at;                                       \
-            if (number == N)                                                                                           \
-                pixels_##NAME(of + u * in, w, b, to, rows, columns, k, inputs, relu, N, O);                            \
-            else                                                                                                       \
-                pixels_##NAME(of + u * in, w, b, to, rows, columns, k, inputs, relu, 1, O);                            \
-            if (scratch) pool_##NAME(scratch, at, number, rows, columns, O);                                           \
-            u += number;                                                                                               \
-        }                                                                                                              \
-    }
-    BY_OUTPUTS(outputs, RUN)
-#undef RUN
+/* An image with half a kernel of zeros around it. */
+INLINE void pad(const float *restrict x, float *restrict padded, int64_t rows, int64_t columns, int64_t k,
+                int64_t inputs) {
+    const int64_t half = k / 2, line = (columns + k - 1) * inputs;
+    memset(padded, 0, (rows + k - 1) * line * sizeof(float));
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(padded + (r + half) * line + half * inputs, x + r * columns * inputs, columns * inputs * sizeof(float));
 }
 
-/* dx: the convolution of dy by the weights turned around. scratch: k·k·inputs·outputs floats. */
-void conv_backward_input(const float *dy, const float *weight, float *dx, float *scratch, int64_t members,
-                         int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t outputs) {
+/* weight [members, k, k, inputs, outputs], bias [members, outputs] or none. x_member: floats from one member's images to
+   the next one's, 0 where all members share them. padded: for one image with k / 2 zeros around it. pooled: for eight
+   units' outputs if what is wanted are 2×2 means, else none. */
+void conv_forward(const float *x, int64_t x_member, const float *weight, const float *bias, float *y, float *padded,
+                  float *pooled, int64_t members, int64_t units, int64_t rows, int64_t columns, int64_t k,
+                  int64_t inputs, int64_t outputs, int64_t relu) {
+    const int64_t in = rows * columns * inputs, pixels = rows * columns * outputs;
+    const int64_t out = pooled ? (rows / 2) * (columns / 2) * outputs : pixels, line = (columns + k - 1) * inputs;
+    const int64_t large = columns >= LARGE, together = large ? 1 : 8;
+    for (int64_t m = 0; m < members; m++) {
+        const float *of = x + m * x_member, *w = weight + m * k * k * inputs * outputs;
+        const float *b = bias ? bias + m * outputs : 0;
+        for (int64_t start = 0; start < units; start += together) {
+            const int64_t number = units - start < together ? units - start : together;
+            float *at = y + (m * units + start) * out, *to = pooled ? pooled : at;
+            const float *from = of + start * in;
+            if (large) pad(from, padded, rows, columns, k, inputs);
+#define RUN(NAME, W, N, first)                                                                                         \
+    if (large)                                                                                                         \
+        for (int64_t r = 0; r < rows; r++)                                                                             \
+            row_##NAME(padded + r * line, w + first, b ? b + first : 0, to + r * columns * outputs + first, columns,   \
+                       k, inputs, outputs, relu, N, W);                                                                \
+    else                                                                                                               \
+        for (int64_t u = 0; u < number;)                                                                               \
+            if (u + N <= number) {                                                                                     \
+                pixels_##NAME(from + u * in, w + first, b ? b + first : 0, to + u * pixels + first, rows, columns, k,  \
+                              inputs, outputs, relu, N, W);                                                            \
+                u += N;                                                                                                \
+            } else {                                                                                                   \
+                pixels_##NAME(from + u * in, w + first, b ? b + first : 0, to + u * pixels + first, rows, columns, k,  \
+                              inputs, outputs, relu, 1, W);                                                            \
+                u += 1;                                                                                                \
+            }
+            BY_CHUNKS(outputs, RUN)
+#undef RUN
+#define RUN(NAME, W, N, first) pool_##NAME(pooled + first, at + first, number, rows, columns, outputs, W);
+            if (pooled) BY_CHUNKS(outputs, RUN)
+#undef RUN
+        }
+    }
+}
+
+/* dx: the convolution of dy by the weights turned around. turned: k·k·inputs·outputs floats; padded: as above. */
+void conv_backward_input(const float *dy, const float *weight, float *dx, float *turned, float *padded,
+                         int64_t members, int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t inputs,
+                         int64_t outputs) {
     const int64_t taps = k * k, in = rows * columns * inputs, out = rows * columns * outputs;
     for (int64_t m = 0; m < members; m++) {
         const float *restrict w = weight + m * taps * inputs * outputs;
         for (int64_t t = 0; t < taps; t++)
             for (int64_t i = 0; i < inputs; i++)
                 for (int64_t o = 0; o < outputs; o++)
-                    scratch[((taps - 1 - t) * outputs + o) * inputs + i] = w[(t * inputs + i) * outputs + o];
-        conv_forward(dy + m * units * out, 0, scratch, 0, dx + m * units * in, 0, 1, units, rows, columns, k, outputs,
-                     inputs, 0);
+                    turned[((taps - 1 - t) * outputs + o) * inputs + i] = w[(t * inputs + i) * outputs + o];
+        conv_forward(dy + m * units * out, 0, turned, 0, dx + m * units * in, padded, 0, 1, units, rows, columns, k,
+                     outputs, inputs, 0);
     }
 }
+
+enum { PIXELS = 256 }; /* Pixels that a weight's gradient is summed over in one go: they stay in the cache. */
 
 /* dw [members, k, k, inputs, outputs], dbias [members, outputs] or none. */
 void conv_backward_weight(const float *x, const float *dy, float *dw, float *dbias, int64_t members, int64_t units,
                           int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t outputs) {
-    const int64_t in = rows * columns * inputs, out = rows * columns * outputs;
-#define RUN(NAME, O, N)                                                                                                \
-    for (int64_t m = 0; m < members; m++) {                                                                            \
-        const float *of = x + m * units * in, *g = dy + m * units * out;                                               \
-        float *to = dw + m * k * k * inputs * outputs;                                                                 \
-        int64_t i = 0;                                                                                                 \
-        for (; i + N <= inputs; i += N) taps_##NAME(of, g, to, units, rows, columns, k, inputs, i, N, O);              \
-        for (; i < inputs; i++) taps_##NAME(of, g, to, units, rows, columns, k, inputs, i, 1, O);                      \
-    }
-    BY_OUTPUTS(outputs, RUN)
+    const int64_t places = rows * columns, in = places * inputs, out = places * outputs;
+    const int64_t together = places < PIXELS ? PIXELS / places : 1;
+    memset(dw, 0, members * k * k * inputs * outputs * sizeof(float));
+    for (int64_t m = 0; m < members; m++) {
+        float *to = dw + m * k * k * inputs * outputs;
+        for (int64_t start = 0; start < units; start += together) {
+            const int64_t number = units - start < together ? units - start : together;
+            const float *of = x + (m * units + start) * in, *g = dy + (m * units + start) * out;
+#define RUN(NAME, W, N, first)                                                                                         \
+    for (int64_t i = 0; i < inputs;)                                                                                   \
+        if (i + N <= inputs) {                                                                                         \
+            taps_##NAME(of + i, g + first, to + i * outputs + first, number, rows, columns, k, inputs, outputs, N, W); \
+            i += N;                                                                                                    \
+        } else {                                                                                                       \
+            taps_##NAME(of + i, g + first, to + i * outputs + first, number, rows, columns, k, inputs, outputs, 1, W); \
+            i += 1;                                                                                                    \
+        }
+            BY_CHUNKS(outputs, RUN)
 #undef RUN
-    for (int64_t m = 0; dbias && m < members; m++)
-        BY_WIDTH(outputs, {
-            float sum[W];
-            for (int64_t o = 0; o < W; o++) sum[o] = 0.0f;
-            const float *restrict g = dy + m * units * out;
-            for (int64_t q = 0; q < units * rows * columns; q++)
-                for (int64_t o = 0; o < W; o++) sum[o] += g[q * W + o];
-            memcpy(dbias + m * W, sum, W * sizeof(float));
-        })
+        }
+    }
+    for (int64_t m = 0; dbias && m < members; m++) {
+        const float *restrict g = dy + m * units * out;
+        float *restrict sum = dbias + m * outputs;
+        for (int64_t o = 0; o < outputs; o++) sum[o] = 0.0f;
+        BY_WIDTH(outputs, for (int64_t q = 0; q < units * places; q++) for (int64_t o = 0; o < W; o++) sum[o] +=
+                          g[q * W + o])
+    }
 }
 
-/* One kernel per channel: weight [members, k, k, channels]. */
-INLINE void depthwise_member(const float *restrict x, const float *restrict w, float *restrict y, int64_t units,
-                             int64_t rows, int64_t columns, int64_t k, int64_t turned, const int64_t W) {
-    const int64_t half = k / 2;
-    for (int64_t u = 0; u < units; u++)
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t c = 0; c < columns; c++) {
-                float sum[W];
-                for (int64_t o = 0; o < W; o++) sum[o] = 0.0f;
-                for (int64_t a = r < half ? half - r : 0; a < k && r + a - half < rows; a++)
-                    for (int64_t b = c < half ? half - c : 0; b < k && c + b - half < columns; b++) {
-                        const float *restrict v = x + ((u * rows + r + a - half) * columns + c + b - half) * W;
-                        const float *restrict t = w + (turned ? k * k - 1 - (a * k + b) : a * k + b) * W;
-                        for (int64_t o = 0; o < W; o++) sum[o] += v[o] * t[o];
-                    }
-                memcpy(y + ((u * rows + r) * columns + c) * W, sum, W * sizeof(float));
-            }
-}
+#define DEPTHWISE(NAME, LANES)                                                                                         \
+    INLINE void depthwise_##NAME(const float *restrict x, const float *restrict w, float *restrict y, int64_t units,   \
+                                 int64_t rows, int64_t columns, int64_t k, int64_t channels, int64_t turned,           \
+                                 const int64_t W) {                                                                    \
+        const int64_t half = k / 2, vectors = VECTORS(LANES, W);                                                       \
+        for (int64_t u = 0; u < units; u++)                                                                            \
+            for (int64_t r = 0; r < rows; r++)                                                                         \
+                for (int64_t c = 0; c < columns; c++) {                                                                \
+                    LANES sum[vectors];                                                                                \
+                    UNROLL for (int64_t j = 0; j < vectors; j++) sum[j] = (LANES){0};                                  \
+                    for (int64_t a = r < half ? half - r : 0; a < k && r + a - half < rows; a++)                       \
+                        for (int64_t b = c < half ? half - c : 0; b < k && c + b - half < columns; b++) {              \
+                            const int64_t from = (u * rows + r + a - half) * columns + c + b - half;                   \
+                            const int64_t tap = turned ? k * k - 1 - (a * k + b) : a * k + b;                          \
+                            UNROLL for (int64_t j = 0; j < vectors; j++)                                               \
+                                sum[j] += AT(LANES, x, from * channels)[j] * AT(LANES, w, tap * channels)[j];          \
+                        }                                                                                              \
+                    UNROLL for (int64_t j = 0; j < vectors; j++)                                                       \
+                        TO(LANES, y, ((u * rows + r) * columns + c) * channels)[j] = sum[j];                           \
+                }                                                                                                      \
+    }                                                                                                                  \
+    INLINE void depthwise_taps_##NAME(const float *restrict x, const float *restrict dy, float *restrict dw,           \
+                                      int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t channels,       \
+                                      const int64_t W) {                                                               \
+        const int64_t half = k / 2, vectors = VECTORS(LANES, W);                                                       \
+        for (int64_t a = 0; a < k; a++)                                                                                \
+            for (int64_t b = 0; b < k; b++) {                                                                          \
+                const int64_t top = a < half ? half - a : 0, bottom = a > half ? rows - (a - half) : rows;             \
+                const int64_t left = b < half ? half - b : 0, right = b > half ? columns - (b - half) : columns;       \
+                LANES sum[vectors];                                                                                    \
+                UNROLL for (int64_t j = 0; j < vectors; j++) sum[j] = (LANES){0};                                      \
+                for (int64_t u = 0; u < units; u++)                                                                    \
+                    for (int64_t r = top; r < bottom; r++)                                                             \
+                        for (int64_t c = left; c < right; c++) {                                                       \
+                            const int64_t at = (u * rows + r) * columns + c;                                           \
+                            const int64_t from = (u * rows + r + a - half) * columns + c + b - half;                   \
+                            UNROLL for (int64_t j = 0; j < vectors; j++)                                               \
+                                sum[j] += AT(LANES, x, from * channels)[j] * AT(LANES, dy, at * channels)[j];          \
+                        }                                                                                              \
+                UNROLL for (int64_t j = 0; j < vectors; j++) TO(LANES, dw, (a * k + b) * channels)[j] = sum[j];        \
+            }                                                                                                          \
+    }
+DEPTHWISE(one, lanes1)
+DEPTHWISE(four, lanes4)
+DEPTHWISE(eight, lanes8)
 
-/* turned: by the kernel turned around, as a gradient goes back. */
+/* One kernel per channel: weight [members, k, k, channels]. turned: by the kernel turned around, as a gradient goes
+   back. */
 void depthwise(const float *x, const float *weight, float *y, int64_t members, int64_t units, int64_t rows,
                int64_t columns, int64_t k, int64_t channels, int64_t turned) {
-    const int64_t size = units * rows * columns * channels;
-    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++)
-                           depthwise_member(x + m * size, weight + m * k * k * W, y + m * size, units, rows, columns, k,
-                                            turned, W))
-}
-
-INLINE void depthwise_taps(const float *restrict x, const float *restrict dy, float *restrict dw, int64_t units,
-                           int64_t rows, int64_t columns, int64_t k, const int64_t W) {
-    const int64_t half = k / 2;
-    for (int64_t a = 0; a < k; a++)
-        for (int64_t b = 0; b < k; b++) {
-            const int64_t top = a < half ? half - a : 0, bottom = a > half ? rows - (a - half) : rows;
-            const int64_t left = b < half ? half - b : 0, right = b > half ? columns - (b - half) : columns;
-            float sum[W];
-            for (int64_t o = 0; o < W; o++) sum[o] = 0.0f;
-            for (int64_t u = 0; u < units; u++)
-                for (int64_t r = top; r < bottom; r++)
-                    for (int64_t c = left; c < right; c++) {
-                        const float *restrict g = dy + ((u * rows + r) * columns + c) * W;
-                        const float *restrict v = x + ((u * rows + r + a - half) * columns + c + b - half) * W;
-                        for (int64_t o = 0; o < W; o++) sum[o] += v[o] * g[o];
-                    }
-            memcpy(dw + (a * k + b) * W, sum, W * sizeof(float));
-        }
+    for (int64_t m = 0; m < members; m++) {
+        const int64_t of = m * units * rows * columns * channels, w = m * k * k * channels;
+#define RUN(NAME, W, N, first)                                                                                         \
+    depthwise_##NAME(x + of + first, weight + w + first, y + of + first, units, rows, columns, k, channels, turned, W);
+        BY_CHUNKS(channels, RUN)
+#undef RUN
+    }
 }
 
 void depthwise_backward_weight(const float *x, const float *dy, float *dw, int64_t members, int64_t units, int64_t rows,
                                int64_t columns, int64_t k, int64_t channels) {
-    const int64_t size = units * rows * columns * channels;
-    BY_WIDTH(channels, for (int64_t m = 0; m < members; m++) depthwise_taps(
-                           x + m * size, dy + m * size, dw + m * k * k * W, units, rows, columns, k, W))
+    for (int64_t m = 0; m < members; m++) {
+        const int64_t of = m * units * rows * columns * channels, w = m * k * k * channels;
+#define RUN(NAME, W, N, first)                                                                                         \
+    depthwise_taps_##NAME(x + of + first, dy + of + first, dw + w + first, units, rows, columns, k, channels, W);
+        BY_CHUNKS(channels, RUN)
+#undef RUN
+    }
 }
 
 /* ------------------------------------------------------------------ group norm, then ReLU if asked */
@@ -324,16 +401,18 @@ INLINE void group_shares(const float *restrict present, float *restrict share, i
 #define GROUP_NORM(NAME, LANES, BITS)                                                                                  \
     INLINE void norm_forward_##NAME(const float *restrict x, float *restrict y, const float *restrict w,               \
                                     const float *restrict b, const float *restrict here, float *restrict moments,      \
-                                    int64_t units, int64_t places, int64_t relu, float eps, const int64_t W) {         \
+                                    int64_t units, int64_t places, int64_t channels, int64_t relu, float eps,          \
+                                    const int64_t W) {                                                                 \
         const int64_t vectors = VECTORS(LANES, W);                                                                     \
         float share[W], sum[W];                                                                                        \
         group_shares(here, share, places, W);                                                                          \
         for (int64_t u = 0; u < units; u++) {                                                                          \
-            const float *restrict v = x + u * places * W;                                                              \
-            float *restrict out = y + u * places * W, *restrict mean = moments + u * 2 * W, *restrict rstd = mean + W; \
+            const float *restrict v = x + u * places * channels;                                                       \
+            float *restrict out = y + u * places * channels;                                                           \
+            float *restrict mean = moments + u * 2 * channels, *restrict rstd = mean + channels;                       \
             UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
                 LANES total = {0};                                                                                     \
-                for (int64_t p = 0; p < places; p++) total += AT(LANES, v, p * W)[j];                                  \
+                for (int64_t p = 0; p < places; p++) total += AT(LANES, v, p * channels)[j];                           \
                 TO(LANES, sum, 0)[j] = total;                                                                          \
             }                                                                                                          \
             spread_groups(sum, here, share, mean, W);                                                                  \
@@ -341,7 +420,7 @@ INLINE void group_shares(const float *restrict present, float *restrict share, i
                 const LANES from = AT(LANES, mean, 0)[j];                                                              \
                 LANES total = {0};                                                                                     \
                 for (int64_t p = 0; p < places; p++) {                                                                 \
-                    const LANES far = AT(LANES, v, p * W)[j] - from;                                                   \
+                    const LANES far = AT(LANES, v, p * channels)[j] - from;                                            \
                     total += far * far;                                                                                \
                 }                                                                                                      \
                 TO(LANES, sum, 0)[j] = total;                                                                          \
@@ -352,8 +431,8 @@ INLINE void group_shares(const float *restrict present, float *restrict share, i
                 const LANES from = AT(LANES, mean, 0)[j], by = AT(LANES, rstd, 0)[j];                                  \
                 const LANES weight = AT(LANES, w, 0)[j], bias = AT(LANES, b, 0)[j];                                    \
                 for (int64_t p = 0; p < places; p++) {                                                                 \
-                    const LANES z = (AT(LANES, v, p * W)[j] - from) * by * weight + bias;                              \
-                    TO(LANES, out, p * W)[j] = relu ? RECTIFIED(LANES, BITS, z) : z;                                   \
+                    const LANES z = (AT(LANES, v, p * channels)[j] - from) * by * weight + bias;                       \
+                    TO(LANES, out, p * channels)[j] = relu ? RECTIFIED(LANES, BITS, z) : z;                            \
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
@@ -361,22 +440,24 @@ INLINE void group_shares(const float *restrict present, float *restrict share, i
     INLINE void norm_backward_##NAME(const float *restrict dy, const float *restrict x, float *restrict dx,            \
                                      const float *restrict w, const float *restrict b, const float *restrict here,     \
                                      const float *restrict moments, float *restrict dw, float *restrict db,            \
-                                     int64_t units, int64_t places, int64_t relu, const int64_t W) {                   \
+                                     int64_t units, int64_t places, int64_t channels, int64_t relu,                    \
+                                     const int64_t W) {                                                                \
         const int64_t vectors = VECTORS(LANES, W);                                                                     \
         float share[W], along[W], total[W], slope[W], level[W];                                                        \
         group_shares(here, share, places, W);                                                                          \
         for (int64_t c = 0; c < W; c++) dw[c] = db[c] = 0.0f;                                                          \
         for (int64_t u = 0; u < units; u++) {                                                                          \
-            const float *restrict v = x + u * places * W, *restrict d = dy + u * places * W;                           \
-            const float *restrict mean = moments + u * 2 * W, *restrict rstd = mean + W;                               \
-            float *restrict out = dx + u * places * W;                                                                 \
+            const float *restrict v = x + u * places * channels, *restrict d = dy + u * places * channels;             \
+            const float *restrict mean = moments + u * 2 * channels, *restrict rstd = mean + channels;                 \
+            float *restrict out = dx + u * places * channels;                                                          \
             UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
                 const LANES from = AT(LANES, mean, 0)[j], by = AT(LANES, rstd, 0)[j];                                  \
                 const LANES weight = AT(LANES, w, 0)[j], bias = AT(LANES, b, 0)[j];                                    \
                 LANES all = {0}, with = {0};                                                                           \
                 for (int64_t p = 0; p < places; p++) {                                                                 \
-                    const LANES hat = (AT(LANES, v, p * W)[j] - from) * by, z = hat * weight + bias;                   \
-                    const LANES given = AT(LANES, d, p * W)[j], g = relu ? PASSED(LANES, BITS, given, z) : given;      \
+                    const LANES hat = (AT(LANES, v, p * channels)[j] - from) * by, z = hat * weight + bias;            \
+                    const LANES given = AT(LANES, d, p * channels)[j];                                                 \
+                    const LANES g = relu ? PASSED(LANES, BITS, given, z) : given;                                      \
                     all += g;                                                                                          \
                     with += g * hat;                                                                                   \
                 }                                                                                                      \
@@ -396,15 +477,16 @@ INLINE void group_shares(const float *restrict present, float *restrict share, i
                 const LANES from = AT(LANES, mean, 0)[j], by = AT(LANES, rstd, 0)[j];                                  \
                 const LANES weight = AT(LANES, w, 0)[j], bias = AT(LANES, b, 0)[j];                                    \
                 for (int64_t p = 0; p < places; p++) {                                                                 \
-                    const LANES hat = (AT(LANES, v, p * W)[j] - from) * by, z = hat * weight + bias;                   \
-                    const LANES given = AT(LANES, d, p * W)[j], g = relu ? PASSED(LANES, BITS, given, z) : given;      \
-                    TO(LANES, out, p * W)[j] =                                                                         \
+                    const LANES hat = (AT(LANES, v, p * channels)[j] - from) * by, z = hat * weight + bias;            \
+                    const LANES given = AT(LANES, d, p * channels)[j];                                                 \
+                    const LANES g = relu ? PASSED(LANES, BITS, given, z) : given;                                      \
+                    TO(LANES, out, p * channels)[j] =                                                                  \
                         (g * weight - AT(LANES, level, 0)[j] - hat * AT(LANES, slope, 0)[j]) * by;                     \
                 }                                                                                                      \
             }                                                                                                          \
             for (int64_t p = 0; here && p < places; p++)                                                               \
                 for (int64_t c = 0; c < W; c++)                                                                        \
-                    if (here[c] == 0.0f) out[p * W + c] = 0.0f;                                                        \
+                    if (here[c] == 0.0f) out[p * channels + c] = 0.0f;                                                 \
         }                                                                                                              \
     }
 GROUP_NORM(one, lanes1, bits1)
@@ -417,12 +499,12 @@ void group_norm_forward(const float *x, float *y, const float *weight, const flo
                         float *moments, int64_t members, int64_t units, int64_t places, int64_t channels, int64_t relu,
                         float eps) {
     for (int64_t m = 0; m < members; m++) {
-        const int64_t size = units * places * channels, at = m * channels;
-        const float *here = present ? present + at : 0;
+        const int64_t of = m * units * places * channels, at = m * channels;
         float *kept = moments + m * units * 2 * channels;
-#define RUN(NAME, W)                                                                                                   \
-    norm_forward_##NAME(x + m * size, y + m * size, weight + at, bias + at, here, kept, units, places, relu, eps, W);
-        BY_LANES(channels, RUN)
+#define RUN(NAME, W, N, first)                                                                                         \
+    norm_forward_##NAME(x + of + first, y + of + first, weight + at + first, bias + at + first,                        \
+                        present ? present + at + first : 0, kept + first, units, places, channels, relu, eps, W);
+        BY_CHUNKS(channels, RUN)
 #undef RUN
     }
 }
@@ -431,12 +513,13 @@ void group_norm_backward(const float *dy, const float *x, float *dx, const float
                          const float *present, const float *moments, float *dweight, float *dbias, int64_t members,
                          int64_t units, int64_t places, int64_t channels, int64_t relu) {
     for (int64_t m = 0; m < members; m++) {
-        const int64_t size = units * places * channels, at = m * channels;
-        const float *here = present ? present + at : 0, *kept = moments + m * units * 2 * channels;
-#define RUN(NAME, W)                                                                                                   \
-    norm_backward_##NAME(dy + m * size, x + m * size, dx + m * size, weight + at, bias + at, here, kept, dweight + at, \
-                         dbias + at, units, places, relu, W);
-        BY_LANES(channels, RUN)
+        const int64_t of = m * units * places * channels, at = m * channels;
+        const float *kept = moments + m * units * 2 * channels;
+#define RUN(NAME, W, N, first)                                                                                         \
+    norm_backward_##NAME(dy + of + first, x + of + first, dx + of + first, weight + at + first, bias + at + first,     \
+                         present ? present + at + first : 0, kept + first, dweight + at + first, dbias + at + first,   \
+                         units, places, channels, relu, W);
+        BY_CHUNKS(channels, RUN)
 #undef RUN
     }
 }
@@ -470,7 +553,7 @@ INLINE void channel_sums(const float *restrict x, const float *restrict from, do
 #define BATCH_NORM(NAME, LANES, BITS)                                                                                  \
     INLINE void batch_forward_##NAME(const float *restrict x, float *restrict y, const float *restrict scale,          \
                                      const float *restrict shift, int64_t units, int64_t rows, int64_t columns,        \
-                                     int64_t relu, const int64_t taps, const int64_t W) {                              \
+                                     int64_t channels, int64_t relu, const int64_t taps, const int64_t W) {            \
         const int64_t places = rows * columns, outputs = taps > 1 ? (rows / 2) * (columns / 2) : places;               \
         const int64_t vectors = VECTORS(LANES, W);                                                                     \
         const float part = 1.0f / taps;                                                                                \
@@ -481,18 +564,18 @@ INLINE void channel_sums(const float *restrict x, const float *restrict from, do
                 UNROLL for (int64_t j = 0; j < vectors; j++) {                                                         \
                     LANES sum = {0};                                                                                   \
                     UNROLL for (int64_t k = 0; k < taps; k++) {                                                        \
-                        const LANES z = AT(LANES, x, (u * places + at[k]) * W)[j] * AT(LANES, scale, 0)[j] +           \
+                        const LANES z = AT(LANES, x, (u * places + at[k]) * channels)[j] * AT(LANES, scale, 0)[j] +    \
                                         AT(LANES, shift, 0)[j];                                                        \
                         sum += relu ? RECTIFIED(LANES, BITS, z) : z;                                                   \
                     }                                                                                                  \
-                    TO(LANES, y, (u * outputs + q) * W)[j] = sum * part;                                               \
+                    TO(LANES, y, (u * outputs + q) * channels)[j] = sum * part;                                        \
                 }                                                                                                      \
             }                                                                                                          \
     }                                                                                                                  \
     INLINE void batch_sums_##NAME(const float *restrict dy, const float *restrict x, const float *restrict scale,      \
                                   const float *restrict shift, const float *restrict mean, float *restrict along,      \
-                                  float *restrict total, int64_t units, int64_t rows, int64_t columns, int64_t relu,   \
-                                  const int64_t taps, const int64_t W) {                                               \
+                                  float *restrict total, int64_t units, int64_t rows, int64_t columns,                 \
+                                  int64_t channels, int64_t relu, const int64_t taps, const int64_t W) {               \
         const int64_t places = rows * columns, outputs = taps > 1 ? (rows / 2) * (columns / 2) : places;               \
         const int64_t vectors = VECTORS(LANES, W);                                                                     \
         for (int64_t c = 0; c < W; c++) along[c] = total[c] = 0.0f;                                                    \
@@ -504,9 +587,9 @@ INLINE void channel_sums(const float *restrict x, const float *restrict from, do
                 for (int64_t q = 0; q < outputs; q++) {                                                                \
                     int64_t at[4];                                                                                     \
                     window(q, columns, taps > 1, at);                                                                  \
-                    const LANES d = AT(LANES, dy, (u * outputs + q) * W)[j];                                           \
+                    const LANES d = AT(LANES, dy, (u * outputs + q) * channels)[j];                                    \
                     UNROLL for (int64_t k = 0; k < taps; k++) {                                                        \
-                        const LANES v = AT(LANES, x, (u * places + at[k]) * W)[j], z = v * by + plus;                  \
+                        const LANES v = AT(LANES, x, (u * places + at[k]) * channels)[j], z = v * by + plus;           \
                         const LANES g = relu ? PASSED(LANES, BITS, d, z) : d;                                          \
                         total_of[k] += g;                                                                              \
                         along_of[k] += g * (v - from);                                                                 \
@@ -522,7 +605,7 @@ INLINE void channel_sums(const float *restrict x, const float *restrict from, do
                                   const float *restrict scale, const float *restrict shift,                            \
                                   const float *restrict mean, const float *restrict slope,                             \
                                   const float *restrict level, int64_t units, int64_t rows, int64_t columns,           \
-                                  int64_t relu, const int64_t taps, const int64_t W) {                                 \
+                                  int64_t channels, int64_t relu, const int64_t taps, const int64_t W) {               \
         const int64_t places = rows * columns, outputs = taps > 1 ? (rows / 2) * (columns / 2) : places;               \
         const int64_t vectors = VECTORS(LANES, W);                                                                     \
         const float part = 1.0f / taps;                                                                                \
@@ -531,12 +614,13 @@ INLINE void channel_sums(const float *restrict x, const float *restrict from, do
                 int64_t at[4];                                                                                         \
                 window(q, columns, taps > 1, at);                                                                      \
                 UNROLL for (int64_t j = 0; j < vectors; j++) {                                                         \
-                    const LANES by = AT(LANES, scale, 0)[j], d = AT(LANES, dy, (u * outputs + q) * W)[j] * part;       \
+                    const LANES by = AT(LANES, scale, 0)[j];                                                           \
+                    const LANES d = AT(LANES, dy, (u * outputs + q) * channels)[j] * part;                             \
                     UNROLL for (int64_t k = 0; k < taps; k++) {                                                        \
-                        const LANES v = AT(LANES, x, (u * places + at[k]) * W)[j];                                     \
+                        const LANES v = AT(LANES, x, (u * places + at[k]) * channels)[j];                              \
                         const LANES z = v * by + AT(LANES, shift, 0)[j];                                               \
                         const LANES g = relu ? PASSED(LANES, BITS, d, z) : d;                                          \
-                        TO(LANES, dx, (u * places + at[k]) * W)[j] =                                                   \
+                        TO(LANES, dx, (u * places + at[k]) * channels)[j] =                                            \
                             g * by - AT(LANES, level, 0)[j] -                                                          \
                             (v - AT(LANES, mean, 0)[j]) * AT(LANES, slope, 0)[j];                                      \
                     }                                                                                                  \
@@ -570,12 +654,14 @@ void batch_norm_forward(const float *x, float *y, const float *weight, const flo
             scale[c] = rstd[c] * weight[at + c];
             shift[c] = bias[at + c] - mean[c] * scale[c];
         }
-#define RUN(NAME, W)                                                                                                   \
+#define RUN(NAME, W, N, first)                                                                                         \
     if (pool)                                                                                                          \
-        batch_forward_##NAME(x + m * in, y + m * out, scale, shift, units, rows, columns, relu, 4, W);                 \
+        batch_forward_##NAME(x + m * in + first, y + m * out + first, scale + first, shift + first, units, rows,       \
+                             columns, channels, relu, 4, W);                                                           \
     else                                                                                                               \
-        batch_forward_##NAME(x + m * in, y + m * out, scale, shift, units, rows, columns, relu, 1, W);
-        BY_LANES(channels, RUN)
+        batch_forward_##NAME(x + m * in + first, y + m * out + first, scale + first, shift + first, units, rows,       \
+                             columns, channels, relu, 1, W);
+        BY_CHUNKS(channels, RUN)
 #undef RUN
     }
 }
@@ -594,12 +680,14 @@ void batch_norm_backward(const float *dy, const float *x, float *dx, const float
             scale[c] = rstd[c] * weight[at + c];
             shift[c] = bias[at + c] - mean[c] * scale[c];
         }
-#define RUN(NAME, W)                                                                                                   \
+#define RUN(NAME, W, N, first)                                                                                         \
     if (pool)                                                                                                          \
-        batch_sums_##NAME(dy + m * out, of, scale, shift, mean, along, total, units, rows, columns, relu, 4, W);       \
+        batch_sums_##NAME(dy + m * out + first, of + first, scale + first, shift + first, mean + first, along + first, \
+                          total + first, units, rows, columns, channels, relu, 4, W);                                  \
     else                                                                                                               \
-        batch_sums_##NAME(dy + m * out, of, scale, shift, mean, along, total, units, rows, columns, relu, 1, W);
-        BY_LANES(channels, RUN)
+        batch_sums_##NAME(dy + m * out + first, of + first, scale + first, shift + first, mean + first, along + first, \
+                          total + first, units, rows, columns, channels, relu, 1, W);
+        BY_CHUNKS(channels, RUN)
 #undef RUN
         /* dx = scale·(g − mean of g − x̂·mean of g·x̂) = scale·g − level − (x − mean)·slope */
         for (int64_t c = 0; c < channels; c++) {
@@ -608,12 +696,14 @@ void batch_norm_backward(const float *dy, const float *x, float *dx, const float
             along[c] = scale[c] * rstd[c] * dweight[at + c] * share;
             total[c] = scale[c] * dbias[at + c] * share;
         }
-#define RUN(NAME, W)                                                                                                   \
+#define RUN(NAME, W, N, first)                                                                                         \
     if (pool)                                                                                                          \
-        batch_back_##NAME(dy + m * out, of, to, scale, shift, mean, along, total, units, rows, columns, relu, 4, W);   \
+        batch_back_##NAME(dy + m * out + first, of + first, to + first, scale + first, shift + first, mean + first,    \
+                          along + first, total + first, units, rows, columns, channels, relu, 4, W);                   \
     else                                                                                                               \
-        batch_back_##NAME(dy + m * out, of, to, scale, shift, mean, along, total, units, rows, columns, relu, 1, W);
-        BY_LANES(channels, RUN)
+        batch_back_##NAME(dy + m * out + first, of + first, to + first, scale + first, shift + first, mean + first,    \
+                          along + first, total + first, units, rows, columns, channels, relu, 1, W);
+        BY_CHUNKS(channels, RUN)
 #undef RUN
         for (int64_t p = 0; pool && (rows % 2 || columns % 2) && p < units * places; p++) { /* what the pooling leaves out at an odd edge */
             if (p % places / columns < rows / 2 * 2 && p % columns < columns / 2 * 2) continue;

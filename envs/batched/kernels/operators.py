@@ -25,8 +25,8 @@ UNITS_AT_ONCE = 8
 _POINTER, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 _SIGNATURES = {
-    "conv_forward": [_POINTER, _COUNT, *[_POINTER] * 4, *[_COUNT] * 8],
-    "conv_backward_input": [*[_POINTER] * 4, *[_COUNT] * 7],
+    "conv_forward": [_POINTER, _COUNT, *[_POINTER] * 5, *[_COUNT] * 8],
+    "conv_backward_input": [*[_POINTER] * 5, *[_COUNT] * 7],
     "conv_backward_weight": [*[_POINTER] * 4, *[_COUNT] * 7],
     "depthwise": [*[_POINTER] * 3, *[_COUNT] * 7],
     "depthwise_backward_weight": [*[_POINTER] * 3, *[_COUNT] * 6],
@@ -85,9 +85,10 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool
     of_member = x[0].numel() if x.dim() == 5 else 0
     packed, bias = _packed(weight), None if bias is None else bias.contiguous()
     y = x.new_empty(members, units, *((rows // 2, columns // 2) if pool else (rows, columns)), outputs)
-    scratch = x.new_empty(UNITS_AT_ONCE * rows * columns * outputs) if pool else None
+    padded = x.new_empty((rows + k - 1) * (columns + k - 1) * inputs)
+    pooled = x.new_empty(UNITS_AT_ONCE * rows * columns * outputs) if pool else None
     _library().conv_forward(
-        *(x.data_ptr(), of_member, *_pointers(packed, bias, y, scratch)),
+        *(x.data_ptr(), of_member, *_pointers(packed, bias, y, padded, pooled)),
         *(members, units, rows, columns, k, inputs, outputs, relu),
     )
     return y
@@ -97,11 +98,13 @@ def _conv_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, to_input: bool, to_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     members, outputs, inputs, k, _ = weight.shape
-    sizes = (members, *x.shape[1:4], k, inputs, outputs)
+    units, rows, columns = x.shape[1:4]
+    sizes = (members, units, rows, columns, k, inputs, outputs)
     to_x = torch.empty_like(x) if to_input else x.new_empty(0)
     if to_input:
-        packed, scratch = _packed(weight), x.new_empty(k * k * inputs * outputs)
-        _library().conv_backward_input(*_pointers(gradient, packed, to_x, scratch), *sizes)
+        packed, turned = _packed(weight), x.new_empty(k * k * inputs * outputs)
+        padded = x.new_empty((rows + k - 1) * (columns + k - 1) * outputs)
+        _library().conv_backward_input(*_pointers(gradient, packed, to_x, turned, padded), *sizes)
     to_weight = x.new_empty(members, k, k, inputs, outputs)
     biases = x.new_empty(members, outputs) if to_bias else None
     _library().conv_backward_weight(*_pointers(x, gradient, to_weight, biases), *sizes)
