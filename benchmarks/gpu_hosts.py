@@ -101,6 +101,10 @@ def measure_epochs(task_name: str, num_hosts: int, device: torch.device) -> Epoc
     def train(capture: bool) -> None:
         population.repeater.capture = capture
         population.train_epoch(epoch, lifecycle)
+        if capture and not population.repeater.capture:
+            raise RuntimeError(
+                "an epoch cannot be captured as a CUDA graph (see the warning above): nothing to compare"
+            )
 
     ways = {name: awaited(functools.partial(train, name == "captured"), device.type) for name in ("captured", "eager")}
     seconds = paired_seconds(ways, REPEATS)

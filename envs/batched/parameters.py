@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -105,10 +104,6 @@ class ParameterLayout:
             for (name, spec), piece in zip(self.specs.items(), pieces, strict=True)
         }
 
-    def flat(self, values: Sequence[Tensor]) -> Tensor:
-        """The inverse of :meth:`views`: one ``[M, *shape]`` per parameter → ``[M, P]``."""
-        return torch.cat([value.flatten(1) for value in values], dim=1)
-
     def draw(self, specs: ParameterSpecs, rng: np.random.Generator) -> npt.NDArray[np.float32]:
         """A fresh row ``[P]`` for a member whose own sizes are ``specs``."""
         return self._embed({name: spec.draw(rng) for name, spec in specs.items()})
@@ -132,11 +127,6 @@ class ParameterLayout:
     def spread(self, per_parameter: Tensor) -> Tensor:
         """A value per parameter, ``[M, num_parameters]``, repeated for each of its scalars: ``[M, P]``."""
         return per_parameter[:, self._segments.to(per_parameter.device)]
-
-    def squared_norms(self, squares: Tensor) -> Tensor:
-        """Sum of ``squares`` (``[M, P]``) within each parameter: ``[M, num_parameters]``."""
-        result = squares.new_zeros(len(squares), len(self.sizes))
-        return result.index_add_(1, self._segments.to(squares.device), squares)
 
 
 def _corner(wide: tuple[int, ...], narrow: tuple[int, ...]) -> tuple[slice, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -198,7 +199,6 @@ class SlotSeeds:
             ``visible`` for those whose alpha is not 0, and, into ``multiplying``, ``carrying`` for those through which
             a gradient reaches the host.
         attached_members: Their ``members``; likewise ``visible_members`` and ``carrying_members``.
-        parameters: As :meth:`merge` gives them, from the runs' flat ones.
     """
 
     def __init__(self, runs: Sequence[SeedRun]) -> None:
@@ -222,11 +222,15 @@ class SlotSeeds:
         self.parts = [merged.parts for merged in self.plan.parameters]
         if len(self.gating):
             self.parts += [tuple((run, name) for run in range(len(runs))) for name in (GATE_WEIGHT, GATE_BIAS)]
-        self.parameters = self.merge([run.flat for run in runs])
 
     def _where(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         index = mask.nonzero().squeeze(1)
         return index, self.members[index]
+
+    @cached_property
+    def parameters(self) -> list[Tensor]:
+        """As :meth:`merge` gives them from the runs' flat ones, or what :meth:`run_with` was given."""
+        return self.merge([run.flat for run in self.runs])
 
     def run_with(self, parameters: list[Tensor]) -> None:
         """Compute with these merged parameters from now on, in the order of ``parts``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
 
 import torch
 
@@ -28,40 +28,47 @@ class Repeater:
     def __init__(self, device: torch.device) -> None:
         self.capture = True
         self._device = device
-        self._pool: Any = None
+
+    @cached_property
+    def _beside(self) -> torch.cuda.Stream:
+        """The stream that is recorded on: one for good, since libraries and allocator keep memory for each."""
+        return torch.cuda.Stream(self._device)
 
     def repeat(self, step: Callable[[], None], times: int) -> None:
         """Take a step a number of times."""
-        taken = 0
-        if self.capture and self._device.type == "cuda" and times > 2:
-            taken = self._warm_up(step)
-            graph = self._recorded(step)
-            if graph is not None:
-                for _ in range(times - taken):
-                    graph.replay()
-                return
-        for _ in range(times - taken):
-            step()
+        if not (self.capture and self._device.type == "cuda" and times > 2):
+            for _ in range(times):
+                step()
+            return
+        self._warm_up(step)
+        graph = self._recorded(step)
+        for _ in range(times - 1):
+            if graph is None:
+                step()
+            else:
+                graph.replay()
 
-    def _warm_up(self, step: Callable[[], None]) -> int:
-        """Take the first step on a stream of its own, as recording asks for, so that libraries set themselves up."""
-        beside = torch.cuda.Stream(self._device)
-        beside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(beside):
+    def _warm_up(self, step: Callable[[], None]) -> None:
+        """Take the first step where the next one is recorded, so that libraries set themselves up there."""
+        here = torch.cuda.current_stream(self._device)
+        self._beside.wait_stream(here)
+        with torch.cuda.stream(self._beside):
             step()
-        torch.cuda.current_stream(self._device).wait_stream(beside)
-        return 1
+        here.wait_stream(self._beside)
 
     def _recorded(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """The step as a graph; None, said once, where something in it cannot be recorded."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
+        here = torch.cuda.current_stream(self._device)
+        # Where recording fails, torch leaves its own context without going back to the stream before. Other threads,
+        # such as a learner's, may use the device meanwhile.
+        mode = "thread_local"
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.stream(here), torch.cuda.graph(graph, stream=self._beside, capture_error_mode=mode):
                 step()
         except RuntimeError as error:
             self.capture = False
-            logger.warning("mini-batches run one kernel at a time, a CUDA graph cannot be recorded: %s", error)
+            reason = error.__context__ or error  # what ends a recording only says that something failed before
+            logger.warning("mini-batches run one kernel at a time, a CUDA graph cannot be recorded: %s", reason)
             return None
         return graph

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -53,27 +52,16 @@ class GradientHealth:
     health: Tensor
 
 
-class SummableLayout(Protocol):
-    """Where the parameters of m seeds lie in a flat gradient."""
-
-    def squared_norms(self, squares: Tensor) -> Tensor:
-        """Sum of the gradient's ``squares`` within each parameter: ``[m, num_parameters]``."""
-        ...
-
-
 class GradientMeter:
     """Collects squared gradients over an epoch's batches."""
 
-    def __init__(self, layout: SummableLayout) -> None:
-        self._layout = layout
+    def __init__(self) -> None:
         self._squares: Tensor | None = None
         self._batches: Tensor | None = None  # a tensor, so that a recorded step counts too
 
-    def add(self, gradient: Tensor) -> Tensor:
-        """Take in one batch's unclipped gradient; returns its squared norms, ``[m, num_parameters]``."""
-        squares = self._layout.squared_norms(gradient.square())
+    def add(self, squares: Tensor) -> None:
+        """Take in one batch's squared norms of the unclipped gradient, ``[m, num_parameters]``."""
         self.collector(squares).add_(squares)
-        return squares
 
     def collector(self, like: Tensor) -> Tensor:
         """The sums so far, ``[m, num_parameters]``, to which one more batch's squared norms are to be added.
@@ -167,7 +155,7 @@ class EpochOptimizer:
         if any(group.held is not None for group in groups):
             held = [torch.zeros_like(g.flat, dtype=torch.bool) if g.held is None else g.held for g in groups]
             self._held = self._gathered(held)
-        self._meter = GradientMeter(self)
+        self._meter = GradientMeter()
         self._table = self._flat.new_zeros(len(self._lr), self._columns)
         if not compiled(self._flat):
             self._row_of = torch.repeat_interleave(self._owner, self._lengths, output_size=len(self._flat))
@@ -183,15 +171,16 @@ class EpochOptimizer:
             )
             return
         gradient = _flattened(lying)
-        squares = self._meter.add(gradient)
+        squares = self._squared_norms(gradient.square())
+        self._meter.add(squares)
         if self._held is not None:
             gradient = gradient.masked_fill(self._held, 0.0)
-            squares = self.squared_norms(gradient.square())
+            squares = self._squared_norms(gradient.square())
         norm = squares.sum(1).sqrt().index_select(0, self._row_of)
         sgd_step(self._flat, gradient, self._momentum, self._lr_of, norm)
 
-    def squared_norms(self, squares: Tensor) -> Tensor:
-        """See :class:`SummableLayout`; 0 where a row has fewer parameters than others."""
+    def _squared_norms(self, squares: Tensor) -> Tensor:
+        """Sum of ``squares`` within each parameter, ``[rows, columns]``; 0 where a row has fewer than others."""
         per_segment = torch.segment_reduce(squares, "sum", lengths=self._lengths, unsafe=True)
         return torch.zeros_like(self._table).flatten().index_copy_(0, self._cells, per_segment).view_as(self._table)
 

@@ -65,7 +65,7 @@ class TrainingEpoch:
         self._parameters = dict(zip(names, optimizer.leaves, strict=False))
         rest = iter(optimizer.leaves[len(names) :])
         for of_slot in seeds.values():
-            of_slot.run_with([next(rest) for _ in of_slot.parameters])
+            of_slot.run_with([next(rest) for _ in of_slot.parts])
         self._batch = torch.zeros(1, dtype=torch.int64, device=data.order.device)
 
     def run(self, repeater: Repeater) -> None:

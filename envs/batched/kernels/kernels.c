@@ -214,14 +214,13 @@ INLINE void pad(const float *restrict x, float *restrict padded, int64_t rows, i
 }
 
 /* weight [members, k, k, inputs, outputs], bias [members, outputs] or none. x_member: floats from one member's images to
-   the next one's, 0 where all members share them. padded: for one image with k / 2 zeros around it. pooled: for eight
-   units' outputs if what is wanted are 2×2 means, else none. */
+   the next one's, 0 where all members share them. padded: for one image with k / 2 zeros around it. pooled: for the outputs
+   of that many units as are computed together, if what is wanted are 2×2 means, else none. */
 void conv_forward(const float *x, int64_t x_member, const float *weight, const float *bias, float *y, float *padded,
-                  float *pooled, int64_t members, int64_t units, int64_t rows, int64_t columns, int64_t k,
-                  int64_t inputs, int64_t outputs, int64_t relu) {
+                  float *pooled, int64_t together, int64_t members, int64_t units, int64_t rows, int64_t columns,
+                  int64_t k, int64_t inputs, int64_t outputs, int64_t relu) {
     const int64_t in = rows * columns * inputs, pixels = rows * columns * outputs;
     const int64_t out = pooled ? (rows / 2) * (columns / 2) * outputs : pixels, line = (columns + k - 1) * inputs;
-    const int64_t large = columns >= LARGE, together = large ? 1 : 8;
     for (int64_t m = 0; m < members; m++) {
         const float *of = x + m * x_member, *w = weight + m * k * k * inputs * outputs;
         const float *b = bias ? bias + m * outputs : 0;
@@ -229,23 +228,26 @@ void conv_forward(const float *x, int64_t x_member, const float *weight, const f
             const int64_t number = units - start < together ? units - start : together;
             float *at = y + (m * units + start) * out, *to = pooled ? pooled : at;
             const float *from = of + start * in;
-            if (large) pad(from, padded, rows, columns, k, inputs);
+            for (int64_t u = 0; columns >= LARGE && u < number; u++) {
+                pad(from + u * in, padded, rows, columns, k, inputs);
 #define RUN(NAME, W, N, first)                                                                                         \
-    if (large)                                                                                                         \
-        for (int64_t r = 0; r < rows; r++)                                                                             \
-            row_##NAME(padded + r * line, w + first, b ? b + first : 0, to + r * columns * outputs + first, columns,   \
-                       k, inputs, outputs, relu, N, W);                                                                \
-    else                                                                                                               \
-        for (int64_t u = 0; u < number;)                                                                               \
-            if (u + N <= number) {                                                                                     \
-                pixels_##NAME(from + u * in, w + first, b ? b + first : 0, to + u * pixels + first, rows, columns, k,  \
-                              inputs, outputs, relu, N, W);                                                            \
-                u += N;                                                                                                \
-            } else {                                                                                                   \
-                pixels_##NAME(from + u * in, w + first, b ? b + first : 0, to + u * pixels + first, rows, columns, k,  \
-                              inputs, outputs, relu, 1, W);                                                            \
-                u += 1;                                                                                                \
+    for (int64_t r = 0; r < rows; r++)                                                                                 \
+        row_##NAME(padded + r * line, w + first, b ? b + first : 0, to + u * pixels + r * columns * outputs + first,   \
+                   columns, k, inputs, outputs, relu, N, W);
+                BY_CHUNKS(outputs, RUN)
+#undef RUN
             }
+#define RUN(NAME, W, N, first)                                                                                         \
+    for (int64_t u = 0; columns < LARGE && u < number;)                                                                \
+        if (u + N <= number) {                                                                                         \
+            pixels_##NAME(from + u * in, w + first, b ? b + first : 0, to + u * pixels + first, rows, columns, k,      \
+                          inputs, outputs, relu, N, W);                                                                \
+            u += N;                                                                                                    \
+        } else {                                                                                                       \
+            pixels_##NAME(from + u * in, w + first, b ? b + first : 0, to + u * pixels + first, rows, columns, k,      \
+                          inputs, outputs, relu, 1, W);                                                                \
+            u += 1;                                                                                                    \
+        }
             BY_CHUNKS(outputs, RUN)
 #undef RUN
 #define RUN(NAME, W, N, first) pool_##NAME(pooled + first, at + first, number, rows, columns, outputs, W);
@@ -255,9 +257,9 @@ void conv_forward(const float *x, int64_t x_member, const float *weight, const f
     }
 }
 
-/* dx: the convolution of dy by the weights turned around. turned: k·k·inputs·outputs floats; padded: as above. */
+/* dx: the convolution of dy by the weights turned around. turned: k·k·inputs·outputs floats; padded, together: as above. */
 void conv_backward_input(const float *dy, const float *weight, float *dx, float *turned, float *padded,
-                         int64_t members, int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t inputs,
+                         int64_t together, int64_t members, int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t inputs,
                          int64_t outputs) {
     const int64_t taps = k * k, in = rows * columns * inputs, out = rows * columns * outputs;
     for (int64_t m = 0; m < members; m++) {
@@ -266,7 +268,7 @@ void conv_backward_input(const float *dy, const float *weight, float *dx, float 
             for (int64_t i = 0; i < inputs; i++)
                 for (int64_t o = 0; o < outputs; o++)
                     turned[((taps - 1 - t) * outputs + o) * inputs + i] = w[(t * inputs + i) * outputs + o];
-        conv_forward(dy + m * units * out, 0, turned, 0, dx + m * units * in, padded, 0, 1, units, rows, columns, k,
+        conv_forward(dy + m * units * out, 0, turned, 0, dx + m * units * in, padded, 0, together, 1, units, rows, columns, k,
                      outputs, inputs, 0);
     }
 }
@@ -797,7 +799,7 @@ INLINE void seed_backward(const float *restrict dy, const float *restrict h, con
         for (int64_t j = 0; j < length; j++) {
             if (multiplies) {
                 const float t = hyperbolic_tangent(d[j] * factor), product = g[j] * strength;
-                carried[j] += incubating ? 0.0f : product * t;
+                if (!incubating) carried[j] += product * t;
                 effect[j] = product * a[j] * (1.0f - t * t);
             } else
                 effect[j] = g[j] * strength;

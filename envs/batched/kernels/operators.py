@@ -20,13 +20,13 @@ from envs.batched.kernels.library import library
 
 _OPERATORS = torch.library.Library("esper", "DEF")
 UNITS_AT_ONCE = 8
-"""Units whose convolutions the kernels sum up side by side, at most."""
+"""Units that a convolution takes together: as many as it sums up side by side at most."""
 
 _POINTER, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 _SIGNATURES = {
-    "conv_forward": [_POINTER, _COUNT, *[_POINTER] * 5, *[_COUNT] * 8],
-    "conv_backward_input": [*[_POINTER] * 5, *[_COUNT] * 7],
+    "conv_forward": [_POINTER, _COUNT, *[_POINTER] * 5, *[_COUNT] * 9],
+    "conv_backward_input": [*[_POINTER] * 5, *[_COUNT] * 8],
     "conv_backward_weight": [*[_POINTER] * 4, *[_COUNT] * 7],
     "depthwise": [*[_POINTER] * 3, *[_COUNT] * 7],
     "depthwise_backward_weight": [*[_POINTER] * 3, *[_COUNT] * 6],
@@ -89,7 +89,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool
     pooled = x.new_empty(UNITS_AT_ONCE * rows * columns * outputs) if pool else None
     _library().conv_forward(
         *(x.data_ptr(), of_member, *_pointers(packed, bias, y, padded, pooled)),
-        *(members, units, rows, columns, k, inputs, outputs, relu),
+        *(UNITS_AT_ONCE, members, units, rows, columns, k, inputs, outputs, relu),
     )
     return y
 
@@ -104,7 +104,7 @@ def _conv_backward(
     if to_input:
         packed, turned = _packed(weight), x.new_empty(k * k * inputs * outputs)
         padded = x.new_empty((rows + k - 1) * (columns + k - 1) * outputs)
-        _library().conv_backward_input(*_pointers(gradient, packed, to_x, turned, padded), *sizes)
+        _library().conv_backward_input(*_pointers(gradient, packed, to_x, turned, padded), UNITS_AT_ONCE, *sizes)
     to_weight = x.new_empty(members, k, k, inputs, outputs)
     biases = x.new_empty(members, outputs) if to_bias else None
     _library().conv_backward_weight(*_pointers(x, gradient, to_weight, biases), *sizes)

@@ -14,7 +14,7 @@ from envs.batched.layers import average_pool, batch_norm, conv, conv_of_inferenc
 from envs.tasks import make_task
 from tests.envs.helpers import torch_alone
 
-pytestmark = pytest.mark.skipif(library.library() is None, reason="needs a C compiler")
+pytestmark = pytest.mark.skipif(library.find_compiler() is None, reason="needs a C compiler")
 
 MEMBERS, BATCHES, SIDES = st.integers(1, 3), st.integers(1, 9), st.integers(1, 5)
 NORMED = st.sampled_from([1, 2, 3, 4, 8, 12, 16, 32, 64])
@@ -44,6 +44,22 @@ def agree(function, *inputs):
     ours, expected = both(function, *inputs)
     for value, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(value, other, atol=2e-4, rtol=2e-4)
+
+
+def test_where_there_is_a_compiler_the_kernels_compile():
+    assert library.library() is not None
+
+
+@given(batch=st.integers(2, 20), side=st.sampled_from([1, 2, 3, 4, 5, 8, 9]), inputs=WIDTHS, outputs=WIDTHS, k=KERNELS)
+def test_a_sample_is_the_same_bit_for_bit_whatever_it_is_computed_with(batch, side, inputs, outputs, k):
+    """Members and samples: how an evaluation is cut in chunks depends on what else is evaluated."""
+    x, weight = noise(3, batch, side, side, inputs), noise(3, outputs, inputs, k, k, seed=2)
+    bias = noise(3, outputs, seed=3)
+    whole = conv_of_inference(x, weight, bias, pool=True)
+    for first in {1, batch // 2, batch - 1}:
+        assert torch.equal(conv_of_inference(x[:, :first].contiguous(), weight, bias, pool=True), whole[:, :first])
+        rest = conv_of_inference(x[1:, first:].contiguous(), weight[1:], bias[1:], pool=True)
+        assert torch.equal(rest, whole[1:, first:])
 
 
 @given(members=MEMBERS, batch=BATCHES, side=SIDES, inputs=WIDTHS, outputs=WIDTHS, k=KERNELS, style=st.integers(0, 2))
@@ -160,16 +176,29 @@ def test_the_library_is_built_once_and_by_the_compiler_that_was_named(tmp_path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     build = library.library.__wrapped__
     first = build()
-    built = list((tmp_path / "esper-ray").iterdir())
+    (built,) = (tmp_path / "esper-ray").glob("*.so")
     assert first is not None
-    assert [path.suffix for path in built] == [".so"], "nothing else stays behind"
-    stamp = built[0].stat().st_mtime_ns
+    stamp = built.stat().st_mtime_ns
     assert build() is not None
-    assert built[0].stat().st_mtime_ns == stamp
-    monkeypatch.setenv("CC", "no-such-compiler")
-    with caplog.at_level(logging.WARNING):
-        assert build() is None
-    assert "no-such-compiler" in caplog.text
+    assert built.stat().st_mtime_ns == stamp
+    for broken in ("no-such-compiler", "false", 'gcc "'):
+        monkeypatch.setenv("CC", broken)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert build() is None
+        (record,) = caplog.records
+        assert "without" in record.message
+        assert "\n" not in record.message
+
+
+def test_a_library_that_others_could_have_written_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    open_to_all = tmp_path / "esper-ray"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    assert library._cache_directory() is None
+    open_to_all.chmod(0o755)
+    assert library._cache_directory() == open_to_all
 
 
 def test_without_a_compiler_hosts_train_by_torch_alone_and_it_is_said_once(monkeypatch, caplog):
