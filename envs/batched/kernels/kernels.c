@@ -4,10 +4,13 @@
    (a sample of images, a token, a vector), its places are the pixels of its map. Everything of one member lies together,
    so that a member's share of a call stays in the cache.
 
+   A kernel works on the members (of a slot, the seeds) from begin on and before end: threads share them.
+
    Comparisons are written so that a NaN passes where torch lets it pass: a broken member must be seen. */
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
@@ -202,7 +205,8 @@ POOL(one, lanes1)
 POOL(four, lanes4)
 POOL(eight, lanes8)
 
-enum { LARGE = 8 }; /* Columns from which on a map is convolved row by row. */
+enum { LARGE = 8 };    /* Columns from which on a map is convolved row by row. */
+enum { TOGETHER = 8 }; /* Units that a convolution takes together: as many as it sums up side by side at most. */
 
 /* An image with half a kernel of zeros around it. */
 INLINE void pad(const float *restrict x, float *restrict padded, int64_t rows, int64_t columns, int64_t k,
@@ -214,18 +218,19 @@ INLINE void pad(const float *restrict x, float *restrict padded, int64_t rows, i
 }
 
 /* weight [members, k, k, inputs, outputs], bias [members, outputs] or none. x_member: floats from one member's images to
-   the next one's, 0 where all members share them. padded: for one image with k / 2 zeros around it. pooled: for the outputs
-   of that many units as are computed together, if what is wanted are 2×2 means, else none. */
-void conv_forward(const float *x, int64_t x_member, const float *weight, const float *bias, float *y, float *padded,
-                  float *pooled, int64_t together, int64_t members, int64_t units, int64_t rows, int64_t columns,
-                  int64_t k, int64_t inputs, int64_t outputs, int64_t relu) {
+   the next one's, 0 where all members share them. pool: what is wanted are 2×2 means. */
+void conv_forward(const float *x, int64_t x_member, const float *weight, const float *bias, float *y, int64_t units,
+                  int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t outputs, int64_t relu, int64_t pool,
+                  int64_t begin, int64_t end) {
     const int64_t in = rows * columns * inputs, pixels = rows * columns * outputs;
-    const int64_t out = pooled ? (rows / 2) * (columns / 2) * outputs : pixels, line = (columns + k - 1) * inputs;
-    for (int64_t m = 0; m < members; m++) {
+    const int64_t out = pool ? (rows / 2) * (columns / 2) * outputs : pixels, line = (columns + k - 1) * inputs;
+    float *padded = columns >= LARGE ? malloc((rows + k - 1) * line * sizeof(float)) : 0;
+    float *pooled = pool ? malloc(TOGETHER * pixels * sizeof(float)) : 0;
+    for (int64_t m = begin; m < end; m++) {
         const float *of = x + m * x_member, *w = weight + m * k * k * inputs * outputs;
         const float *b = bias ? bias + m * outputs : 0;
-        for (int64_t start = 0; start < units; start += together) {
-            const int64_t number = units - start < together ? units - start : together;
+        for (int64_t start = 0; start < units; start += TOGETHER) {
+            const int64_t number = units - start < TOGETHER ? units - start : TOGETHER;
             float *at = y + (m * units + start) * out, *to = pooled ? pooled : at;
             const float *from = of + start * in;
             for (int64_t u = 0; columns >= LARGE && u < number; u++) {
@@ -255,34 +260,37 @@ void conv_forward(const float *x, int64_t x_member, const float *weight, const f
 #undef RUN
         }
     }
+    free(padded);
+    free(pooled);
 }
 
-/* dx: the convolution of dy by the weights turned around. turned: k·k·inputs·outputs floats; padded, together: as above. */
-void conv_backward_input(const float *dy, const float *weight, float *dx, float *turned, float *padded,
-                         int64_t together, int64_t members, int64_t units, int64_t rows, int64_t columns, int64_t k, int64_t inputs,
-                         int64_t outputs) {
+/* dx: the convolution of dy by the weights turned around. */
+void conv_backward_input(const float *dy, const float *weight, float *dx, int64_t units, int64_t rows, int64_t columns,
+                         int64_t k, int64_t inputs, int64_t outputs, int64_t begin, int64_t end) {
     const int64_t taps = k * k, in = rows * columns * inputs, out = rows * columns * outputs;
-    for (int64_t m = 0; m < members; m++) {
+    float *turned = malloc(taps * inputs * outputs * sizeof(float));
+    for (int64_t m = begin; m < end; m++) {
         const float *restrict w = weight + m * taps * inputs * outputs;
         for (int64_t t = 0; t < taps; t++)
             for (int64_t i = 0; i < inputs; i++)
                 for (int64_t o = 0; o < outputs; o++)
                     turned[((taps - 1 - t) * outputs + o) * inputs + i] = w[(t * inputs + i) * outputs + o];
-        conv_forward(dy + m * units * out, 0, turned, 0, dx + m * units * in, padded, 0, together, 1, units, rows, columns, k,
-                     outputs, inputs, 0);
+        conv_forward(dy + m * units * out, 0, turned, 0, dx + m * units * in, units, rows, columns, k, outputs, inputs,
+                     0, 0, 0, 1);
     }
+    free(turned);
 }
 
 enum { PIXELS = 256 }; /* Pixels that a weight's gradient is summed over in one go: they stay in the cache. */
 
 /* dw [members, k, k, inputs, outputs], dbias [members, outputs] or none. */
-void conv_backward_weight(const float *x, const float *dy, float *dw, float *dbias, int64_t members, int64_t units,
-                          int64_t rows, int64_t columns, int64_t k, int64_t inputs, int64_t outputs) {
+void conv_backward_weight(const float *x, const float *dy, float *dw, float *dbias, int64_t units, int64_t rows,
+                          int64_t columns, int64_t k, int64_t inputs, int64_t outputs, int64_t begin, int64_t end) {
     const int64_t places = rows * columns, in = places * inputs, out = places * outputs;
     const int64_t together = places < PIXELS ? PIXELS / places : 1;
-    memset(dw, 0, members * k * k * inputs * outputs * sizeof(float));
-    for (int64_t m = 0; m < members; m++) {
+    for (int64_t m = begin; m < end; m++) {
         float *to = dw + m * k * k * inputs * outputs;
+        memset(to, 0, k * k * inputs * outputs * sizeof(float));
         for (int64_t start = 0; start < units; start += together) {
             const int64_t number = units - start < together ? units - start : together;
             const float *of = x + (m * units + start) * in, *g = dy + (m * units + start) * out;
@@ -299,7 +307,7 @@ void conv_backward_weight(const float *x, const float *dy, float *dw, float *dbi
 #undef RUN
         }
     }
-    for (int64_t m = 0; dbias && m < members; m++) {
+    for (int64_t m = begin; dbias && m < end; m++) {
         const float *restrict g = dy + m * units * out;
         float *restrict sum = dbias + m * outputs;
         for (int64_t o = 0; o < outputs; o++) sum[o] = 0.0f;
@@ -356,9 +364,9 @@ DEPTHWISE(eight, lanes8)
 
 /* One kernel per channel: weight [members, k, k, channels]. turned: by the kernel turned around, as a gradient goes
    back. */
-void depthwise(const float *x, const float *weight, float *y, int64_t members, int64_t units, int64_t rows,
-               int64_t columns, int64_t k, int64_t channels, int64_t turned) {
-    for (int64_t m = 0; m < members; m++) {
+void depthwise(const float *x, const float *weight, float *y, int64_t units, int64_t rows, int64_t columns, int64_t k,
+               int64_t channels, int64_t turned, int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; m++) {
         const int64_t of = m * units * rows * columns * channels, w = m * k * k * channels;
 #define RUN(NAME, W, N, first)                                                                                         \
     depthwise_##NAME(x + of + first, weight + w + first, y + of + first, units, rows, columns, k, channels, turned, W);
@@ -367,9 +375,9 @@ void depthwise(const float *x, const float *weight, float *y, int64_t members, i
     }
 }
 
-void depthwise_backward_weight(const float *x, const float *dy, float *dw, int64_t members, int64_t units, int64_t rows,
-                               int64_t columns, int64_t k, int64_t channels) {
-    for (int64_t m = 0; m < members; m++) {
+void depthwise_backward_weight(const float *x, const float *dy, float *dw, int64_t units, int64_t rows, int64_t columns,
+                               int64_t k, int64_t channels, int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; m++) {
         const int64_t of = m * units * rows * columns * channels, w = m * k * k * channels;
 #define RUN(NAME, W, N, first)                                                                                         \
     depthwise_taps_##NAME(x + of + first, dy + of + first, dw + w + first, units, rows, columns, k, channels, W);
@@ -498,9 +506,9 @@ GROUP_NORM(eight, lanes8, bits8)
 /* weight, bias, present [members, channels]; moments [members, units, 2, channels]: mean and 1/deviation, for each channel
    those of its group. Absent channels must be 0 in x and weight. */
 void group_norm_forward(const float *x, float *y, const float *weight, const float *bias, const float *present,
-                        float *moments, int64_t members, int64_t units, int64_t places, int64_t channels, int64_t relu,
-                        float eps) {
-    for (int64_t m = 0; m < members; m++) {
+                        float *moments, int64_t units, int64_t places, int64_t channels, int64_t relu, float eps,
+                        int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; m++) {
         const int64_t of = m * units * places * channels, at = m * channels;
         float *kept = moments + m * units * 2 * channels;
 #define RUN(NAME, W, N, first)                                                                                         \
@@ -512,9 +520,9 @@ void group_norm_forward(const float *x, float *y, const float *weight, const flo
 }
 
 void group_norm_backward(const float *dy, const float *x, float *dx, const float *weight, const float *bias,
-                         const float *present, const float *moments, float *dweight, float *dbias, int64_t members,
-                         int64_t units, int64_t places, int64_t channels, int64_t relu) {
-    for (int64_t m = 0; m < members; m++) {
+                         const float *present, const float *moments, float *dweight, float *dbias, int64_t units,
+                         int64_t places, int64_t channels, int64_t relu, int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; m++) {
         const int64_t of = m * units * places * channels, at = m * channels;
         const float *kept = moments + m * units * 2 * channels;
 #define RUN(NAME, W, N, first)                                                                                         \
@@ -637,11 +645,12 @@ BATCH_NORM(eight, lanes8, bits8)
    moments [2, members, channels]: this batch's mean and 1/deviation. */
 void batch_norm_forward(const float *x, float *y, const float *weight, const float *bias, float *running_mean,
                         float *running_var, float *moments, int64_t members, int64_t units, int64_t rows,
-                        int64_t columns, int64_t channels, int64_t relu, int64_t pool, float momentum, float eps) {
+                        int64_t columns, int64_t channels, int64_t relu, int64_t pool, float momentum, float eps,
+                        int64_t begin, int64_t end) {
     const int64_t cells = units * rows * columns, in = cells * channels;
     const int64_t out = pool ? units * (rows / 2) * (columns / 2) * channels : in;
     const float unbiased = cells > 1 ? (float)cells / (cells - 1) : 1.0f;
-    for (int64_t m = 0; m < members; m++) {
+    for (int64_t m = begin; m < end; m++) {
         const int64_t at = m * channels;
         float *mean = moments + at, *rstd = moments + members * channels + at, scale[channels], shift[channels];
         double total[channels];
@@ -670,11 +679,12 @@ void batch_norm_forward(const float *x, float *y, const float *weight, const flo
 
 void batch_norm_backward(const float *dy, const float *x, float *dx, const float *weight, const float *bias,
                          const float *moments, float *dweight, float *dbias, int64_t members, int64_t units,
-                         int64_t rows, int64_t columns, int64_t channels, int64_t relu, int64_t pool) {
+                         int64_t rows, int64_t columns, int64_t channels, int64_t relu, int64_t pool, int64_t begin,
+                         int64_t end) {
     const int64_t places = rows * columns, in = units * places * channels;
     const int64_t out = pool ? units * (rows / 2) * (columns / 2) * channels : in;
     const float part = pool ? 0.25f : 1.0f, share = 1.0f / (units * places);
-    for (int64_t m = 0; m < members; m++) {
+    for (int64_t m = begin; m < end; m++) {
         const int64_t at = m * channels;
         const float *mean = moments + at, *rstd = moments + members * channels + at, *of = x + m * in;
         float scale[channels], shift[channels], along[channels], total[channels], *to = dx + m * in;
@@ -771,9 +781,10 @@ INLINE void seed_forward(const float *restrict h, const float *restrict delta, f
    [count, channels] and gate_bias [count]; statistics [count, units, 3]: what the backward needs again. */
 void graft_forward(const float *h, const float *delta, float *y, const int64_t *members, const float *alpha,
                    const uint8_t *multiplies, const uint8_t *gated, const float *gate_weight, const float *gate_bias,
-                   float *statistics, int64_t count, int64_t units, int64_t places, int64_t channels, float eps) {
+                   float *statistics, int64_t units, int64_t places, int64_t channels, float eps, int64_t begin,
+                   int64_t end) {
     const int64_t size = units * places * channels;
-    BY_WIDTH(channels, for (int64_t i = 0; i < count; i++) {
+    BY_WIDTH(channels, for (int64_t i = begin; i < end; i++) {
         const float *gate = gated[i] ? gate_weight + i * W : 0, *host = h + members[i] * size;
         const float bias = gated[i] ? gate_bias[i] : 0.0f;
         float *to = y + members[i] * size, *kept = statistics + i * units * STATISTICS;
@@ -824,10 +835,10 @@ INLINE void seed_backward(const float *restrict dy, const float *restrict h, con
 void graft_backward(const float *dy, const float *h, const float *delta, float *dh, float *ddelta,
                     const int64_t *members, const float *strength, const uint8_t *multiplies,
                     const uint8_t *incubating, const uint8_t *attached, const uint8_t *gated, const float *gate_weight,
-                    const float *statistics, float *dgate_weight, float *dgate_bias, int64_t count, int64_t units,
-                    int64_t places, int64_t channels) {
+                    const float *statistics, float *dgate_weight, float *dgate_bias, int64_t units, int64_t places,
+                    int64_t channels, int64_t begin, int64_t end) {
     const int64_t size = units * places * channels;
-    BY_WIDTH(channels, for (int64_t i = 0; i < count; i++) {
+    BY_WIDTH(channels, for (int64_t i = begin; i < end; i++) {
         const int64_t of = members[i] * size;
         const float *gate = gated[i] ? gate_weight + i * W : 0, *kept = statistics + i * units * STATISTICS;
         float *to_weight = gated[i] ? dgate_weight + i * W : 0, *to_bias = gated[i] ? dgate_bias + i : 0;

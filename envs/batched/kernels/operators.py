@@ -8,8 +8,10 @@ operator as one call, and torch's FLOP counter counts the convolutions as it cou
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from types import SimpleNamespace
 
 import torch
@@ -19,25 +21,23 @@ from torch.utils.flop_counter import register_flop_formula
 from envs.batched.kernels.library import library
 
 _OPERATORS = torch.library.Library("esper", "DEF")
-UNITS_AT_ONCE = 8
-"""Units that a convolution takes together: as many as it sums up side by side at most."""
-
 _POINTER, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 _SIGNATURES = {
-    "conv_forward": [_POINTER, _COUNT, *[_POINTER] * 5, *[_COUNT] * 9],
-    "conv_backward_input": [*[_POINTER] * 5, *[_COUNT] * 8],
-    "conv_backward_weight": [*[_POINTER] * 4, *[_COUNT] * 7],
-    "depthwise": [*[_POINTER] * 3, *[_COUNT] * 7],
-    "depthwise_backward_weight": [*[_POINTER] * 3, *[_COUNT] * 6],
-    "group_norm_forward": [*[_POINTER] * 6, *[_COUNT] * 5, _REAL],
-    "group_norm_backward": [*[_POINTER] * 9, *[_COUNT] * 5],
+    "conv_forward": [_POINTER, _COUNT, *[_POINTER] * 3, *[_COUNT] * 8],
+    "conv_backward_input": [*[_POINTER] * 3, *[_COUNT] * 6],
+    "conv_backward_weight": [*[_POINTER] * 4, *[_COUNT] * 6],
+    "depthwise": [*[_POINTER] * 3, *[_COUNT] * 6],
+    "depthwise_backward_weight": [*[_POINTER] * 3, *[_COUNT] * 5],
+    "group_norm_forward": [*[_POINTER] * 6, *[_COUNT] * 4, _REAL],
+    "group_norm_backward": [*[_POINTER] * 9, *[_COUNT] * 4],
     "batch_norm_forward": [*[_POINTER] * 7, *[_COUNT] * 7, _REAL, _REAL],
     "batch_norm_backward": [*[_POINTER] * 8, *[_COUNT] * 7],
-    "graft_forward": [*[_POINTER] * 10, *[_COUNT] * 4, _REAL],
-    "graft_backward": [*[_POINTER] * 15, *[_COUNT] * 4],
+    "graft_forward": [*[_POINTER] * 10, *[_COUNT] * 3, _REAL],
+    "graft_backward": [*[_POINTER] * 15, *[_COUNT] * 3],
     "sgd_step": [*[_POINTER] * 4, _COUNT, *[_POINTER] * 7, _COUNT, _COUNT, _REAL, _REAL],
 }
+"""Arguments of the kernels; those over members have a range of them at the end (see ``_over_members``)."""
 
 
 @cache
@@ -46,7 +46,8 @@ def _kernels() -> SimpleNamespace | None:
     kernels = library()
     if kernels is None:
         return None
-    types = {name: ctypes.CFUNCTYPE(None, *arguments) for name, arguments in _SIGNATURES.items()}
+    ranges = {name: [] if name == "sgd_step" else [_COUNT, _COUNT] for name in _SIGNATURES}
+    types = {name: ctypes.CFUNCTYPE(None, *_SIGNATURES[name], *ranges[name]) for name in _SIGNATURES}
     return SimpleNamespace(**{name: function((name, kernels)) for name, function in types.items()})
 
 
@@ -54,6 +55,31 @@ def _library() -> SimpleNamespace:
     kernels = _kernels()
     assert kernels is not None, "compiled() says whether there are kernels"
     return kernels
+
+
+@cache
+def _helpers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "esper-kernels")
+
+
+def _over_members(name: str, members: int, *arguments: float | None) -> None:
+    """Run a kernel over all members, in equal parts on as many threads as torch has.
+
+    What is computed for a member does not depend on how they are shared out.
+    """
+    kernel = getattr(_library(), name)
+    threads = min(torch.get_num_threads(), members)
+    if threads <= 1:
+        kernel(*arguments, 0, members)
+        return
+    cuts = [members * part // threads for part in range(threads + 1)]
+    others = [
+        _helpers(threads - 1).submit(partial(kernel, *arguments, begin, end))
+        for begin, end in itertools.pairwise(cuts[1:])
+    ]
+    kernel(*arguments, 0, cuts[1])
+    for other in others:
+        other.result()
 
 
 def compiled(x: Tensor) -> bool:
@@ -85,12 +111,8 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool
     of_member = x[0].numel() if x.dim() == 5 else 0
     packed, bias = _packed(weight), None if bias is None else bias.contiguous()
     y = x.new_empty(members, units, *((rows // 2, columns // 2) if pool else (rows, columns)), outputs)
-    padded = x.new_empty((rows + k - 1) * (columns + k - 1) * inputs)
-    pooled = x.new_empty(UNITS_AT_ONCE * rows * columns * outputs) if pool else None
-    _library().conv_forward(
-        *(x.data_ptr(), of_member, *_pointers(packed, bias, y, padded, pooled)),
-        *(UNITS_AT_ONCE, members, units, rows, columns, k, inputs, outputs, relu),
-    )
+    sizes = (units, rows, columns, k, inputs, outputs)
+    _over_members("conv_forward", members, x.data_ptr(), of_member, *_pointers(packed, bias, y), *sizes, relu, pool)
     return y
 
 
@@ -98,31 +120,30 @@ def _conv_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, to_input: bool, to_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     members, outputs, inputs, k, _ = weight.shape
-    units, rows, columns = x.shape[1:4]
-    sizes = (members, units, rows, columns, k, inputs, outputs)
+    sizes = (*x.shape[1:4], k, inputs, outputs)
     to_x = torch.empty_like(x) if to_input else x.new_empty(0)
     if to_input:
-        packed, turned = _packed(weight), x.new_empty(k * k * inputs * outputs)
-        padded = x.new_empty((rows + k - 1) * (columns + k - 1) * outputs)
-        _library().conv_backward_input(*_pointers(gradient, packed, to_x, turned, padded), UNITS_AT_ONCE, *sizes)
+        packed = _packed(weight)
+        _over_members("conv_backward_input", members, *_pointers(gradient, packed, to_x), *sizes)
     to_weight = x.new_empty(members, k, k, inputs, outputs)
     biases = x.new_empty(members, outputs) if to_bias else None
-    _library().conv_backward_weight(*_pointers(x, gradient, to_weight, biases), *sizes)
+    _over_members("conv_backward_weight", members, *_pointers(x, gradient, to_weight, biases), *sizes)
     return to_x, _unpacked(to_weight), x.new_empty(0) if biases is None else biases
 
 
 def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
     packed, y = _packed(weight), torch.empty_like(x)
-    _library().depthwise(*_pointers(x, packed, y), *x.shape[:4], weight.shape[-1], x.shape[4], False)
+    sizes = (*x.shape[1:4], weight.shape[-1], x.shape[4])
+    _over_members("depthwise", len(x), *_pointers(x, packed, y), *sizes, False)
     return y
 
 
 def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     packed, to_x = _packed(weight), torch.empty_like(x)
     to_weight = torch.empty_like(packed)
-    sizes = (*x.shape[:4], weight.shape[-1], x.shape[4])
-    _library().depthwise(*_pointers(gradient, packed, to_x), *sizes, True)
-    _library().depthwise_backward_weight(*_pointers(x, gradient, to_weight), *sizes)
+    sizes = (*x.shape[1:4], weight.shape[-1], x.shape[4])
+    _over_members("depthwise", len(x), *_pointers(gradient, packed, to_x), *sizes, True)
+    _over_members("depthwise_backward_weight", len(x), *_pointers(x, gradient, to_weight), *sizes)
     return to_x, _unpacked(to_weight)
 
 
@@ -139,9 +160,10 @@ def _group_norm(
     moments = weight.new_empty(len(weight), units, 2, channels)
     start = 0
     for piece in x:
-        _library().group_norm_forward(
-            *(piece.data_ptr(), *(_rows(values, start) for values in (y, weight, bias, present, moments))),
-            *(len(piece), units, places, channels, relu, eps),
+        _over_members(
+            *("group_norm_forward", len(piece), piece.data_ptr()),
+            *(_rows(values, start) for values in (y, weight, bias, present, moments)),
+            *(units, places, channels, relu, eps),
         )
         start += len(piece)
     return y, moments
@@ -161,10 +183,10 @@ def _group_norm_backward(
     to_x = [torch.empty_like(piece) for piece in x]
     start = 0
     for piece, to_piece in zip(x, to_x, strict=True):
-        _library().group_norm_backward(
-            *(_rows(gradient, start), piece.data_ptr(), to_piece.data_ptr()),
+        _over_members(
+            *("group_norm_backward", len(piece), _rows(gradient, start), piece.data_ptr(), to_piece.data_ptr()),
             *(_rows(values, start) for values in (weight, bias, present, moments, to_weight, to_bias)),
-            *(len(piece), units, places, channels, relu),
+            *(units, places, channels, relu),
         )
         start += len(piece)
     return to_x, to_weight, to_bias
@@ -184,8 +206,15 @@ def _batch_norm(
     members, units, rows, columns, channels = x.shape
     y = x.new_empty(members, units, *((rows // 2, columns // 2) if pool else (rows, columns)), channels)
     moments = weight.new_empty(2, members, channels)
-    _library().batch_norm_forward(
-        *_pointers(x, y, weight, bias, mean, var, moments), *x.shape, relu, pool, momentum, eps
+    _over_members(
+        "batch_norm_forward",
+        members,
+        *_pointers(x, y, weight, bias, mean, var, moments),
+        *x.shape,
+        relu,
+        pool,
+        momentum,
+        eps,
     )
     return y, moments
 
@@ -194,8 +223,13 @@ def _batch_norm_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, relu: bool, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     to_x, to_weight, to_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-    _library().batch_norm_backward(
-        *_pointers(gradient, x, to_x, weight, bias, moments, to_weight, to_bias), *x.shape, relu, pool
+    _over_members(
+        "batch_norm_backward",
+        len(x),
+        *_pointers(gradient, x, to_x, weight, bias, moments, to_weight, to_bias),
+        *x.shape,
+        relu,
+        pool,
     )
     return to_x, to_weight, to_bias
 
@@ -221,10 +255,11 @@ def _graft(
     statistics = h.new_empty(len(members), units, 3)
     start = 0
     for delta in deltas:
-        _library().graft_forward(
+        _over_members(
+            *("graft_forward", len(delta)),
             *(*_pointers(h, delta, y), members.data_ptr() + 8 * start, _rows(alpha, start)),
             *(*_masks(start, multiplies, gated), _rows(gate_weight, start), _rows(gate_bias, start)),
-            *(_rows(statistics, start), len(delta), units, places, channels, eps),
+            *(_rows(statistics, start), units, places, channels, eps),
         )
         start += len(delta)
     return y, statistics
@@ -252,14 +287,15 @@ def _graft_backward(
     to_bias = nothing if gate_bias is None else torch.zeros_like(gate_bias)
     start = 0
     for delta, to_delta in zip(deltas, to_deltas, strict=True):
-        _library().graft_backward(
+        _over_members(
+            *("graft_backward", len(delta)),
             *(*_pointers(gradient, h, delta, to_h, to_delta), members.data_ptr() + 8 * start, _rows(strength, start)),
             *(*_masks(start, multiplies, incubating, attached, gated), _rows(gate_weight, start)),
             *(
                 _rows(statistics, start),
                 *(_rows(values, start) if len(values) else None for values in (to_weight, to_bias)),
             ),
-            *(len(delta), units, places, channels),
+            *(units, places, channels),
         )
         start += len(delta)
     return to_h, to_deltas, to_weight, to_bias

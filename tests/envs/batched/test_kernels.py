@@ -211,3 +211,20 @@ def test_without_a_compiler_hosts_train_by_torch_alone_and_it_is_said_once(monke
     with torch_alone():
         assert not operators.compiled(torch.zeros(1))
     assert not operators.compiled(torch.zeros(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("task", ["digits_mixed", "digits_scale", "text"])
+def test_hosts_are_the_same_on_any_number_of_threads(task):
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            population, lifecycle = fresh_population(make_task(task), 5, 2, torch.device("cpu"), share=0.8)
+            population.train_epoch(np.zeros(5, np.int64), lifecycle)
+            loss, _ = population.evaluate(np.arange(5), lifecycle.alpha, lifecycle, "validation")
+        finally:
+            torch.set_num_threads(1)
+        seeds = [bank.rows.flat for bank in population.banks.values()]
+        results.append([population.flat, *seeds, *population.buffers.values(), torch.from_numpy(loss)])
+    for one, several in zip(*results, strict=True):
+        torch.testing.assert_close(one, several, atol=1e-5, rtol=1e-5)  # torch's own sums may be shared out otherwise
