@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-train: $(STAMP)  ## Train on digits_impaired (about ten minutes on 2 cores), evaluate, draw one episode.
+train: $(STAMP)  ## Train on digits_impaired (five to ten minutes on 2 cores), evaluate, draw one episode.
 	$(BIN)/esper-ray train --preset quickstart --run-dir $(RUN)
 	$(BIN)/esper-ray evaluate $(RUN) --episodes 64
 	$(BIN)/esper-ray replay $(RUN)
