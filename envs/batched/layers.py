@@ -143,11 +143,13 @@ def batch_norm(
         x: ``[M, B, H, W, C]``.
         weight: ``[M, C]``.
         bias: ``[M, C]``.
-        mean: Running mean ``[M, C]``, updated in place.
-        var: Running variance ``[M, C]``, updated in place.
+        mean: Running mean ``[M, C]``, contiguous, updated in place.
+        var: Running variance ``[M, C]``, likewise.
         relu: Whether a ReLU follows.
         pool: Whether :func:`average_pool` follows.
-        momentum: Weight of this batch in the running statistics.
+        momentum: Weight of the newest batch in the running statistics. They are read after every epoch of a few
+            batches: at torch's 0.1 they would still hold half of the epoch before, and a host into which a seed is
+            being blended would look collapsed to the governor.
     """
     pool = pool and min(x.shape[2:4]) >= 2
     if compiled(x):

@@ -717,7 +717,8 @@ void batch_norm_backward(const float *dy, const float *x, float *dx, const float
                           along + first, total + first, units, rows, columns, channels, relu, 1, W);
         BY_CHUNKS(channels, RUN)
 #undef RUN
-        for (int64_t p = 0; pool && (rows % 2 || columns % 2) && p < units * places; p++) { /* what the pooling leaves out at an odd edge */
+        /* What the pooling leaves out at an odd edge. */
+        for (int64_t p = 0; pool && (rows % 2 || columns % 2) && p < units * places; p++) {
             if (p % places / columns < rows / 2 * 2 && p % columns < columns / 2 * 2) continue;
             for (int64_t c = 0; c < channels; c++)
                 to[p * channels + c] = -total[c] - (of[p * channels + c] - mean[c]) * along[c];

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from envs.batched.kernels.library import library
+from envs.batched.parameters import packed, unpacked
 
 _OPERATORS = torch.library.Library("esper", "DEF")
 _POINTER, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -96,23 +97,14 @@ def _places(x: Tensor) -> tuple[int, int, int]:
     return x.shape[1], math.prod(x.shape[2:-1]), x.shape[-1]
 
 
-def _packed(weight: Tensor) -> Tensor:
-    """``[M, C_out, C_in, k, k]`` as contiguous ``[M, k, k, C_in, C_out]``; no copy where it lies so in memory."""
-    return weight.permute(0, 3, 4, 2, 1).contiguous()
-
-
-def _unpacked(packed: Tensor) -> Tensor:
-    return packed.permute(0, 4, 3, 1, 2)
-
-
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool) -> Tensor:
     members, outputs, inputs, k, _ = weight.shape
     units, rows, columns, _ = x.shape[-4:]
     of_member = x[0].numel() if x.dim() == 5 else 0
-    packed, bias = _packed(weight), None if bias is None else bias.contiguous()
+    lying, bias = packed(weight).contiguous(), None if bias is None else bias.contiguous()
     y = x.new_empty(members, units, *((rows // 2, columns // 2) if pool else (rows, columns)), outputs)
     sizes = (units, rows, columns, k, inputs, outputs)
-    _over_members("conv_forward", members, x.data_ptr(), of_member, *_pointers(packed, bias, y), *sizes, relu, pool)
+    _over_members("conv_forward", members, x.data_ptr(), of_member, *_pointers(lying, bias, y), *sizes, relu, pool)
     return y
 
 
@@ -123,28 +115,28 @@ def _conv_backward(
     sizes = (*x.shape[1:4], k, inputs, outputs)
     to_x = torch.empty_like(x) if to_input else x.new_empty(0)
     if to_input:
-        packed = _packed(weight)
-        _over_members("conv_backward_input", members, *_pointers(gradient, packed, to_x), *sizes)
+        lying = packed(weight).contiguous()
+        _over_members("conv_backward_input", members, *_pointers(gradient, lying, to_x), *sizes)
     to_weight = x.new_empty(members, k, k, inputs, outputs)
     biases = x.new_empty(members, outputs) if to_bias else None
     _over_members("conv_backward_weight", members, *_pointers(x, gradient, to_weight, biases), *sizes)
-    return to_x, _unpacked(to_weight), x.new_empty(0) if biases is None else biases
+    return to_x, unpacked(to_weight), x.new_empty(0) if biases is None else biases
 
 
 def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    packed, y = _packed(weight), torch.empty_like(x)
+    lying, y = packed(weight).contiguous(), torch.empty_like(x)
     sizes = (*x.shape[1:4], weight.shape[-1], x.shape[4])
-    _over_members("depthwise", len(x), *_pointers(x, packed, y), *sizes, False)
+    _over_members("depthwise", len(x), *_pointers(x, lying, y), *sizes, False)
     return y
 
 
 def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    packed, to_x = _packed(weight), torch.empty_like(x)
-    to_weight = torch.empty_like(packed)
+    lying, to_x = packed(weight).contiguous(), torch.empty_like(x)
+    to_weight = torch.empty_like(lying)
     sizes = (*x.shape[1:4], weight.shape[-1], x.shape[4])
-    _over_members("depthwise", len(x), *_pointers(gradient, packed, to_x), *sizes, True)
+    _over_members("depthwise", len(x), *_pointers(gradient, lying, to_x), *sizes, True)
     _over_members("depthwise_backward_weight", len(x), *_pointers(x, gradient, to_weight), *sizes)
-    return to_x, _unpacked(to_weight)
+    return to_x, unpacked(to_weight)
 
 
 def _rows(values: Tensor | None, start: int) -> int | None:
@@ -285,20 +277,18 @@ def _graft_backward(
     nothing = h.new_empty(0)
     to_weight = nothing if gate_weight is None else torch.zeros_like(gate_weight)
     to_bias = nothing if gate_bias is None else torch.zeros_like(gate_bias)
+    to_gates = (to_weight, to_bias)
     start = 0
     for delta, to_delta in zip(deltas, to_deltas, strict=True):
         _over_members(
             *("graft_backward", len(delta)),
             *(*_pointers(gradient, h, delta, to_h, to_delta), members.data_ptr() + 8 * start, _rows(strength, start)),
             *(*_masks(start, multiplies, incubating, attached, gated), _rows(gate_weight, start)),
-            *(
-                _rows(statistics, start),
-                *(_rows(values, start) if len(values) else None for values in (to_weight, to_bias)),
-            ),
+            *(_rows(statistics, start), *(_rows(values, start) if len(values) else None for values in to_gates)),
             *(units, places, channels),
         )
         start += len(delta)
-    return to_h, to_deltas, to_weight, to_bias
+    return to_h, to_deltas, *to_gates
 
 
 def _sgd_step(
