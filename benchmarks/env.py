@@ -110,7 +110,7 @@ class _Player:
         self.task, self.num_hosts, self.epochs = task, num_hosts, epochs
         self.env = MorphogenesisVectorEnv(num_hosts, task=task, max_epochs=epochs)
         self.seconds: dict[str, float] = defaultdict(float)
-        for owner in (self.env.population, self.env.layout, self.env.snapshots, self.env.lifecycle):
+        for owner in (self.env.population, self.env.layout, self.env.watch.snapshots, self.env.lifecycle):
             for name in (*ENGINE, *PARTS):
                 if hasattr(owner, name):
                     setattr(owner, name, self._timed(name, getattr(owner, name)))

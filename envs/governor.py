@@ -41,7 +41,7 @@ class Governor(EpisodeArrays):
     Args:
         num_hosts: N.
         chance_accuracy: Accuracy of guessing, in percent. Where it is above 50 no host can reach twice as much, and
-            COLLAPSE never fires: a warning says so.
+            COLLAPSE never fires: a warning says so. None: it is not known, and COLLAPSE never fires either.
     """
 
     _best: FloatArray = per_host(0.0)
@@ -52,10 +52,10 @@ class Governor(EpisodeArrays):
     _mean: FloatArray = per_host(0.0)
     _squares: FloatArray = per_host(0.0)
 
-    def __init__(self, num_hosts: int, chance_accuracy: float) -> None:
+    def __init__(self, num_hosts: int, chance_accuracy: float | None) -> None:
         super().__init__(num_hosts)
-        self.chance = chance_accuracy
-        if LEARNT * chance_accuracy > 100.0:
+        self.chance = np.inf if chance_accuracy is None else chance_accuracy
+        if chance_accuracy is not None and LEARNT * chance_accuracy > 100.0:
             warnings.warn(
                 f"always guessing the commonest label is right in {chance_accuracy:.1f} % of these data, and a host "
                 f"counts as having learnt something at {LEARNT:g} times that: its collapse will not be noticed (a "

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
+from envs.counterfactuals import Counterfactuals
 from envs.episode_state import EpisodeArrays, per_slot
-from envs.population.counterfactuals import Counterfactuals
-from envs.population.population import SeedGradients
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SeedGradients:
+    """Gradient statistics of an epoch, ``[N, S]``, NaN where a slot has no seed that trains (see GradientHealth)."""
+
+    norm: FloatArray
+    vanishing: FloatArray
+    exploding: FloatArray
+    health: FloatArray
 
 
 class SlotMeasurements(EpisodeArrays):
@@ -19,7 +30,7 @@ class SlotMeasurements(EpisodeArrays):
     Attributes:
         contribution: Percentage points of accuracy that the seed is worth.
         contribution_change: Against the measurement before.
-        interaction_sum: See :class:`envs.population.counterfactuals.Counterfactuals`.
+        interaction_sum: See :class:`envs.counterfactuals.Counterfactuals`.
         interaction_best: Likewise.
         epochs_since: Epochs since the counterfactual was measured.
         gradient_norm: See :class:`envs.population.optimizer.GradientHealth`; so are the three that follow.

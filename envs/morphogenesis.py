@@ -13,53 +13,27 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from envs.action_masks import build_mask, marginal_mask, mask_size, refusals, whole_numbers
+from envs.action_masks import marginal_mask, mask_size, whole_numbers
 from envs.computing import host_computation
-from envs.episode_state import EpisodeArrays, EpisodeState, per_host
-from envs.governor import Governor, Panic
+from envs.episode_state import EpisodeState
 from envs.grown import GrownSeeds
 from envs.lifecycle import Lifecycle
 from envs.limits import LifecycleRules
 from envs.measurements import SlotMeasurements
 from envs.observation import HIGH, LOW, ObservationLayout
-from envs.population.counterfactuals import Counterfactuals, evaluate_with_counterfactuals
 from envs.population.population import Population, draw_variant
-from envs.population.snapshots import Snapshots
+from envs.population.saved import SavedPopulation
 from envs.progress import HostProgress
 from envs.reward import COMPONENTS, RewardAccount, RewardConfig, RewardMode, score_components
 from envs.seeding import HostChance, episode_generator
 from envs.slot_states import Fate
 from envs.tasks import Task, make_task
-from envs.vocabulary import HEAD_NAMES, NO_BLUEPRINT, LifecycleOp
+from envs.vocabulary import NO_BLUEPRINT, LifecycleOp
+from envs.watch import HostWatch, Observation
 
-Observation = dict[str, npt.NDArray[Any]]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-
-
-class EpisodeSteps(EpisodeArrays):
-    """Where each host is in its episode.
-
-    Attributes:
-        epoch: ``[N]`` epochs done.
-        over: ``[N]`` episodes that ended with the step before; the next step starts new ones.
-        last_actions: ``[N, 8]`` what was executed last.
-        last_success: ``[N]`` whether the last action was executed as asked.
-    """
-
-    epoch: IntArray = per_host(0)
-    over: BoolArray = per_host(False)
-    last_actions: IntArray = per_host(LifecycleOp.WAIT, len(HEAD_NAMES))
-    last_success: BoolArray = per_host(True)
-
-    def tick(self) -> None:
-        """Count an epoch."""
-        self.epoch += 1
-
-    def book(self, executed: IntArray, success: BoolArray, over: BoolArray) -> None:
-        """Take in what an epoch's actions were, and which episodes it ended."""
-        self.last_actions, self.last_success, self.over = executed, success, over
 
 
 class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[Any]]):
@@ -135,19 +109,20 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
             raise ValueError(f"task_args are for a task given by name: task {task.name!r} is made already")
         self.task = make_task(task, task_args) if isinstance(task, str) else task
         self.num_envs, self.max_epochs = num_envs, max_epochs
-        self.counterfactual_interval, self.report_test = counterfactual_interval, report_test
-        self.seed_stream, self.num_threads = seed_stream, num_threads
+        self.report_test, self.seed_stream, self.num_threads = report_test, seed_stream, num_threads
         slots = self.task.slots
-        rules = LifecycleRules(min_training_epochs, embargo_epochs, max_living_seeds, parameter_budget)
         # Every EpisodeState is walked by every reset, in the order in which it is made here.
         self.chance = HostChance(num_envs)
         self.population = Population(self.task, num_envs, max_epochs, torch.device(device), self.chance)
-        self.lifecycle = Lifecycle(num_envs, slots, rules, lambda: self.population.costs)
-        self.snapshots = Snapshots(self.population, slots.num_slots)
-        self.layout = ObservationLayout(slots)
-        self.progress = HostProgress(num_envs)
-        self.measurements = SlotMeasurements(num_envs, slots.num_slots)
-        self.governor = Governor(num_envs, self.task.chance_accuracy)
+        self.watch = HostWatch(
+            num_envs,
+            self.population,
+            SavedPopulation(self.population),
+            slots,
+            LifecycleRules(min_training_epochs, embargo_epochs, max_living_seeds, parameter_budget),
+            self.task.chance_accuracy,
+            counterfactual_interval,
+        )
         self.account = RewardAccount(
             num_envs,
             RewardConfig(
@@ -158,29 +133,48 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
                 germination_cost=germination_cost,
             ),
         )
-        self.steps = EpisodeSteps(num_envs)
         self.metadata = dict(type(self).metadata)
-        self.single_observation_space = observation_space(self.layout)
+        self.single_observation_space = observation_space(self.watch.layout)
         self.single_action_space = spaces.MultiDiscrete([head.size for head in slots.heads])
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._needs_reset = True
-        self._mask = np.zeros((num_envs, mask_size(slots.heads)), np.int8)
 
     @property
     def episode_state(self) -> list[EpisodeState]:
         """Whatever of this env lives for one episode."""
-        return [value for value in vars(self).values() if isinstance(value, EpisodeState)]
+        own = [value for value in vars(self).values() if isinstance(value, EpisodeState)]
+        return [*own, *self.watch.episode_state]
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        """The slots of all hosts."""
+        return self.watch.lifecycle
+
+    @property
+    def layout(self) -> ObservationLayout:
+        """Where everything is in an observation."""
+        return self.watch.layout
+
+    @property
+    def progress(self) -> HostProgress:
+        """How each host's training goes."""
+        return self.watch.progress
+
+    @property
+    def measurements(self) -> SlotMeasurements:
+        """What was measured of each slot's seed."""
+        return self.watch.measurements
 
     @property
     def epoch(self) -> IntArray:
         """``[N]`` epochs done in each host's episode."""
-        return self.steps.epoch
+        return self.watch.steps.epoch
 
     @property
     def last_actions(self) -> IntArray:
         """``[N, 8]`` what was executed last, WAIT (all 0) after a refusal and at a reset."""
-        return self.steps.last_actions
+        return self.watch.steps.last_actions
 
     # ------------------------------------------------------------------ Gymnasium
     def reset(
@@ -211,7 +205,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         with host_computation(self.num_threads):
             self._begin(hosts, grown)
         self._needs_reset = False
-        return self._observe(), self._progress_info()
+        return self.watch.observe(self.max_epochs), self._progress_info()
 
     def _to_reset(self, mask: BoolArray | None) -> IntArray:
         if mask is None:
@@ -241,46 +235,43 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         """
         if self._needs_reset:
             raise gym.error.ResetNeeded("call reset() before step()")
-        actions = whole_numbers(actions)
-        refused = refusals(actions, self._mask, self.task.slots.heads)
+        resetting = self.watch.steps.over.copy()
+        executed, wrong, refused = self.watch.admit(whole_numbers(actions), resetting)
         with host_computation(self.num_threads):
-            return self._step(actions, refused)
+            return self._step(executed, wrong, refused, resetting)
 
     def _step(
-        self, actions: IntArray, refused: dict[str, BoolArray]
+        self, executed: IntArray, wrong: BoolArray, refused: dict[str, BoolArray], resetting: BoolArray
     ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
-        resetting = self.steps.over.copy()
-        wrong = np.any(list(refused.values()), axis=0) & ~resetting
-        executed = np.where((wrong | resetting)[:, None], LifecycleOp.WAIT, actions)
-        self._grow_and_train(executed)
+        self.watch.begin_epoch(executed)
+        if not resetting.all():
+            self.watch.book_gradients(self.population.train_epoch(self.epoch, self.lifecycle))
+        self.watch.steps.tick()
         ending = (self.epoch >= self.max_epochs) & ~resetting
         self.lifecycle.strip(np.flatnonzero(ending))
         self.population.sync(self.lifecycle)
-        loss, accuracy, measured = self._evaluate_running(~resetting, ending)
-        panic = np.where(resetting, Panic.NONE, self.governor.judge(loss, accuracy, ending | resetting))
-        stopped = panic != Panic.NONE
-        measured = measured.only(~stopped)
-        self._book_measured(measured)
-        self._guard(stopped, resetting | ending, loss, accuracy)
-        self.progress.observe(loss, accuracy)
-        terminated = ending | stopped
-        scores = score_components(accuracy, self.lifecycle, self.account.config)
+        epoch = self.watch.end_epoch(~resetting, ending)
+        terminated = ending | epoch.stopped
+        scores = score_components(epoch.accuracy, self.lifecycle, self.account.config)
         germinated = executed[:, 0] == LifecycleOp.GERMINATE
-        components = self.account.pay(scores, self.lifecycle, germinated, measured.contribution, terminated, stopped)
+        components = self.account.pay(
+            scores, self.lifecycle, germinated, epoch.measured.contribution, terminated, epoch.stopped
+        )
         components[resetting] = 0.0
-        self.steps.book(executed, ~wrong, terminated.copy())
+        self.watch.steps.book(executed, ~wrong, terminated.copy())
         # Last, so that nothing of this step is booked to an episode that only begins.
         self._begin(np.flatnonzero(resetting))
         info = self._progress_info()
         for name, column in zip(COMPONENTS, components.T, strict=True):
             _add_info(info, f"reward_{name}", column)
         self._explain(info, refused, wrong)
-        self._add_results(info, accuracy, panic, terminated)
-        return self._observe(), components.sum(axis=1), terminated, np.zeros(self.num_envs, bool), info
+        self._add_results(info, epoch.accuracy, epoch.panic, terminated)
+        obs = self.watch.observe(self.max_epochs)
+        return obs, components.sum(axis=1), terminated, np.zeros(self.num_envs, bool), info
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """Marginal mask of each head, concatenated, ``[N, sum of head sizes]``, as MaskablePPO's clients expect."""
-        return marginal_mask(self._mask, self.task.slots.heads).astype(bool)
+        return marginal_mask(self.watch.mask, self.task.slots.heads).astype(bool)
 
     # ------------------------------------------------------------------ one step's parts
     def _begin(self, hosts: IntArray, grown: GrownSeeds | None = None) -> None:
@@ -289,74 +280,11 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
             return
         for state in self.episode_state:
             state.start(hosts)
-        if grown is not None:
-            self.lifecycle.plant(grown, hosts)
-        self.population.sync(self.lifecycle)
-        loss, accuracy = self._evaluate(hosts)
-        self.progress.open(hosts, loss, accuracy)
+        self.watch.open(hosts, grown)
         scores = score_components(self.progress.accuracy[:, -1], self.lifecycle, self.account.config)
         self.account.open(hosts, scores[hosts])
-        self.snapshots.take(hosts, self.lifecycle)
-
-    def _grow_and_train(self, executed: IntArray) -> None:
-        self.lifecycle.apply(executed)
-        self.lifecycle.tick()
-        self.population.sync(self.lifecycle)
-        if not self.steps.over.all():
-            gradients = self.population.train_epoch(self.epoch, self.lifecycle)
-            self.measurements.take_gradients(gradients)
-            # Finite is enough to advance: straight-through gradients grow with the time in TRAINING, every update is
-            # clipped anyway, and a gate on their size would lock a seed in for good.
-            self.lifecycle.book_gradients(np.isfinite(gradients.norm))
-        self.steps.tick()
-
-    def _evaluate(self, hosts: IntArray) -> tuple[FloatArray, FloatArray]:
-        return self.population.evaluate(hosts, self.lifecycle.alpha[hosts], self.lifecycle, "validation")
-
-    def _evaluate_running(
-        self, running: BoolArray, ending: BoolArray
-    ) -> tuple[FloatArray, FloatArray, Counterfactuals]:
-        """Loss and accuracy ``[N]``, 0 for hosts whose episode is over, and the contributions that are due.
-
-        Due are those of hosts that go on and whose turn it is, or in which HOLDING has just begun.
-        """
-        turn = self.epoch % self.counterfactual_interval == 0
-        due = running & ~ending & (turn | self.lifecycle.awaits_measurement.any(axis=1))
-        return evaluate_with_counterfactuals(self.population, self.lifecycle, running, due)
-
-    def _book_measured(self, measured: Counterfactuals) -> None:
-        self.measurements.forget(~self.lifecycle.living)
-        self.measurements.take_counterfactuals(measured)
-        self.lifecycle.book_measurement(~np.isnan(measured.contribution))
-
-    def _guard(self, stopped: BoolArray, exempt: BoolArray, loss: FloatArray, accuracy: FloatArray) -> None:
-        """Roll back the hosts that the governor stopped (their results are replaced in place), save the healthy."""
-        if stopped.any():
-            hosts = np.flatnonzero(stopped)
-            self.snapshots.restore(hosts, self.lifecycle)
-            loss[hosts], accuracy[hosts] = self._evaluate(hosts)
-            self.measurements.forget(~self.lifecycle.living)
-        # A fossil is saved in its own epoch, or in the first healthy one after it: what is restored must be worth it.
-        unsaved = self.governor.healthy & self.snapshots.lacks(self.lifecycle)
-        hosts = np.flatnonzero((self.governor.snapshot_due() | unsaved) & ~stopped & ~exempt)
-        if len(hosts):
-            self.snapshots.take(hosts, self.lifecycle)
 
     # ------------------------------------------------------------------ what goes out
-    def _observe(self) -> Observation:
-        self._mask = build_mask(self.lifecycle)
-        obs = self.layout.encode(
-            self.progress,
-            self.lifecycle,
-            self.measurements,
-            self.epoch,
-            self.max_epochs,
-            self.steps.last_actions[:, 0],
-            self.steps.last_success,
-        )
-        blueprints = np.where(self.lifecycle.living, self.lifecycle.blueprint, NO_BLUEPRINT)
-        return {"obs": obs, "blueprint_indices": blueprints, "action_mask": self._mask.copy()}
-
     def _progress_info(self) -> dict[str, Any]:
         info: dict[str, Any] = {}
         _add_info(info, "score", self.account.score.sum(axis=1))

@@ -123,7 +123,6 @@ def _in_window(query: Tensor, key: Tensor, window: int) -> Tensor:
     return (query >= key) & (query - key < window)
 
 
-@cache
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
     position = torch.arange(length, device=device)
     return _in_window(position[:, None], position, window)

@@ -61,9 +61,19 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = Fal
         if relu and bias is not None:
             return ConvRelu.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         out = Conv.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    elif len(weight) == 1:
+        out = _conv_of_one(x, weight, bias)
     else:
         out = _conv_by_patches(x, weight, bias)
     return out.relu() if relu else out
+
+
+def _conv_of_one(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
+    """A convolution of a single member, whose images may lie in memory channels first."""
+    images = x.squeeze(0).permute(0, 3, 1, 2)
+    own_bias = None if bias is None else bias.squeeze(0)
+    out = F.conv2d(images, weight.squeeze(0), own_bias, padding=weight.shape[-1] // 2, groups=groups)
+    return out.permute(0, 2, 3, 1).unsqueeze(0)
 
 
 def _conv_by_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -81,6 +91,8 @@ def _conv_by_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
     if compiled(x):
         return Depthwise.apply(x, weight)  # type: ignore[no-untyped-call]
+    if len(weight) == 1:
+        return _conv_of_one(x, weight, None, groups=x.shape[-1])
     k, channels = weight.shape[-1], x.shape[-1]
     taps = weight.flatten(2).transpose(1, 2)  # [M, k·k, C]
     patches = _Patches.apply(x, k).unflatten(-1, (k * k, channels))  # type: ignore[no-untyped-call]

@@ -7,7 +7,6 @@ members concerned at a reset or a germination.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -21,6 +20,7 @@ from envs.blueprints import blueprints_for
 from envs.episode_state import EpisodeState
 from envs.lifecycle import Lifecycle
 from envs.limits import ParameterCosts
+from envs.measurements import SeedGradients
 from envs.population.bank import SeedBank
 from envs.population.blending import SeedRun, SlotSeeds, gate_parameters
 from envs.population.capture import Repeater
@@ -41,16 +41,6 @@ FloatArray = npt.NDArray[np.float64]
 def draw_variant(task: Task, generator: np.random.Generator) -> int:
     """Index of an episode's host variant: the first thing that is drawn."""
     return int(generator.integers(len(task.variants)))
-
-
-@dataclass(frozen=True)
-class SeedGradients:
-    """Gradient statistics of an epoch, ``[N, S]``, NaN where a slot has no seed that trains (see GradientHealth)."""
-
-    norm: FloatArray
-    vanishing: FloatArray
-    exploding: FloatArray
-    health: FloatArray
 
 
 class Population(EpisodeState):
@@ -279,6 +269,10 @@ class Population(EpisodeState):
         return SeedGradients(**fields)
 
     # ------------------------------------------------------------------ evaluation
+    def validate(self, hosts: IntArray, alpha: FloatArray, lifecycle: Lifecycle) -> tuple[FloatArray, FloatArray]:
+        """See :class:`envs.counterfactuals.Evaluate`."""
+        return self.evaluate(hosts, alpha, lifecycle, "validation")
+
     @torch.no_grad()
     def evaluate(
         self, members: IntArray, alpha: FloatArray, lifecycle: Lifecycle, split: SplitName

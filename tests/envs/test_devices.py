@@ -21,7 +21,7 @@ def play(task, device):
     for step in range(9):
         actions = random_valid_actions(env, obs, generator)
         if step == 6:
-            env.snapshots.restore(np.arange(2), env.lifecycle)
+            env.watch.snapshots.restore(np.arange(2), env.lifecycle)
             actions = np.zeros_like(actions)  # the masks were those of the hosts before
         obs, reward, *_ = env.step(actions)
         rewards.append(reward)

@@ -109,7 +109,7 @@ def test_a_broken_member_goes_back_to_exactly_its_last_snapshot_and_ends_alone(b
         "DORMANT",
     ]
     host, extra = env.lifecycle.costs.host[1], env.lifecycle.extra_parameters[1]
-    accuracy = env._evaluate(np.arange(3))[1][1]
+    accuracy = env.watch._evaluate(np.arange(3))[1][1]
     score = accuracy / 100 - 0.03 * np.log2(1 + extra / host)
     assert info["committed_score"][1] == pytest.approx(score, abs=1e-9)
     assert reward[1] == pytest.approx(score - score_before - 1, abs=1e-9)
@@ -171,9 +171,9 @@ def test_an_episodes_governor_does_not_depend_on_how_the_episode_was_started():
     for _ in range(7):
         for name in obs_called:
             assert np.array_equal(obs_automatic[name], obs_called[name])
-        for name, values in vars(called.governor).items():
-            assert np.array_equal(values, getattr(automatic.governor, name)), name
-        assert torch.equal(automatic.snapshots._flat, called.snapshots._flat)
+        for name, values in vars(called.watch.governor).items():
+            assert np.array_equal(values, getattr(automatic.watch.governor, name)), name
+        assert torch.equal(automatic.watch.snapshots.weights._flat, called.watch.snapshots.weights._flat)
         obs_automatic, *_ = automatic.step(everyone(automatic, WAIT))
         obs_called, *_ = called.step(everyone(called, WAIT))
 
@@ -185,8 +185,8 @@ def test_a_bad_epoch_is_never_saved_not_even_where_a_seed_fossilises_in_it():
     plan = {1: germinate(0), 2: advance(), 5: advance(), 8: advance(), 11: fossilize()}
     for epoch in range(1, 10):
         env.step(everyone(env, plan.get(epoch, WAIT)))
-    env.governor._best[:] = 90.0  # as if it had learnt something before
-    healthy = env.snapshots._flat.clone()
+    env.watch.governor._best[:] = 90.0  # as if it had learnt something before
+    healthy = env.watch.snapshots.weights._flat.clone()
     panics = []
     for epoch in range(10, 13):
         with torch.no_grad():
@@ -207,16 +207,16 @@ def test_a_fossil_of_a_bad_epoch_is_saved_in_the_first_healthy_one_after_it():
     plan = {1: germinate(0), 2: advance(), 5: advance(), 8: advance(), 11: fossilize()}
     for epoch in range(1, 13):
         if epoch == 11:
-            healthy, best = env.population.flat.clone(), env.governor._best.copy()
-            env.governor._best[:] = 99.0
+            healthy, best = env.population.flat.clone(), env.watch.governor._best.copy()
+            env.watch.governor._best[:] = 99.0
             env.population.flat[:] = 0.0
         if epoch == 12:
-            assert not env.governor.healthy[0]
-            assert env.snapshots.lacks(env.lifecycle)[0]
-            env.governor._best[:], env.population.flat[:] = best, healthy
+            assert not env.watch.governor.healthy[0]
+            assert env.watch.snapshots.lacks(env.lifecycle)[0]
+            env.watch.governor._best[:], env.population.flat[:] = best, healthy
         env.step(everyone(env, plan.get(epoch, WAIT)))
-    assert env.governor.healthy[0]
-    assert not env.snapshots.lacks(env.lifecycle)[0]
+    assert env.watch.governor.healthy[0]
+    assert not env.watch.snapshots.lacks(env.lifecycle)[0]
 
 
 def test_where_guessing_is_right_half_of_the_time_it_is_said_that_no_collapse_can_be_noticed():

@@ -196,11 +196,11 @@ def test_growing_needs_the_budget_and_shrinking_makes_room():
     play(env, [germinate(1, LADDER), advance(1), grow_inside(1)])
 
     def open_slots(op):
-        return views_of(env, env._mask)["slot"][0, op].tolist()
+        return views_of(env, env.watch.mask)["slot"][0, op].tolist()
 
     assert open_slots(LifecycleOp.GROW_INTERNAL) == [0, 0, 0]
     assert open_slots(LifecycleOp.SHRINK_INTERNAL) == [0, 1, 0]
-    assert views_of(env, env._mask)["op"][0, [6, 7]].tolist() == [0, 1]
+    assert views_of(env, env.watch.mask)["op"][0, [6, 7]].tolist() == [0, 1]
     play(env, [shrink_inside(1)])
     assert open_slots(LifecycleOp.GROW_INTERNAL) == [0, 1, 0]
     refused = env.step(everyone(env, grow_inside(0)))[-1]["refused"]
@@ -339,7 +339,7 @@ def test_an_observation_is_never_made_of_a_broken_level():
     play(env, TO_TRAINING)
     env.lifecycle.internal_level[1, 0] = 5
     with pytest.raises(ValueError, match="CONV_LADDER at level 5 of 4"):
-        env._observe()
+        env.watch.observe(env.max_epochs)
     with pytest.raises(ValueError, match="CONV_LADDER at level 5 of 4"):
         env.lifecycle.report(1, 0)
 

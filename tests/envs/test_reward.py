@@ -48,7 +48,7 @@ def test_the_return_is_the_committed_score_minus_the_initial_score(mode, seed):
         assert info["committed_score"] == pytest.approx(score, abs=1e-12)
         assert rewards[:, member].sum() == pytest.approx(score - start[member], abs=1e-9)
         assert set(np.unique(env.lifecycle.stage[member])) <= {1, 6}, "only fossils are committed"
-        accuracy = env._evaluate(np.array([member]))[1][0]
+        accuracy = env.watch._evaluate(np.array([member]))[1][0]
         assert info["committed_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     np.testing.assert_allclose(parts.sum(axis=2), rewards, atol=1e-12)
     assert not parts[:, :, 3:].any()

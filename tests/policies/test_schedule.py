@@ -53,7 +53,7 @@ def test_every_host_grows_its_own_schedule_and_commits_what_had_the_time(hosts):
     trails, seeds = [], held_out_seeds(0, len(hosts))
     policy = FixedSchedule(SLOTS, EPOCHS, hosts)
     results = run_episodes(
-        policy, ENV, seeds, lambda env: trails.append((env.lifecycle.stage.copy(), env.steps.last_success.copy()))
+        policy, ENV, seeds, lambda env: trails.append((env.lifecycle.stage.copy(), env.watch.steps.last_success.copy()))
     )
     stages, accepted = (np.stack(values) for values in zip(*trails, strict=True))
     assert accepted.all()

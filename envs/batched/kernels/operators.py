@@ -83,9 +83,28 @@ def _over_members(name: str, members: int, *arguments: float | None) -> None:
         other.result()
 
 
+_torch_alone = 0
+
+
+class TorchAlone:
+    """A context in which torch's own operators compute, for what torch itself is to compile or to export.
+
+    A class and one plain number, no generator: torch.compile follows that.
+    """
+
+    def __enter__(self) -> None:
+        global _torch_alone
+        _torch_alone += 1
+
+    def __exit__(self, *error: object) -> None:
+        global _torch_alone
+        _torch_alone -= 1
+
+
 def compiled(x: Tensor) -> bool:
     """Whether the kernels take this activation."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and _kernels() is not None
+    in_reach = not _torch_alone and x.device.type == "cpu" and x.dtype == torch.float32
+    return in_reach and _kernels() is not None
 
 
 def _pointers(*values: Tensor | None) -> list[int | None]:

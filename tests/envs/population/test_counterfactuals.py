@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from envs.population.counterfactuals import evaluate_with_counterfactuals
+from envs.counterfactuals import evaluate_with_counterfactuals
 from envs.vocabulary import Blueprint, LifecycleOp
 from tests.envs.helpers import (
     WAIT,
@@ -49,8 +49,8 @@ def measure(env, due=None):
     """What is measured of the hosts that are due, all by default, beside the same results as of a plain evaluation."""
     everybody = np.ones(env.num_envs, bool)
     due = everybody if due is None else np.array(due)
-    loss, accuracy, measured = evaluate_with_counterfactuals(env.population, env.lifecycle, everybody, due)
-    plain = env._evaluate(np.arange(env.num_envs))
+    loss, accuracy, measured = evaluate_with_counterfactuals(env.population.validate, env.lifecycle, everybody, due)
+    plain = env.watch._evaluate(np.arange(env.num_envs))
     np.testing.assert_allclose(loss, plain[0], atol=1e-5)
     np.testing.assert_allclose(accuracy, plain[1], atol=1e-9)
     return measured
@@ -134,19 +134,19 @@ def test_measuring_changes_nothing():
     env = blended([(Blueprint.CONV_LIGHT, Blueprint.DEPTHWISE, None)])
     flat, alpha = env.population.flat.clone(), env.lifecycle.alpha.copy()
     buffers = {name: buffer.clone() for name, buffer in env.population.buffers.items()}
-    before = env._evaluate(np.arange(1))
+    before = env.watch._evaluate(np.arange(1))
     measure(env)
     assert np.array_equal(env.lifecycle.alpha, alpha)
     assert (env.population.flat == flat).all()
     assert all((env.population.buffers[name] == buffer).all() for name, buffer in buffers.items())
-    assert np.array_equal(before, env._evaluate(np.arange(1)))
+    assert np.array_equal(before, env.watch._evaluate(np.arange(1)))
 
 
 def test_a_host_that_the_governor_stops_is_not_measured_not_even_in_a_fossil_that_it_keeps():
     env = blended([(Blueprint.CONV_LIGHT, None, None)] * 2)
     for action in (advance(0), fossilize(0), WAIT, WAIT):
         env.step(everyone(env, action))
-    env.counterfactual_interval = 1
+    env.watch.counterfactual_interval = 1
     env.step(everyone(env, WAIT))
     contribution = env.measurements.contribution.copy()
     env.population.flat[1] = np.nan

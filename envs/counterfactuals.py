@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from envs.lifecycle import Lifecycle
-from envs.population.population import Population
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -16,6 +16,20 @@ FloatArray = npt.NDArray[np.float64]
 
 PAIRWISE_RANGE = (2, 4)
 """Interactions are measured in members with this many active seeds, ends included."""
+
+
+class Evaluate(Protocol):
+    """Evaluates hosts on the validation split with some of their seeds forced out."""
+
+    def __call__(self, hosts: IntArray, alpha: FloatArray, lifecycle: Lifecycle) -> tuple[FloatArray, FloatArray]:
+        """Loss ``[J]`` and accuracy in percent ``[J]``.
+
+        Args:
+            hosts: ``[J]`` which ones; one may occur several times.
+            alpha: ``[J, S]`` blend amplitudes to evaluate with.
+            lifecycle: What the seeds are otherwise.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,38 +53,40 @@ class Counterfactuals:
 
 
 def evaluate_with_counterfactuals(
-    population: Population, lifecycle: Lifecycle, running: BoolArray, due: BoolArray
+    evaluate: Evaluate, lifecycle: Lifecycle, running: BoolArray, due: BoolArray, pairs: bool = True
 ) -> tuple[FloatArray, FloatArray, Counterfactuals]:
-    """Evaluate members on the validation split as they are, and those that are due with some seeds forced out as well.
+    """Evaluate hosts on the validation split as they are, and those that are due with some seeds forced out as well.
 
     It is one call, since a host as it is shares most of what is computed with the same host without a seed. A slot
     whose prune is ramping down is not measured and stays on in every subset.
 
     Args:
-        population: Hosts and seeds.
-        lifecycle: In sync with it.
-        running: ``[N]`` members to evaluate.
+        evaluate: Gives the results.
+        lifecycle: In sync with the hosts.
+        running: ``[N]`` hosts to evaluate.
         due: ``[N]`` those among them to measure.
+        pairs: Whether interactions are measured, beside contributions.
 
     Returns:
-        Loss and accuracy, everything on, each ``[N]`` and 0 where a member does not run, and what was measured.
+        Loss and accuracy, everything on, each ``[N]`` and 0 where a host does not run, and what was measured.
     """
     active = due[:, None] & (lifecycle.alpha > 0.0) & ~lifecycle.pruning
+    paired = _pairwise(active) & pairs
     hosts, bits = np.arange(len(due)), 1 << np.arange(active.shape[1])
     everything = (active * bits).sum(axis=1)
-    wanted = _wanted_subsets(active, bits)
+    wanted = _wanted_subsets(active, paired, bits)
     wanted[running, everything[running]] = True
     members, subsets = np.nonzero(wanted)
     results = np.full((2, *wanted.shape), np.nan)
     if len(members):
         on = ((subsets[:, None] & bits) > 0) | ~active[members]
         alpha = np.where(on, lifecycle.alpha[members], 0.0)
-        results[:, members, subsets] = population.evaluate(members, alpha, lifecycle, "validation")
+        results[:, members, subsets] = evaluate(members, alpha, lifecycle)
     loss, accuracy = np.where(running, results[:, hosts, everything], 0.0)
     f = results[1]
     without = f[hosts[:, None], np.where(active, everything[:, None] & ~bits, 0)]
     contribution = np.where(active, accuracy[:, None] - without, np.nan)
-    return loss, accuracy, Counterfactuals(contribution, *_interactions(f, active, bits))
+    return loss, accuracy, Counterfactuals(contribution, *_interactions(f, active, paired, bits))
 
 
 def _pairwise(active: BoolArray) -> BoolArray:
@@ -78,7 +94,7 @@ def _pairwise(active: BoolArray) -> BoolArray:
     return (count >= PAIRWISE_RANGE[0]) & (count <= PAIRWISE_RANGE[1])
 
 
-def _wanted_subsets(active: BoolArray, bits: IntArray) -> BoolArray:
+def _wanted_subsets(active: BoolArray, paired: BoolArray, bits: IntArray) -> BoolArray:
     """``[N, 2^S]`` subsets of the active slots to measure by: all but one, and for interactions all small ones."""
     everything = (active * bits).sum(axis=1)
     subset = np.arange(1 << len(bits))
@@ -86,13 +102,13 @@ def _wanted_subsets(active: BoolArray, bits: IntArray) -> BoolArray:
     within = (subset & ~everything[:, None]) == 0
     count = active.sum(axis=1)[:, None]
     all_but_one = size == count - 1
-    small = (size <= 2) & _pairwise(active)[:, None]
+    small = (size <= 2) & paired[:, None]
     return np.asarray(within & (all_but_one | small) & (count > 0))
 
 
-def _interactions(f: FloatArray, active: BoolArray, bits: IntArray) -> tuple[FloatArray, FloatArray]:
+def _interactions(f: FloatArray, active: BoolArray, paired: BoolArray, bits: IntArray) -> tuple[FloatArray, FloatArray]:
     first, second = np.triu_indices(len(bits), k=1)
-    both = _pairwise(active)[:, None] & active[:, first] & active[:, second]
+    both = paired[:, None] & active[:, first] & active[:, second]
     pair = np.where(both, f[:, bits[first] + bits[second]] - f[:, bits[first]] - f[:, bits[second]] + f[:, :1], np.nan)
     belongs = (first[:, None] == np.arange(len(bits))) | (second[:, None] == np.arange(len(bits)))  # [pairs, S]
     of_slot = np.where(belongs & both[:, :, None], pair[:, :, None], 0.0)
