@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from envs.blueprints.base import SeedModule
+from envs.blueprints.costs import cost_tables
 from envs.limits import FlopCosts
 from envs.tasks.base import Task
-from envs.vocabulary import INTERNAL_KINDS, INTERNAL_START_LEVEL, Blueprint, SeedInternalKind
+from envs.vocabulary import Blueprint
 
 FORWARDS_PER_TRAINING_STEP = 3
 """A backward computes two products, for inputs and for weights, where the forward computes one."""
@@ -31,18 +32,12 @@ def variant_flops(task: Task, modules: dict[Blueprint, SeedModule]) -> FlopCosts
     widths = np.array([[host.slot_width(variant, slot) for slot in slots] for variant in variants])
     places = [host.places(sample_shape, slot) for slot in slots]
     gate_places = np.ones(len(slots), np.int64) if host.activations.pooled_axes else np.array(places)
-    seeds = np.zeros((len(variants), len(task.slots.blueprints), len(slots)), np.int64)
-    levels = np.zeros_like(seeds)
-    for blueprint, module in modules.items():
-        start = INTERNAL_START_LEVEL[INTERNAL_KINDS.get(blueprint, SeedInternalKind.NONE)]
-        at_level = {
-            level: np.array(
-                [[module.flops(int(w), at, level) for w, at in zip(row, places, strict=True)] for row in widths]
-            )
-            for level in {0, 1, start}
-        }
-        seeds[:, blueprint] = at_level[start]
-        levels[:, blueprint] = at_level[1] - at_level[0]  # every level costs what the first one costs
+    seeds, levels = cost_tables(
+        modules,
+        task.slots.blueprints,
+        widths,
+        lambda module, width, slot, level: module.flops(width, places[slot], level),
+    )
     segments = np.array([host.segment_flops(variant, sample_shape) for variant in variants])
     return FlopCosts(
         host=segments.sum(axis=1),

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from envs.batched.parameters import ParameterLayout, count_parameters
 from envs.blueprints.base import SeedModule
+from envs.blueprints.costs import cost_tables, parameters_of
 from envs.limits import ParameterCosts
 from envs.population.blending import gate_parameters
 from envs.tasks.base import Task
-from envs.vocabulary import INTERNAL_KINDS, INTERNAL_START_LEVEL, Blueprint, SeedInternalKind
+from envs.vocabulary import Blueprint
 
 IntArray = npt.NDArray[np.int64]
 
@@ -32,14 +33,7 @@ class VariantTables:
     ) -> None:
         host, variants, slots = task.host, task.variants, range(task.slots.num_slots)
         widths = np.array([[host.slot_width(variant, slot) for slot in slots] for variant in variants])
-        seeds = np.zeros((len(variants), len(task.slots.blueprints), len(slots)), np.int64)
-        levels = np.zeros_like(seeds)
-        for blueprint, module in modules.items():
-            specs = [[module.parameters(int(w)) for w in row] for row in widths]
-            start = INTERNAL_START_LEVEL[INTERNAL_KINDS.get(blueprint, SeedInternalKind.NONE)]
-            seeds[:, blueprint] = [[count_parameters(spec, start) for spec in row] for row in specs]
-            # Every level costs what the first one costs.
-            levels[:, blueprint] = [[count_parameters(s, 1) - count_parameters(s, 0) for s in row] for row in specs]
+        seeds, levels = cost_tables(modules, task.slots.blueprints, widths, parameters_of)
         self._costs = ParameterCosts(
             host=np.array([count_parameters(host.parameters(variant)) for variant in variants]),
             blueprint=seeds,

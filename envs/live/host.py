@@ -1,0 +1,287 @@
+"""A live host: somebody's model in somebody's loop, as the world sees it, with N = 1."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from envs.batched.parameters import count_parameters
+from envs.blueprints import blueprints_for
+from envs.blueprints.costs import cost_tables, parameters_of
+from envs.lifecycle import Lifecycle
+from envs.limits import ParameterCosts
+from envs.live.optimizer import SeedOptimizer
+from envs.live.places import LiveError, Place
+from envs.live.quiet import untouched
+from envs.live.slot import Growth, LiveSlot
+from envs.measurements import SeedGradients
+from envs.population.blending import gate_parameters
+from envs.slots import SlotConfig
+from envs.vocabulary import AlphaAlgorithm, Blueprint, SeedStage
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+Result = tuple[float, float]
+"""Loss, and accuracy in percent."""
+
+GROWTH = "growth"
+"""Name of the submodule that holds the slots."""
+
+
+class LiveHost:
+    """The user's model with slots in it (see :class:`envs.watch.GrowingHosts`, :class:`envs.snapshots.SavedWeights`).
+
+    Of the policy's S slots the first ones are the model's; the others are disabled.
+
+    Args:
+        model: Becomes a host: gets the submodule ``growth`` and a forward hook at every slot.
+        optimizer: Trains it.
+        places: Where it can grow, in the order in which data passes them.
+        slots: The policy's slots.
+        evaluate: Loss and accuracy in percent on the user's validation data.
+        lr_scale: Share of the optimiser's step that seeds take.
+        seed: Of the seeds' initial weights.
+
+    Raises:
+        LiveError: an optimiser that cannot be used; the model is as it was then.
+
+    Attributes:
+        evaluations: Calls of ``evaluate`` so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        places: Sequence[Place],
+        slots: SlotConfig,
+        evaluate: Callable[[], Result],
+        lr_scale: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.evaluations = model, 0
+        self._evaluate, self._seed, self._births = evaluate, seed, 0
+        self._given: Result | None = None
+        self._costs = _costs(model, places, slots)
+        self.growth = Growth(places, [_parameter_near(model, place.name) for place in places])
+        self.slots = self.growth.slots()
+        self.optimizer = SeedOptimizer(optimizer, model, self.slots, lr_scale)
+        model.add_module(GROWTH, self.growth)
+        self._handles = {
+            slot: model.get_submodule(slot.place.name).register_forward_hook(slot.hook) for slot in self.slots
+        }
+        self._saved: dict[str, Tensor] = {}
+        self._saved_optimizer: dict[str, dict[str, Any]] = {}
+
+    @property
+    def costs(self) -> ParameterCosts:
+        """Parameter counts, ``N = 1``."""
+        return self._costs
+
+    def release(self) -> None:
+        """Be an ordinary module: hooks stay where seeds live, the optimiser keeps the seeds as it has them."""
+        self.optimizer.release()
+        for (name, slot), handle in zip(list(self.growth.named_children()), self._handles.values(), strict=True):
+            if isinstance(slot, LiveSlot) and slot.seed_kind is None:
+                handle.remove()
+                delattr(self.growth, name)
+        if not self.growth.slots():
+            delattr(self.model, GROWTH)
+
+    # ------------------------------------------------------------------ what grows
+    def sync(self, lifecycle: Lifecycle) -> None:
+        """Hold exactly the seeds that the lifecycle says have weights, in its stages and with its alphas."""
+        for at, slot in enumerate(self.slots):
+            kind = Blueprint(int(lifecycle.blueprint[0, at])) if lifecycle.computing[0, at] else None
+            if slot.seed_kind is not None and slot.seed_kind is not kind:
+                self.optimizer.remove(list(slot.named().values()))
+                slot.empty()
+            if kind is None:
+                continue
+            if slot.seed_kind is None:
+                slot.plant(kind)
+            stage = lifecycle.stage[0, at]
+            slot.set_stage(incubating=stage == SeedStage.TRAINING, attached=stage >= SeedStage.HOLDING)
+            self._set_form(slot, AlphaAlgorithm(lifecycle.algorithm[0, at]), int(lifecycle.internal_level[0, at]))
+            slot.set_alpha(float(lifecycle.alpha[0, at]))
+
+    def _set_form(self, slot: LiveSlot, algorithm: AlphaAlgorithm, level: int) -> None:
+        if (algorithm, level) != (slot.seed_algorithm, slot.seed_level) or not slot.named():
+            new, gone = slot.set_form(algorithm, level, np.random.default_rng([self._seed, self._births]))
+            self._births += 1
+            self.optimizer.remove(gone)
+            self.optimizer.add(slot, new)
+
+    def gradients(self) -> SeedGradients:
+        """What the seeds' gradients were like since the last call, ``[1, S]``."""
+        fields = {name: np.full((1, self._costs.gate.shape[1]), np.nan) for name in vars(_NOTHING)}
+        for slot, health in self.optimizer.read().items():
+            for name, values in fields.items():
+                values[0, self.slots.index(slot)] = float(getattr(health, name))
+        return SeedGradients(**fields)
+
+    # ------------------------------------------------------------------ evaluation
+    def give(self, result: Result) -> None:
+        """Take this as the result of the model as it is, in place of the next evaluation of it."""
+        self._given = result
+
+    def validate(self, hosts: IntArray, alpha: FloatArray, lifecycle: Lifecycle) -> tuple[FloatArray, FloatArray]:
+        """See :class:`envs.counterfactuals.Evaluate`.
+
+        Raises:
+            LiveError: the user's function raised, or gave something else than two numbers.
+        """
+        given, self._given = self._given, None
+        results = []
+        try:
+            for row in alpha:
+                as_it_is = np.array_equal(row, lifecycle.alpha[0])
+                results.append(given if as_it_is and given is not None else self._evaluated(row))
+        finally:
+            self._show(lifecycle.alpha[0])
+        loss, accuracy = np.array(results, np.float64).T
+        return loss, accuracy
+
+    def _evaluated(self, alpha: FloatArray) -> Result:
+        self._show(alpha)
+        self.evaluations += 1
+        with untouched(self.model):
+            try:
+                result = self._evaluate()
+            except Exception as error:
+                raise LiveError(f"evaluate() raised {type(error).__name__}: {error}") from error
+        return checked_result(result, "evaluate() returned")
+
+    def _show(self, alpha: FloatArray) -> None:
+        for at, slot in enumerate(self.slots):
+            if slot.seed_kind is not None:
+                slot.set_alpha(float(alpha[at]))
+
+    # ------------------------------------------------------------------ the governor's copies
+    def save(self, hosts: IntArray, fossils: BoolArray) -> None:
+        """Copy the host, its fossils and their part of the optimiser to the CPU."""
+        unsaved = [f"{GROWTH}.{name}." for name, slot in self._named_slots() if not fossils[0, self.slots.index(slot)]]
+        kept = {
+            name: tensor
+            for name, tensor in self.model.state_dict().items()
+            if isinstance(tensor, Tensor) and not name.startswith(tuple(unsaved))
+        }
+        self._saved = {name: tensor.detach().to("cpu", copy=True) for name, tensor in kept.items()}
+        state = self.optimizer.optimizer.state
+        self._saved_optimizer = {
+            name: {key: _on_cpu(value) for key, value in state[parameter].items()}
+            for name, parameter in self.model.named_parameters()
+            if name in kept and parameter in state
+        }
+
+    def restore(self, hosts: IntArray, lifecycle: Lifecycle) -> None:
+        """Bring back what was saved; seeds that were not are gone, from the optimiser too."""
+        self.sync(lifecycle)
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                if name in self._saved:
+                    tensor.copy_(self._saved[name])
+        state = self.optimizer.optimizer.state
+        for name, parameter in self.model.named_parameters():
+            if name in self._saved_optimizer:
+                _put_back(state[parameter], self._saved_optimizer[name], parameter.device)
+            else:
+                state.pop(parameter, None)
+
+    def forget(self, hosts: IntArray) -> None:
+        """Nothing is saved of an earlier episode."""
+
+    def _named_slots(self) -> list[tuple[str, LiveSlot]]:
+        return [(name, slot) for name, slot in self.growth.named_children() if isinstance(slot, LiveSlot)]
+
+    # ------------------------------------------------------------------ keeping
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed host needs beside the states of model and optimiser: plain numbers, strings and tensors."""
+        order = [[self.slots.index(slot), name] for slot, name in self.optimizer.order]
+        return {
+            "births": self._births,
+            "evaluations": self.evaluations,
+            "order": order,
+            "saved": dict(self._saved),
+            "saved_optimizer": copy.deepcopy(self._saved_optimizer),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], lifecycle: Lifecycle) -> None:
+        """Plant the seeds of a lifecycle that was loaded, in the order of their birth; their values come after."""
+        self.sync(lifecycle)
+        self.optimizer.reorder([(self.slots[at], name) for at, name in state["order"]])
+        self._births, self.evaluations = state["births"], state["evaluations"]
+        self._saved, self._saved_optimizer = dict(state["saved"]), copy.deepcopy(state["saved_optimizer"])
+
+
+_NOTHING = SeedGradients(*[np.empty((1, 0))] * 4)
+
+
+def checked_result(result: Any, where: str) -> Result:
+    """Loss and accuracy of what a user gave; a loss may be anything, for the governor to judge.
+
+    Raises:
+        LiveError: not two numbers, or an accuracy that is no percentage.
+    """
+    wanted = "two numbers are needed, the validation loss and the accuracy in percent"
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        what = f"{len(result)} values" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
+        raise LiveError(f"{where} {what}: {wanted}")
+    try:
+        loss, accuracy = (float(value) for value in result)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LiveError(f"{where} {result!r}: {wanted}") from error
+    if not math.isfinite(accuracy):
+        return math.nan, 0.0
+    if not 0.0 <= accuracy <= 100.0:
+        raise LiveError(f"{where} an accuracy of {accuracy:g}: it must be in percent, from 0 to 100")
+    return loss, accuracy
+
+
+def _parameter_near(model: nn.Module, name: str) -> Tensor:
+    """A floating-point parameter of the module, or of what it is a part of."""
+    while True:
+        for parameter in model.get_submodule(name).parameters():
+            if parameter.is_floating_point():
+                return parameter
+        if not name:
+            raise LiveError("the model has no parameters: there is nothing to train, and nothing to grow")
+        name = name.rpartition(".")[0]
+
+
+def _costs(model: nn.Module, places: Sequence[Place], slots: SlotConfig) -> ParameterCosts:
+    modules = blueprints_for(places[0].kind.topology, slots.blueprints)
+    own = [place.width for place in places]
+    widths = np.array([own + own[-1:] * (slots.num_slots - len(own))])  # of a disabled slot nothing is asked
+    seeds, levels = cost_tables(modules, slots.blueprints, widths, parameters_of)
+    return ParameterCosts(
+        host=np.array([sum(parameter.numel() for parameter in model.parameters())]),
+        blueprint=seeds,
+        level=levels,
+        gate=np.array([[count_parameters(gate_parameters(int(width))) for width in widths[0]]]),
+        offered=np.array([blueprint in modules for blueprint in slots.blueprints]),
+    )
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _put_back(state: dict[str, Any], saved: Mapping[str, Any], device: torch.device) -> None:
+    """Saved values into an optimiser's state of one parameter; tensors go where they lay (a step count: the CPU)."""
+    for key in state.keys() - saved.keys():
+        del state[key]
+    for key, value in saved.items():
+        if isinstance(value, Tensor) and isinstance(state.get(key), Tensor):
+            state[key].copy_(value)
+        else:
+            state[key] = value.to(device) if isinstance(value, Tensor) else copy.deepcopy(value)

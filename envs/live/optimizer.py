@@ -1,0 +1,181 @@
+"""Seeds in somebody's own optimiser: they join its groups, are clipped one by one, and leave no trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from envs.live.places import LiveError
+from envs.live.slot import LiveSlot
+from envs.population.optimizer import CLIP_NORM, GradientHealth, GradientMeter
+
+Owner = tuple[LiveSlot, str]
+"""Whose parameter it is: the slot, and the name in its seed."""
+
+
+class SeedOptimizer:
+    """Lets the user's optimiser train the seeds beside the host.
+
+    A seed's parameters are appended to the group that trains the slot's module, in the order in which they were born:
+    no group is added (many schedulers cannot bear a late one), and the host's own entries keep their places. Just
+    before a step each seed's gradient is measured and clipped to norm 1 as if the seed were alone; a gradient that is
+    not finite is dropped. Whatever else the optimiser does it does with seeds as with all parameters of the group.
+
+    Args:
+        optimizer: Of the host.
+        model: The host.
+        slots: Of the host.
+        lr_scale: Share of a step that seeds take.
+
+    Raises:
+        LiveError: an optimiser that takes no groups of parameters, or has none of the host's.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, slots: list[LiveSlot], lr_scale: float) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise LiveError(f"the optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+        if isinstance(optimizer, LBFGS):
+            raise LiveError(
+                "LBFGS keeps one flat history of all parameters and cannot take new ones: grow with SGD, Adam or AdamW"
+            )
+        self.optimizer, self._slots, self._lr_scale = optimizer, slots, lr_scale
+        self._groups = {slot: self._group_of(model, slot.place.name) for slot in slots}
+        self._owners: dict[nn.Parameter, Owner] = {}
+        self._meters = {slot: GradientMeter() for slot in slots}
+        self._measured: set[LiveSlot] = set()
+        self._before: list[tuple[nn.Parameter, Tensor]] = []
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def _group_of(self, model: nn.Module, name: str) -> int:
+        """Index of the group that trains most of the slot's module, or of what it is a part of."""
+        owner = {
+            id(parameter): at for at, group in enumerate(self.optimizer.param_groups) for parameter in group["params"]
+        }
+        while True:
+            groups = [owner[id(p)] for p in model.get_submodule(name).parameters() if id(p) in owner]
+            if groups:
+                return max(set(groups), key=groups.count)
+            if not name:
+                raise LiveError(
+                    "the optimizer has none of the model's parameters: build it from model.parameters() and pass both"
+                )
+            name = name.rpartition(".")[0]
+
+    # ------------------------------------------------------------------ membership
+    @property
+    def order(self) -> list[Owner]:
+        """Whose parameters they are, in the order of their birth."""
+        return list(self._owners.values())
+
+    def add(self, slot: LiveSlot, parameters: list[nn.Parameter]) -> None:
+        """Train parameters of a slot's seed from now on; they have no momentum."""
+        names = {id(parameter): name for name, parameter in slot.named().items()}
+        group = self.optimizer.param_groups[self._groups[slot]]
+        for parameter in parameters:
+            name = names[id(parameter)]
+            self._owners[parameter] = (slot, name)
+            group["params"].append(parameter)
+            if "param_names" in group:
+                group["param_names"].append(f"{slot.place.name}.{name}")
+
+    def remove(self, parameters: list[nn.Parameter]) -> None:
+        """Train these no longer, and forget their momentum."""
+        doomed = {id(parameter) for parameter in parameters}
+        for group in self.optimizer.param_groups:
+            kept = [at for at, parameter in enumerate(group["params"]) if id(parameter) not in doomed]
+            if len(kept) < len(group["params"]):
+                if "param_names" in group:
+                    group["param_names"][:] = [group["param_names"][at] for at in kept]
+                group["params"][:] = [group["params"][at] for at in kept]
+        for parameter in parameters:
+            self._owners.pop(parameter, None)
+            self.optimizer.state.pop(parameter, None)
+
+    def reorder(self, order: Sequence[Owner]) -> None:
+        """Take the seeds out of the groups and append them anew in this order.
+
+        Raises:
+            LiveError: the seeds' parameters are others.
+        """
+        held = {owner: parameter for parameter, owner in self._owners.items()}
+        if held.keys() != set(order):
+            raise LiveError("the saved order of the seeds' parameters does not fit the seeds that live: was it edited?")
+        states = [(p, self.optimizer.state[p]) for p in self._owners if p in self.optimizer.state]
+        self.remove(list(held.values()))
+        for slot, name in order:
+            self.add(slot, [held[slot, name]])
+        for parameter, state in states:
+            self.optimizer.state[parameter].update(state)
+
+    def release(self) -> None:
+        """Leave the seeds to the optimiser as ordinary parameters."""
+        for handle in self._handles:
+            handle.remove()
+
+    # ------------------------------------------------------------------ a step
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        # Of the positional arguments the first one is the optimiser itself.
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._treat()
+            return None
+        treated = self._closing(closure)
+        return ((args[0], treated), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": treated})
+
+    def _closing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure, after whose backward the seeds' gradients are treated."""
+
+        def treated() -> Any:
+            result = closure()
+            self._treat()
+            return result
+
+        return treated
+
+    @torch.no_grad()
+    def _treat(self) -> None:
+        """Measure and clip each seed's gradient."""
+        scale = getattr(self.optimizer, "grad_scale", None)  # what a fused optimiser has yet to divide by
+        factor = 1.0 if scale is None else float(scale)
+        for slot in self._slots:
+            parameters = list(slot.named().values())
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if not gradients:
+                continue
+            none = torch.zeros((), device=slot.like.device)
+            norms = torch.stack([none if p.grad is None else p.grad.float().norm() for p in parameters]) / factor
+            self._meters[slot].add(norms.square()[None])
+            self._measured.add(slot)
+            norm = float(norms.norm())
+            if not math.isfinite(norm):
+                slot.drop_gradients()
+            elif norm > CLIP_NORM:
+                torch._foreach_mul_(gradients, CLIP_NORM / norm)
+        if self._lr_scale != 1.0:
+            self._before = [(parameter, parameter.detach().clone()) for parameter in self._owners]
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter, before in self._before:
+            parameter.copy_(torch.lerp(before, parameter, self._lr_scale))
+        self._before = []
+        for slot in self._slots:
+            if slot.incubating:
+                slot.drop_gradients()  # nobody else sees that they are there
+
+    def read(self) -> dict[LiveSlot, GradientHealth]:
+        """The statistics of the gradients of each seed that was trained since the last call."""
+        health = {}
+        for slot in self._measured:
+            columns = len(slot.named())
+            health[slot] = self._meters[slot].read(torch.ones(1, columns, dtype=torch.bool, device=slot.like.device))
+        self._measured.clear()
+        return health

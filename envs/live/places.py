@@ -1,0 +1,325 @@
+"""Where a network can grow: which of its modules' outputs are images, sequences or vectors, and how wide."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from envs.batched.activations import IMAGES, SEQUENCES, VECTORS, ActivationLayout
+from envs.live.quiet import untouched
+
+Example = Tensor | Sequence[Any] | Mapping[str, Any]
+"""One batch as the model takes it: its only argument, its positional ones, or its named ones."""
+
+
+class LiveError(ValueError):
+    """A network, an optimiser or an argument that nothing can be grown with; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of activation.
+
+    Attributes:
+        name: In words.
+        topology: Of the hosts whose blueprints fit.
+        activations: How it lies once the members' axis is in front.
+        num_axes: Axes of a batch.
+    """
+
+    name: str
+    topology: str
+    activations: ActivationLayout
+    num_axes: int
+
+
+IMAGE = Kind("image", "cnn", IMAGES, 4)
+SEQUENCE = Kind("sequence", "transformer", SEQUENCES, 3)
+VECTOR = Kind("vector", "mlp", VECTORS, 2)
+_BY_AXES = {kind.num_axes: kind for kind in (IMAGE, SEQUENCE, VECTOR)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module on whose output a seed can grow.
+
+    Attributes:
+        name: Of the module.
+        kind: Of its output.
+        width: Channels or features.
+        batch_axis: Where the batch is, 0, or 1 in sequences that lead with time.
+        places: Pixels or tokens of one sample of the example; 1 for vectors.
+        item: Which entry of an output that is a tuple or list; None where the output is a tensor.
+    """
+
+    name: str
+    kind: Kind
+    width: int
+    batch_axis: int
+    places: int
+    item: int | None
+
+    def members_first(self, h: Tensor) -> Tensor:
+        """The output as one member's activation, ``[1, B, ..., C]``: a view."""
+        if self.kind is IMAGE:
+            h = h.permute(0, 2, 3, 1)
+        return h.movedim(self.batch_axis, 0).unsqueeze(0)
+
+    def members_gone(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`members_first`, a view."""
+        h = x.squeeze(0).movedim(0, self.batch_axis)
+        return h.permute(0, 3, 1, 2) if self.kind is IMAGE else h
+
+    def activation(self, output: Any) -> Tensor:
+        """The tensor of an output that the seed sees.
+
+        Raises:
+            LiveError: the output is not what it was when the slot was made.
+        """
+        h = output if self.item is None else output[self.item]
+        axis = 1 if self.kind is IMAGE else -1
+        if not isinstance(h, Tensor) or h.is_nested or h.dim() != self.kind.num_axes or h.shape[axis] != self.width:
+            raise LiveError(
+                f"the slot {self.name!r} was made for {_described(self)}, but its module now gives {_shape_of(h)}: a "
+                "slot's kind and width must stay as they are"
+            )
+        return h
+
+
+def _described(place: Place) -> str:
+    return f"a {place.kind.name} of width {place.width}"
+
+
+def _shape_of(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "a nested tensor" if value.is_nested else f"shape {list(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What a module gave in the example, with two batch sizes."""
+
+    order: int
+    calls: int
+    values: tuple[Any, ...]
+
+
+class Places:
+    """Every module of a network as a possible slot, found by running an example with two batch sizes.
+
+    Args:
+        model: The network; its weights, buffers, modes and randomness stay as they are.
+        example: A batch of at least two samples.
+        batch_axis: Axis of the batch in the example's tensors.
+
+    Raises:
+        LiveError: an example of fewer than two samples, or one with which the model does not run.
+    """
+
+    def __init__(self, model: nn.Module, example: Example, batch_axis: int = 0) -> None:
+        self._model = model
+        size = batch_size(example, batch_axis)
+        if size < 2:
+            raise LiveError(
+                f"the example must be a batch of at least 2 samples, so that the batch axis shows, got {size}: pass "
+                "for instance images[:2]"
+            )
+        smaller = shortened(example, batch_axis, size, size - 1)
+        self._outputs = _recorded(model, (example, smaller))
+        names: dict[nn.Module, list[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            names.setdefault(module, []).append(name)
+        self._aliases = {name: own for own in names.values() for name in own}
+        self._modules = {name: own for own, found in names.items() for name in found if name}
+
+    def candidates(self) -> list[Place]:
+        """All modules that can be slots, in the order in which data passes them."""
+        found = []
+        for name in self._modules:
+            try:
+                found.append(self.place(name))
+            except LiveError:
+                continue
+        return sorted(found, key=self._order)
+
+    def chosen(self, wanted: Sequence[str]) -> list[Place]:
+        """The slots that names, globs or suffixes say, in the order in which data passes them.
+
+        Raises:
+            LiveError: a name that fits no module, a module that cannot be a slot, or slots of several kinds.
+        """
+        names: list[str] = []
+        for pattern in wanted:
+            matching = list(self._matching(pattern))
+            if not matching:
+                raise LiveError(f"no module is called {pattern!r}; slots can be\n{self.table()}")
+            names += matching
+        places = sorted((self.place(name) for name in dict.fromkeys(names)), key=self._order)
+        kinds = {place.kind.name: place.name for place in places}
+        if len(kinds) > 1:
+            listed = ", ".join(f"{name!r} is a {kind}" for kind, name in kinds.items())
+            raise LiveError(f"all slots must be of one kind, but {listed}: choose slots of one kind")
+        return places
+
+    def _matching(self, pattern: str) -> Iterator[str]:
+        """A name as it is; else what the glob fits; else what ends so."""
+        if pattern in self._modules:
+            yield pattern
+        elif any(sign in pattern for sign in "*?["):
+            yield from fnmatch.filter(self._modules, pattern)
+        else:
+            yield from (name for name in self._modules if name.endswith(f".{pattern}"))
+
+    def _order(self, place: Place) -> int:
+        return self._outputs[place.name].order
+
+    def place(self, name: str) -> Place:
+        """One module as a slot.
+
+        Raises:
+            LiveError: its output cannot be grown on; the message says why.
+        """
+        if len(self._aliases[name]) > 1:
+            raise LiveError(
+                f"{name!r} is one module under several names ({', '.join(self._aliases[name])}): it would grow in all "
+                "of them at once; choose another slot"
+            )
+        output = self._outputs.get(name)
+        if output is None:
+            raise LiveError(f"{name!r} is never called in the forward of the example: choose a module that is")
+        if output.calls > 1:
+            raise LiveError(
+                f"{name!r} is called {output.calls} times in one forward: its seed would be blended in as often; "
+                "choose a module that is called once"
+            )
+        (larger, smaller), item = output.values, None
+        if isinstance(larger, tuple | list):
+            item = next((place for place, value in enumerate(larger) if isinstance(value, Tensor)), None)
+            if item is not None:
+                larger, smaller = larger[item], smaller[item]
+        return self._grown_on(name, larger, smaller, item)
+
+    def _grown_on(self, name: str, larger: Any, smaller: Any, item: int | None) -> Place:
+        if not isinstance(larger, Tensor) or larger.is_nested or not larger.is_floating_point():
+            what = (
+                f"{larger.dtype} tensor" if isinstance(larger, Tensor) and not larger.is_nested else _shape_of(larger)
+            )
+            raise LiveError(
+                f"the output of {name!r} is {what}: a slot needs a floating-point tensor, or a tuple or list with one"
+            )
+        shape, kind = list(larger.shape), _BY_AXES.get(larger.dim())
+        varying = [axis for axis, size in enumerate(smaller.shape) if size != shape[axis]]
+        batch_axes = (0, 1) if kind is SEQUENCE else (0,)
+        if kind is None or smaller.dim() != larger.dim() or varying not in [[axis] for axis in batch_axes]:
+            raise LiveError(
+                f"the output of {name!r} has shape {shape}, and axes {varying} follow the batch: a slot needs an image "
+                "[B, C, H, W], a sequence [B, L, D] or a vector [B, D]"
+            )
+        axis, others = (1, (3,)) if kind is IMAGE else (len(shape) - 1, (1,) if kind is SEQUENCE else ())
+        self._check_features(name, shape, axis, others)
+        places = shape[2] * shape[3] if kind is IMAGE else shape[1 - varying[0]] if kind is SEQUENCE else 1
+        return Place(name, kind, shape[axis], varying[0], places, item)
+
+    def _check_features(self, name: str, shape: list[int], axis: int, others: tuple[int, ...]) -> None:
+        """Features on another axis (``[B, H, W, C]``, ``[B, C, L]``) show in the sizes of the module's parameters."""
+        sizes = {parameter.shape[0] for parameter in self._modules[name].parameters() if parameter.dim()}
+        for other in others:
+            square = axis == 1 and shape[1] == shape[2] != shape[3]
+            elsewhere = shape[axis] not in sizes and shape[other] in sizes if sizes else square
+            if elsewhere:
+                raise LiveError(
+                    f"the output of {name!r} has shape {shape} with its features on axis {other}: a slot needs images "
+                    "[B, C, H, W] or sequences [B, L, D]; choose a module before or after that has them so"
+                )
+
+    def table(self) -> str:
+        """The candidates, one line each."""
+        lines = [f"  {place.name}  ({_described(place)})" for place in self.candidates()]
+        return "\n".join(lines) if lines else "  (none: no module gives an image, a sequence or a vector)"
+
+
+# ---------------------------------------------------------------------- examples
+def batch_size(example: Example, batch_axis: int) -> int:
+    """Samples of an example.
+
+    Raises:
+        LiveError: it holds no tensor, or its first tensor has no such axis.
+    """
+    for value in _values(example):
+        if isinstance(value, Tensor):
+            if value.dim() <= batch_axis:
+                raise LiveError(f"the example's first tensor has shape {list(value.shape)} and no axis {batch_axis}")
+            return value.shape[batch_axis]
+    raise LiveError("the example must be a tensor, or a tuple or dict that holds one: pass one batch of inputs")
+
+
+def shortened(example: Example, batch_axis: int, size: int, kept: int) -> Example:
+    """The first ``kept`` samples of an example of ``size`` samples."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() > batch_axis and value.shape[batch_axis] == size:
+            return value.narrow(batch_axis, 0, kept)
+        return value
+
+    if isinstance(example, Mapping):
+        return {name: cut(value) for name, value in example.items()}
+    return cut(example) if isinstance(example, Tensor) else tuple(cut(value) for value in example)
+
+
+def call(model: nn.Module, example: Example) -> Any:
+    """The model's output for an example."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(example) if isinstance(example, Tensor) else model(*example)
+
+
+def _values(example: Example) -> list[Any]:
+    if isinstance(example, Mapping):
+        return list(example.values())
+    return [example] if isinstance(example, Tensor) else list(example)
+
+
+def _recorded(model: nn.Module, examples: Sequence[Example]) -> dict[str, _Output]:
+    """What every module gave for each example, the modules that were called only."""
+    records: list[dict[str, list[Any]]] = []
+    with untouched(model):
+        for example in examples:
+            with _recording(model) as record:
+                try:
+                    call(model, example)
+                except Exception as error:
+                    raise LiveError(
+                        f"the model does not run on the example: {type(error).__name__}: {error}; pass a batch as your "
+                        "loop passes it (a tensor, a tuple of positional or a dict of named arguments)"
+                    ) from error
+            records.append(record)
+    first = records[0]
+    return {
+        name: _Output(order, len(values), tuple(record[name][0] for record in records))
+        for order, (name, values) in enumerate(first.items())
+        if all(name in record for record in records)
+    }
+
+
+@contextmanager
+def _recording(model: nn.Module) -> Iterator[dict[str, list[Any]]]:
+    record: dict[str, list[Any]] = {}
+
+    def keeps(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            record.setdefault(name, []).append(output)
+
+        return keep
+
+    handles = [module.register_forward_hook(keeps(name)) for name, module in model.named_modules() if name]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,273 @@
+"""One slot of a live host: a hook on a module's output, and the seed that grows there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from envs.batched.kernels.operators import TorchAlone
+from envs.batched.parameters import ParameterSpecs
+from envs.blueprints import blueprints_for
+from envs.blueprints.base import LadderModule
+from envs.live.places import Place
+from envs.population.blending import GATE_BIAS, GATE_WEIGHT, LIMIT_EPS, gate_parameters
+from envs.vocabulary import AlphaAlgorithm, Blueprint
+
+STATE = ("blueprint", "algorithm", "level", "alpha")
+"""Buffers of a slot with a seed: what it computes follows from them and the seed's parameters."""
+
+
+class _Incubate(torch.autograd.Function):
+    """The host's activation bit for bit, and its gradient to the host and to what the seed would add."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, effect: Tensor) -> Tensor:
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], grads[0]
+
+
+class LiveSlot(nn.Module):
+    """A place to grow, and its seed if it has one.
+
+    While a seed incubates its parameters are hidden from ``parameters()`` (whoever clips the model's gradients must
+    not count them) and yet part of the state dict. A slot without a seed has neither parameters nor buffers.
+
+    Args:
+        place: Where it is.
+        like: A tensor of the host: seeds have its dtype and device.
+    """
+
+    alpha: Tensor
+    like: Tensor
+
+    def __init__(self, place: Place, like: Tensor) -> None:
+        super().__init__()
+        self.place = place
+        self._modules_offered = blueprints_for(place.kind.topology)
+        # Moves and is converted with the model, so that a seed is born where its host is, and of its type.
+        self.register_buffer("like", torch.empty(0, dtype=like.dtype, device=like.device), persistent=False)
+        self.empty()
+
+    def empty(self) -> None:
+        """Be without a seed."""
+        self.seed_kind: Blueprint | None = None
+        self.seed_algorithm, self.seed_level = AlphaAlgorithm.ADD, 0
+        self.incubating, self.attached, self.muted = False, True, False
+        self._hidden: dict[str, nn.Parameter] = {}
+        self._parameters.clear()
+        for name in STATE:
+            self._buffers.pop(name, None)
+
+    # ------------------------------------------------------------------ the seed
+    def specs(self, kind: Blueprint, algorithm: AlphaAlgorithm, level: int) -> ParameterSpecs:
+        """The parameters of a seed as it is: those of its levels, and its gate's if it has one."""
+        width = self.place.width
+        own = {
+            name: spec for name, spec in self._modules_offered[kind].parameters(width).items() if spec.level <= level
+        }
+        return own | gate_parameters(width) if algorithm is AlphaAlgorithm.GATE else own
+
+    def plant(self, kind: Blueprint) -> None:
+        """Put a seed in that has neither levels nor parameters yet."""
+        self.seed_kind = kind
+        device = self.like.device
+        for name, value in (("blueprint", int(kind)), ("algorithm", int(AlphaAlgorithm.ADD)), ("level", 0)):
+            self.register_buffer(name, torch.tensor(value, device=device))
+        self.register_buffer("alpha", torch.zeros((), device=device))
+
+    def set_form(
+        self, algorithm: AlphaAlgorithm, level: int, generator: np.random.Generator
+    ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Let the seed blend by an algorithm and have these internal levels.
+
+        Args:
+            algorithm: GATE brings a gate, the others have none.
+            level: Highest level that takes part.
+            generator: Draws what is new.
+
+        Returns:
+            Parameters that are new, and those that are gone.
+        """
+        kind, held = self._kind(), self.named()
+        wanted = self.specs(kind, algorithm, level)
+        gone = [parameter for name, parameter in held.items() if name not in wanted]
+        new: dict[str, nn.Parameter] = {}
+        for name, spec in wanted.items():
+            if name not in held:
+                values = torch.from_numpy(spec.draw(generator))
+                new[name] = nn.Parameter(values.to(self.like))
+        kept = held | new
+        self._hold({name: kept[name] for name in wanted})
+        self.seed_algorithm, self.seed_level = algorithm, level
+        self.get_buffer("algorithm").fill_(int(algorithm))
+        self.get_buffer("level").fill_(level)
+        return list(new.values()), gone
+
+    def set_stage(self, incubating: bool, attached: bool) -> None:
+        """Say whether the seed trains behind the host, and whether its input's gradient reaches the host."""
+        if incubating != self.incubating:
+            held = self.named()
+            self.incubating = incubating
+            self._hold(held)
+        self.attached = attached
+
+    def set_alpha(self, alpha: float) -> None:
+        """Blend with this amplitude; at 0 the seed is not run."""
+        self.alpha.fill_(alpha)
+        self.muted = alpha == 0.0
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """The seed's parameters, hidden or not, in the order of its blueprint."""
+        shown = {name: parameter for name, parameter in self._parameters.items() if parameter is not None}
+        return self._hidden or shown
+
+    def drop_gradients(self) -> None:
+        """Have no gradient, which an optimiser takes for nothing to do."""
+        with self._all_shown():
+            self.zero_grad()
+
+    def _hold(self, parameters: dict[str, nn.Parameter]) -> None:
+        self._parameters.clear()
+        self._hidden = parameters if self.incubating else {}
+        for name, parameter in parameters.items():
+            if not self.incubating:
+                self.register_parameter(name, parameter)
+
+    def _kind(self) -> Blueprint:
+        if self.seed_kind is None:
+            raise RuntimeError(f"the slot {self.place.name!r} has no seed")
+        return self.seed_kind
+
+    # ------------------------------------------------------------------ computing
+    def hook(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """What the rest of the host sees of a module's output (a forward hook); None where it is the output."""
+        if self.seed_kind is None:
+            return None
+        place = self.place
+        h = place.activation(output)
+        unseen = self.incubating or (not torch.compiler.is_compiling() and self.muted)
+        if unseen and not torch.is_grad_enabled():
+            return None
+        blended = self._blend(h)
+        if place.item is None:
+            return blended
+        rest = [blended if index == place.item else value for index, value in enumerate(output)]
+        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+
+    def _blend(self, h: Tensor) -> Tensor:
+        seed = self._modules_offered[self._kind()]
+        if isinstance(seed, LadderModule):
+            if self.seed_level == 0:
+                return h.clone()
+            seed = seed.shortened(self.seed_level)
+        parameters = {name: parameter.unsqueeze(0) for name, parameter in self.named().items()}
+        carrier = self.place.members_first(h.detach() if self.incubating else h)
+        u = carrier if self.attached and not self.incubating else carrier.detach()
+        with TorchAlone():
+            delta = seed.delta(parameters, u, None)
+        effect = delta * self._strength(delta, u, parameters)
+        if self.seed_algorithm is AlphaAlgorithm.MULTIPLY:
+            effect = carrier * effect.tanh()
+        effect = self.place.members_gone(effect).to(h.dtype)
+        if self.incubating:
+            return _Incubate.apply(h, effect)  # type: ignore[no-untyped-call]
+        # Chosen, so that at alpha 0 not even an effect that is not finite can be seen.
+        return torch.where(self.alpha != 0.0, h + self.alpha * effect, h)
+
+    def _strength(self, delta: Tensor, u: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """What each sample's (each token's) delta is multiplied by: at most to the host's own norm, and the gate."""
+        activations = self.place.kind.activations
+        axes = (*activations.pooled_axes, -1)
+
+        def norm(x: Tensor) -> Tensor:
+            return torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=torch.float32)
+
+        size = (norm(delta).square() + LIMIT_EPS**2).sqrt()
+        strength = (norm(u.detach()) / size).clamp(max=1.0)
+        if self.seed_algorithm is AlphaAlgorithm.GATE:
+            logit = (activations.pooled(u) * activations.per_member(parameters[GATE_WEIGHT])).sum(-1, keepdim=True)
+            strength = strength * (logit + activations.per_member(parameters[GATE_BIAS])).sigmoid()
+        return strength.to(delta.dtype)
+
+    # ------------------------------------------------------------------ keeping
+    def adopt(self, state: Mapping[str, Tensor], prefix: str) -> None:
+        """Have a seed of the form that a state dict describes, its values yet to be loaded.
+
+        Args:
+            state: Of the model.
+            prefix: Of this slot's keys in it.
+        """
+        if any(prefix + name not in state for name in STATE):
+            return
+        kind, algorithm, level = (int(state[prefix + name]) for name in STATE[:3])
+        if self.seed_kind != kind:
+            self.empty()
+            self.plant(Blueprint(kind))
+        if (self.seed_algorithm, self.seed_level) != (algorithm, level) or not self.named():
+            self.set_form(AlphaAlgorithm(algorithm), level, np.random.default_rng(0))
+
+    @contextmanager
+    def _all_shown(self) -> Iterator[None]:
+        """Hidden parameters are among the others in here."""
+        hidden = list(self._hidden)
+        self._parameters.update(self._hidden)
+        try:
+            yield
+        finally:
+            self._hidden = {name: self._parameters.pop(name) for name in hidden}  # type: ignore[misc]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        with self._all_shown():
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        with self._all_shown():
+            super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.seed_kind is not None:
+            self.muted = float(self.alpha) == 0.0
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LiveSlot:
+        with self._all_shown():
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class Growth(nn.Module):
+    """All slots of a host, as one submodule of it whose forward is the identity.
+
+    Args:
+        places: Of the slots, in the order in which data passes them.
+        like: For each a tensor of the host there.
+    """
+
+    def __init__(self, places: Sequence[Place], like: Sequence[Tensor]) -> None:
+        super().__init__()
+        for place, tensor in zip(places, like, strict=True):
+            self.add_module(place.name.replace(".", "/"), LiveSlot(place, tensor))
+
+    def slots(self) -> list[LiveSlot]:
+        """In the order in which data passes them."""
+        return [slot for slot in self.children() if isinstance(slot, LiveSlot)]
+
+    def named_seeds(self) -> Iterator[tuple[str, LiveSlot]]:
+        """The slots that have a seed, by the names of their modules."""
+        return ((slot.place.name, slot) for slot in self.slots() if slot.seed_kind is not None)
+
+    def forward(self, x: Any) -> Any:
+        """The identity: a host that is an ``nn.Sequential`` runs its growth like any other of its modules."""
+        return x
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Seeds that the state dict has are planted here, before the slots load theirs."""
+        for name, slot in self.named_children():
+            if isinstance(slot, LiveSlot):
+                slot.adopt(state_dict, f"{prefix}{name}.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
