@@ -7,6 +7,7 @@ they are made from their declaration and start anew from it, so that none can be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -69,6 +70,22 @@ class EpisodeArrays(EpisodeState):
         """See :class:`EpisodeState`."""
         for name, declared in self._declared.items():
             getattr(self, name)[hosts] = declared.begins
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Copies of all that is declared, by name."""
+        return {name: getattr(self, name).copy() for name in self._declared}
+
+    def set_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take over what :meth:`arrays` gave.
+
+        Raises:
+            ValueError: arrays of other names or shapes.
+        """
+        for name in self._declared:
+            if name not in arrays or arrays[name].shape != getattr(self, name).shape:
+                raise ValueError(f"{type(self).__name__} has no array {name!r} of shape {getattr(self, name).shape}")
+        for name in self._declared:
+            setattr(self, name, arrays[name].astype(getattr(self, name).dtype))
 
     def _empty(self, slots: BoolArray | tuple[IntArray, IntArray]) -> None:
         """Give everything that is declared per slot its first value in these slots (``[N, S]``, or their indices)."""

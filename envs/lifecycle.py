@@ -18,6 +18,7 @@ from envs.vocabulary import (
     ADVANCES,
     ALPHA_SPEED_EPOCHS,
     ALPHA_TARGET_VALUES,
+    DEVELOPING_STAGES,
     NO_BLUEPRINT,
     STYLE_ALGORITHM,
     STYLE_CURVE,
@@ -227,6 +228,23 @@ class Lifecycle(SlotStates):
     def strip(self, hosts: IntArray) -> None:
         """End an episode: remove every seed of these hosts that is not FOSSILIZED (the commit)."""
         self._keep(hosts, self.stage[hosts] == SeedStage.FOSSILIZED, Fate.UNFINISHED)
+
+    def settle(self, hosts: IntArray, kept: BoolArray) -> None:
+        """End an episode with some unfinished seeds kept, FOSSILIZED at the alpha that they have; the rest is removed.
+
+        Args:
+            hosts: ``[m]`` indices.
+            kept: ``[m, S]`` slots whose seeds stay.
+        """
+        chosen = np.zeros_like(self.pruning)
+        chosen[hosts] = kept
+        h, s = _cells(chosen & self._in(DEVELOPING_STAGES))
+        self._enter(h, s, SeedStage.FOSSILIZED)
+        self.mode[h, s] = AlphaMode.HOLD
+        self.alpha_target[h, s] = self.alpha[h, s]
+        self.pruning[h, s] = False
+        np.add.at(self.fates[:, Fate.FOSSILIZED], h, 1)
+        self.strip(hosts)
 
     def roll_back(self, hosts: IntArray, fossils: BoolArray) -> None:
         """Undo these hosts to a snapshot that held only ``fossils`` (``[len(hosts), S]``)."""

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from envs.episode_state import EpisodeState
+from envs.episode_state import EpisodeArrays, per_slot
 from envs.lifecycle import Lifecycle
 from envs.vocabulary import SeedStage
 
@@ -31,7 +31,7 @@ class SavedWeights(Protocol):
         ...
 
 
-class Snapshots(EpisodeState):
+class Snapshots(EpisodeArrays):
     """One snapshot per host, taken and restored for any set of hosts at once.
 
     Args:
@@ -40,13 +40,15 @@ class Snapshots(EpisodeState):
         weights: Where copies are kept.
     """
 
+    _fossilized: BoolArray = per_slot(False)
+
     def __init__(self, num_hosts: int, num_slots: int, weights: SavedWeights) -> None:
+        super().__init__(num_hosts, num_slots)
         self.weights = weights
-        self._fossilized = np.zeros((num_hosts, num_slots), bool)
 
     def start(self, hosts: IntArray) -> None:
         """Forget these hosts' snapshots; the next one is taken of the hosts as they are drawn."""
-        self._fossilized[hosts] = False
+        super().start(hosts)
         self.weights.forget(hosts)
 
     def lacks(self, lifecycle: Lifecycle) -> BoolArray:

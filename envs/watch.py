@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -105,6 +106,7 @@ class HostWatch:
         chance_accuracy: Accuracy of guessing, in percent; see :class:`envs.governor.Governor`.
         counterfactual_interval: Epochs between measurements of contributions.
         pairs: Whether interactions are measured with them.
+        guarded: Whether the governor stops hosts and saves them.
     """
 
     def __init__(
@@ -117,9 +119,10 @@ class HostWatch:
         chance_accuracy: float | None,
         counterfactual_interval: int,
         pairs: bool = True,
+        guarded: bool = True,
     ) -> None:
         self.hosts, self.num_hosts, self.slots = hosts, num_hosts, slots
-        self.counterfactual_interval, self.pairs = counterfactual_interval, pairs
+        self.counterfactual_interval, self.pairs, self.guarded = counterfactual_interval, pairs, guarded
         self.layout = ObservationLayout(slots)
         self.lifecycle = Lifecycle(num_hosts, slots, rules, lambda: hosts.costs)
         self.snapshots = Snapshots(num_hosts, slots.num_slots, saved)
@@ -140,7 +143,8 @@ class HostWatch:
             self.lifecycle.plant(grown, hosts)
         self.hosts.sync(self.lifecycle)
         self.progress.open(hosts, *self._evaluate(hosts))
-        self.snapshots.take(hosts, self.lifecycle)
+        if self.guarded:
+            self.snapshots.take(hosts, self.lifecycle)
 
     # ------------------------------------------------------------------ an epoch
     def admit(self, actions: IntArray, idle: BoolArray) -> tuple[IntArray, BoolArray, dict[str, BoolArray]]:
@@ -188,12 +192,14 @@ class HostWatch:
         loss, accuracy, measured = evaluate_with_counterfactuals(
             self.hosts.validate, self.lifecycle, running, due, self.pairs
         )
-        panic = np.where(running, self.governor.judge(loss, accuracy, ending | ~running), Panic.NONE)
+        panic = self.governor.judge(loss, accuracy, ending | ~running)
+        panic = np.where(running & self.guarded, panic, Panic.NONE)
         epoch = Epoch(loss, accuracy, panic, measured.only(panic == Panic.NONE))
         self.measurements.forget(~self.lifecycle.living)
         self.measurements.take_counterfactuals(epoch.measured)
         self.lifecycle.book_measurement(~np.isnan(epoch.measured.contribution))
-        self._guard(epoch.stopped, running & ~ending, loss, accuracy)
+        if self.guarded:
+            self._guard(epoch.stopped, running & ~ending, loss, accuracy)
         self.progress.observe(loss, accuracy)
         return epoch
 
@@ -212,6 +218,23 @@ class HostWatch:
 
     def _evaluate(self, hosts: IntArray) -> tuple[FloatArray, FloatArray]:
         return self.hosts.validate(hosts, self.lifecycle.alpha[hosts], self.lifecycle)
+
+    # ------------------------------------------------------------------ keeping
+    def arrays(self) -> dict[str, dict[str, npt.NDArray[Any]]]:
+        """Copies of all that is known, by part and name; not the hosts, and not what the governor has saved of them."""
+        return {name: part.arrays() for name, part in self._parts().items()}
+
+    def set_arrays(self, arrays: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
+        """Take over what :meth:`arrays` gave.
+
+        Raises:
+            ValueError: arrays of another world.
+        """
+        for name, part in self._parts().items():
+            part.set_arrays(arrays[name])
+
+    def _parts(self) -> dict[str, EpisodeArrays]:
+        return {name: part for name, part in vars(self).items() if isinstance(part, EpisodeArrays)}
 
     # ------------------------------------------------------------------ what goes out
     def observe(self, max_epochs: int) -> Observation:

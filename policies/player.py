@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from policies.bundle import Actions, Observations, PolicyBundle
@@ -36,3 +39,19 @@ class Player:
         result = self._policy.get_action(tensors, self._hidden, self._generator, self._deterministic)
         self._hidden = result.hidden
         return result.actions.cpu().numpy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next decision depends on, beside the policy: tensors."""
+        return {"hidden": [tensor.clone() for tensor in self._hidden], "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the player that gave :meth:`state_dict`.
+
+        Raises:
+            ValueError: a hidden state of another shape.
+        """
+        given, own = ([tuple(tensor.shape) for tensor in hidden] for hidden in (state["hidden"], self._hidden))
+        if given != own:
+            raise ValueError(f"the policy remembers tensors of shapes {own}, got {given}: it is another policy's state")
+        self._hidden = tuple(tensor.to(self._policy.device) for tensor in state["hidden"])
+        self._generator.set_state(state["generator"].cpu())

@@ -20,6 +20,7 @@ from envs.lifecycle import Lifecycle
 from envs.limits import ParameterCosts
 from envs.live.optimizer import SeedOptimizer
 from envs.live.places import LiveError, Place
+from envs.live.planting import GROWTH, GrownSeed, graft, parameter_near, prune_empty
 from envs.live.quiet import untouched
 from envs.live.slot import Growth, LiveSlot
 from envs.measurements import SeedGradients
@@ -32,9 +33,6 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 Result = tuple[float, float]
 """Loss, and accuracy in percent."""
-
-GROWTH = "growth"
-"""Name of the submodule that holds the slots."""
 
 
 class LiveHost:
@@ -72,13 +70,10 @@ class LiveHost:
         self._evaluate, self._seed, self._births = evaluate, seed, 0
         self._given: Result | None = None
         self._costs = _costs(model, places, slots)
-        self.growth = Growth(places, [_parameter_near(model, place.name) for place in places])
+        self.growth = Growth(places, [parameter_near(model, place.name) for place in places])
         self.slots = self.growth.slots()
         self.optimizer = SeedOptimizer(optimizer, model, self.slots, lr_scale)
-        model.add_module(GROWTH, self.growth)
-        self._handles = {
-            slot: model.get_submodule(slot.place.name).register_forward_hook(slot.hook) for slot in self.slots
-        }
+        graft(model, self.growth)
         self._saved: dict[str, Tensor] = {}
         self._saved_optimizer: dict[str, dict[str, Any]] = {}
 
@@ -90,12 +85,11 @@ class LiveHost:
     def release(self) -> None:
         """Be an ordinary module: hooks stay where seeds live, the optimiser keeps the seeds as it has them."""
         self.optimizer.release()
-        for (name, slot), handle in zip(list(self.growth.named_children()), self._handles.values(), strict=True):
-            if isinstance(slot, LiveSlot) and slot.seed_kind is None:
-                handle.remove()
-                delattr(self.growth, name)
-        if not self.growth.slots():
-            delattr(self.model, GROWTH)
+        prune_empty(self.model, self.growth)
+
+    def grown(self) -> list[GrownSeed]:
+        """The seeds that the model has."""
+        return [GrownSeed.of(slot) for slot in self.slots if slot.seed_kind is not None]
 
     # ------------------------------------------------------------------ what grows
     def sync(self, lifecycle: Lifecycle) -> None:
@@ -169,7 +163,9 @@ class LiveHost:
     # ------------------------------------------------------------------ the governor's copies
     def save(self, hosts: IntArray, fossils: BoolArray) -> None:
         """Copy the host, its fossils and their part of the optimiser to the CPU."""
-        unsaved = [f"{GROWTH}.{name}." for name, slot in self._named_slots() if not fossils[0, self.slots.index(slot)]]
+        unsaved = [
+            f"{GROWTH}.{name}." for name, slot in self.growth.named_slots() if not fossils[0, self.slots.index(slot)]
+        ]
         kept = {
             name: tensor
             for name, tensor in self.model.state_dict().items()
@@ -199,9 +195,6 @@ class LiveHost:
 
     def forget(self, hosts: IntArray) -> None:
         """Nothing is saved of an earlier episode."""
-
-    def _named_slots(self) -> list[tuple[str, LiveSlot]]:
-        return [(name, slot) for name, slot in self.growth.named_children() if isinstance(slot, LiveSlot)]
 
     # ------------------------------------------------------------------ keeping
     def state_dict(self) -> dict[str, Any]:
@@ -245,17 +238,6 @@ def checked_result(result: Any, where: str) -> Result:
     if not 0.0 <= accuracy <= 100.0:
         raise LiveError(f"{where} an accuracy of {accuracy:g}: it must be in percent, from 0 to 100")
     return loss, accuracy
-
-
-def _parameter_near(model: nn.Module, name: str) -> Tensor:
-    """A floating-point parameter of the module, or of what it is a part of."""
-    while True:
-        for parameter in model.get_submodule(name).parameters():
-            if parameter.is_floating_point():
-                return parameter
-        if not name:
-            raise LiveError("the model has no parameters: there is nothing to train, and nothing to grow")
-        name = name.rpartition(".")[0]
 
 
 def _costs(model: nn.Module, places: Sequence[Place], slots: SlotConfig) -> ParameterCosts:

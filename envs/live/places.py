@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from envs.batched.activations import IMAGES, SEQUENCES, VECTORS, ActivationLayout
+from envs.batched.parameters import count_parameters
+from envs.blueprints import blueprints_for
 from envs.live.quiet import untouched
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -41,6 +44,7 @@ class Kind:
 IMAGE = Kind("image", "cnn", IMAGES, 4)
 SEQUENCE = Kind("sequence", "transformer", SEQUENCES, 3)
 VECTOR = Kind("vector", "mlp", VECTORS, 2)
+KINDS = {kind.name: kind for kind in (IMAGE, SEQUENCE, VECTOR)}
 _BY_AXES = {kind.num_axes: kind for kind in (IMAGE, SEQUENCE, VECTOR)}
 
 
@@ -92,7 +96,16 @@ class Place:
 
 
 def _described(place: Place) -> str:
-    return f"a {place.kind.name} of width {place.width}"
+    article = "an" if place.kind is IMAGE else "a"
+    return f"{article} {place.kind.name} of width {place.width}"
+
+
+def _cheapest(place: Place) -> str:
+    """The seed with the fewest parameters there."""
+    modules = blueprints_for(place.kind.topology)
+    costs = {kind: count_parameters(module.parameters(place.width), level=1) for kind, module in modules.items()}
+    kind = min(costs, key=lambda name: costs[name])
+    return f"seeds from {costs[kind]:,} parameters ({kind.name.lower()})"
 
 
 def _shape_of(value: Any) -> str:
@@ -240,7 +253,7 @@ class Places:
 
     def table(self) -> str:
         """The candidates, one line each."""
-        lines = [f"  {place.name}  ({_described(place)})" for place in self.candidates()]
+        lines = [f"  {place.name}  {_described(place)}, {_cheapest(place)}" for place in self.candidates()]
         return "\n".join(lines) if lines else "  (none: no module gives an image, a sequence or a vector)"
 
 
@@ -323,3 +336,11 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[Any]]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def forward_flops(model: nn.Module, example: Example, batch_axis: int = 0) -> int:
+    """FLOPs of one sample's forward, as torch counts them: matrix products, convolutions and attention."""
+    counter = FlopCounterMode(display=False)
+    with untouched(model), counter:
+        call(model, example)
+    return int(counter.get_total_flops() // batch_size(example, batch_axis))

@@ -198,6 +198,23 @@ class LiveSlot(nn.Module):
         return strength.to(delta.dtype)
 
     # ------------------------------------------------------------------ keeping
+    def follow(self, other: LiveSlot) -> None:
+        """Have the seed that another slot has, in its form and stage; what is new takes over its values."""
+        if self.seed_kind is not other.seed_kind:
+            self.empty()
+        if other.seed_kind is None:
+            return
+        if self.seed_kind is None:
+            self.plant(other.seed_kind)
+        self.set_stage(other.incubating, other.attached)
+        held = set(self.named())
+        self.set_form(other.seed_algorithm, other.seed_level, np.random.default_rng(0))
+        self.set_alpha(float(other.alpha))
+        with torch.no_grad():
+            for name, parameter in self.named().items():
+                if name not in held:
+                    parameter.copy_(other.named()[name])
+
     def adopt(self, state: Mapping[str, Tensor], prefix: str) -> None:
         """Have a seed of the form that a state dict describes, its values yet to be loaded.
 
@@ -253,13 +270,30 @@ class Growth(nn.Module):
         for place, tensor in zip(places, like, strict=True):
             self.add_module(place.name.replace(".", "/"), LiveSlot(place, tensor))
 
+    def named_slots(self) -> Iterator[tuple[str, LiveSlot]]:
+        """The slots by their keys, in the order in which data passes them."""
+        return ((name, slot) for name, slot in self.named_children() if isinstance(slot, LiveSlot))
+
     def slots(self) -> list[LiveSlot]:
         """In the order in which data passes them."""
-        return [slot for slot in self.children() if isinstance(slot, LiveSlot)]
+        return [slot for _, slot in self.named_slots()]
 
-    def named_seeds(self) -> Iterator[tuple[str, LiveSlot]]:
-        """The slots that have a seed, by the names of their modules."""
-        return ((slot.place.name, slot) for slot in self.slots() if slot.seed_kind is not None)
+    def follow(self, other: Growth) -> None:
+        """Have the seeds that another growth has; what is new takes over its values, what is there keeps its own.
+
+        Raises:
+            ValueError: the other one has a slot that this one lacks.
+        """
+        own = dict(self.named_slots())
+        for name, slot in other.named_slots():
+            if name not in own:
+                raise ValueError(f"there is no slot {slot.place.name!r} here")
+        theirs = dict(other.named_slots())
+        for name, slot in own.items():
+            if name in theirs:
+                slot.follow(theirs[name])
+            else:
+                slot.empty()
 
     def forward(self, x: Any) -> Any:
         """The identity: a host that is an ``nn.Sequential`` runs its growth like any other of its modules."""
@@ -267,7 +301,6 @@ class Growth(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Seeds that the state dict has are planted here, before the slots load theirs."""
-        for name, slot in self.named_children():
-            if isinstance(slot, LiveSlot):
-                slot.adopt(state_dict, f"{prefix}{name}.")
+        for name, slot in self.named_slots():
+            slot.adopt(state_dict, f"{prefix}{name}.")
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,155 @@
+"""Committed growth as data, and planted into a fresh model or into a copy that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from envs.live.places import KINDS, LiveError, Place
+from envs.live.slot import Growth, LiveSlot
+from envs.vocabulary import AlphaAlgorithm, Blueprint
+
+GROWTH = "growth"
+"""Name of the submodule that holds the slots."""
+FORMAT = "esper-ray growth 1"
+
+
+@dataclass(frozen=True)
+class GrownSeed:
+    """A seed as it is, without its weights.
+
+    Attributes:
+        place: Where it is.
+        blueprint: Its kind.
+        algorithm: How it blends.
+        level: Internal levels that are on.
+        alpha: How far it is blended in.
+    """
+
+    place: Place
+    blueprint: Blueprint
+    algorithm: AlphaAlgorithm
+    level: int
+    alpha: float
+
+    @classmethod
+    def of(cls, slot: LiveSlot) -> GrownSeed:
+        """That of a slot that has one."""
+        if slot.seed_kind is None:
+            raise ValueError(f"the slot {slot.place.name!r} has no seed")
+        return cls(slot.place, slot.seed_kind, slot.seed_algorithm, slot.seed_level, float(slot.alpha))
+
+    def to_card(self) -> dict[str, Any]:
+        """Plain numbers and names."""
+        place = self.place
+        return {
+            "slot": place.name,
+            "kind": place.kind.name,
+            "width": place.width,
+            "batch_axis": place.batch_axis,
+            "places": place.places,
+            "item": place.item,
+            "blueprint": self.blueprint.name,
+            "algorithm": self.algorithm.name,
+            "level": self.level,
+            "alpha": self.alpha,
+        }
+
+    @classmethod
+    def from_card(cls, entry: Mapping[str, Any]) -> GrownSeed:
+        """The inverse of :meth:`to_card`.
+
+        Raises:
+            LiveError: a field is missing, or not of its kind.
+        """
+        try:
+            place = Place(
+                entry["slot"],
+                KINDS[entry["kind"]],
+                entry["width"],
+                entry["batch_axis"],
+                entry["places"],
+                entry["item"],
+            )
+            algorithm = AlphaAlgorithm[entry["algorithm"]]
+            return cls(place, Blueprint[entry["blueprint"]], algorithm, entry["level"], float(entry["alpha"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise LiveError(f"this is no seed of a card: {type(error).__name__} {error} in {entry!r}") from error
+
+
+def plant(model: nn.Module, seeds: list[GrownSeed], seed: int) -> None:
+    """Give a fresh model these seeds, with initial weights, attached and visible, as parameters of its own.
+
+    Args:
+        model: Has modules of the slots' names, and no growth yet.
+        seeds: In the order in which data passes their slots.
+        seed: Of the weights.
+
+    Raises:
+        LiveError: the model lacks a module, or has grown already; it is as it was then.
+    """
+    check_ungrown(model)
+    modules = dict(model.named_modules())
+    for grown in seeds:
+        if grown.place.name not in modules:
+            raise LiveError(f"the model has no module {grown.place.name!r}, on which the card has a seed")
+    growth = Growth([grown.place for grown in seeds], [parameter_near(model, grown.place.name) for grown in seeds])
+    for number, (grown, slot) in enumerate(zip(seeds, growth.slots(), strict=True)):
+        slot.plant(grown.blueprint)
+        slot.set_form(grown.algorithm, grown.level, np.random.default_rng([seed, number]))
+        slot.set_alpha(grown.alpha)
+    graft(model, growth)
+
+
+def check_ungrown(model: nn.Module) -> None:
+    """Refuse a model that has the name of the slots' submodule.
+
+    Raises:
+        LiveError: it has.
+    """
+    taken = getattr(model, GROWTH, None)
+    if isinstance(taken, Growth):
+        raise LiveError(
+            "the model has grown already: grow a fresh one and load the grower's state to go on, or rebuild() to plant "
+            "what was committed"
+        )
+    if taken is not None:
+        raise LiveError(f"the model has an attribute {GROWTH!r}, which is the name that slots live under: rename it")
+
+
+def graft(model: nn.Module, growth: Growth) -> None:
+    """Make the slots a submodule of the model, and hook them to its modules."""
+    model.add_module(GROWTH, growth)
+    for slot in growth.slots():
+        model.get_submodule(slot.place.name).register_forward_hook(slot.hook)
+
+
+def prune_empty(model: nn.Module, growth: Growth) -> None:
+    """Take away the slots of a model that have no seed, with their hooks, and the submodule if it is empty then."""
+    for name, slot in list(growth.named_slots()):
+        if slot.seed_kind is None:
+            hooks = model.get_submodule(slot.place.name)._forward_hooks
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is slot]:
+                del hooks[key]
+            delattr(growth, name)
+    if not growth.slots():
+        delattr(model, GROWTH)
+
+
+def parameter_near(model: nn.Module, name: str) -> nn.Parameter:
+    """A floating-point parameter of a module, or of what it is a part of.
+
+    Raises:
+        LiveError: the model has none.
+    """
+    while True:
+        for parameter in model.get_submodule(name).parameters():
+            if parameter.is_floating_point():
+                return parameter
+        if not name:
+            raise LiveError("the model has no parameters: there is nothing to train, and nothing to grow")
+        name = name.rpartition(".")[0]
