@@ -87,6 +87,13 @@ class LiveHost:
         self.optimizer.release()
         prune_empty(self.model, self.growth)
 
+    def withdraw(self) -> None:
+        """Leave model and optimiser as they were before."""
+        for slot in self.slots:
+            self.optimizer.remove(list(slot.named().values()))
+            slot.empty()
+        self.release()
+
     def grown(self) -> list[GrownSeed]:
         """The seeds that the model has."""
         return [GrownSeed.of(slot) for slot in self.slots if slot.seed_kind is not None]

@@ -1,0 +1,321 @@
+"""What a user's loop calls after every epoch: it measures, lets the policy decide, and changes the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from envs.action_masks import whole_numbers
+from envs.governor import Panic
+from envs.limits import LifecycleRules
+from envs.live.host import LiveHost, checked_result
+from envs.live.places import LiveError
+from envs.live.planting import GROWTH, prune_empty
+from envs.live.slot import Growth
+from envs.measurements import SeedGradients
+from envs.vocabulary import HEAD_NAMES, LifecycleOp, SeedStage
+from envs.watch import HostWatch
+from esper_ray.live.commitment import choose
+from esper_ray.live.policies import Decider
+from esper_ray.live.records import Decision, Kept, Report, in_words, slot_state
+from esper_ray.live.refusals import refuse_processes
+from esper_ray.measuring.course import Course
+from policies.player import Player
+
+FORMAT = "esper-ray grower 1"
+_HOST, _RUNNING, _ENDING = np.arange(1), np.ones(1, bool), np.zeros(1, bool)
+_WAIT = np.full((1, len(HEAD_NAMES)), LifecycleOp.WAIT, np.int64)
+
+
+class ScalarWriter(Protocol):
+    """What takes scalars: TensorBoard's ``SummaryWriter``, or anything with this method."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Take one number."""
+        ...
+
+
+class Grower:
+    """Grows one model; :func:`esper_ray.live.grow` makes it.
+
+    Attributes:
+        decision: The latest one.
+        max_epochs: Epochs that the model is trained for.
+    """
+
+    def __init__(
+        self,
+        host: LiveHost,
+        decider: Decider,
+        player: Player,
+        max_epochs: int,
+        rules: LifecycleRules,
+        *,
+        chance: float | None,
+        governor: bool,
+        pairs: bool,
+        counterfactual_interval: int,
+        flops: Callable[[], int],
+        host_flops: int,
+        writer: ScalarWriter | None,
+    ) -> None:
+        self._host, self._player, self.max_epochs = host, player, max_epochs
+        self._policy, self._flops, self._host_flops, self._writer = decider.name, flops, host_flops, writer
+        self._watch = HostWatch(
+            1, host, host, decider.slots, rules, chance, counterfactual_interval, pairs=pairs, guarded=governor
+        )
+        self._course = Course()
+        self._panic, self._committed = Panic.NONE, False
+        self._gradients: SeedGradients | None = None
+        self._watch.open(_HOST)
+        self._course.record(self._watch)
+        self.decision = self._decide()
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the slots' modules, in the order in which data passes them."""
+        return tuple(slot.place.name for slot in self._host.slots)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return int(self._watch.steps.epoch[0])
+
+    # ------------------------------------------------------------------ an epoch
+    def end_epoch(self, loss: float | None = None, accuracy: float | None = None) -> Decision:
+        """End an epoch: measure, decide, and change the model for the next one.
+
+        An epoch is whatever was trained since the last call.
+
+        Args:
+            loss: Validation loss of the model as it is, if the loop has just evaluated it.
+            accuracy: Likewise in percent.
+
+        Returns:
+            What was measured and decided; it prints as one line.
+
+        Raises:
+            LiveError: all epochs are over, one result without the other, or ``evaluate`` failed; nothing has changed
+                then, and the call can be repeated.
+        """
+        self._check_open()
+        if self.epoch >= self.max_epochs:
+            raise LiveError(f"all {self.max_epochs} epochs are over: call commit()")
+        if (loss is None) != (accuracy is None):
+            raise LiveError("give end_epoch both the loss and the accuracy in percent, or neither")
+        if loss is not None:
+            self._host.give(checked_result((loss, accuracy), "end_epoch() was given"))
+        refuse_processes()
+        self._measure()
+        self._course.record(self._watch)
+        if self.epoch < self.max_epochs:
+            self.decision = self._decide()
+        else:
+            self.decision = self._decided(_WAIT[0], "the last epoch is over: commit() decides what stays")
+        self._write()
+        return self.decision
+
+    def _measure(self) -> None:
+        self._gradients = self._gradients or self._host.gradients()
+        watch, before = self._watch, self._watch.arrays()
+        try:
+            watch.book_gradients(self._gradients)
+            watch.steps.tick()
+            result = watch.end_epoch(_RUNNING, _ENDING)
+        except BaseException:
+            watch.set_arrays(before)
+            raise
+        self._gradients = None
+        if result.stopped[0]:
+            self._panic = Panic(int(result.panic[0]))
+
+    def _decide(self) -> Decision:
+        watch = self._watch
+        observations = watch.observe(self.max_epochs)
+        actions = _WAIT if self._panic else whole_numbers(self._player.act(observations))
+        executed, wrong, refused = watch.admit(actions, _ENDING)
+        watch.begin_epoch(executed)
+        watch.steps.book(executed, ~wrong, _ENDING)
+        note = ""
+        if self._panic:
+            reason = self._panic.name.lower().replace("_", " ")
+            note = f"the training broke ({reason}) and was taken back; nothing grows any more"
+        elif wrong[0]:
+            heads = [name for name, at_fault in refused.items() if at_fault[0]]
+            note = f"the policy asked for what is not possible now ({', '.join(heads)})"
+        return self._decided(executed[0], note)
+
+    def _decided(self, action: np.ndarray[Any, np.dtype[np.int64]], note: str) -> Decision:
+        watch, op = self._watch, LifecycleOp(int(action[0]))
+        return Decision(
+            epoch=self.epoch,
+            max_epochs=self.max_epochs,
+            loss=self._course.loss[-1],
+            accuracy=self._course.accuracy[-1],
+            op=op,
+            slot=None if op is LifecycleOp.WAIT else self.slots[int(action[1])],
+            action=in_words(action, self.slots),
+            slots={name: slot_state(watch.lifecycle.report(0, at)) for at, name in enumerate(self.slots)},
+            extra_parameters=int(watch.lifecycle.extra_parameters[0]),
+            note=note,
+        )
+
+    def _write(self) -> None:
+        if self._writer is None:
+            return
+        life, measured = self._watch.lifecycle, self._watch.measurements
+        scalars = {
+            "grow/val_loss": self._course.loss[-1],
+            "grow/val_accuracy": self._course.accuracy[-1],
+            "grow/extra_parameters": float(life.extra_parameters[0]),
+            "grow/op": float(self.decision.op),
+        }
+        for at, name in enumerate(self.slots):
+            scalars[f"grow/alpha/{name}"] = float(life.alpha[0, at])
+            scalars[f"grow/stage/{name}"] = float(life.stage[0, at])
+            if not np.isnan(measured.contribution[0, at]):
+                scalars[f"grow/contribution/{name}"] = float(measured.contribution[0, at])
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, self.epoch)
+
+    def _check_open(self) -> None:
+        if self._committed:
+            raise LiveError("this run is committed, and the model goes on as an ordinary module: grow() starts anew")
+
+    # ------------------------------------------------------------------ the end
+    def commit(self) -> Report:
+        """End the growth: what is unfinished stays if the network leans on it, and the model is an ordinary module.
+
+        An unfinished seed is taken out where that costs at most 0.5 points of validation accuracy; the network that is
+        left is never worse than with all unfinished seeds, and never worse than without any of them.
+
+        Returns:
+            What has grown; it prints as a short table, and has a picture.
+
+        Raises:
+            LiveError: the run is committed already, or ``evaluate`` failed; nothing has changed then.
+        """
+        self._check_open()
+        life, number = self._watch.lifecycle, len(self.slots)
+        unfinished = (life.living[0] & (life.stage[0] != SeedStage.FOSSILIZED)).copy()
+        names = {at: slot.place.name for at, slot in enumerate(self._host.slots)}
+        chosen = choose(lambda alpha: self._validate(alpha), life.alpha[0].copy(), unfinished)
+        contribution = np.where(np.isnan(chosen.cost), self._watch.measurements.contribution[0], chosen.cost)
+        life.settle(_HOST, chosen.kept[None])
+        self._host.sync(life)
+        parameters = life.seed_costs(life.costs)[0]
+        kept = tuple(
+            Kept(seed, int(parameters[at]), float(contribution[at]), not unfinished[at])
+            for at, seed in zip(np.flatnonzero(life.living[0]), self._host.grown(), strict=True)
+        )
+        removed = tuple(names[at] for at in range(number) if unfinished[at] and not chosen.kept[at])
+        slots, extra = self.slots, int(life.extra_parameters[0])
+        self._host.release()
+        self._committed = True
+        return Report(
+            kept=kept,
+            removed=removed,
+            policy=self._policy,
+            epochs=self.epoch,
+            evaluations=self._host.evaluations,
+            loss=chosen.loss,
+            accuracy=chosen.accuracy,
+            start_accuracy=self._course.accuracy[0],
+            host_parameters=int(life.costs.host[0]),
+            parameters=int(life.costs.host[0]) + extra,
+            host_flops=self._host_flops,
+            flops=self._flops(),
+            slots=slots,
+            course=self._course,
+        )
+
+    def _validate(self, alpha: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
+        loss, accuracy = self._host.validate(_HOST, alpha[None], self._watch.lifecycle)
+        return float(loss[0]), float(accuracy[0])
+
+    # ------------------------------------------------------------------ copies
+    def mirror(self, copied: nn.Module) -> None:
+        """Let a copy of the model (an average of its weights, say) have the same seeds; call it after each epoch.
+
+        A seed that is new to the copy starts with the model's weights; one that is there keeps the copy's own.
+
+        Args:
+            copied: A copy that was made after ``grow()``, or what holds one as ``module``.
+
+        Raises:
+            LiveError: it has no growth, or other slots.
+        """
+        inner = getattr(copied, "module", copied)
+        theirs = getattr(inner, GROWTH, None)
+        if not isinstance(theirs, Growth):
+            raise LiveError("the copy has no slots: copy the model after grow(), not before")
+        try:
+            theirs.follow(self._host.growth)
+        except ValueError as error:
+            raise LiveError(f"this is no copy of the model: {error}") from error
+        if self._committed:
+            prune_empty(inner, theirs)
+
+    # ------------------------------------------------------------------ keeping
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the states of model and optimiser: plain numbers, strings and tensors.
+
+        Load it first, then the model's state, then the optimiser's.
+        """
+        self._check_open()
+        return {
+            "format": FORMAT,
+            "slots": self._described(),
+            "policy": self._policy,
+            "max_epochs": self.max_epochs,
+            "panic": int(self._panic),
+            "watch": {part: _tensors(arrays) for part, arrays in self._watch.arrays().items()},
+            "player": self._player.state_dict(),
+            "host": self._host.state_dict(),
+            "course": {name: torch.from_numpy(np.array(rows)) for name, rows in vars(self._course).items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the grower that gave :meth:`state_dict`; the model has its seeds then, and waits for its own state.
+
+        Raises:
+            LiveError: the state of another model, policy or length; nothing has changed then.
+        """
+        self._check_open()
+        if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+            raise LiveError(f"this is no state of a grower: it lacks the format {FORMAT!r}")
+        own = {"slots": self._described(), "policy": self._policy, "max_epochs": self.max_epochs}
+        for name, value in own.items():
+            if state[name] != value:
+                raise LiveError(f"the state is of another run: its {name} are {state[name]}, here {value}")
+        before = self._watch.arrays()
+        try:
+            self._watch.set_arrays({part: _arrays(tensors) for part, tensors in state["watch"].items()})
+            self._player.load_state_dict(state["player"])
+            self._host.load_state_dict(state["host"], self._watch.lifecycle)
+        except (ValueError, KeyError) as error:
+            self._watch.set_arrays(before)
+            self._host.sync(self._watch.lifecycle)
+            raise LiveError(f"the state does not fit: {error}") from error
+        self._panic, self._gradients = Panic(state["panic"]), None
+        rows = _arrays(state["course"])
+        self._course = Course(**{name: list(values) for name, values in rows.items()})
+        self.decision = self._decided(self._watch.steps.last_actions[0], "resumed")
+
+    def _described(self) -> list[str]:
+        places = [slot.place for slot in self._host.slots]
+        return [f"{place.name}: {place.kind.name} of width {place.width}" for place in places] + [
+            f"{self._host.costs.host[0]} parameters"
+        ]
+
+
+def _tensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: tensor.numpy().copy() for name, tensor in tensors.items()}

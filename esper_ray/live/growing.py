@@ -1,0 +1,176 @@
+"""The way in: make a model grow, see where it could, and plant what was committed into a fresh one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from envs.limits import LifecycleRules
+from envs.live.host import LiveHost
+from envs.live.places import Example, LiveError, Places, forward_flops
+from envs.live.planting import FORMAT, GrownSeed, check_ungrown, plant
+from esper_ray.live.grower import Grower, ScalarWriter
+from esper_ray.live.policies import Policy, find_policy
+from esper_ray.live.refusals import refuse_model, refuse_processes
+from policies.player import Player
+
+SHORTEST = 12
+"""Epochs that a seed needs to be grown, blended and judged, with some to spare."""
+
+
+def grow(
+    model: nn.Module,
+    optimizer: Optimizer,
+    slots: Sequence[str] | str | None = None,
+    *,
+    example: Example,
+    evaluate: Callable[[], tuple[float, float]],
+    max_epochs: int,
+    policy: Policy | None = None,
+    force: bool = False,
+    chance: float | None = None,
+    governor: bool = True,
+    contributions: Literal["all", "single"] = "all",
+    counterfactual_interval: int = 5,
+    lr_scale: float = 1.0,
+    parameter_budget: int | None = None,
+    max_living_seeds: int | None = None,
+    batch_axis: int = 0,
+    deterministic: bool = False,
+    seed: int = 0,
+    writer: ScalarWriter | None = None,
+) -> Grower:
+    """Let a policy grow a model while somebody's own loop trains it.
+
+    The first decision is made at once; then the loop calls :meth:`Grower.end_epoch` after every epoch, and
+    :meth:`Grower.commit` at the end. ``docs/grow.md`` has a loop, what happens in it, and what it costs.
+
+    Args:
+        model: On its device already, not compiled yet. It gets a submodule ``growth`` and a forward hook at each slot.
+        optimizer: Of the model. Seeds join its groups.
+        slots: Modules on whose outputs seeds can grow: names, globs (``body.*``) or last parts of names. Without them
+            the error lists the candidates.
+        example: A batch of at least two inputs, as the loop passes them: a tensor, a tuple or a dict of arguments.
+        evaluate: Loss and accuracy in percent on validation data, without side effects. It is called now and then two
+            or three times an epoch, the model in mode ``eval`` and without gradients; modes and randomness are put
+            back afterwards.
+        max_epochs: Epochs that the model will be trained for.
+        policy: Who decides: the shipped policy by default; the directory of an export; "heuristic" or another name;
+            the file of a schedule; or a :class:`policies.bundle.PolicyBundle`.
+        force: Take an export that was trained on another topology.
+        chance: Accuracy of guessing, in percent. Without it a collapse to guessing is not noticed.
+        governor: Save the model in healthy epochs, and go back if the training breaks; takes the model's and the
+            optimiser's memory once more, on the CPU.
+        contributions: "all" measures what seeds are worth alone and in pairs; "single" leaves the pairs out.
+        counterfactual_interval: Epochs between these measurements.
+        lr_scale: Share of the optimiser's steps that seeds take.
+        parameter_budget: Parameters that seeds may have together; 16 times the model's by default.
+        max_living_seeds: At most so many seeds at once; one per slot by default.
+        batch_axis: Axis of the batch in the example.
+        deterministic: Take the policy's likeliest action instead of drawing one.
+        seed: Of the policy's draws and the seeds' initial weights.
+        writer: Takes scalars, as TensorBoard's ``SummaryWriter`` does.
+
+    Returns:
+        What is called after every epoch.
+
+    Raises:
+        LiveError: something that nothing can be grown with; the model is as it was.
+        UserError: an export or a schedule that cannot be read.
+    """
+    refuse_model(model)
+    refuse_processes()
+    check_ungrown(model)
+    _check_numbers(max_epochs, contributions, counterfactual_interval, lr_scale, chance)
+    places = Places(model, example, batch_axis)
+    wanted = [slots] if isinstance(slots, str) else list(slots or ())
+    if not wanted:
+        raise LiveError(
+            f"name the slots, the modules on whose outputs seeds may grow; this model has\n{places.table()}"
+        )
+    chosen = places.chosen(wanted)
+    decider = find_policy(policy, chosen[0].kind, len(chosen), max_epochs, force)
+    try:
+        rules = LifecycleRules(parameter_budget=parameter_budget, max_living_seeds=max_living_seeds)
+    except ValueError as error:
+        raise LiveError(str(error)) from error
+    host_flops = forward_flops(model, example, batch_axis)
+    host = LiveHost(model, optimizer, chosen, decider.slots, evaluate, lr_scale, seed)
+    try:
+        return Grower(
+            host,
+            decider,
+            Player(decider.policy, 1, seed, deterministic),
+            max_epochs,
+            rules,
+            chance=chance,
+            governor=governor,
+            pairs=contributions == "all",
+            counterfactual_interval=counterfactual_interval,
+            flops=lambda: forward_flops(model, example, batch_axis),
+            host_flops=host_flops,
+            writer=writer,
+        )
+    except BaseException:
+        host.withdraw()
+        raise
+
+
+def _check_numbers(max_epochs: int, contributions: str, interval: int, lr_scale: float, chance: float | None) -> None:
+    if not isinstance(max_epochs, int) or max_epochs < SHORTEST:
+        raise LiveError(
+            f"max_epochs must be a whole number of at least {SHORTEST}, got {max_epochs}: a seed is trained, blended "
+            "and judged over epochs; call end_epoch more often than once per pass if your passes are few and long"
+        )
+    if contributions not in ("all", "single"):
+        raise LiveError(f'contributions must be "all" or "single", got {contributions!r}')
+    if not isinstance(interval, int) or interval < 1:
+        raise LiveError(f"counterfactual_interval must be a whole number of at least 1, got {interval}")
+    if not 0.0 < lr_scale <= 1.0:
+        raise LiveError(f"lr_scale must be above 0 and at most 1, got {lr_scale}")
+    if chance is not None and not 0.0 <= chance <= 100.0:
+        raise LiveError(f"chance must be an accuracy in percent, from 0 to 100, got {chance}")
+
+
+def candidates(model: nn.Module, example: Example, batch_axis: int = 0) -> str:
+    """The modules of a model that can be slots, a line each: name, kind, width, cheapest seed.
+
+    Args:
+        model: As for :func:`grow`.
+        example: Likewise.
+        batch_axis: Likewise.
+
+    Raises:
+        LiveError: the model does not run on the example.
+    """
+    refuse_model(model)
+    return Places(model, example, batch_axis).table()
+
+
+def rebuild(model: nn.Module, card: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """Plant what a run has committed into a fresh model.
+
+    The seeds are parameters of the model then, with initial weights: load a state dict of the committed model, or
+    train the whole network from scratch with an optimiser that is made afterwards.
+
+    Args:
+        model: Fresh, of the same modules.
+        card: ``Report.card``.
+        seed: Of the seeds' initial weights.
+
+    Returns:
+        The model.
+
+    Raises:
+        LiveError: no card, or one that does not fit; the model is as it was then.
+    """
+    refuse_model(model)
+    if not isinstance(card, Mapping) or card.get("format") != FORMAT or not isinstance(card.get("seeds"), list):
+        raise LiveError(f'a card is what Report.card gives, a dict with the format "{FORMAT}", got {str(card)[:80]}')
+    grown = [GrownSeed.from_card(entry) for entry in card["seeds"]]
+    if grown:
+        plant(model, grown, seed)
+    return model

@@ -1,0 +1,55 @@
+"""What nothing can be grown with, and what to do instead: one sentence each, before anything is touched."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+
+from envs.live.places import LiveError
+
+_ALONE = "grow the module in one process, and wrap or copy it to others when it is committed"
+_WRAPPERS: dict[type, str] = {
+    nn.DataParallel: f"nn.DataParallel copies the model for every batch, and its copies cannot grow: {_ALONE}",
+    DistributedDataParallel: (
+        f"DistributedDataParallel fixes its gradient buckets when it is made, and knows no new parameters: {_ALONE}"
+    ),
+    FullyShardedDataParallel: f"FullyShardedDataParallel has split the parameters, and knows no new ones: {_ALONE}",
+    FSDPModule: f"fully_shard has split the parameters, and knows no new ones: {_ALONE}",
+    torch.jit.ScriptModule: "a ScriptModule calls no hooks: grow the plain module, and export it when it is committed",
+}
+
+
+def refuse_model(model: nn.Module) -> None:
+    """Refuse what cannot be grown.
+
+    Raises:
+        LiveError: no module, a wrapper, or a compiled model.
+    """
+    if not isinstance(model, nn.Module):
+        raise LiveError(f"the model must be a torch.nn.Module, got a {type(model).__name__}")
+    for name, module in model.named_modules():
+        where = f"the module {name!r}" if name else "the model"
+        for wrapper, reason in _WRAPPERS.items():
+            if isinstance(module, wrapper):
+                raise LiveError(f"{where} cannot grow: {reason}")
+        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+            raise LiveError(
+                f"{where} is compiled already, and what was compiled does not see a slot: grow the plain module first, "
+                "then torch.compile it"
+            )
+
+
+def refuse_processes() -> None:
+    """Refuse to change structure in one of several processes that train together.
+
+    Raises:
+        LiveError: the default process group has more than one member.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        size = torch.distributed.get_world_size()
+        if size > 1:
+            raise LiveError(
+                f"this process is one of {size} that train together, and only its own model would change: {_ALONE}"
+            )
