@@ -77,7 +77,7 @@ class World:
     """Processes that train hosts; 0 does it in this one."""
     hosts: int = QUICKSTART.run.hosts_per_runner
     """Hosts of each."""
-    epochs: int = QUICKSTART.env.max_epochs
+    epochs: int = QUICKSTART.env.longest
     """Steps of an episode."""
 
     def scores(self, baseline: CriticBaseline, seed: int) -> list[float]:

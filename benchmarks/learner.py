@@ -29,7 +29,7 @@ from esper_ray.process import settle
 
 MODULE = "default_policy"
 HOSTS = QUICKSTART.run.num_env_runners * QUICKSTART.run.hosts_per_runner
-EPOCHS = QUICKSTART.env.max_epochs
+EPOCHS = QUICKSTART.env.longest
 STEPS = QUICKSTART.learner.num_epochs * QUICKSTART.learner.minibatches
 """Steps of the optimiser in one update."""
 

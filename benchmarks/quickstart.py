@@ -24,7 +24,7 @@ def quickstart(
     *,
     num_env_runners: int = QUICKSTART.run.num_env_runners,
     hosts_per_runner: int = QUICKSTART.run.hosts_per_runner,
-    epochs: int = QUICKSTART.env.max_epochs,
+    epochs: int = QUICKSTART.env.longest,
     task: str = QUICKSTART.env.task,
     learner: LearnerConfig = QUICKSTART.learner,
     iterations: int = QUICKSTART.run.iterations,

@@ -103,7 +103,7 @@ CONFIG = TrainConfig(env=EnvConfig(max_epochs=30))
 
 
 def _settings() -> PolicySettings:
-    return PolicySettings(CONFIG.env.make_task().slots, CONFIG.env.max_epochs, CONFIG.network)
+    return PolicySettings(CONFIG.env.make_task().slots, CONFIG.env.longest, CONFIG.network)
 
 
 def _episode() -> list[Shown]:
@@ -111,7 +111,7 @@ def _episode() -> list[Shown]:
     env = MorphogenesisVectorEnv(1, **CONFIG.env.keywords())
     observation, _ = env.reset(seed=0)
     player, shown = Player(build_policy("learned", _settings()), 1, seed=0), []
-    for _ in range(CONFIG.env.max_epochs):
+    for _ in range(CONFIG.env.longest):
         shown.append({name: leaf[0].tolist() for name, leaf in observation.items()})
         observation = env.step(player.act(observation))[0]
     return shown

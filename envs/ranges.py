@@ -6,6 +6,7 @@ Whoever makes the object is held to it, be it in Python, on the command line or 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -40,6 +41,39 @@ class Range:
         kind = "a whole number" if self.whole else "a number"
         least, most = (f"{limit:,}" if self.whole else f"{limit:g}" for limit in (self.least, self.most))
         return f"{kind} above {least}, at most {most}" if self.above else f"{kind} from {least} to {most}"
+
+
+@dataclass(frozen=True)
+class Interval(Range):
+    """A whole number, or the text ``15..150``: any from 15 to 150, both included."""
+
+    def __contains__(self, value: object) -> bool:
+        """Whether it is one of the two."""
+        if not isinstance(value, str):
+            return super().__contains__(value)
+        try:
+            numbers = whole_numbers_in(value)
+        except ValueError:
+            return False
+        return bool(numbers) and all(super(Interval, self).__contains__(end) for end in (numbers[0], numbers[-1]))
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"{super().__str__()}, or an interval of them such as 15..150"
+
+
+def whole_numbers_in(interval: int | str) -> range:
+    """The numbers of an :class:`Interval`; none where it ends before it begins.
+
+    Raises:
+        ValueError: a text that is no interval.
+    """
+    if isinstance(interval, int):
+        return range(interval, interval + 1)
+    found = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", interval)
+    if found is None:
+        raise ValueError(f"an interval is written as 15..150, got {interval!r}")
+    return range(int(found[1]), int(found[2]) + 1)
 
 
 LARGEST = 1e9

@@ -40,6 +40,8 @@ class Purpose(IntEnum):
     """Settings that a tuning draws."""
     BOOTSTRAP = 9
     """Resampling for intervals."""
+    HORIZON = 10
+    """How long the episodes of an iteration are."""
 
 
 def seed_sequence(purpose: Purpose, seed: int | None, *key: int) -> np.random.SeedSequence:

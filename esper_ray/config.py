@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from envs.ranges import (
     Count,
+    Interval,
     Large,
     Natural,
     NotNegative,
@@ -24,6 +26,7 @@ from envs.ranges import (
     Range,
     Share,
     check_numbers,
+    whole_numbers_in,
 )
 from esper_ray.errors import UserError
 from esper_ray.reading import describe_problems, read_json
@@ -63,6 +66,13 @@ def _parse_pairs(words: list[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def _number_or_text(word: str) -> int | str:
+    try:
+        return int(word)
+    except ValueError:
+        return word
+
+
 _PAIRS = tyro.constructors.PrimitiveConstructorSpec(
     nargs="*",
     metavar="NAME=VALUE ...",
@@ -72,6 +82,19 @@ _PAIRS = tyro.constructors.PrimitiveConstructorSpec(
 )
 TaskArgs = Annotated[dict[str, str], _PAIRS, tyro.conf.arg(aliases=["--task-arg"])]
 """A dict of texts, written as ``--task-args NAME=VALUE ...`` on the command line."""
+Horizons = Annotated[
+    int | str,
+    Interval(1, 10**6, whole=True),
+    Field(union_mode="left_to_right"),  # a number given as a text is a number
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT|INT..INT",
+        instance_from_str=lambda words: _number_or_text(words[0]),
+        is_instance=lambda instance: isinstance(instance, int | str),
+        str_from_instance=lambda instance: [str(instance)],
+    ),
+]
+"""One number of epochs, or an interval to draw from, as text."""
 FirstTaskArgs = Annotated[dict[str, str], _PAIRS, tyro.conf.arg(aliases=["--first-task-arg"])]
 """The same for the beginning of a run."""
 
@@ -138,8 +161,10 @@ class EnvConfig:
     """Directory with the data of a task that brings none along."""
     task_args: TaskArgs = field(default_factory=dict)
     """Further arguments of the task."""
-    max_epochs: Epochs = 150
-    """Training epochs of a host, that is steps of an episode."""
+    max_epochs: Horizons = 150
+    """Training epochs of a host, that is steps of an episode. 15..150 draws a number for every iteration, the same for
+    all of its hosts: the policy learns to finish in the time that it has; only with ppo. What is played outside of
+    training lasts as long as the longest."""
     reward_mode: str = "score"
     """score pays every change of the score, sparse pays it at the end, shaped adds terms for stages."""
     parameter_rent: NotNegative | None = None
@@ -208,11 +233,34 @@ class EnvConfig:
         except TaskError as error:
             raise UserError(str(error)) from error
 
+    @property
+    def horizons(self) -> range:
+        """How many epochs an episode can have."""
+        return whole_numbers_in(self.max_epochs)
+
+    @property
+    def longest(self) -> int:
+        """Epochs of the longest episode."""
+        return self.horizons[-1]
+
+    @property
+    def thirds(self) -> list[range]:
+        """The horizons from short to long, in three parts; fewer where there are fewer horizons.
+
+        A host that trains for longer scores more: only scores of one part say how a policy does against another.
+        """
+        cuts = [len(self.horizons) * part // 3 for part in range(4)]
+        return [self.horizons[start:end] for start, end in itertools.pairwise(cuts) if start < end]
+
+    def lasting(self, epochs: int | None = None) -> EnvConfig:
+        """The same world with episodes of this length, by default of the longest."""
+        return dataclasses.replace(self, max_epochs=self.longest if epochs is None else epochs)
+
     def keywords(self) -> dict[str, Any]:
-        """Keyword arguments of the environment."""
+        """Keyword arguments of the environment, whose episodes are the longest."""
         settings = dataclasses.asdict(self)
         del settings["data_dir"]
-        return settings | {"task_args": self._task_arguments()}
+        return settings | {"task_args": self._task_arguments(), "max_epochs": self.longest}
 
 
 @dataclass(frozen=True)
@@ -294,6 +342,10 @@ class TrainConfig:
         impala, minibatches = self.run.algorithm == "impala", self.learner.minibatches
         learners = max(self.run.num_learners, 1)
         hosts = self.run.hosts_per_runner * (1 if impala else max(self.run.num_env_runners, 1))
+        if impala and len(self.env.horizons) > 1:
+            raise UserError(
+                f"max_epochs as an interval is for the algorithm ppo, got {self.env.max_epochs}: one number"
+            )
         if impala and learners > 1:
             raise UserError(f"impala learns in one process, got num_learners = {learners}: use ppo, or one learner")
         if impala and self.learner.critic_baseline == "op":
@@ -329,10 +381,25 @@ class TrainConfig:
         """The world of the first iterations."""
         return dataclasses.replace(self.env, task_args=self.env.task_args | self.run.first_task_args)
 
-    @property
-    def steps_per_iteration(self) -> int:
-        """Epochs that all runners' hosts train for one update, or as many with IMPALA."""
-        return self.run.hosts_per_runner * max(self.run.num_env_runners, 1) * self.env.max_epochs
+    def env_in(self, iteration: int) -> EnvConfig:
+        """The world of the iteration that follows ``iteration`` others: it depends on that and the seed alone."""
+        env = self.first_env if iteration < self.run.first_iterations else self.env
+        return env.lasting(self._horizon(iteration))
+
+    def _horizon(self, iteration: int) -> int:
+        import numpy as np
+
+        from envs.seeding import Purpose, seed_sequence
+
+        generator = np.random.default_rng(seed_sequence(Purpose.HORIZON, self.run.seed, iteration))
+        return self.env.horizons[generator.integers(len(self.env.horizons))]
+
+    def host_epochs(self, iterations: int) -> int:
+        """Epochs that all runners' hosts train in the first iterations, or as many with IMPALA."""
+        hosts, horizons = self.run.hosts_per_runner * max(self.run.num_env_runners, 1), self.env.horizons
+        if len(horizons) == 1:
+            return hosts * iterations * horizons[0]
+        return hosts * sum(map(self._horizon, range(iterations)))
 
     def to_json(self) -> str:
         """The config as it is stored in a run directory."""

@@ -45,6 +45,7 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
     """
 
     network: RecurrentPolicyNetwork
+    model_config: dict[str, Any]
 
     def setup(self) -> None:
         """Build the network from the spaces and the model config.
@@ -73,6 +74,10 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         RLlib asks for it at the start of every env's episode, and wants it there.
         """
         return self._initial_state
+
+    def set_sequence_length(self, steps: int) -> None:
+        """Have RLlib make rows of this length for the training forward."""
+        self.model_config = {**self.model_config, "max_seq_len": steps}  # the dict is the algorithm's, too
 
     def forward_result(self, batch: dict[str, Any]) -> ActorCriticResult:
         """Read a training batch: observation leaves ``[rows, T, ...]``, state ``[rows, ...]``."""

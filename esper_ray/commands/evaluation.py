@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,9 +51,11 @@ class Evaluate:
     """Arguments of the task, on top of those of training unless --task names another one."""
     data_dir: Path | None = None
     """Where the task's data are, if not where they were in training; an export does not say it."""
+    max_epochs: Epochs | None = None
+    """Training epochs of a host; by default as in training, and where they were drawn there, the most."""
     output: Path | None = None
     """Report to write, with a picture beside it; by default evaluation.json in the directory given (of a URI: here), or
-    with --task or --task-args evaluation-TASK-ARGUMENTS.json."""
+    with --task, --task-args or --max-epochs evaluation-TASK-ARGUMENTS-EPOCHS-epochs.json."""
     workers: Processes = WORKERS
     """Processes that share the policies."""
 
@@ -75,7 +76,7 @@ class Evaluate:
         from esper_ray.measuring.search.schedule_files import read_schedule
         from esper_ray.measuring.trained import Trained, World
 
-        trained = Trained.open(path, self.checkpoint, World(self.task, self.task_args, self.data_dir))
+        trained = Trained.open(path, self.checkpoint, World(self.task, self.task_args, self.data_dir, self.max_epochs))
         if self.temperature is not None:
             trained = trained.at_temperature(self.temperature)
         trained.env.load_data()
@@ -114,7 +115,8 @@ class Evaluate:
     def _name(self) -> str:
         """The default report's name, different for another world than that of training."""
         arguments = (f"{key}={Path(value).name}" for key, value in sorted(self.task_args.items()))
-        return "-".join(("evaluation", *([self.task] if self.task else []), *arguments))
+        epochs = [f"{self.max_epochs}-epochs"] if self.max_epochs else []
+        return "-".join(("evaluation", *([self.task] if self.task else []), *arguments, *epochs))
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class Search:
     host_epochs: Annotated[int, Range(1, 2**53, whole=True)] | None = None
     """Training epochs of hosts that the search may spend in all."""
     max_epochs: Epochs | None = None
-    """Training epochs of one host; by default as in the run, or as train's default."""
+    """Training epochs of one host; by default as in the run (where they were drawn, the most), or as train's
+    default."""
     task_args: TaskArgs = field(default_factory=dict)
     """Arguments of the task, on top of the run's."""
     data_dir: Path | None = None
@@ -176,7 +179,7 @@ class Search:
         from esper_ray.measuring.trained import World
 
         directory = Path(self.world)
-        changes = World(None, self.task_args, self.data_dir)
+        changes = World(None, self.task_args, self.data_dir, self.max_epochs)
         if directory.is_dir():
             run = RunDirectory.open(directory)
             env, path = changes.of(run.config().env), run.path / "best_schedule.json"
@@ -186,10 +189,8 @@ class Search:
                 f"{self.world} is no run directory whose training could say how long to search: give --host-epochs"
             )
         else:
-            env = EnvConfig(task=self.world, data_dir=self.data_dir, task_args=self.task_args)
+            env = EnvConfig(task=self.world, data_dir=self.data_dir, task_args=self.task_args).lasting(self.max_epochs)
             path, budget = Path(f"best_schedule-{self.world}.json"), self.host_epochs
-        if self.max_epochs is not None:
-            env = dataclasses.replace(env, max_epochs=self.max_epochs)
         return env, budget, self.output or path
 
 
@@ -205,6 +206,8 @@ class Replay:
     """latest is what training ended with; best had the highest moving average of scores in it, should they have fallen
     since. An export holds only one."""
     data_dir: Path | None = None
+    """As for evaluate."""
+    max_epochs: Epochs | None = None
     """As for evaluate."""
     policy: str = "learned"
     """learned, or one of the controls: never_grow, random_valid, heuristic, fixed_schedule."""
@@ -229,7 +232,7 @@ class Replay:
         from esper_ray.measuring.replay import draw_replay
         from esper_ray.measuring.trained import Trained, World
 
-        trained = Trained.open(path, self.checkpoint, World(data_dir=self.data_dir))
+        trained = Trained.open(path, self.checkpoint, World(data_dir=self.data_dir, max_epochs=self.max_epochs))
         output = self.output or _results(self.trained, trained) / f"replay-{self.policy}-{self.seed}.png"
         if output.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
             raise UserError(f"--output {output} names no picture: end it on .png, .svg or .pdf")

@@ -47,6 +47,7 @@ class Evaluation(BaseModel):
     """What of an evaluation.json is compared."""
 
     task: str
+    max_epochs: int
     episodes: int
     seed: int
     checkpoint: _Played
@@ -153,7 +154,7 @@ def _place(run: ComparedRun) -> str:
         return "–"
     told = run.evaluation
     played = f"iteration {told.checkpoint.iteration} at temperature {told.temperature:g}"
-    return f"{told.episodes} of {told.task}, seed {told.seed}, {played}"
+    return f"{told.episodes} of {told.task}, {told.max_epochs} epochs, seed {told.seed}, {played}"
 
 
 def _score(run: ComparedRun, policy: str) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from envs.slots import SlotConfig
-from esper_ray.config import EnvConfig
+from esper_ray.config import EnvConfig, TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import POLICY_FILE, Checkpoint, RunDirectory, Which
 from esper_ray.keeping.writing import UNFINISHED, make_directories, remove_empty, replace_bytes, replace_text, writing
@@ -38,16 +38,19 @@ class Score(_Strict):
     Attributes:
         iteration: Iterations done.
         score: Mean committed validation score of that iteration's episodes; None if none ended.
+        max_epochs: Epochs of these episodes; None on a card of before they were drawn.
     """
 
     iteration: int
     score: float | None
+    max_epochs: int | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Self:
-        """That of a checkpoint."""
-        score = checkpoint.score
-        return cls(iteration=checkpoint.iteration, score=score if math.isfinite(score) else None)
+    def of(cls, checkpoint: Checkpoint, config: TrainConfig) -> Self:
+        """That of a checkpoint of a run with this config."""
+        score = checkpoint.score if math.isfinite(checkpoint.score) else None
+        played = config.env_in(checkpoint.iteration - 1)
+        return cls(iteration=checkpoint.iteration, score=score, max_epochs=played.longest)
 
 
 class Sizes(_Strict):
@@ -87,7 +90,8 @@ class Card(_Strict):
 
     Attributes:
         format: Of card and weights.
-        env: Task and world of the training, but for where this machine keeps the task's data.
+        env: Task and world of the training, but for where this machine keeps the task's data. ``max_epochs`` is an
+            interval if the training drew how long episodes are.
         slots: Slots of the task's hosts.
         network: Its widths, and how it is played.
         sizes: What follows from the three above in the code that wrote the card.
@@ -126,7 +130,7 @@ def write_export(run: RunDirectory, which: Which, out: Path) -> Card:
     """
     config = run.config()
     index, weights = run.policy(which)
-    settings = PolicySettings(config.env.make_task().slots, config.env.max_epochs, config.network)
+    settings = PolicySettings(config.env.make_task().slots, config.env.longest, config.network)
     policy = load_policy(settings, weights)
     card = Card(
         env=dataclasses.replace(config.env, data_dir=None),
@@ -135,8 +139,8 @@ def write_export(run: RunDirectory, which: Which, out: Path) -> Card:
         sizes=Sizes.of(policy),
         git_commit=index[which].git_commit,
         iteration=index[which].iteration,
-        latest=Score.of(index["latest"]),
-        best=Score.of(index["best"]),
+        latest=Score.of(index["latest"], config),
+        best=Score.of(index["best"], config),
         weights_sha256=weights.sha256,
     )
     made = make_directories(out)
@@ -168,7 +172,7 @@ def load_export(path: Path) -> tuple[Card, PolicyBundle]:
         UserError: as :func:`read_export`, or the weights are not of this policy's sizes.
     """
     card, weights = read_export(path)
-    return card, load_policy(PolicySettings(card.slots, card.env.max_epochs, card.network), weights)
+    return card, load_policy(PolicySettings(card.slots, card.env.longest, card.network), weights)
 
 
 def read_export(path: Path) -> tuple[Card, Weights]:
@@ -181,7 +185,7 @@ def read_export(path: Path) -> tuple[Card, Weights]:
     slots = card.env.make_task().slots
     if slots != card.slots:
         raise UserError(f"{path} was trained for {card.slots}, but task {card.env.task!r} has {slots} here")
-    settings = PolicySettings(slots, card.env.max_epochs, card.network)
+    settings = PolicySettings(slots, card.env.longest, card.network)
     try:
         # On the meta device widths cost no memory, however wrong they are.
         sizes = Sizes.of(build_policy(LEARNED, settings, device="meta"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,6 +47,8 @@ class Checkpoint:
         average: Exponential moving average of the scores up to it, which decides what is best: the episodes of one
             iteration are few, and where hosts are drawn, their mean says as much of the draw as of the policy.
         git_commit: Of the code that trained it; None outside a checkout.
+        averages: The same of every kind of score, where those of different kinds do not compare with each other;
+            ``average`` is their mean, NaN until there is one of each. Empty in an index of before there were kinds.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Checkpoint:
     score: float
     average: float
     git_commit: str | None = None
+    averages: dict[str, float] = field(default_factory=dict)
 
 
 Index = dict[Which, Checkpoint]
@@ -239,7 +242,14 @@ class RunDirectory:
             raise UserError(f"{self.path} has no checkpoint yet: train for at least one iteration first")
         return index[which]
 
-    def save(self, iteration: int, score: float, write: Callable[[Path], None], keep: int = 1) -> Checkpoint:
+    def save(
+        self,
+        iteration: int,
+        score: float,
+        write: Callable[[Path], None],
+        keep: int = 1,
+        kinds: Mapping[str, float] | None = None,
+    ) -> Checkpoint:
         """Keep a new latest checkpoint, and it as the best if its moving average of scores is the highest yet.
 
         Args:
@@ -247,6 +257,8 @@ class RunDirectory:
             score: Of this iteration's episodes.
             write: Fills the directory it is given.
             keep: Latest checkpoints that stay, beside the best.
+            kinds: This iteration's scores by kind, always of all kinds; NaN of one that it has none of. By default the
+                score is the only one.
 
         Returns:
             The new one.
@@ -255,12 +267,9 @@ class RunDirectory:
             UserError: it cannot be written, for a full disk, say; those before it are as they were.
         """
         index = self.index()
-        before = index["latest"].average if index else math.nan
-        if math.isnan(before) or math.isnan(score):  # an iteration in which no episode ended has no score
-            average = before if math.isnan(score) else score
-        else:
-            average = before + AVERAGE_STEP * (score - before)
-        new = Checkpoint(f"iteration-{iteration:06d}", iteration, score, average, git_commit())
+        averages = _averages(index.get("latest"), {"": score} if kinds is None else kinds)
+        average = sum(averages.values()) / len(averages)
+        new = Checkpoint(f"iteration-{iteration:06d}", iteration, score, average, git_commit(), averages)
         target = self.checkpoints / new.name
         for leftover in (target, *self.checkpoints.glob(f".*{UNFINISHED}")):  # of a process that was killed
             _remove(leftover)
@@ -278,6 +287,19 @@ class RunDirectory:
             if path.name not in kept:
                 _remove(path)
         return new
+
+
+def _averages(before: Checkpoint | None, scores: Mapping[str, float]) -> dict[str, float]:
+    """Moving averages by kind after another iteration; one in which no episode of a kind ended changes nothing."""
+    averages = dict.fromkeys(scores, math.nan)
+    if before is not None:
+        averages |= before.averages or dict.fromkeys(scores, before.average)
+    for kind, score in scores.items():
+        if math.isnan(averages[kind]):
+            averages[kind] = score
+        elif not math.isnan(score):
+            averages[kind] += AVERAGE_STEP * (score - averages[kind])
+    return averages
 
 
 def checked_index(content: object, damaged: str) -> Index:

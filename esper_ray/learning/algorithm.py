@@ -6,8 +6,8 @@ import gc
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -178,6 +178,18 @@ class FactoredAlgorithm(Algorithm):
         return network
 
 
+class Played(NamedTuple):
+    """What is played in an iteration.
+
+    Attributes:
+        env_config: Keyword arguments of the env.
+        rollout_length: Steps that each env plays.
+    """
+
+    env_config: dict[str, Any]
+    rollout_length: int
+
+
 class FactoredConfig(AlgorithmConfig):
     """The half of a config that all algorithms share; comes before RLlib's own config of the algorithm.
 
@@ -185,8 +197,7 @@ class FactoredConfig(AlgorithmConfig):
         settings: The learner's settings, the one place that the loss and the advantages read.
         total_steps: Env steps over which what falls with time falls.
         fresh_rollouts: Whether PPO starts new episodes in every rollout.
-        first_iterations: Iterations of PPO that are played with ``first_env_config``.
-        first_env_config: Keyword arguments of the env in them.
+        played_in: What PPO plays in the iteration that follows so many others; None if always the same.
     """
 
     def __init__(self, algo_class: type | None = None) -> None:
@@ -194,8 +205,7 @@ class FactoredConfig(AlgorithmConfig):
         self.settings = LearnerConfig()
         self.total_steps: int | None = None
         self.fresh_rollouts = False
-        self.first_iterations = 0
-        self.first_env_config: dict[str, Any] = {}
+        self.played_in: Callable[[int], Played] | None = None
 
     @classmethod
     def of(
@@ -209,8 +219,7 @@ class FactoredConfig(AlgorithmConfig):
         envs_per_runner: int,
         sequence_length: int | None = None,
         fresh_rollouts: bool = False,
-        first_iterations: int = 0,
-        first_env_config: Mapping[str, Any] | None = None,
+        played_in: Callable[[int], Played] | None = None,
         num_env_runners: int = 0,
         num_learners: int = 0,
         network: NetworkConfig | None = None,
@@ -241,8 +250,8 @@ class FactoredConfig(AlgorithmConfig):
                 long as a rollout (one that began later, after another had ended early, is not finished). An iteration
                 then depends on the seed, its number, the weights and the optimiser's state alone, and a run that is
                 resumed repeats one that was not stopped, bit for bit.
-            first_iterations: Iterations of PPO that are played with ``first_env_config``; they need fresh rollouts.
-            first_env_config: Keyword arguments of the env in them; spaces and heads stay.
+            played_in: What PPO plays in the iteration that follows so many others, if that changes: spaces and heads
+                stay, and no rollout is longer than ``rollout_length``. It needs fresh rollouts.
             num_env_runners: Processes that play; 0 plays in this one.
             num_learners: Processes that learn; 0 learns in this one.
             network: Its widths and how it is played; the defaults if None.
@@ -252,14 +261,13 @@ class FactoredConfig(AlgorithmConfig):
 
         Raises:
             ValueError: the rollouts cannot be dealt evenly to the learners' minibatches, or the algorithm does not
-                support these lengths or this number of learners; first iterations without fresh rollouts.
+                support these lengths or this number of learners; iterations that differ without fresh rollouts.
         """
-        if first_iterations and not fresh_rollouts:
-            raise ValueError(f"{first_iterations} first_iterations in another env need fresh_rollouts")
+        if played_in is not None and not fresh_rollouts:
+            raise ValueError("iterations that differ in what is played need fresh_rollouts")
         config = cls()
         config.settings, config.total_steps = learner or LearnerConfig(), total_steps
-        config.fresh_rollouts = fresh_rollouts
-        config.first_iterations, config.first_env_config = first_iterations, dict(first_env_config or {})
+        config.fresh_rollouts, config.played_in = fresh_rollouts, played_in
         config._play_in(env_id, env_config, rollout_length, envs_per_runner, num_env_runners)
         model = {
             "heads": tuple(heads),
@@ -290,9 +298,11 @@ class FactoredConfig(AlgorithmConfig):
             raise ValueError(f"a setting that falls to {final} of itself needs total_steps: give it, or leave it at 1")
         return [[0, value], [self.total_steps, final * value]]
 
-    def env_config_in(self, iteration: int) -> dict[str, Any]:
-        """Keyword arguments of the env in the iteration that follows ``iteration`` others."""
-        return self.first_env_config if iteration < self.first_iterations else self.env_config
+    def played(self, iteration: int) -> Played:
+        """What is played in the iteration that follows ``iteration`` others."""
+        if self.played_in is None:
+            return Played(self.env_config, int(self.rollout_fragment_length))
+        return self.played_in(iteration)
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """The module of this algorithm; its ``model_config`` must be given."""

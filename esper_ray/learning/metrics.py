@@ -98,6 +98,11 @@ def readable_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"{group}/{name.removeprefix('alarm/')}", value
 
 
+def named(horizons: range) -> str:
+    """A name for some horizons: ``15..59``."""
+    return f"{horizons[0]}..{horizons[-1]}"
+
+
 def flatten(numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Nested metrics as ``a/b`` names with plain numbers."""
     for name, value in numbers.items():

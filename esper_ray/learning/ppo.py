@@ -19,7 +19,14 @@ from ray.rllib.utils.metrics import (
 )
 
 from envs.seeding import Purpose
-from esper_ray.learning.algorithm import AGAIN, FactoredAlgorithm, FactoredConfig, begin_stream, seed_generators
+from esper_ray.learning.algorithm import (
+    AGAIN,
+    FactoredAlgorithm,
+    FactoredConfig,
+    Played,
+    begin_stream,
+    seed_generators,
+)
 from esper_ray.learning.ppo_learner import EsperPPOLearner
 
 
@@ -30,17 +37,23 @@ class Rollout(NamedTuple):
     metrics: dict[str, Any]
 
 
-def play(
-    env_runner: Any, weights: dict[str, Any], env_config: dict[str, Any], stream: int, fresh_episodes: bool
-) -> Rollout:
+def play(env_runner: Any, weights: dict[str, Any], played: Played, stream: int, fresh_episodes: bool) -> Rollout:
     """A rollout that depends on nothing but the arguments, and on the episodes under way unless they are left.
 
     Ray may have restarted the runner without anybody noticing: weights, world and seeds come with every order.
     """
-    env_runner.play_in(env_config)
+    env_runner.play_in(played.env_config)
     env_runner.set_state(weights)  # does nothing if it has these
     begin_stream(env_runner, stream, fresh_episodes)
-    return Rollout(env_runner.sample(), env_runner.get_metrics())
+    steps = played.rollout_length * env_runner.num_envs
+    return Rollout(env_runner.sample(num_timesteps=steps), env_runner.get_metrics())
+
+
+def _begin_update(learner: Any, seed: int, stream: int, sequence_length: int) -> None:
+    """Seed what shuffles, and have rows be no longer than what was played: all of them are padded to that length."""
+    seed_generators(Purpose.LEARNER, seed, stream)
+    for _, module in learner.module.items():
+        module.unwrapped().set_sequence_length(sequence_length)
 
 
 class EsperPPO(FactoredAlgorithm, PPO):
@@ -71,11 +84,13 @@ class EsperPPO(FactoredAlgorithm, PPO):
         Raises:
             UserError: as for :meth:`has_runners`.
         """
-        seed, stream = self.config.seed or 0, self.iteration
-        # They shuffle.
-        self.learner_group.foreach_learner(lambda learner: seed_generators(Purpose.LEARNER, seed, stream))
+        seed, stream, played = self.config.seed or 0, self.iteration, self.config.played(self.iteration)
+        begin = functools.partial(
+            _begin_update, seed=seed, stream=stream, sequence_length=self.config.sequence_length(played.rollout_length)
+        )
+        self.learner_group.foreach_learner(begin)
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            rollouts = self._rollouts(stream)
+            rollouts = self._rollouts(played, stream)
             self.metrics.aggregate([rollout.metrics for rollout in rollouts], key=ENV_RUNNER_RESULTS)
         steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
@@ -83,35 +98,30 @@ class EsperPPO(FactoredAlgorithm, PPO):
                 episodes=[episode for rollout in rollouts for episode in rollout.episodes],
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps},
                 num_epochs=self.config.num_epochs,
-                minibatch_size=self.config.minibatch_size,
+                minibatch_size=self.config.minibatch_steps(played.rollout_length),
                 shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
             )
             self.metrics.aggregate(learnt, key=LEARNER_RESULTS)
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self.share_weights()
 
-    def _rollouts(self, stream: int) -> list[Rollout]:
+    def _rollouts(self, played: Played, stream: int) -> list[Rollout]:
         """As many rollouts as there are runners, dead or alive."""
         group = self.env_runner_group
         wanted = max(group.num_remote_env_runners(), 1)
         rollouts: list[Rollout] = []
         while True:
             if self.has_runners():
-                rollouts += self._played(wanted - len(rollouts), stream)
+                rollouts += self._play(played, wanted - len(rollouts), stream)
                 stream += AGAIN
             if len(rollouts) == wanted:
                 return rollouts
             group.probe_unhealthy_env_runners()
 
-    def _played(self, most: int, stream: int) -> list[Rollout]:
+    def _play(self, played: Played, most: int, stream: int) -> list[Rollout]:
         """One rollout of each living runner, or of the driver where there are none; not more than ``most``."""
         group = self.env_runner_group
-        order = functools.partial(
-            play,
-            env_config=self.config.env_config_in(self.iteration),
-            stream=stream,
-            fresh_episodes=self.config.fresh_rollouts,
-        )
+        order = functools.partial(play, played=played, stream=stream, fresh_episodes=self.config.fresh_rollouts)
         if not group.num_remote_env_runners():
             return [order(group.local_env_runner, ray.get(self._weights))]
         return group.foreach_env_runner(
@@ -155,11 +165,6 @@ class EsperPPOConfig(FactoredConfig, PPOConfig):
             raise ValueError(
                 f"{learners} learners need at least 2 minibatches, got 1: RLlib deals whole batches to one learner only"
             )
-        batch_size = envs // learners * rollout_length
-        # RLlib counts a minibatch in steps, the artificial last one of every episode included, and takes the rows
-        # that they fill on average, rounded down. The step more keeps a quotient just below a whole number from
-        # losing a row, and a minibatch of one row from being empty. None is the whole batch.
-        minibatch_size = min(envs // shares * (rollout_length + 1) + 1, batch_size)
         self.training(
             lr=self.falling(settings.lr, settings.lr_final),
             gamma=settings.gamma,
@@ -169,7 +174,25 @@ class EsperPPOConfig(FactoredConfig, PPOConfig):
             vf_loss_coeff=settings.value_loss_coeff,
             grad_clip=settings.grad_clip,
             num_epochs=settings.num_epochs,
-            minibatch_size=minibatch_size if settings.minibatches > 1 else None,
+            minibatch_size=self.minibatch_steps(rollout_length),
             shuffle_batch_per_epoch=True,
-            train_batch_size_per_learner=batch_size,
+            train_batch_size_per_learner=envs // learners * rollout_length,
         )
+
+    def minibatch_steps(self, rollout_length: int) -> int | None:
+        """Steps of a minibatch, where each env has played so many; None is the whole batch.
+
+        RLlib counts them with the artificial last one of every episode, and takes the rows that they fill on average,
+        rounded down. The step more keeps a quotient just below a whole number from losing a row, and a minibatch of one
+        row from being empty.
+        """
+        learners, minibatches = max(self.num_learners, 1), self.settings.minibatches
+        if minibatches == 1:
+            return None
+        envs = self.num_envs_per_env_runner * max(self.num_env_runners, 1)
+        return min(envs // (learners * minibatches) * (rollout_length + 1) + 1, envs // learners * rollout_length)
+
+    def sequence_length(self, rollout_length: int) -> int:
+        """Steps of a row, where each env has played so many: as many less than at most as the rollout has."""
+        most: int = self.rl_module_spec.model_config["max_seq_len"]
+        return most - (int(self.rollout_fragment_length) - rollout_length)

@@ -12,7 +12,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from esper_ray.config import TrainConfig
 from esper_ray.keeping.writing import writing
-from esper_ray.learning.metrics import POLICY, SPEED, readable_metrics
+from esper_ray.learning.metrics import POLICY, SPEED, WORLD, named, readable_metrics
 from esper_ray.measuring.episodes import held_out_seeds
 from policies.learned import LearnedPolicy
 
@@ -60,13 +60,14 @@ class TensorBoard(RLlibCallback):
             writer.add_scalar(name, value, step)
         self._write_choices(writer, result, step)
         iteration = result["training_iteration"]
+        self._write_horizon(writer, result, iteration, step)
         if iteration % config.replay_interval == 0 or iteration == config.iterations:
             slots = self._config.env.make_task().slots
             policy = LearnedPolicy(slots, algorithm.newest_network(slots, self._config.network))
             host_seed = held_out_seeds(config.seed, 1)[0]
             from esper_ray.measuring.replay import draw_replay
 
-            figure = draw_replay(policy, self._config.env, host_seed, f"held-out host, iteration {iteration}")
+            figure = draw_replay(policy, self._config.env.lasting(), host_seed, f"held-out host, iteration {iteration}")
             writer.add_figure("Replay/held_out_episode", figure, step)
         writer.flush()
         self._written = step
@@ -83,6 +84,17 @@ class TensorBoard(RLlibCallback):
             write_layout(self._writer)
             write_hyperparameters(self._writer, self._config)
         return self._writer
+
+    def _write_horizon(self, writer: SummaryWriter, result: Mapping[str, Any], iteration: int, step: int) -> None:
+        """Where horizons are drawn: this iteration's, and the score once more among those of about its length."""
+        thirds, score = self._config.env.thirds, result["env_runners"].get("world", {}).get("score")
+        if len(thirds) == 1:
+            return
+        horizon = self._config.env_in(iteration - 1).longest
+        writer.add_scalar(f"{WORLD}/horizon", horizon, step)
+        if score is not None:
+            third = next(third for third in thirds if horizon in third)
+            writer.add_scalar(f"{WORLD}/score_by_horizon/{named(third)}", score, step)
 
     def _write_choices(self, writer: SummaryWriter, result: Mapping[str, Any], step: int) -> None:
         from esper_ray.learning.dashboard import write_choices

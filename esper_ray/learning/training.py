@@ -23,10 +23,10 @@ from esper_ray.config import EnvConfig, TrainConfig, check_resumable
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import POLICY_FILE, RLLIB_STATE, Checkpoint, RunDirectory
 from esper_ray.keeping.storage import Mirror
-from esper_ray.learning.algorithm import FactoredAlgorithm, FactoredConfig
+from esper_ray.learning.algorithm import FactoredAlgorithm, FactoredConfig, Played
 from esper_ray.learning.diagnostics import spoken_alarms
 from esper_ray.learning.impala import EsperImpalaConfig
-from esper_ray.learning.metrics import EpisodeMetrics, flatten
+from esper_ray.learning.metrics import EpisodeMetrics, flatten, named
 from esper_ray.learning.ppo import EsperPPOConfig
 from esper_ray.learning.tensorboard import TensorBoard
 from esper_ray.process import settle
@@ -118,6 +118,7 @@ def trained_iterations(
         with under_way(console, f"iteration {algorithm.iteration + 1}: hosts train, then the policy"):
             result = algorithm.train()
         world = dict(flatten(result["env_runners"].get("world", {})))
+        played = config.env_in(algorithm.iteration - 1)
         # Scores of another world say nothing about which checkpoint is the best.
         first = algorithm.iteration <= config.run.first_iterations
         score = float("nan") if first else world.get("score", float("nan"))
@@ -126,11 +127,12 @@ def trained_iterations(
             score,
             lambda path: _write_checkpoint(algorithm, config, path),
             config.run.keep_checkpoints,
+            {named(third): score if played.longest in third else float("nan") for third in config.env.thirds},
         )
         elapsed = time.perf_counter() - began
         left = elapsed / (algorithm.iteration - beginning) * (config.run.iterations - algorithm.iteration)
         rate = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
-        console.print(_progress_line(algorithm.iteration, config, world, rate, left))
+        console.print(_progress_line(algorithm.iteration, config, played, world, rate, left))
         # IMPALA's learner may have nothing to tell yet.
         learnt = dict(flatten(result.get("learners", {}).get("default_policy", {})))
         for alarm in spoken_alarms(learnt, config.learner):
@@ -151,14 +153,18 @@ def _send(mirror: Mirror, run: RunDirectory, console: Console, last: bool) -> No
         console.print(f"not copied to {mirror.uri}, will be after the next iteration: {error}")
 
 
-def _progress_line(iteration: int, config: TrainConfig, world: dict[str, float], rate: float, left: float) -> Text:
+def _progress_line(
+    iteration: int, config: TrainConfig, played: EnvConfig, world: dict[str, float], rate: float, left: float
+) -> Text:
     shares = ((op, 100 * world[f"op_share/{op.name}"]) for op in LifecycleOp if f"op_share/{op.name}" in world)
     mix = ", ".join(f"{op.name.split('_')[0].lower()} {share:.0f}" for op, share in shares)
     return Text.assemble(
         (f"{iteration:>3}", "bold"),
         f"/{config.run.iterations} score ",
         (f"{world.get('score', float('nan')):.3f}", "bold"),
-        f" {world.get('episodes', 0):.0f} episodes {rate:,.0f} epochs/s ",
+        f" {world.get('episodes', 0):.0f} episodes ",
+        f"of {played.longest} epochs " if len(config.env.horizons) > 1 else "",
+        f"{rate:,.0f} epochs/s ",
         (f"% {mix}", "dim"),
         f" {int(left // 60)}:{int(left % 60):02d} left",
     )
@@ -175,24 +181,28 @@ def env_keywords(config: TrainConfig, env: EnvConfig) -> dict[str, Any]:
     return {**env.keywords(), "gamma": config.learner.gamma, "num_threads": threads}
 
 
+def _played_in(config: TrainConfig, iteration: int) -> Played:
+    env = config.env_in(iteration)
+    return Played(env_keywords(config, env), env.longest)
+
+
 def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
     register_env(ENV_ID, _make_env)
     slots = config.env.make_task().slots
     algorithm_config = CONFIGS[config.run.algorithm].of(
         env_id=ENV_ID,
         env_config=env_keywords(config, config.env),
-        first_iterations=config.run.first_iterations,
-        first_env_config=env_keywords(config, config.first_env),
+        played_in=functools.partial(_played_in, config),
         heads=slots.heads,
         encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=config.network.embedding_dim),
-        rollout_length=config.env.max_epochs,
+        rollout_length=config.env.longest,
         fresh_rollouts=True,
         envs_per_runner=config.run.hosts_per_runner,
         num_env_runners=config.run.num_env_runners,
         num_learners=config.run.num_learners,
         network=config.network,
         learner=config.learner,
-        total_steps=config.run.iterations * config.steps_per_iteration,
+        total_steps=config.host_epochs(config.run.iterations),
         seed=config.run.seed,
     )
     metrics = functools.partial(EpisodeMetrics, slots)

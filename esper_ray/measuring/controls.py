@@ -64,7 +64,7 @@ def make_policy(
     Raises:
         UserError: an unknown name, no weights, weights of other sizes, or a schedule that does not fit the world.
     """
-    slots, max_epochs = env.make_task().slots, env.max_epochs
+    slots, max_epochs = env.make_task().slots, env.longest
     if name in (LEARNED, LEARNED_GREEDY) and trained is not None:
         return load_policy(PolicySettings(slots, max_epochs, trained.network), trained.weights)
     if name in (BEST_SCHEDULE, TRAINING_SCHEDULE) and schedule is not None:

@@ -117,7 +117,7 @@ def summarise(
     return {
         "task": env.task,
         "task_args": dict(env.task_args),
-        "max_epochs": env.max_epochs,
+        "max_epochs": env.longest,
         "episodes": playing.episodes,
         "seed": playing.evaluation_seed,
         "split": "test",

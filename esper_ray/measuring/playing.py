@@ -87,7 +87,7 @@ class Playing:
     def _play(self, name: str, beginning: GrownSeeds | None) -> tuple[Played, GrownSeeds]:
         """A policy's episodes, and the seeds that its hosts end with."""
         policy = make_policy("never_grow" if name in STATIC else name, self.env, self.trained, self.schedule)
-        recorder = BehaviourRecorder(policy.slot_config, self.env.max_epochs)
+        recorder = BehaviourRecorder(policy.slot_config, self.env.longest)
         deterministic = name == LEARNED_GREEDY
         results = run_episodes(
             policy, self.env, self.host_seeds, recorder.observe, deterministic=deterministic, grown=beginning

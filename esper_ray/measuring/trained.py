@@ -25,11 +25,13 @@ class World:
         task: Another task; None keeps the one of training.
         task_args: Its arguments; with the task of training they are added to those it had.
         data_dir: Where its data are, if not where they were in training. An export does not say it.
+        max_epochs: Of the episodes; by default of the longest in training.
     """
 
     task: str | None = None
     task_args: Mapping[str, str] = field(default_factory=dict)
     data_dir: Path | None = None
+    max_epochs: int | None = None
 
     def of(self, env: EnvConfig) -> EnvConfig:
         """The world to play in, given the one of training.
@@ -40,7 +42,9 @@ class World:
         kept = self.task in (None, env.task)
         arguments = (env.task_args if kept else {}) | dict(self.task_args)
         data_dir = self.data_dir or (env.data_dir if kept else None)
-        other = dataclasses.replace(env, task=self.task or env.task, task_args=arguments, data_dir=data_dir)
+        other = dataclasses.replace(
+            env.lasting(self.max_epochs), task=self.task or env.task, task_args=arguments, data_dir=data_dir
+        )
         if (other.task, other.task_args) == (env.task, env.task_args):
             return other
         trained_for, here = env.make_task().slots, other.make_task().slots

@@ -109,7 +109,7 @@ class Study(BaseModel):
             raise UserError(f"an arm must not be called like a control: rename {', '.join(sorted(clash))}")
         if BEST_SCHEDULE in self.controls:
             for world in self.worlds.values():
-                episodes = self.search_settings.host_epochs // world.max_epochs
+                episodes = self.search_settings.host_epochs // world.longest
                 Brackets.of(episodes, len(world.make_task().variants))  # refuses what is too little
         for arm, config in self.configs.items():
             for name, world in self.worlds.items():
@@ -158,20 +158,16 @@ class Study(BaseModel):
             if dataclasses.replace(config, env=base.env) != base:
                 known = ", ".join(field.name for field in dataclasses.fields(EnvConfig))
                 raise UserError(f"evaluation {name!r}: the settings of a world are {known}; others belong to an arm")
-        return {name: config.env for name, config in changed.items()}
+            if "max_epochs" in (evaluations[name] or {}) and len(config.env.horizons) > 1:
+                raise UserError(f"evaluation {name!r}: max_epochs must be one number, got {config.env.max_epochs}")
+        return {name: config.env.lasting() for name, config in changed.items()}
 
     @cached_property
     def search_settings(self) -> SearchSettings:
         """Of the searches for the best schedule."""
         if self.search_epochs is not None:
             return SearchSettings(self.search_epochs)
-        runs = [(config.run, config.env) for config in self.configs.values()]
-        return SearchSettings(
-            max(
-                run.iterations * max(1, run.num_env_runners) * run.hosts_per_runner * env.max_epochs
-                for run, env in runs
-            )
-        )
+        return SearchSettings(max(config.host_epochs(config.run.iterations) for config in self.configs.values()))
 
     @staticmethod
     def _config(config: TrainConfig, settings: dict[str, Any], where: str) -> TrainConfig:

@@ -174,10 +174,10 @@ def search_schedule(
         UserError: too small a budget.
     """
     task = env.make_task()
-    plan = Brackets.of(settings.host_epochs // env.max_epochs, len(task.variants))
-    planned = plan.episodes * env.max_epochs
+    plan = Brackets.of(settings.host_epochs // env.longest, len(task.variants))
+    planned = plan.episodes * env.longest
     rng = np.random.default_rng(seed_sequence(Purpose.SEARCH, settings.seed))
-    space = ScheduleSpace.of(task, env.max_epochs)
+    space = ScheduleSpace.of(task, env.longest)
     hosts = _balanced_seeds(task, settings.seed)
     rungs: list[Rung] = []
     spent = 0
@@ -188,12 +188,12 @@ def search_schedule(
         before = known[len(rungs)] if len(rungs) < len(known) else None
         if before is not None and (before.schedules, before.seeds) == (tuple(schedules), seeds):
             scores = [before.scores.ravel()]
-            spent += before.scores.size * env.max_epochs
+            spent += before.scores.size * env.longest
         else:
             scores = []
             for part in play(pool, env, [(schedule, seed) for schedule in schedules for seed in seeds]):
                 scores.append(part)
-                spent += len(part) * env.max_epochs
+                spent += len(part) * env.longest
                 on_progress(name, spent, planned)
         rungs.append(Rung(name, tuple(schedules), seeds, np.concatenate(scores).reshape(len(schedules), num_hosts)))
         on_rung(rungs)

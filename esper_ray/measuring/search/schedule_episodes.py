@@ -31,5 +31,5 @@ def play(pool: Executor, env: EnvConfig, episodes: Sequence[tuple[GrowthSchedule
 def _play(env: EnvConfig, episodes: Sequence[tuple[GrowthSchedule, int]]) -> FloatArray:
     settle()
     schedules, seeds = zip(*episodes, strict=True)
-    policy = FixedSchedule(env.make_task().slots, env.max_epochs, schedules)
+    policy = FixedSchedule(env.make_task().slots, env.longest, schedules)
     return run_episodes(policy, env, list(seeds), split="validation").score

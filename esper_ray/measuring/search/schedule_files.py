@@ -22,7 +22,7 @@ from policies.schedule import GrowthSchedule
 
 def trained_host_epochs(run: RunDirectory) -> int:
     """Host epochs that a run's training has had so far."""
-    return run.iterations_done() * run.config().steps_per_iteration
+    return run.config().host_epochs(run.iterations_done())
 
 
 def trace_path(path: Path) -> Path:
@@ -88,13 +88,13 @@ def write_schedule(path: Path, env: EnvConfig, settings: SearchSettings, result:
     found = {
         "task": env.task,
         "task_args": dict(env.task_args),
-        "max_epochs": env.max_epochs,
+        "max_epochs": env.longest,
         "schedule": schedule.to_json(),
         "described": schedule.described(env.make_task().slots.slot_ids),
         "validation_score": float(scores.mean()),
         "validation_hosts": len(scores),
         "host_epochs": result.host_epochs,
-        "episodes": result.host_epochs // env.max_epochs,
+        "episodes": result.host_epochs // env.longest,
         "schedules_tried": len({tried for rung in result.rungs for tried in rung.schedules}),
         "seed": settings.seed,
         "git_commit": git_commit(),

@@ -21,7 +21,7 @@ def search_table(env: EnvConfig, result: SearchResult) -> Table:
     tried = len({schedule for rung in result.rungs for schedule in rung.schedules})
     table = Table(
         title=f"{env.task}: {tried} schedules tried in {result.host_epochs:,} host epochs",
-        caption=f"mean score on the validation split of {len(result.rungs[-1].seeds)} fresh hosts of {env.max_epochs} "
+        caption=f"mean score on the validation split of {len(result.rungs[-1].seeds)} fresh hosts of {env.longest} "
         "epochs and its standard error; @: epoch of germination",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -105,7 +105,7 @@ def test_the_card_says_what_the_policy_is(export):
     }
     assert card["env"]["task"] == "digits_impaired"
     assert card["iteration"] == 2
-    assert card["best"] == {"iteration": 2, "score": 0.7}
+    assert card["best"] == {"iteration": 2, "score": 0.7, "max_epochs": 12}
     assert card["latest"] == {"iteration": 3, "score": 0.2}
     assert card["sizes"]["features"] == 121
     assert card["sizes"]["heads"]["blueprint"][4] == "DEPTHWISE"

@@ -45,6 +45,7 @@ def test_the_repository_has_studies():
         ({"settings": {"learning_rate": 1}}, "learning_rate"),
         ({"settings": {"max_epoch": 1}}, "did you mean 'max_epochs'"),
         ({"settings": {"max_epochs": "many"}}, "max_epochs"),
+        ({"evaluations": {"short": {"max_epochs": "5..9"}}}, r"'short': max_epochs must be one number, got 5\.\.9"),
         ({"arms": {"state": {"critic_baseline": "none"}}}, "arm 'state': .*critic_baseline"),
         ({"arms": {"never_grow": {}}}, "rename never_grow"),
         ({"arms": {"a/b": {}}}, "arms"),
@@ -129,3 +130,9 @@ def test_settings_are_those_of_the_command_line(tmp_path):
     assert study.configs["factored"].learner == DEBUG.learner
     assert study.worlds["mixed"].max_epochs == 6
     assert study.worlds["mixed"].make_task().slots == make_task("digits_mixed").slots
+
+
+def test_trainings_that_draw_their_horizons_play_the_longest_unless_told_otherwise(tmp_path):
+    evaluations = {"same": {}, "short": {"max_epochs": 5}}
+    study = Study.read(written(tmp_path, settings={"max_epochs": "5..9"}, evaluations=evaluations))
+    assert {name: world.max_epochs for name, world in study.worlds.items()} == {"same": 9, "short": 5}
