@@ -19,4 +19,4 @@ def group_size(width: int) -> int:
 @cache
 def group_sizes(channels: int, device: torch.device) -> Tensor:
     """``[channels + 1]`` the group size of every width up to this one, to be looked up by a member's width."""
-    return torch.tensor([group_size(width) for width in range(channels + 1)], device=device)
+    return torch.tensor([group_size(width) for width in range(channels + 1)]).to(device)
