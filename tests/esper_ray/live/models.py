@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from envs.slots import SlotConfig
 from envs.vocabulary import AlphaTarget, Blueprint, GerminationStyle, Tempo
 from policies.schedule import GrowthPlan, GrowthSchedule
 from policies.scripted import FixedSchedule
-from envs.slots import SlotConfig
 
 CLASSES = 4
 
@@ -139,8 +139,8 @@ ARCHITECTURES = {
     "LeNet": (LeNet, images, ["c1", "c2"]),
     "residual": (resnet, images, ["0", "1.*"]),
     "depthwise-separable": (separable, images, ["0.0", "0.1", "0.2"]),
-    "TransformerEncoder": (Encoder, tokens, ["encoder.layers.*"][:1]),
-    "TransformerEncoder, time first": (lambda: Encoder(batch_first=False), tokens, ["encoder.layers.0", "encoder.layers.1"]),
+    "TransformerEncoder": (Encoder, tokens, ["encoder.layers.*"]),
+    "TransformerEncoder, time first": (lambda: Encoder(batch_first=False), tokens, ["encoder.layers.*"]),
     "LSTM, its sequences": (LstmClassifier, tokens, ["inner"]),
     "LSTM, its last state": (LstmClassifier, tokens, ["last"]),
     "tuples": (Tupled, images, ["a", "b"]),
@@ -179,7 +179,9 @@ class Loop:
 def schedule(slots, blueprint=Blueprint.NORM, style=GerminationStyle.LINEAR_ADD, epochs=30, every=1):
     """A policy that grows the same seed everywhere, one epoch after the other."""
     plans = (
-        GrowthPlan(slot, blueprint, epoch=1 + every * slot, style=style, tempo=Tempo.FAST, alpha_target=AlphaTarget.FULL)
+        GrowthPlan(
+            slot, blueprint, epoch=1 + every * slot, style=style, tempo=Tempo.FAST, alpha_target=AlphaTarget.FULL
+        )
         for slot in range(slots)
     )
     return FixedSchedule(SlotConfig.for_row(slots), epochs, GrowthSchedule(tuple(plans)))
@@ -192,9 +194,13 @@ def state_of(model, optimizer):
     modes = [module.training for module in model.modules()]
     groups = [[id(parameter) for parameter in group["params"]] for group in optimizer.param_groups]
     hooked = len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)
-    return tensors, (hooks, modes, groups, hooked, torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())
+    return tensors, (hooks, modes, groups, hooked, torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())  # noqa: NPY002
 
 
 def same_state(before, after):
     (tensors, rest), (others, their_rest) = before, after
-    return rest == their_rest and tensors.keys() == others.keys() and all(torch.equal(tensors[k], others[k]) for k in tensors)
+    return (
+        rest == their_rest
+        and tensors.keys() == others.keys()
+        and all(torch.equal(tensors[k], others[k]) for k in tensors)
+    )
