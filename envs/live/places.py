@@ -176,7 +176,7 @@ class Places:
         places = sorted((self.place(name) for name in dict.fromkeys(names)), key=self._order)
         kinds = {place.kind.name: place.name for place in places}
         if len(kinds) > 1:
-            listed = ", ".join(f"{name!r} is a {kind}" for kind, name in kinds.items())
+            listed = ", ".join(f"{name!r} gives {kind}s" for kind, name in kinds.items())
             raise LiveError(f"all slots must be of one kind, but {listed}: choose slots of one kind")
         return places
 

@@ -170,7 +170,9 @@ class LiveSlot(nn.Module):
             seed = seed.shortened(self.seed_level)
         parameters = {name: parameter.unsqueeze(0) for name, parameter in self.named().items()}
         carrier = self.place.members_first(h.detach() if self.incubating else h)
-        u = carrier if self.attached and not self.incubating else carrier.detach()
+        # Where there are no gradients nothing is asked that would make torch.compile trace once more.
+        apart = torch.is_grad_enabled() and (self.incubating or not self.attached)
+        u = carrier.detach() if apart else carrier
         with TorchAlone():
             delta = seed.delta(parameters, u, None)
         effect = delta * self._strength(delta, u, parameters)
