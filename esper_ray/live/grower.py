@@ -158,7 +158,7 @@ class Grower:
             accuracy=self._course.accuracy[-1],
             op=op,
             slot=None if op is LifecycleOp.WAIT else self.slots[int(action[1])],
-            action=in_words(action, self.slots),
+            action=in_words(action, self.slots, watch.lifecycle.alpha_before[0]),
             slots={name: slot_state(watch.lifecycle.report(0, at)) for at, name in enumerate(self.slots)},
             extra_parameters=int(watch.lifecycle.extra_parameters[0]),
             note=note,

@@ -68,8 +68,8 @@ class Decision:
         return " | ".join([*parts, self.note] if self.note else parts)
 
 
-def in_words(action: npt.NDArray[np.int64], names: Sequence[str]) -> str:
-    """One action, ``[8]`` head indices."""
+def in_words(action: npt.NDArray[np.int64], names: Sequence[str], alpha: npt.NDArray[np.float64]) -> str:
+    """One action, ``[8]`` head indices, for slots that were blended in as far as ``alpha`` (``[S]``) says."""
     op, at, blueprint, style, tempo, target, speed, _ = (int(entry) for entry in action)
     kind = LifecycleOp(op)
     if kind is LifecycleOp.WAIT:
@@ -81,7 +81,7 @@ def in_words(action: npt.NDArray[np.int64], names: Sequence[str]) -> str:
         return f"germinate {what} in {names[at]} ({way}, {TEMPO_EPOCHS[tempo]} epochs to alpha {alpha:g})"
     if kind is LifecycleOp.SET_ALPHA_TARGET:
         return f"{words} to {alpha:g} ({way}, {_within(speed)})"
-    return f"{words} ({_within(speed)})" if kind is LifecycleOp.PRUNE else words
+    return f"{words} ({_within(speed if alpha[at] else 0)})" if kind is LifecycleOp.PRUNE else words
 
 
 def _within(speed: int) -> str:
