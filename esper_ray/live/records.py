@@ -75,12 +75,12 @@ def in_words(action: npt.NDArray[np.int64], names: Sequence[str], alpha: npt.NDA
     if kind is LifecycleOp.WAIT:
         return "wait"
     words = f"{kind.name.lower().replace('_', ' ')} {names[at]}"
-    way, alpha = GerminationStyle(style).name.lower().replace("_", " "), ALPHA_TARGET_VALUES[AlphaTarget(target)]
+    way, goal = GerminationStyle(style).name.lower().replace("_", " "), ALPHA_TARGET_VALUES[AlphaTarget(target)]
     if kind is LifecycleOp.GERMINATE:
         what = Blueprint(blueprint).name.lower()
-        return f"germinate {what} in {names[at]} ({way}, {TEMPO_EPOCHS[tempo]} epochs to alpha {alpha:g})"
+        return f"germinate {what} in {names[at]} ({way}, {TEMPO_EPOCHS[tempo]} epochs to alpha {goal:g})"
     if kind is LifecycleOp.SET_ALPHA_TARGET:
-        return f"{words} to {alpha:g} ({way}, {_within(speed)})"
+        return f"{words} to {goal:g} ({way}, {_within(speed)})"
     return f"{words} ({_within(speed if alpha[at] else 0)})" if kind is LifecycleOp.PRUNE else words
 
 
