@@ -24,8 +24,7 @@ from esper_ray.config import TrainConfig
 
 LAYOUT: dict[str, dict[str, list[str]]] = {
     "World": {
-        "score: accuracy/100 minus rent": ["World/score$"],
-        "score by length of the episode, where that is drawn": ["World/score_by_horizon/.*"],
+        "score: accuracy/100 minus rent": ["World/score$", "World/score_by_horizon/.*"],
         "accuracy of the committed network, %": ["World/accuracy$"],
         "parameters of the committed network": ["World/parameters$"],
         "components of the return": ["World/reward/.*"],
