@@ -111,7 +111,7 @@ def explained():
         "COMPONENT": COMPONENTS,
         "FATE": [fate.name.lower() for fate in Fate],
         "PART": ["[a-z_]+"],
-        "HORIZONS": [r"\d+\.\.\d+"],
+        "HORIZONS": ["[0-9]+[.][.][0-9]+"],
     }
     rows = {}
     for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
