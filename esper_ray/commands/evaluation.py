@@ -127,8 +127,12 @@ class Evaluate:
     def _name(self) -> str:
         """The default report's name, different for another world than that of training."""
         arguments = (f"{key}={Path(value).name}" for key, value in sorted(self.task_args.items()))
-        epochs = [f"{self.max_epochs}-epochs"] if self.max_epochs else []
-        return "-".join(("evaluation", *([self.task] if self.task else []), *arguments, *epochs))
+        return "-".join(("evaluation", *([self.task] if self.task else []), *arguments, *_lasting(self.max_epochs)))
+
+
+def _lasting(max_epochs: int | None) -> list[str]:
+    """What a file's name says of an episode's length, unless it is that of training."""
+    return [] if max_epochs is None else [f"{max_epochs}-epochs"]
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,8 @@ class Replay:
     policy: str = "learned"
     """learned, or one of the controls: never_grow, random_valid, heuristic, fixed_schedule."""
     output: Path | None = None
-    """Picture to write; by default replay-POLICY-SEED.png in the directory given (of a URI: here)."""
+    """Picture to write; by default replay-POLICY-SEED.png in the directory given (of a URI: here), or with
+    --task or --max-epochs replay-POLICY-SEED-TASK-EPOCHS-epochs.png."""
 
     def __post_init__(self) -> None:
         check_numbers(self, UserError)
@@ -249,7 +254,10 @@ class Replay:
         trained = Trained.open(
             path, self.checkpoint, World(self.task, data_dir=self.data_dir, max_epochs=self.max_epochs)
         )
-        output = self.output or _results(self.trained, trained) / f"replay-{self.policy}-{self.seed}.png"
+        world = (*([self.task] if self.task else []), *_lasting(self.max_epochs))
+        output = self.output or _results(self.trained, trained) / (
+            "-".join(("replay", self.policy, str(self.seed), *world)) + ".png"
+        )
         if output.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
             raise UserError(f"--output {output} names no picture: end it on .png, .svg or .pdf")
         trained.env.load_data()

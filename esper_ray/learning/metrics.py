@@ -96,7 +96,8 @@ class EpisodeMetrics(RLlibCallback):
 def readable_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Name in TensorBoard and value of everything in a result that is watched."""
     for name, value in flatten(result.get("env_runners", {}).get("world", {})):
-        yield f"{POLICY if name.startswith('op_share') else WORLD}/{name}", value
+        if not np.isnan(value):  # of a task that was not played in this iteration
+            yield f"{POLICY if name.startswith('op_share') else WORLD}/{name}", value
     for name, value in flatten(result.get("learners", {}).get("default_policy", {})):
         group = GROUPS.get(name.split("/")[0])
         if group is not None and np.isfinite(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -126,7 +127,7 @@ def trained_iterations(
         played = config.env_in(algorithm.iteration - 1)
         # Scores of another world say nothing about which checkpoint is the best.
         first = algorithm.iteration <= config.run.first_iterations
-        score = float("nan") if first else world.get("score", float("nan"))
+        score = math.nan if first else world.get("score", math.nan)
         saved = run.save(
             algorithm.iteration,
             score,
@@ -149,7 +150,7 @@ def _scores_by_kind(env: EnvConfig, played: EnvConfig, world: Mapping[str, float
     """An iteration's score in every task at every third of the horizons; NaN where none was played."""
     tasks = {f"{task} ": f"score_by_task/{task}" for task in env.tasks} or {"": "score"}
     return {
-        f"{task}{named(third)}": world.get(score, float("nan")) if played.longest in third else float("nan")
+        f"{task}{named(third)}": world.get(score, math.nan) if played.longest in third else math.nan
         for task, score in tasks.items()
         for third in env.thirds
     }
@@ -173,8 +174,8 @@ def _progress_line(
 ) -> Text:
     shares = ((op, 100 * world[f"op_share/{op.name}"]) for op in LifecycleOp if f"op_share/{op.name}" in world)
     mix = ", ".join(f"{op.name.split('_')[0].lower()} {share:.0f}" for op, share in shares)
-    told = {task: world.get(f"score_by_task/{task}") for task in config.env.tasks}
-    by_task = [f"{task} {score:.3f}" for task, score in told.items() if score is not None]
+    told = {task: world.get(f"score_by_task/{task}", math.nan) for task in config.env.tasks}
+    by_task = [f"{task} {score:.3f}" for task, score in told.items() if not math.isnan(score)]
     return Text.assemble(
         (f"{iteration:>3}", "bold"),
         f"/{config.run.iterations} score ",
