@@ -46,7 +46,7 @@ class Shipped:
         playings = [
             Playing(world.lasting(epochs), POLICIES, trained, None, self.episodes, evaluation_seed=0)
             for path in sorted(SHIPPED.iterdir())
-            for trained in [Trained.of(path)]
+            for trained in [Trained.open(path, "latest")]
             for world in _worlds(trained)
             for epochs in HORIZONS
         ]
