@@ -128,6 +128,7 @@ class Grower:
             result = watch.end_epoch(_RUNNING, _ENDING)
         except BaseException:
             watch.set_arrays(before)
+            self._host.sync(watch.lifecycle)
             raise
         self._gradients = None
         if result.stopped[0]:
