@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.batched.kernels.operators import TorchAlone
-from envs.batched.parameters import ParameterSpecs
+from envs.batched.parameters import ParameterSpec, ParameterSpecs
 from envs.blueprints import blueprints_for
 from envs.blueprints.base import LadderModule
 from envs.live.places import Place
@@ -83,33 +83,24 @@ class LiveSlot(nn.Module):
             self.register_buffer(name, torch.tensor(value, device=device))
         self.register_buffer("alpha", torch.zeros((), device=device))
 
-    def set_form(
-        self, algorithm: AlphaAlgorithm, level: int, generator: np.random.Generator
-    ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def set_form(self, algorithm: AlphaAlgorithm, level: int, generator: np.random.Generator) -> None:
         """Let the seed blend by an algorithm and have these internal levels.
 
         Args:
             algorithm: GATE brings a gate, the others have none.
             level: Highest level that takes part.
             generator: Draws what is new.
-
-        Returns:
-            Parameters that are new, and those that are gone.
         """
-        kind, held = self._kind(), self.named()
-        wanted = self.specs(kind, algorithm, level)
-        gone = [parameter for name, parameter in held.items() if name not in wanted]
-        new: dict[str, nn.Parameter] = {}
-        for name, spec in wanted.items():
-            if name not in held:
-                values = torch.from_numpy(spec.draw(generator))
-                new[name] = nn.Parameter(values.to(self.like))
-        kept = held | new
-        self._hold({name: kept[name] for name in wanted})
+        kind, held, wanted = self._kind(), self.named(), {}
+        for name, spec in self.specs(kind, algorithm, level).items():
+            wanted[name] = held[name] if name in held else self._drawn(spec, generator)
+        self._hold(wanted)
         self.seed_algorithm, self.seed_level = algorithm, level
         self.get_buffer("algorithm").fill_(int(algorithm))
         self.get_buffer("level").fill_(level)
-        return list(new.values()), gone
+
+    def _drawn(self, spec: ParameterSpec, generator: np.random.Generator) -> nn.Parameter:
+        return nn.Parameter(torch.from_numpy(spec.draw(generator)).to(self.like))
 
     def set_stage(self, incubating: bool, attached: bool) -> None:
         """Say whether the seed trains behind the host, and whether its input's gradient reaches the host."""
@@ -163,18 +154,12 @@ class LiveSlot(nn.Module):
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
     def _blend(self, h: Tensor) -> Tensor:
-        seed = self._modules_offered[self._kind()]
-        if isinstance(seed, LadderModule):
-            if self.seed_level == 0:
-                return h.clone()
-            seed = seed.shortened(self.seed_level)
         parameters = {name: parameter.unsqueeze(0) for name, parameter in self.named().items()}
         carrier = self.place.members_first(h.detach() if self.incubating else h)
         # Where there are no gradients nothing is asked that would make torch.compile trace once more.
         apart = torch.is_grad_enabled() and (self.incubating or not self.attached)
         u = carrier.detach() if apart else carrier
-        with TorchAlone():
-            delta = seed.delta(parameters, u, None)
+        delta = self._delta(parameters, u)
         effect = delta * self._strength(delta, u, parameters)
         if self.seed_algorithm is AlphaAlgorithm.MULTIPLY:
             effect = carrier * effect.tanh()
@@ -183,6 +168,15 @@ class LiveSlot(nn.Module):
             return _Incubate.apply(h, effect)  # type: ignore[no-untyped-call]
         # Chosen, so that at alpha 0 not even an effect that is not finite can be seen.
         return torch.where(self.alpha != 0.0, h + self.alpha * effect, h)
+
+    def _delta(self, parameters: dict[str, Tensor], u: Tensor) -> Tensor:
+        seed = self._modules_offered[self._kind()]
+        if isinstance(seed, LadderModule):
+            if self.seed_level == 0:
+                return torch.zeros_like(u)
+            seed = seed.shortened(self.seed_level)
+        with TorchAlone():
+            return seed.delta(parameters, u, None)
 
     def _strength(self, delta: Tensor, u: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """What each sample's (each token's) delta is multiplied by: at most to the host's own norm, and the gate."""
