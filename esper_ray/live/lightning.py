@@ -228,7 +228,7 @@ def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
     """Refuse what cannot be grown by a callback.
 
     Raises:
-        LiveError: several devices, several optimizers or manual optimization, a compiled module, averaged weights.
+        LiveError: several devices or optimizers, manual optimization, a compiled module, no validation, averaged weights.
     """
     if not isinstance(trainer.strategy, SingleDeviceStrategy) or trainer.world_size > 1:
         raise LiveError(
@@ -245,12 +245,16 @@ def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
             "the module was compiled before it grew, and what is compiled sees no slot: hand the plain module to fit, "
             "and call self.compile() in its on_train_start"
         )
+    if not trainer.enable_validation:
+        raise LiveError(
+            "a policy decides on validation data: give the trainer validation loaders and the module a validation_step"
+        )
     for callback in trainer.callbacks:
         averaging = _AVERAGING & {base.__name__ for base in type(callback).__mro__}
         if averaging:
             raise LiveError(
-                f"{averaging.pop()} averages into a copy that was made before the module grew and has no seeds: average "
-                "into a copy made later, and call Grower.mirror() on it after every epoch"
+                f"{averaging.pop()} averages into a copy that was made before the module grew and has no slots: "
+                "average into a copy made later, and call Grower.mirror() on it after every epoch"
             )
 
 
@@ -270,13 +274,8 @@ def _batches(trainer: Trainer) -> Iterator[tuple[Any, int, int]]:
     loop = trainer.fit_loop.epoch_loop.val_loop
     if not loop.max_batches:
         loop.setup_data()
-    limits = loop.max_batches
-    if not limits:
-        raise LiveError(
-            "a policy decides on validation data: give the trainer validation loaders and the module a validation_step"
-        )
     loader = CombinedLoader(trainer.val_dataloaders, "sequential")
-    loader.limits = limits
+    loader.limits = loop.max_batches
     return iter(loader)
 
 
