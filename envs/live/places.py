@@ -181,11 +181,15 @@ class Places:
         return places
 
     def _matching(self, pattern: str) -> Iterator[str]:
-        """A name as it is; else what the glob fits; else what ends so."""
+        """A name as it is; else what the glob fits, level by level; else what ends so."""
         if pattern in self._modules:
             yield pattern
         elif any(sign in pattern for sign in "*?["):
-            yield from fnmatch.filter(self._modules, pattern)
+            levels = pattern.split(".")
+            for name in self._modules:
+                parts = name.split(".")
+                if len(parts) == len(levels) and all(map(fnmatch.fnmatchcase, parts, levels)):
+                    yield name
         else:
             yield from (name for name in self._modules if name.endswith(f".{pattern}"))
 
