@@ -228,7 +228,7 @@ def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
     """Refuse what cannot be grown by a callback.
 
     Raises:
-        LiveError: several devices or optimizers, manual optimization, a compiled module, no validation, averaged weights.
+        LiveError: several devices, manual optimization, a compiled module, no validation, or averaged weights.
     """
     if not isinstance(trainer.strategy, SingleDeviceStrategy) or trainer.world_size > 1:
         raise LiveError(
@@ -243,7 +243,7 @@ def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
     if pl_module._compiler_ctx is not None:
         raise LiveError(
             "the module was compiled before it grew, and what is compiled sees no slot: hand the plain module to fit, "
-            "and call self.compile() in its on_train_start"
+            "and compile its network in its on_train_start"
         )
     if not trainer.enable_validation:
         raise LiveError(
