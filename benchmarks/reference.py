@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from envs.batched.groups import group_size
 from envs.hosts.cnn import CnnHost, CnnVariant
 from envs.lifecycle import Lifecycle
 from envs.population.population import Population
@@ -24,7 +25,7 @@ from envs.vocabulary import AlphaAlgorithm, Blueprint, SeedStage
 
 # ---------------------------------------------------------------------- seeds
 def _group_norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(max(1, width // 4), width)
+    return nn.GroupNorm(width // group_size(width), width)
 
 
 class NormalisedConv(nn.Sequential):
@@ -74,7 +75,7 @@ class NormBlend(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.groups = max(1, width // 4)
+        self.groups = width // group_size(width)
         self.weight, self.bias = nn.Parameter(torch.ones(width, 1, 1)), nn.Parameter(torch.zeros(width, 1, 1))
         self.scale = nn.Parameter(torch.zeros(1))
 

@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from envs.batched.activations import stack
+from envs.batched.groups import group_size, group_sizes
 from envs.batched.kernels.differentiable import BatchNorm, Conv, ConvRelu, Depthwise, GroupNorm
 from envs.batched.kernels.operators import compiled
-
-GROUP_WIDTH = 4
-"""Channels in a normalisation group; a member with fewer than 4 channels is one group (see ``num_groups``)."""
 
 NORM_EPS = 1e-5
 
@@ -183,48 +181,45 @@ def _beside(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def num_groups(channels: int) -> int:
-    """Normalisation groups of a member with this many channels.
-
-    Groups have 4 channels, so that a group on a 1×1 map still has something to normalise; fewer channels are one
-    group.
-
-    Raises:
-        ValueError: more than 3 channels that do not divide into groups of 4.
-    """
-    if channels < GROUP_WIDTH:
-        return 1
-    if channels % GROUP_WIDTH:
-        raise ValueError(f"a width must be 1 to 3 or a multiple of {GROUP_WIDTH}, got {channels}")
-    return channels // GROUP_WIDTH
-
-
 def group_norm(
     x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor, present: Tensor | None, relu: bool = False
 ) -> Tensor:
-    """Group norm per member.
+    """Group norm per member, in groups of :func:`envs.batched.groups.group_size`.
 
     Args:
         x: ``[M, B, H, W, C]``, or some members' images and others'.
         weight: ``[M, C]``.
         bias: ``[M, C]``.
-        present: ``[M, C]`` 1 where a channel exists in that member and 0 where it only pads a wider population,
-            or None where all exist. Absent channels take no part in the statistics and stay 0.
+        present: int64 ``[M]``, how many channels exist in that member, or None where all do. The others only pad a
+            wider population: 0 in what is given, they take no part in the statistics and stay 0.
         relu: Whether a ReLU follows.
     """
     pieces = [x] if isinstance(x, Tensor) else list(x)
-    groups = num_groups(weight.shape[1])
     if compiled(pieces[0]):
         return GroupNorm.apply(weight, bias, present, relu, NORM_EPS, *pieces)  # type: ignore[no-untyped-call]
     images = stack(pieces)
-    grouped = images.unflatten(-1, (groups, -1))
-    mask = torch.ones_like(weight) if present is None else present
-    mask = mask.view(len(images), 1, 1, 1, groups, -1)
-    count = (mask.sum(5, keepdim=True) * images.shape[2] * images.shape[3]).clamp(min=1)
-    centred = (grouped - (grouped * mask).sum((2, 3, 5), keepdim=True) / count) * mask
-    var = centred.square().sum((2, 3, 5), keepdim=True) / count
-    out = (centred * torch.rsqrt(var + NORM_EPS)).flatten(4) * _beside(weight) + _beside(bias)
+    normal = _normal_in_groups(images) if present is None else _normal_in_own_groups(images, present)
+    # Apart from torch's own group norm, which on a CPU crashes where its weight wants a gradient and its input none.
+    out = torch.addcmul(_beside(bias), normal, _beside(weight))
     return out.relu_() if relu else out
+
+
+def _normal_in_groups(images: Tensor) -> Tensor:
+    maps, channels = images.flatten(0, 1).movedim(-1, 1), images.shape[-1]
+    return torch.group_norm(maps, channels // group_size(channels), eps=NORM_EPS).movedim(1, -1).view_as(images)
+
+
+def _normal_in_own_groups(images: Tensor, present: Tensor) -> Tensor:
+    """The same where members have different widths, and so different groups, which are means by a matrix here."""
+    channels = images.shape[-1]
+    size = group_sizes(channels, images.device)[present][:, None]
+    channel = torch.arange(channels, device=images.device)
+    group = torch.where(channel < present[:, None], channel // size, -1)
+    together = (group[:, :, None] == group[:, None]) & (group[:, None] >= 0)
+    average = together.to(images.dtype) / size[:, None]
+    centred = images - (images.mean((2, 3)) @ average)[:, :, None, None]
+    var = centred.square().mean((2, 3)) @ average
+    return centred * torch.rsqrt(var + NORM_EPS)[:, :, None, None]
 
 
 def global_average_pool(x: Tensor) -> Tensor:

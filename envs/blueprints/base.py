@@ -42,7 +42,7 @@ class SeedModule(Protocol):
         Args:
             parameters: Name → ``[M, *shape]``.
             u: Seed input in the topology's layout (``envs.batched.activations``).
-            present: ``[M, C]`` channels that exist (1) or pad (0); None where all exist.
+            present: int64 ``[M]``, how many channels exist; the others, behind them, pad. None where all exist.
 
         Returns:
             Same shape as ``u``; 0 in channels that only pad.
@@ -69,8 +69,8 @@ class LadderModule(ABC, SeedModule):
 
 
 Operation = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | None], Tensor]
-"""Input (some members' and others'), stacked parameters ``[M, *shape]``, present channels → output; equal ones do the
-same."""
+"""Input (some members' and others'), stacked parameters ``[M, *shape]``, number of channels present → output; equal
+ones do the same."""
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from envs.batched.activations import IMAGES
-from envs.batched.layers import (
-    batch_norm,
-    conv,
-    conv_of_inference,
-    fold_batch_norm,
-    global_average_pool,
-    linear,
-    num_groups,
-)
+from envs.batched.layers import batch_norm, conv, conv_of_inference, fold_batch_norm, global_average_pool, linear
 from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
 
 
@@ -25,12 +17,12 @@ class CnnVariant:
     """Size of one convolutional host.
 
     Attributes:
-        widths: Output channels of each block, 1 to 3 or a multiple of 4.
+        widths: Output channels of each block.
         kernels: Kernel size of each block; 1 *impairs* the block (it cannot mix space), 3 is healthy.
         depth: Convolutions in each block, all of its width and kernel.
 
     Raises:
-        ValueError: lengths differ, a kernel is even, a width does not divide into groups, or no convolution.
+        ValueError: lengths differ, a kernel is even, a width is below 1, or no convolution.
     """
 
     widths: tuple[int, ...]
@@ -42,8 +34,8 @@ class CnnVariant:
             raise ValueError(f"widths {self.widths} and kernels {self.kernels} must name the same one or more blocks")
         if any(kernel < 1 or kernel % 2 == 0 for kernel in self.kernels):
             raise ValueError(f"kernels must be odd and positive, got {self.kernels}")
-        for width in self.widths:
-            num_groups(width)
+        if min(self.widths) < 1:
+            raise ValueError(f"widths must be at least 1, got {self.widths}")
         if self.depth < 1:
             raise ValueError(f"depth must be at least 1, got {self.depth}")
 

@@ -158,10 +158,11 @@ class SeedOptimizer:
         for slot in self._slots:
             parameters = list(slot.named().values())
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            if not gradients:
-                continue
+            if slot.seed_kind is None or (parameters and not gradients):
+                continue  # nothing that trains, or it took no part in this step
             none = torch.zeros((), device=slot.like.device)
-            norms = torch.stack([none if p.grad is None else p.grad.float().norm() for p in parameters]) / factor
+            sizes = [none if p.grad is None else p.grad.float().norm() for p in parameters]
+            norms = torch.stack([none, *sizes])[1:] / factor  # with its levels off a seed may have no parameters
             self._meters[slot].add(norms.square()[None])
             self._measured.add(slot)
             norm = float(norms.norm())

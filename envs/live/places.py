@@ -71,14 +71,14 @@ class Place:
 
     def members_first(self, h: Tensor) -> Tensor:
         """The output as one member's activation, ``[1, B, ..., C]``: a view."""
-        if self.kind is IMAGE:
+        if self.kind == IMAGE:
             h = h.permute(0, 2, 3, 1)
         return h.movedim(self.batch_axis, 0).unsqueeze(0)
 
     def members_gone(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`members_first`, a view."""
         h = x.squeeze(0).movedim(0, self.batch_axis)
-        return h.permute(0, 3, 1, 2) if self.kind is IMAGE else h
+        return h.permute(0, 3, 1, 2) if self.kind == IMAGE else h
 
     def activation(self, output: Any) -> Tensor:
         """The tensor of an output that the seed sees.
@@ -87,7 +87,7 @@ class Place:
             LiveError: the output is not what it was when the slot was made.
         """
         h = output if self.item is None else output[self.item]
-        axis = 1 if self.kind is IMAGE else -1
+        axis = 1 if self.kind == IMAGE else -1
         if not isinstance(h, Tensor) or h.is_nested or h.dim() != self.kind.num_axes or h.shape[axis] != self.width:
             raise LiveError(
                 f"the slot {self.name!r} was made for {_described(self)}, but its module now gives {_shape_of(h)}: a "
@@ -97,7 +97,7 @@ class Place:
 
 
 def _described(place: Place) -> str:
-    article = "an" if place.kind is IMAGE else "a"
+    article = "an" if place.kind == IMAGE else "a"
     return f"{article} {place.kind.name} of width {place.width}"
 
 
@@ -186,10 +186,10 @@ class Places:
         if pattern in self._modules:
             yield pattern
         elif any(sign in pattern for sign in "*?["):
-            levels = pattern.split(".")
+            globs = pattern.split(".")
             for name in self._modules:
-                parts = name.split(".")
-                if len(parts) == len(levels) and all(map(fnmatch.fnmatchcase, parts, levels)):
+                levels = name.split(".")
+                if len(levels) == len(globs) and all(map(fnmatch.fnmatchcase, levels, globs)):
                     yield name
         else:
             yield from (name for name in self._modules if name.endswith(f".{pattern}"))
@@ -233,15 +233,15 @@ class Places:
             )
         shape, kind = list(larger.shape), _BY_AXES.get(larger.dim())
         varying = [axis for axis, size in enumerate(smaller.shape) if size != shape[axis]]
-        batch_axes = (0, 1) if kind is SEQUENCE else (0,)
+        batch_axes = (0, 1) if kind == SEQUENCE else (0,)
         if kind is None or smaller.dim() != larger.dim() or varying not in [[axis] for axis in batch_axes]:
             raise LiveError(
                 f"the output of {name!r} has shape {shape}, and axes {varying} follow the batch: a slot needs an image "
                 "[B, C, H, W], a sequence [B, L, D] or a vector [B, D]"
             )
-        axis, others = (1, (3,)) if kind is IMAGE else (len(shape) - 1, (1,) if kind is SEQUENCE else ())
+        axis, others = (1, (3,)) if kind == IMAGE else (len(shape) - 1, (1,) if kind == SEQUENCE else ())
         self._check_features(name, shape, axis, others)
-        places = shape[2] * shape[3] if kind is IMAGE else shape[1 - varying[0]] if kind is SEQUENCE else 1
+        places = shape[2] * shape[3] if kind == IMAGE else shape[1 - varying[0]] if kind == SEQUENCE else 1
         return Place(name, kind, shape[axis], varying[0], places, item)
 
     def _check_features(self, name: str, shape: list[int], axis: int, others: tuple[int, ...]) -> None:

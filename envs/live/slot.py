@@ -163,16 +163,10 @@ class LiveSlot(nn.Module):
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
     def _blend(self, h: Tensor) -> Tensor:
-        seed = self._modules_offered[self._kind()]
-        if isinstance(seed, LadderModule):
-            if self.seed_level == 0:
-                return h.clone()
-            seed = seed.shortened(self.seed_level)
         parameters = {name: parameter.unsqueeze(0) for name, parameter in self.named().items()}
         carrier = self.place.members_first(h.detach() if self.incubating else h)
         u = carrier if self.attached and not self.incubating else carrier.detach()
-        with TorchAlone():
-            delta = seed.delta(parameters, u, None)
+        delta = self._delta(parameters, u)
         effect = delta * self._strength(delta, u, parameters)
         if self.seed_algorithm is AlphaAlgorithm.MULTIPLY:
             effect = carrier * effect.tanh()
@@ -181,6 +175,15 @@ class LiveSlot(nn.Module):
             return _Incubate.apply(h, effect)  # type: ignore[no-untyped-call]
         # Chosen, so that at alpha 0 not even an effect that is not finite can be seen.
         return torch.where(self.alpha != 0.0, h + self.alpha * effect, h)
+
+    def _delta(self, parameters: dict[str, Tensor], u: Tensor) -> Tensor:
+        seed = self._modules_offered[self._kind()]
+        if isinstance(seed, LadderModule):
+            if self.seed_level == 0:
+                return torch.zeros_like(u)
+            seed = seed.shortened(self.seed_level)
+        with TorchAlone():
+            return seed.delta(parameters, u, None)
 
     def _strength(self, delta: Tensor, u: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """What each sample's (each token's) delta is multiplied by: at most to the host's own norm, and the gate."""

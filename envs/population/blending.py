@@ -164,7 +164,7 @@ class SeedRun:
         incubating: ``[m]`` TRAINING.
         multiplies: ``[m]`` members that blend by MULTIPLY.
         gated: ``[m]`` members that blend by GATE.
-        present: ``[m, C]`` channels that exist, or None if all do.
+        present: int64 ``[m]``, how many channels exist, or None if all do.
     """
 
     slot: int

@@ -67,7 +67,7 @@ class Stage:
         operation: What is computed.
         sources: Where their values are.
         parameters: Its slice of the plan's parameters.
-        present: ``[members, C]`` channels that exist, or None if all do.
+        present: int64 ``[members]``, how many channels exist, or None if all do.
     """
 
     operation: Operation
@@ -118,8 +118,8 @@ class MergePlan:
             self.parameters.append(MergedParameter(tuple(zip(runs, names, strict=True))))
         operation = next(iter(layers.values())).operation
         sources = _joined([places[run] for run in runs])
-        masks = [mask for run in runs if (mask := self._present[run]) is not None]
-        present = stack(masks) if masks else None
+        counts = [count for run in runs if (count := self._present[run]) is not None]
+        present = stack(counts) if counts else None
         self.stages.append(Stage(operation, sources, slice(first, len(self.parameters)), present))
         start = 0
         for run in runs:

@@ -44,11 +44,7 @@ class VariantTables:
         masks = np.stack([layout.present(host.parameters(variant)) for variant in variants])
         self.mixed = not masks.all()
         self._parameters = torch.from_numpy(masks).to(device)
-        widest = [host.slot_width(host.widest, slot) for slot in slots]
-        self._channels = [
-            torch.from_numpy((np.arange(widest[slot]) < widths[:, slot, None]).astype(np.float32)).to(device)
-            for slot in slots
-        ]
+        self._widths = torch.from_numpy(widths).to(device)
 
     def costs(self, variant: IntArray) -> ParameterCosts:
         """Parameter counts of members of these variants (``[N]``)."""
@@ -59,5 +55,5 @@ class VariantTables:
         return self._parameters[torch.from_numpy(variant)] if self.mixed else None
 
     def channels_present(self, variant: IntArray, slot: int) -> Tensor | None:
-        """``[m, C]`` channels that exist at a slot in members of these variants, or None if all do."""
-        return self._channels[slot][torch.from_numpy(variant)] if self.mixed else None
+        """int64 ``[m]``, how many channels exist at a slot in members of these variants, or None if all do."""
+        return self._widths[torch.from_numpy(variant), slot] if self.mixed else None

@@ -40,7 +40,7 @@ class Decider:
 
 def shipped_export(kind: Kind) -> Path:
     """The shipped policy for slots of a kind."""
-    return SHIPPED / ("images" if kind is IMAGE else "sequences_and_vectors")
+    return SHIPPED / ("images" if kind == IMAGE else "sequences_and_vectors")
 
 
 def find_policy(policy: Policy | None, kind: Kind, num_slots: int, max_epochs: int, force: bool) -> Decider:

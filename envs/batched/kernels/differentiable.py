@@ -101,7 +101,7 @@ class BatchNorm(torch.autograd.Function):
 class GroupNorm(torch.autograd.Function):
     """Group norm over present channels, then ReLU where asked, of several pieces as one.
 
-    Args (of ``apply``): weight and bias ``[M, C]``, present ``[M, C]`` or None, relu, eps, images of M members in all.
+    Args (of ``apply``): weight and bias ``[M, C]``, present ``[M]`` or None, relu, eps, images of M members in all.
     """
 
     @staticmethod

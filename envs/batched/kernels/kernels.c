@@ -15,7 +15,6 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#define GROUP 4  /* channels in a normalisation group, as in envs/batched/layers.py */
 #define STRIP 64 /* floats that statistics are summed over side by side: one alone would wait for its own last sum */
 
 /* Channels computed with at once; the compiler turns them into the widest registers that the processor has. */
@@ -388,148 +387,169 @@ void depthwise_backward_weight(const float *x, const float *dy, float *dw, int64
 
 /* ------------------------------------------------------------------ group norm, then ReLU if asked */
 
-INLINE void spread_groups(const float *restrict of_channel, const float *restrict present, const float *restrict share,
-                          float *restrict spread, int64_t W) {
-    const int64_t width = W < GROUP ? W : GROUP;
-    for (int64_t g = 0; g < W; g += width) {
-        float total = 0.0f;
-        for (int64_t c = g; c < g + width; c++) total += present ? of_channel[c] * present[c] : of_channel[c];
-        total *= share[g / width];
-        for (int64_t c = g; c < g + width; c++) spread[c] = total;
+/* RUN(lanes, first channel) until all W channels are computed, the last ones twice where W is no multiple of 4. */
+#define BY_VECTORS(W, RUN)                                                                                             \
+    {                                                                                                                  \
+        int64_t first = 0;                                                                                             \
+        UNROLL for (; first + 8 <= (W); first += 8) RUN(eight, first);                                                 \
+        if ((W) < 4)                                                                                                   \
+            for (; first < (W); first++) RUN(one, first);                                                              \
+        else                                                                                                           \
+            for (; first < (W); first += 4) RUN(four, (first + 4 <= (W) ? first : (W)-4));                             \
     }
-}
 
-INLINE void group_shares(const float *restrict present, float *restrict share, int64_t places, int64_t W) {
-    const int64_t width = W < GROUP ? W : GROUP;
-    for (int64_t g = 0; g < W; g += width) {
-        float count = 0.0f;
-        for (int64_t c = g; c < g + width; c++) count += present ? present[c] : 1.0f;
-        share[g / width] = 1.0f / (places * (count < 1.0f ? 1.0f : count));
-    }
-}
-
+/* Of some channels: sums over the places of x, or of its squared distance from a mean. */
 #define GROUP_NORM(NAME, LANES, BITS)                                                                                  \
-    INLINE void norm_forward_##NAME(const float *restrict x, float *restrict y, const float *restrict w,               \
-                                    const float *restrict b, const float *restrict here, float *restrict moments,      \
-                                    int64_t units, int64_t places, int64_t channels, int64_t relu, float eps,          \
-                                    const int64_t W) {                                                                 \
-        const int64_t vectors = VECTORS(LANES, W);                                                                     \
-        float share[W], sum[W];                                                                                        \
-        group_shares(here, share, places, W);                                                                          \
-        for (int64_t u = 0; u < units; u++) {                                                                          \
-            const float *restrict v = x + u * places * channels;                                                       \
-            float *restrict out = y + u * places * channels;                                                           \
-            float *restrict mean = moments + u * 2 * channels, *restrict rstd = mean + channels;                       \
-            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
-                LANES total = {0};                                                                                     \
-                for (int64_t p = 0; p < places; p++) total += AT(LANES, v, p * channels)[j];                           \
-                TO(LANES, sum, 0)[j] = total;                                                                          \
-            }                                                                                                          \
-            spread_groups(sum, here, share, mean, W);                                                                  \
-            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
-                const LANES from = AT(LANES, mean, 0)[j];                                                              \
-                LANES total = {0};                                                                                     \
-                for (int64_t p = 0; p < places; p++) {                                                                 \
-                    const LANES far = AT(LANES, v, p * channels)[j] - from;                                            \
-                    total += far * far;                                                                                \
-                }                                                                                                      \
-                TO(LANES, sum, 0)[j] = total;                                                                          \
-            }                                                                                                          \
-            spread_groups(sum, here, share, rstd, W);                                                                  \
-            for (int64_t c = 0; c < W; c++) rstd[c] = 1.0f / sqrtf(rstd[c] + eps);                                     \
-            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
-                const LANES from = AT(LANES, mean, 0)[j], by = AT(LANES, rstd, 0)[j];                                  \
-                const LANES weight = AT(LANES, w, 0)[j], bias = AT(LANES, b, 0)[j];                                    \
-                for (int64_t p = 0; p < places; p++) {                                                                 \
-                    const LANES z = (AT(LANES, v, p * channels)[j] - from) * by * weight + bias;                       \
-                    TO(LANES, out, p * channels)[j] = relu ? RECTIFIED(LANES, BITS, z) : z;                            \
-                }                                                                                                      \
-            }                                                                                                          \
+    INLINE void norm_sums_##NAME(const float *restrict x, const float *restrict mean, float *restrict sum,             \
+                                 int64_t places, int64_t channels) {                                                   \
+        LANES total = {0};                                                                                             \
+        for (int64_t p = 0; p < places; p++) {                                                                         \
+            LANES far = AT(LANES, x, p * channels)[0];                                                                 \
+            if (mean) far -= AT(LANES, mean, 0)[0], far *= far;                                                        \
+            total += far;                                                                                              \
+        }                                                                                                              \
+        TO(LANES, sum, 0)[0] = total;                                                                                  \
+    }                                                                                                                  \
+    INLINE void norm_apply_##NAME(const float *restrict x, float *restrict y, const float *restrict mean,              \
+                                  const float *restrict rstd, const float *restrict w, const float *restrict b,        \
+                                  int64_t places, int64_t channels, int64_t relu) {                                    \
+        const LANES from = AT(LANES, mean, 0)[0], by = AT(LANES, rstd, 0)[0];                                          \
+        const LANES weight = AT(LANES, w, 0)[0], bias = AT(LANES, b, 0)[0];                                            \
+        for (int64_t p = 0; p < places; p++) {                                                                         \
+            const LANES z = (AT(LANES, x, p * channels)[0] - from) * by * weight + bias;                               \
+            TO(LANES, y, p * channels)[0] = relu ? RECTIFIED(LANES, BITS, z) : z;                                      \
         }                                                                                                              \
     }                                                                                                                  \
-    INLINE void norm_backward_##NAME(const float *restrict dy, const float *restrict x, float *restrict dx,            \
-                                     const float *restrict w, const float *restrict b, const float *restrict here,     \
-                                     const float *restrict moments, float *restrict dw, float *restrict db,            \
-                                     int64_t units, int64_t places, int64_t channels, int64_t relu,                    \
-                                     const int64_t W) {                                                                \
-        const int64_t vectors = VECTORS(LANES, W);                                                                     \
-        float share[W], along[W], total[W], slope[W], level[W];                                                        \
-        group_shares(here, share, places, W);                                                                          \
-        for (int64_t c = 0; c < W; c++) dw[c] = db[c] = 0.0f;                                                          \
-        for (int64_t u = 0; u < units; u++) {                                                                          \
-            const float *restrict v = x + u * places * channels, *restrict d = dy + u * places * channels;             \
-            const float *restrict mean = moments + u * 2 * channels, *restrict rstd = mean + channels;                 \
-            float *restrict out = dx + u * places * channels;                                                          \
-            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
-                const LANES from = AT(LANES, mean, 0)[j], by = AT(LANES, rstd, 0)[j];                                  \
-                const LANES weight = AT(LANES, w, 0)[j], bias = AT(LANES, b, 0)[j];                                    \
-                LANES all = {0}, with = {0};                                                                           \
-                for (int64_t p = 0; p < places; p++) {                                                                 \
-                    const LANES hat = (AT(LANES, v, p * channels)[j] - from) * by, z = hat * weight + bias;            \
-                    const LANES given = AT(LANES, d, p * channels)[j];                                                 \
-                    const LANES g = relu ? PASSED(LANES, BITS, given, z) : given;                                      \
-                    all += g;                                                                                          \
-                    with += g * hat;                                                                                   \
-                }                                                                                                      \
-                TO(LANES, total, 0)[j] = all;                                                                          \
-                TO(LANES, along, 0)[j] = with;                                                                         \
-            }                                                                                                          \
-            for (int64_t c = 0; c < W; c++) {                                                                          \
-                if (here && here[c] == 0.0f) along[c] = total[c] = 0.0f;                                               \
-                dw[c] += along[c];                                                                                     \
-                db[c] += total[c];                                                                                     \
-                along[c] *= w[c];                                                                                      \
-                total[c] *= w[c];                                                                                      \
-            }                                                                                                          \
-            spread_groups(along, here, share, slope, W);                                                               \
-            spread_groups(total, here, share, level, W);                                                               \
-            UNROLL for (int64_t j = 0; j < vectors; j++) {                                                             \
-                const LANES from = AT(LANES, mean, 0)[j], by = AT(LANES, rstd, 0)[j];                                  \
-                const LANES weight = AT(LANES, w, 0)[j], bias = AT(LANES, b, 0)[j];                                    \
-                for (int64_t p = 0; p < places; p++) {                                                                 \
-                    const LANES hat = (AT(LANES, v, p * channels)[j] - from) * by, z = hat * weight + bias;            \
-                    const LANES given = AT(LANES, d, p * channels)[j];                                                 \
-                    const LANES g = relu ? PASSED(LANES, BITS, given, z) : given;                                      \
-                    TO(LANES, out, p * channels)[j] =                                                                  \
-                        (g * weight - AT(LANES, level, 0)[j] - hat * AT(LANES, slope, 0)[j]) * by;                     \
-                }                                                                                                      \
-            }                                                                                                          \
-            for (int64_t p = 0; here && p < places; p++)                                                               \
-                for (int64_t c = 0; c < W; c++)                                                                        \
-                    if (here[c] == 0.0f) out[p * channels + c] = 0.0f;                                                 \
+    /* dx, or where there is none the sums of what comes back, and of it along the normalised x. */                    \
+    INLINE void norm_back_##NAME(const float *restrict dy, const float *restrict x, float *restrict dx,                \
+                                 const float *restrict mean, const float *restrict rstd, const float *restrict w,      \
+                                 const float *restrict b, float *restrict level, float *restrict slope,                \
+                                 int64_t places, int64_t channels, int64_t relu) {                                     \
+        const LANES from = AT(LANES, mean, 0)[0], by = AT(LANES, rstd, 0)[0];                                          \
+        const LANES weight = AT(LANES, w, 0)[0], bias = AT(LANES, b, 0)[0];                                            \
+        LANES total = {0}, along = {0};                                                                                \
+        for (int64_t p = 0; p < places; p++) {                                                                         \
+            const LANES hat = (AT(LANES, x, p * channels)[0] - from) * by, z = hat * weight + bias;                    \
+            const LANES given = AT(LANES, dy, p * channels)[0], g = relu ? PASSED(LANES, BITS, given, z) : given;      \
+            if (dx)                                                                                                    \
+                TO(LANES, dx, p * channels)[0] =                                                                       \
+                    (g * weight - AT(LANES, level, 0)[0] - hat * AT(LANES, slope, 0)[0]) * by;                         \
+            total += g;                                                                                                \
+            along += g * hat;                                                                                          \
         }                                                                                                              \
+        if (!dx) TO(LANES, level, 0)[0] = total, TO(LANES, slope, 0)[0] = along;                                       \
     }
 GROUP_NORM(one, lanes1, bits1)
 GROUP_NORM(four, lanes4, bits4)
 GROUP_NORM(eight, lanes8, bits8)
 
-/* weight, bias, present [members, channels]; moments [members, units, 2, channels]: mean and 1/deviation, for each channel
-   those of its group. Absent channels must be 0 in x and weight. */
-void group_norm_forward(const float *x, float *y, const float *weight, const float *bias, const float *present,
-                        float *moments, int64_t units, int64_t places, int64_t channels, int64_t relu, float eps,
-                        int64_t begin, int64_t end) {
+/* Mean of each group, beside each of its channels; 0 beside those that only pad, from `width` on. */
+INLINE void spread_groups(const float *restrict of_channel, float *restrict spread, int64_t places, const int64_t W,
+                          const int64_t width, const int64_t group) {
+    const float share = 1.0f / (places * group);
+    UNROLL for (int64_t g = 0; g < width; g += group) {
+        float total = 0.0f;
+        for (int64_t c = g; c < g + group; c++) total += of_channel[c];
+        total *= share;
+        for (int64_t c = g; c < g + group; c++) spread[c] = total;
+    }
+    for (int64_t c = width; c < W; c++) spread[c] = 0.0f;
+}
+
+INLINE void norm_forward(const float *restrict x, float *restrict y, const float *restrict w, const float *restrict b,
+                         float *restrict moments, int64_t units, int64_t places, int64_t channels, int64_t relu,
+                         float eps, const int64_t W, const int64_t width, const int64_t group) {
+    float sum[W];
+    for (int64_t u = 0; u < units; u++) {
+        const float *restrict v = x + u * places * channels;
+        float *restrict out = y + u * places * channels;
+        float *restrict mean = moments + u * 2 * channels, *restrict rstd = mean + channels;
+#define RUN(NAME, at) norm_sums_##NAME(v + at, 0, sum + at, places, channels)
+        BY_VECTORS(W, RUN)
+#undef RUN
+        spread_groups(sum, mean, places, W, width, group);
+#define RUN(NAME, at) norm_sums_##NAME(v + at, mean + at, sum + at, places, channels)
+        BY_VECTORS(W, RUN)
+#undef RUN
+        spread_groups(sum, rstd, places, W, width, group);
+        UNROLL for (int64_t c = 0; c < width; c++) rstd[c] = 1.0f / sqrtf(rstd[c] + eps);
+#define RUN(NAME, at)                                                                                                  \
+    norm_apply_##NAME(v + at, out + at, mean + at, rstd + at, w + at, b + at, places, channels, relu)
+        BY_VECTORS(W, RUN)
+#undef RUN
+    }
+}
+
+INLINE void norm_backward(const float *restrict dy, const float *restrict x, float *restrict dx,
+                          const float *restrict w, const float *restrict b, const float *restrict moments,
+                          float *restrict dw, float *restrict db, int64_t units, int64_t places, int64_t channels,
+                          int64_t relu, const int64_t W, const int64_t width, const int64_t group) {
+    float along[W], total[W], slope[W], level[W];
+    for (int64_t c = 0; c < W; c++) dw[c] = db[c] = 0.0f;
+    for (int64_t u = 0; u < units; u++) {
+        const float *restrict v = x + u * places * channels, *restrict d = dy + u * places * channels;
+        const float *restrict mean = moments + u * 2 * channels, *restrict rstd = mean + channels;
+        float *restrict out = dx + u * places * channels;
+#define RUN(NAME, at)                                                                                                  \
+    norm_back_##NAME(d + at, v + at, 0, mean + at, rstd + at, w + at, b + at, total + at, along + at, places,          \
+                     channels, relu)
+        BY_VECTORS(W, RUN)
+#undef RUN
+        for (int64_t c = 0; c < width; c++) {
+            dw[c] += along[c];
+            db[c] += total[c];
+            along[c] *= w[c];
+            total[c] *= w[c];
+        }
+        spread_groups(along, slope, places, W, width, group);
+        spread_groups(total, level, places, W, width, group);
+#define RUN(NAME, at)                                                                                                  \
+    norm_back_##NAME(d + at, v + at, out + at, mean + at, rstd + at, w + at, b + at, level + at, slope + at, places,   \
+                     channels, relu)
+        BY_VECTORS(W, RUN)
+#undef RUN
+    }
+}
+
+/* weight, bias [members, channels]; moments [members, units, 2, channels]: mean and 1/deviation, for each channel those of
+   its group, 0 where it only pads. present [members]: how many channels exist in a member, the first ones, or null where
+   all do; x, weight and bias must be 0 in the others. sizes [channels + 1]: channels in a group of a member with so many
+   (see envs/batched/groups.py). */
+void group_norm_forward(const float *x, float *y, const float *weight, const float *bias, const int64_t *present,
+                        float *moments, const int64_t *sizes, int64_t units, int64_t places, int64_t channels,
+                        int64_t relu, float eps, int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; m++) {
         const int64_t of = m * units * places * channels, at = m * channels;
+        const int64_t width = present ? present[m] : channels, group = sizes[width];
         float *kept = moments + m * units * 2 * channels;
 #define RUN(NAME, W, N, first)                                                                                         \
-    norm_forward_##NAME(x + of + first, y + of + first, weight + at + first, bias + at + first,                        \
-                        present ? present + at + first : 0, kept + first, units, places, channels, relu, eps, W);
-        BY_CHUNKS(channels, RUN)
+    norm_forward(x + of + first, y + of + first, weight + at + first, bias + at + first, kept + first, units, places,  \
+                 channels, relu, eps, W, W, 4);
+        if (width == channels && group == 4)
+            BY_CHUNKS(channels, RUN)
+        else
+            norm_forward(x + of, y + of, weight + at, bias + at, kept, units, places, channels, relu, eps, channels,
+                         width, group);
 #undef RUN
     }
 }
 
 void group_norm_backward(const float *dy, const float *x, float *dx, const float *weight, const float *bias,
-                         const float *present, const float *moments, float *dweight, float *dbias, int64_t units,
-                         int64_t places, int64_t channels, int64_t relu, int64_t begin, int64_t end) {
+                         const int64_t *present, const float *moments, float *dweight, float *dbias,
+                         const int64_t *sizes, int64_t units, int64_t places, int64_t channels, int64_t relu,
+                         int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; m++) {
         const int64_t of = m * units * places * channels, at = m * channels;
+        const int64_t width = present ? present[m] : channels, group = sizes[width];
         const float *kept = moments + m * units * 2 * channels;
 #define RUN(NAME, W, N, first)                                                                                         \
-    norm_backward_##NAME(dy + of + first, x + of + first, dx + of + first, weight + at + first, bias + at + first,     \
-                         present ? present + at + first : 0, kept + first, dweight + at + first, dbias + at + first,   \
-                         units, places, channels, relu, W);
-        BY_CHUNKS(channels, RUN)
+    norm_backward(dy + of + first, x + of + first, dx + of + first, weight + at + first, bias + at + first,            \
+                  kept + first, dweight + at + first, dbias + at + first, units, places, channels, relu, W, W, 4);
+        if (width == channels && group == 4)
+            BY_CHUNKS(channels, RUN)
+        else
+            norm_backward(dy + of, x + of, dx + of, weight + at, bias + at, kept, dweight + at, dbias + at, units,
+                          places, channels, relu, channels, width, group);
 #undef RUN
     }
 }

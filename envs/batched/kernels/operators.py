@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from envs.batched.groups import group_sizes
 from envs.batched.kernels.library import library
 from envs.batched.parameters import packed, unpacked
 
@@ -30,8 +31,8 @@ _SIGNATURES = {
     "conv_backward_weight": [*[_POINTER] * 4, *[_COUNT] * 6],
     "depthwise": [*[_POINTER] * 3, *[_COUNT] * 6],
     "depthwise_backward_weight": [*[_POINTER] * 3, *[_COUNT] * 5],
-    "group_norm_forward": [*[_POINTER] * 6, *[_COUNT] * 4, _REAL],
-    "group_norm_backward": [*[_POINTER] * 9, *[_COUNT] * 4],
+    "group_norm_forward": [*[_POINTER] * 7, *[_COUNT] * 4, _REAL],
+    "group_norm_backward": [*[_POINTER] * 10, *[_COUNT] * 4],
     "batch_norm_forward": [*[_POINTER] * 7, *[_COUNT] * 7, _REAL, _REAL],
     "batch_norm_backward": [*[_POINTER] * 8, *[_COUNT] * 7],
     "graft_forward": [*[_POINTER] * 10, *[_COUNT] * 3, _REAL],
@@ -159,8 +160,8 @@ def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Te
 
 
 def _rows(values: Tensor | None, start: int) -> int | None:
-    """Where the rows of the members from ``start`` on lie; 4 bytes a float."""
-    return None if values is None else values.data_ptr() + 4 * start * values[0].numel()
+    """Where the rows of the members from ``start`` on lie."""
+    return None if values is None else values.data_ptr() + start * values.stride(0) * values.element_size()
 
 
 def _group_norm(
@@ -169,12 +170,13 @@ def _group_norm(
     units, places, channels = _places(x[0])
     y = x[0].new_empty(len(weight), *x[0].shape[1:])
     moments = weight.new_empty(len(weight), units, 2, channels)
+    sizes = group_sizes(channels, weight.device).data_ptr()
     start = 0
     for piece in x:
         _over_members(
             *("group_norm_forward", len(piece), piece.data_ptr()),
             *(_rows(values, start) for values in (y, weight, bias, present, moments)),
-            *(units, places, channels, relu, eps),
+            *(sizes, units, places, channels, relu, eps),
         )
         start += len(piece)
     return y, moments
@@ -192,12 +194,13 @@ def _group_norm_backward(
     units, places, channels = _places(gradient)
     to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
     to_x = [torch.empty_like(piece) for piece in x]
+    sizes = group_sizes(channels, weight.device).data_ptr()
     start = 0
     for piece, to_piece in zip(x, to_x, strict=True):
         _over_members(
             *("group_norm_backward", len(piece), _rows(gradient, start), piece.data_ptr(), to_piece.data_ptr()),
             *(_rows(values, start) for values in (weight, bias, present, moments, to_weight, to_bias)),
-            *(units, places, channels, relu),
+            *(sizes, units, places, channels, relu),
         )
         start += len(piece)
     return to_x, to_weight, to_bias
@@ -245,11 +248,6 @@ def _batch_norm_backward(
     return to_x, to_weight, to_bias
 
 
-def _masks(start: int, *masks: Tensor) -> list[int]:
-    """Where the bools of the seeds from ``start`` on lie."""
-    return [mask.data_ptr() + start for mask in masks]
-
-
 def _graft(
     h: Tensor,
     deltas: list[Tensor],
@@ -268,8 +266,8 @@ def _graft(
     for delta in deltas:
         _over_members(
             *("graft_forward", len(delta)),
-            *(*_pointers(h, delta, y), members.data_ptr() + 8 * start, _rows(alpha, start)),
-            *(*_masks(start, multiplies, gated), _rows(gate_weight, start), _rows(gate_bias, start)),
+            *_pointers(h, delta, y),
+            *(_rows(values, start) for values in (members, alpha, multiplies, gated, gate_weight, gate_bias)),
             *(_rows(statistics, start), units, places, channels, eps),
         )
         start += len(delta)
@@ -301,9 +299,10 @@ def _graft_backward(
     for delta, to_delta in zip(deltas, to_deltas, strict=True):
         _over_members(
             *("graft_backward", len(delta)),
-            *(*_pointers(gradient, h, delta, to_h, to_delta), members.data_ptr() + 8 * start, _rows(strength, start)),
-            *(*_masks(start, multiplies, incubating, attached, gated), _rows(gate_weight, start)),
-            *(_rows(statistics, start), *(_rows(values, start) if len(values) else None for values in to_gates)),
+            *_pointers(gradient, h, delta, to_h, to_delta),
+            *(_rows(values, start) for values in (members, strength, multiplies, incubating, attached, gated)),
+            *(_rows(gate_weight, start), _rows(statistics, start)),
+            *(_rows(values, start) if len(values) else None for values in to_gates),
             *(units, places, channels),
         )
         start += len(delta)

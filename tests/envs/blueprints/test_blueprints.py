@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tests.envs.helpers import CNN_BLUEPRINTS, advance, germinate, tiny_env
 MODULES = blueprints_for("cnn")
 ALGORITHMS = ("ADD", "MULTIPLY", "GATE")
 WIDTHS = (2, 4, 8, 16)
+ANY_WIDTHS = (1, 5, 6, 7, 9, 10, 30)
 MEMBERS = 3
 
 
@@ -61,7 +64,7 @@ def test_a_cnn_offers_exactly_its_seven_blueprints_and_with_internal_levels_the_
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("blueprint", CNN_BLUEPRINTS, ids=lambda blueprint: blueprint.name)
 def test_a_seed_is_an_exact_identity_at_birth_whatever_alpha(blueprint, algorithm):
-    for width, side, alpha in itertools.product(WIDTHS, (1, 2, 8), (0.3, 1.0)):
+    for width, side, alpha in itertools.product(WIDTHS + ANY_WIDTHS, (1, 2, 8), (0.3, 1.0)):
         h = activation(width, side)
         layout, flat = seeds_at_birth(blueprint, width)
         assert torch.equal(grow(h, SlotSeeds([run_of(blueprint, layout, flat, algorithm, alpha)]), IMAGES), h)
@@ -96,7 +99,7 @@ def test_a_seed_with_trained_parameters_changes_the_host_but_never_more_than_by_
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("blueprint", CNN_BLUEPRINTS, ids=lambda blueprint: blueprint.name)
 def test_every_single_parameter_has_a_gradient_by_the_third_step(blueprint, algorithm, incubating):
-    for width in WIDTHS:
+    for width in (*WIDTHS, 6, 9):
         layout, flat = seeds_at_birth(blueprint, width, seed=width)
         momentum, seen = torch.zeros_like(flat), torch.zeros_like(flat, dtype=torch.bool)
         for step in range(3):
@@ -127,6 +130,33 @@ def test_members_of_a_bank_compute_as_if_alone(blueprint):
         torch.testing.assert_close(together[member], alone[0], atol=1e-5, rtol=1e-5)
 
 
+FROZEN_HOST = """
+import sys
+
+import torch
+
+from envs.batched.kernels import operators
+from envs.batched.parameters import ParameterLayout
+from envs.blueprints import blueprints_for
+
+if sys.argv[1] == "torch":
+    operators._kernels = lambda: None
+for module in blueprints_for("cnn").values():
+    for width in (6, 8):
+        layout = ParameterLayout(module.parameters(width))
+        flat = torch.rand(2, layout.size, requires_grad=True)
+        for present in (None, torch.tensor([width - 1, width])):
+            module.delta(layout.views(flat), torch.randn(2, 3, 4, 4, width), present).square().sum().backward()
+        assert flat.grad.abs().sum() > 0
+"""
+
+
+@pytest.mark.parametrize("by", ["kernels", "torch"])
+def test_seeds_train_on_a_frozen_host(by):
+    """In a process of its own: torch's group norm would take this one along, if it were given weight and bias."""
+    subprocess.run([sys.executable, "-c", FROZEN_HOST, by], check=True)
+
+
 def test_parameter_counts_are_the_numbers_that_the_blueprints_promise():
     counts = {
         (blueprint, width): count_parameters(MODULES[blueprint].parameters(width))
@@ -144,8 +174,9 @@ def test_host_parameter_counts_are_those_of_the_design(kernels, count):
     assert count_parameters(CnnHost(variant, in_channels=1, num_classes=10).parameters(variant)) == count
 
 
-def test_the_parameters_paid_for_are_those_allocated():
-    env = tiny_env(len(CNN_BLUEPRINTS) * 3, parameter_budget=10**9)
+@pytest.mark.parametrize("widths", [(4, 8, 8), (5, 6, 7), (9, 10, 30)])
+def test_the_parameters_paid_for_are_those_allocated(widths):
+    env = tiny_env(len(CNN_BLUEPRINTS) * 3, (CnnVariant(widths, (1, 3, 1)),), parameter_budget=10**9)
     env.reset(seed=0)
     assert (env.lifecycle.costs.host == env.population.flat.shape[1]).all()
     cells = list(itertools.product(CNN_BLUEPRINTS, range(3)))

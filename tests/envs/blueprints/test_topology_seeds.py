@@ -29,6 +29,7 @@ from tests.envs.topologies import (
 )
 
 WIDTHS = (2, 6, 8, 40)
+ANY_WIDTHS = (1, 5, 7, 9, 10, 30)
 every_case = pytest.mark.parametrize(("topology", "blueprint"), CASES, ids=CASE_IDS)
 every_algorithm = pytest.mark.parametrize("algorithm", STYLES)
 
@@ -45,7 +46,7 @@ def test_a_topology_offers_exactly_its_blueprints(topology):
 @every_algorithm
 @every_case
 def test_a_seed_is_an_exact_identity_at_birth_whatever_alpha(topology, blueprint, algorithm):
-    for width in WIDTHS:
+    for width in WIDTHS + ANY_WIDTHS:
         h = activation(topology, width)
         layout, flat = seeds_at_birth(topology, blueprint, width)
         for alpha in (0.3, 1.0):

@@ -1,6 +1,7 @@
 """Hosts of both members-first topologies: alone, as a population, and through whole episodes."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from envs.batched.parameters import ParameterLayout, count_parameters
 from envs.hosts.base import forward
+from envs.hosts.cnn import CnnVariant
 from envs.hosts.mlp import MlpHost, MlpVariant
 from envs.hosts.transformer import TransformerVariant
 from envs.morphogenesis import MorphogenesisVectorEnv
@@ -111,6 +113,8 @@ def test_the_smallest_transformer_has_the_parameters_that_its_design_says():
         (TransformerVariant, (8, 2, (0,), (8,), (True,)), "at least 1"),
         (MlpVariant, (1, (3,)), "width must be at least 2, got 1"),
         (MlpVariant, (4, ()), "one or more segments"),
+        (CnnVariant, ((8, 0), (3, 3)), r"widths must be at least 1, got \(8, 0\)"),
+        (CnnVariant, ((8,), (2,)), "odd and positive"),
     ],
 )
 def test_impossible_sizes_are_refused(variant, sizes, message):
@@ -126,10 +130,18 @@ def test_variants_of_different_width_are_refused():
 
 
 # ---------------------------------------------------------------------- populations
-@every_topology
-def test_the_parameters_paid_for_are_those_allocated(topology):
+@pytest.mark.parametrize(
+    ("topology", "variant"),
+    [
+        ("transformer", TINY_TRANSFORMER),
+        ("transformer", replace(TINY_TRANSFORMER, width=9, heads=3)),
+        ("mlp", TINY_MLP),
+        ("mlp", replace(TINY_MLP, width=7)),
+    ],
+)
+def test_the_parameters_paid_for_are_those_allocated(topology, variant):
     cells = cells_of(topology)
-    env = env_of(topology, len(cells))
+    env = env_of(topology, len(cells), (variant,))
     env.reset(seed=0)
     assert (env.lifecycle.costs.host == env.population.flat.shape[1]).all()
     env.step(np.stack([germinate(slot, blueprint, style=3) for blueprint, _, slot in cells]))

@@ -23,6 +23,7 @@ TASKS = {
     "one size": {"variants": (WIDE,)},
     "several sizes": {"variants": (WIDE, CnnVariant((4, 8, 8), (3, 3, 1)))},
     "narrower than a group": {"variants": (WIDE, CnnVariant((2, 4, 2), (3, 1, 3))), "seed": 2},
+    "any widths": {"variants": (CnnVariant((10, 6, 9), (3, 1, 3)), CnnVariant((5, 4, 7), (3, 3, 1))), "seed": 2},
     "two convolutions a block": {
         "variants": (replace(WIDE, depth=2), CnnVariant((4, 8, 8), (3, 3, 1), depth=2)),
         "seed": 2,

@@ -173,9 +173,9 @@ def torch_host(variant, classes=10):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-@pytest.mark.parametrize("lr_spread", [1.0, 4.0])
-def test_a_member_learns_as_a_plain_torch_network_with_plain_torch_sgd(lr_spread):
-    variant = CnnVariant((4, 8, 8), (3, 1, 3))
+@pytest.mark.parametrize(("lr_spread", "widths"), [(1.0, (4, 8, 8)), (4.0, (4, 8, 8)), (1.0, (6, 10, 1))])
+def test_a_member_learns_as_a_plain_torch_network_with_plain_torch_sgd(lr_spread, widths):
+    variant = CnnVariant(widths, (3, 1, 3))
     env = tiny_env(3, variants=(variant,), task_changes={"lr_spread": lr_spread}, max_epochs=6)
     env.reset(seed=[1, 2, 3])
     population, member = env.population, 1
@@ -219,8 +219,8 @@ def test_every_pass_over_the_training_set_visits_every_sample_once():
     assert not np.array_equal(order[0], order[1])
 
 
-NARROW = CnnVariant(widths=(2, 4, 8), kernels=(1, 3, 1))
-WIDE = CnnVariant(widths=(8, 8, 16), kernels=(3, 3, 3))
+NARROW = CnnVariant(widths=(2, 4, 6), kernels=(1, 3, 1))
+WIDE = CnnVariant(widths=(8, 9, 16), kernels=(3, 3, 3))
 CELLS = [(blueprint, slot) for blueprint, slot in itertools.product(CNN_BLUEPRINTS, range(3))]
 
 
