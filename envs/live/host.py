@@ -110,7 +110,7 @@ class LiveHost:
                 continue
             if slot.seed_kind is None:
                 slot.plant(kind)
-            stage = lifecycle.stage[0, at]
+            stage = SeedStage(lifecycle.stage[0, at])
             slot.set_stage(incubating=stage == SeedStage.TRAINING, attached=stage >= SeedStage.HOLDING)
             self._set_form(slot, AlphaAlgorithm(lifecycle.algorithm[0, at]), int(lifecycle.internal_level[0, at]))
             slot.set_alpha(float(lifecycle.alpha[0, at]))
