@@ -93,15 +93,16 @@ def trainer(*callbacks, **options):
     return Trainer(callbacks=list(callbacks), **usual | quiet | options)
 
 
-def every_epoch(folder):
-    return ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, enable_version_counter=False)
+def every_epoch(folder, **options):
+    return ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, enable_version_counter=False, **options)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing interrupts: the folder of its checkpoints, the committed module, the callback, the trainer."""
     folder, module, grows = tmp_path_factory.mktemp("whole"), Digits(), callback()
-    fit = trainer(grows, every_epoch(folder), logger=CSVLogger(folder))
+    best = every_epoch(folder, monitor="grow/val_accuracy", mode="max")
+    fit = trainer(grows, best, logger=CSVLogger(folder))
     fit.fit(module)
     return folder, module, grows, fit
 
@@ -128,7 +129,9 @@ def test_it_grows_commits_and_logs_every_decision(whole):
     ops = [row.split(",")[columns.index("grow/op")] for row in rows]
     assert sum(op != "" for op in ops) == EPOCHS
     assert len(set(ops) - {""}) > 1
-    (result,) = fit.validate(module, verbose=False)
+    best = max(float(row.split(",")[columns.index("grow/val_accuracy")] or 0) for row in rows)
+    assert fit.checkpoint_callback.best_model_score == pytest.approx(best)
+    (result,) = trainer().validate(module, verbose=False)
     assert result["val_loss"] == pytest.approx(grows.report.loss, rel=1e-5)
 
 
