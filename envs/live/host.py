@@ -170,6 +170,8 @@ class LiveHost:
         with untouched(self.model):
             try:
                 result = self._evaluate()
+            except LiveError:
+                raise
             except Exception as error:
                 raise LiveError(f"evaluate() raised {type(error).__name__}: {error}") from error
         return checked_result(result, "evaluate() returned")

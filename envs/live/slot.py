@@ -195,15 +195,18 @@ class LiveSlot(nn.Module):
 
     # ------------------------------------------------------------------ keeping
     def follow(self, other: LiveSlot) -> None:
-        """Have the seed that another slot has, in its form and stage; what is new takes over its values."""
+        """Have the seed that another slot has, in its form and stage; what is new takes over its values.
+
+        So does what was hidden until now, which nobody averages.
+        """
         if self.seed_kind is not other.seed_kind:
             self.empty()
         if other.seed_kind is None:
             return
         if self.seed_kind is None:
             self.plant(other.seed_kind)
+        held = set() if self.incubating else set(self.named())
         self.set_stage(other.incubating, other.attached)
-        held = set(self.named())
         self.set_form(other.seed_algorithm, other.seed_level, np.random.default_rng(0))
         self.set_alpha(float(other.alpha))
         with torch.no_grad():

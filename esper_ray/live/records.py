@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from envs.live.planting import FORMAT, GrownSeed
+from envs.live.planting import GrownSeed, card_of
 from envs.seed_report import SeedReport
 from envs.vocabulary import (
     ALPHA_SPEED_EPOCHS,
@@ -154,7 +154,7 @@ class Report:
     @property
     def card(self) -> dict[str, Any]:
         """What was grown as plain data, for :func:`esper_ray.live.rebuild`; JSON takes it."""
-        return {"format": FORMAT, "seeds": [kept.seed.to_card() for kept in self.kept]}
+        return card_of([kept.seed for kept in self.kept])
 
     def picture(self, title: str = "") -> Figure:
         """The run as ``esper-ray replay`` draws one.
