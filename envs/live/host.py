@@ -90,8 +90,8 @@ class LiveHost:
     def withdraw(self) -> None:
         """Leave model and optimiser as they were before."""
         for slot in self.slots:
-            self.optimizer.remove(list(slot.named().values()))
             slot.empty()
+        self.optimizer.follow()
         self.release()
 
     def grown(self) -> list[GrownSeed]:
@@ -102,25 +102,37 @@ class LiveHost:
     def sync(self, lifecycle: Lifecycle) -> None:
         """Hold exactly the seeds that the lifecycle says have weights, in its stages and with its alphas."""
         for at, slot in enumerate(self.slots):
-            kind = Blueprint(int(lifecycle.blueprint[0, at])) if lifecycle.computing[0, at] else None
-            if slot.seed_kind is not None and slot.seed_kind is not kind:
-                self.optimizer.remove(list(slot.named().values()))
+            form = _form(lifecycle, at)
+            if slot.seed_kind is not None and (form is None or slot.seed_kind is not form[0]):
                 slot.empty()
-            if kind is None:
-                continue
-            if slot.seed_kind is None:
-                slot.plant(kind)
-            stage = SeedStage(lifecycle.stage[0, at])
-            slot.set_stage(incubating=stage == SeedStage.TRAINING, attached=stage >= SeedStage.HOLDING)
-            self._set_form(slot, AlphaAlgorithm(lifecycle.algorithm[0, at]), int(lifecycle.internal_level[0, at]))
-            slot.set_alpha(float(lifecycle.alpha[0, at]))
+            if form is not None:
+                self._bring(slot, *form)
+                stage = SeedStage(lifecycle.stage[0, at])
+                slot.set_stage(incubating=stage == SeedStage.TRAINING, attached=stage >= SeedStage.HOLDING)
+                slot.set_alpha(float(lifecycle.alpha[0, at]))
+        self.optimizer.follow()
 
-    def _set_form(self, slot: LiveSlot, algorithm: AlphaAlgorithm, level: int) -> None:
-        if (algorithm, level) != (slot.seed_algorithm, slot.seed_level) or not slot.named():
-            new, gone = slot.set_form(algorithm, level, np.random.default_rng([self._seed, self._births]))
+    def _bring(self, slot: LiveSlot, kind: Blueprint, algorithm: AlphaAlgorithm, level: int) -> None:
+        born = slot.seed_kind is None
+        if born:
+            slot.plant(kind)
+        if born or (algorithm, level) != (slot.seed_algorithm, slot.seed_level):
+            slot.set_form(algorithm, level, np.random.default_rng([self._seed, self._births]))
             self._births += 1
-            self.optimizer.remove(gone)
-            self.optimizer.add(slot, new)
+
+    def check_seeds(self, lifecycle: Lifecycle) -> None:
+        """Refuse seeds that came with a state dict behind the lifecycle's back.
+
+        Raises:
+            LiveError: the model's seeds are not the lifecycle's.
+        """
+        for at, slot in enumerate(self.slots):
+            held = None if slot.seed_kind is None else (slot.seed_kind, slot.seed_algorithm, slot.seed_level)
+            if held != _form(lifecycle, at):
+                raise LiveError(
+                    f"the seed in {slot.place.name!r} is not the one that grew in this run: a state with other seeds "
+                    "was loaded into the model; load the state of the grower that belongs to it first"
+                )
 
     def gradients(self) -> SeedGradients:
         """What the seeds' gradients were like since the last call, ``[1, S]``."""
@@ -218,11 +230,33 @@ class LiveHost:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], lifecycle: Lifecycle) -> None:
-        """Plant the seeds of a lifecycle that was loaded, in the order of their birth; their values come after."""
+        """Plant the seeds of a lifecycle that was loaded, in the order of their birth; their values come after.
+
+        Raises:
+            LiveError: the state of other seeds; nothing has changed then.
+        """
+        order = [(self.slots[at], name) for at, name in state["order"]]
+        needed = {
+            (slot, name)
+            for at, slot in enumerate(self.slots)
+            if (form := _form(lifecycle, at)) is not None
+            for name in slot.specs(*form)
+        }
+        if set(order) != needed:
+            raise LiveError("the saved order of the seeds' parameters does not fit the seeds that live: was it edited?")
+        births, evaluations, saved = state["births"], state["evaluations"], dict(state["saved"])
+        self._saved, self._saved_optimizer = saved, copy.deepcopy(state["saved_optimizer"])
         self.sync(lifecycle)
-        self.optimizer.reorder([(self.slots[at], name) for at, name in state["order"]])
-        self._births, self.evaluations = state["births"], state["evaluations"]
-        self._saved, self._saved_optimizer = dict(state["saved"]), copy.deepcopy(state["saved_optimizer"])
+        self.optimizer.reorder(order)
+        self._births, self.evaluations = births, evaluations
+
+
+def _form(lifecycle: Lifecycle, at: int) -> tuple[Blueprint, AlphaAlgorithm, int] | None:
+    """Kind, algorithm and internal level of the seed that a slot is to have; None without one."""
+    if not lifecycle.computing[0, at]:
+        return None
+    kind, algorithm = lifecycle.blueprint[0, at], lifecycle.algorithm[0, at]
+    return Blueprint(int(kind)), AlphaAlgorithm(int(algorithm)), int(lifecycle.internal_level[0, at])
 
 
 _NOTHING = SeedGradients(*[np.empty((1, 0))] * 4)

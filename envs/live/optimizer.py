@@ -76,19 +76,24 @@ class SeedOptimizer:
         """Whose parameters they are, in the order of their birth."""
         return list(self._owners.values())
 
-    def add(self, slot: LiveSlot, parameters: list[nn.Parameter]) -> None:
-        """Train parameters of a slot's seed from now on; they have no momentum."""
-        names = {id(parameter): name for name, parameter in slot.named().items()}
-        group = self.optimizer.param_groups[self._groups[slot]]
-        for parameter in parameters:
-            name = names[id(parameter)]
-            self._owners[parameter] = (slot, name)
-            group["params"].append(parameter)
-            if "param_names" in group:
-                group["param_names"].append(f"{slot.place.name}.{name}")
+    def follow(self) -> None:
+        """Train what the slots' seeds have now: what is new comes last and has no momentum, what is gone leaves."""
+        held = {parameter: (slot, name) for slot in self._slots for name, parameter in slot.named().items()}
+        self._remove([parameter for parameter in self._owners if parameter not in held])
+        for parameter, owner in held.items():
+            if parameter not in self._owners:
+                self._add(parameter, owner)
 
-    def remove(self, parameters: list[nn.Parameter]) -> None:
-        """Train these no longer, and forget their momentum."""
+    def _add(self, parameter: nn.Parameter, owner: Owner) -> None:
+        slot, name = owner
+        group = self.optimizer.param_groups[self._groups[slot]]
+        self._owners[parameter] = owner
+        group["params"].append(parameter)
+        if "param_names" in group:
+            group["param_names"].append(f"{slot.place.name}.{name}")
+        self._forget_gradients(slot)
+
+    def _remove(self, parameters: list[nn.Parameter]) -> None:
         doomed = {id(parameter) for parameter in parameters}
         for group in self.optimizer.param_groups:
             kept = [at for at, parameter in enumerate(group["params"]) if id(parameter) not in doomed]
@@ -97,22 +102,21 @@ class SeedOptimizer:
                     group["param_names"][:] = [group["param_names"][at] for at in kept]
                 group["params"][:] = [group["params"][at] for at in kept]
         for parameter in parameters:
-            self._owners.pop(parameter, None)
+            slot, _ = self._owners.pop(parameter)
             self.optimizer.state.pop(parameter, None)
+            self._forget_gradients(slot)
+
+    def _forget_gradients(self, slot: LiveSlot) -> None:
+        self._meters[slot] = GradientMeter()
+        self._measured.discard(slot)
 
     def reorder(self, order: Sequence[Owner]) -> None:
-        """Take the seeds out of the groups and append them anew in this order.
-
-        Raises:
-            LiveError: the seeds' parameters are others.
-        """
+        """Take the seeds out of the groups and append them anew in this order of all of their parameters."""
         held = {owner: parameter for parameter, owner in self._owners.items()}
-        if held.keys() != set(order):
-            raise LiveError("the saved order of the seeds' parameters does not fit the seeds that live: was it edited?")
         states = [(p, self.optimizer.state[p]) for p in self._owners if p in self.optimizer.state]
-        self.remove(list(held.values()))
-        for slot, name in order:
-            self.add(slot, [held[slot, name]])
+        self._remove(list(held.values()))
+        for owner in order:
+            self._add(held[owner], owner)
         for parameter, state in states:
             self.optimizer.state[parameter].update(state)
 
@@ -155,8 +159,10 @@ class SeedOptimizer:
         self._aside = []
         scale = getattr(self.optimizer, "grad_scale", None)  # what a fused optimiser has yet to divide by
         factor = 1.0 if scale is None else float(scale)
-        for slot in self._slots:
-            parameters = list(slot.named().values())
+        parameters_of: dict[LiveSlot, list[nn.Parameter]] = {slot: [] for slot in self._slots}
+        for parameter, (slot, _) in self._owners.items():
+            parameters_of[slot].append(parameter)
+        for slot, parameters in parameters_of.items():
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if slot.seed_kind is None or (parameters and not gradients):
                 continue  # nothing that trains, or it took no part in this step
@@ -186,7 +192,7 @@ class SeedOptimizer:
         """The statistics of the gradients of each seed that was trained since the last call."""
         health = {}
         for slot in self._measured:
-            columns = len(slot.named())
+            columns = sum(owner is slot for owner, _ in self._owners.values())
             health[slot] = self._meters[slot].read(torch.ones(1, columns, dtype=torch.bool, device=slot.like.device))
         self._measured.clear()
         return health

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.batched.kernels.operators import TorchAlone
-from envs.batched.parameters import ParameterSpecs
+from envs.batched.parameters import ParameterSpec, ParameterSpecs
 from envs.blueprints import blueprints_for
 from envs.blueprints.base import LadderModule
 from envs.live.places import Place
@@ -83,33 +83,24 @@ class LiveSlot(nn.Module):
             self.register_buffer(name, torch.tensor(value, device=device))
         self.register_buffer("alpha", torch.zeros((), device=device))
 
-    def set_form(
-        self, algorithm: AlphaAlgorithm, level: int, generator: np.random.Generator
-    ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def set_form(self, algorithm: AlphaAlgorithm, level: int, generator: np.random.Generator) -> None:
         """Let the seed blend by an algorithm and have these internal levels.
 
         Args:
             algorithm: GATE brings a gate, the others have none.
             level: Highest level that takes part.
             generator: Draws what is new.
-
-        Returns:
-            Parameters that are new, and those that are gone.
         """
-        kind, held = self._kind(), self.named()
-        wanted = self.specs(kind, algorithm, level)
-        gone = [parameter for name, parameter in held.items() if name not in wanted]
-        new: dict[str, nn.Parameter] = {}
-        for name, spec in wanted.items():
-            if name not in held:
-                values = torch.from_numpy(spec.draw(generator))
-                new[name] = nn.Parameter(values.to(self.like))
-        kept = held | new
-        self._hold({name: kept[name] for name in wanted})
+        kind, held, wanted = self._kind(), self.named(), {}
+        for name, spec in self.specs(kind, algorithm, level).items():
+            wanted[name] = held[name] if name in held else self._drawn(spec, generator)
+        self._hold(wanted)
         self.seed_algorithm, self.seed_level = algorithm, level
         self.get_buffer("algorithm").fill_(int(algorithm))
         self.get_buffer("level").fill_(level)
-        return list(new.values()), gone
+
+    def _drawn(self, spec: ParameterSpec, generator: np.random.Generator) -> nn.Parameter:
+        return nn.Parameter(torch.from_numpy(spec.draw(generator)).to(self.like))
 
     def set_stage(self, incubating: bool, attached: bool) -> None:
         """Say whether the seed trains behind the host, and whether its input's gradient reaches the host."""

@@ -112,17 +112,18 @@ class Grower:
             What was measured and decided; it prints as one line.
 
         Raises:
-            LiveError: all epochs are over, one result without the other, or ``evaluate`` failed; nothing has changed
-                then, and the call can be repeated.
+            LiveError: all epochs are over, one result without the other, a state with other seeds was loaded into the
+                model, or ``evaluate`` failed; nothing has changed then, and the call can be repeated.
         """
         self._check_open()
+        self._host.check_seeds(self._watch.lifecycle)
         if self.epoch >= self.max_epochs:
             raise LiveError(f"all {self.max_epochs} epochs are over: call commit()")
         if (loss is None) != (accuracy is None):
             raise LiveError("give end_epoch both the loss and the accuracy in percent, or neither")
+        refuse_processes()
         if loss is not None:
             self._host.give(checked_result((loss, accuracy), "end_epoch() was given"))
-        refuse_processes()
         self._measure()
         self._course.record(self._watch)
         if self.epoch < self.max_epochs:
@@ -210,9 +211,11 @@ class Grower:
             What has grown; it prints as a short table, and has a picture.
 
         Raises:
-            LiveError: the run is committed already, or ``evaluate`` failed; nothing has changed then.
+            LiveError: the run is committed already, a state with other seeds was loaded into the model, or ``evaluate``
+                failed; nothing has changed then.
         """
         self._check_open()
+        self._host.check_seeds(self._watch.lifecycle)
         life, number = self._watch.lifecycle, len(self.slots)
         unfinished = (life.living[0] & (life.stage[0] != SeedStage.FOSSILIZED)).copy()
         names = {at: slot.place.name for at, slot in enumerate(self._host.slots)}
@@ -305,14 +308,14 @@ class Grower:
         for name, value in own.items():
             if state[name] != value:
                 raise LiveError(f"the state is of another run: its {name} are {state[name]}, here {value}")
-        before = self._watch.arrays()
+        before = self._watch.arrays(), self._player.state_dict()
         try:
             self._watch.set_arrays({part: _arrays(tensors) for part, tensors in state["watch"].items()})
             self._player.load_state_dict(state["player"])
             self._host.load_state_dict(state["host"], self._watch.lifecycle)
         except (ValueError, KeyError) as error:
-            self._watch.set_arrays(before)
-            self._host.sync(self._watch.lifecycle)
+            self._watch.set_arrays(before[0])
+            self._player.load_state_dict(before[1])
             raise LiveError(f"the state does not fit: {error}") from error
         self._panic, self._gradients = Panic(state["panic"]), None
         rows = _arrays(state["course"])
