@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -71,6 +71,7 @@ class GrowCallback(Callback):
         self._slots, self._score, self._example = slots, score, example
         self._max_epochs, self._options = max_epochs, options
         self._scalars = _Scalars()
+        self._loading = ExitStack()
         self._state: dict[str, Any] = {}
         self._seeds: dict[str, Tensor] = {}
         self.grower: Grower | None = None
@@ -81,7 +82,7 @@ class GrowCallback(Callback):
         """Be ready for a checkpoint with seeds: a fit plants them itself, later; whoever tests needs them at once."""
         self._state, self._seeds = {}, {}
         receive = self._withhold_seeds if stage == "fit" else self._make_room
-        self._loading = pl_module.register_load_state_dict_pre_hook(receive)
+        self._loading.callback(pl_module.register_load_state_dict_pre_hook(receive).remove)
 
     def _withhold_seeds(self, module: LightningModule, state: dict[str, Any], *args: Any) -> None:
         uproot(module)
@@ -104,16 +105,16 @@ class GrowCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
-        self._loading.remove()
+        self._loading.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
-        self._loading.remove()
+        self._loading.close()
 
     # ------------------------------------------------------------------ starting
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot grow; plant what a checkpoint has grown, before the optimiser's state is loaded."""
-        self._loading.remove()
+        self._loading.close()
         self.grower = self.report = None
         _refuse(trainer, pl_module)
         if self._state:
@@ -180,6 +181,7 @@ class GrowCallback(Callback):
         grower = self.grower
         if grower is None or grower.epoch == grower.max_epochs:
             return
+        self._scalars.latest.clear()
         with _validating(trainer):
             decision = grower.end_epoch()
         pl_module.log_dict(self._scalars.latest)

@@ -1,6 +1,5 @@
 """A growing model under torch.compile, and a copy of it that averages its weights."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -53,23 +52,17 @@ class Run:
             self.optimizer.step()
 
 
-@pytest.fixture
-def compilations(monkeypatch):
-    """The graphs compiled so far, by a backend that needs no compiler."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
-    torch._dynamo.reset()
-    yield []
-    torch._dynamo.reset()
-
-
 def form(grower):
     """What a compiled forward depends on: which seeds there are, and how they are connected."""
     slots = grower._host.slots
     return [(slot.seed_kind, slot.seed_algorithm, slot.seed_level, slot.incubating, slot.attached) for slot in slots]
 
 
-def test_a_change_of_structure_costs_two_compilations_and_a_moving_alpha_none(compilations):
-    def backend(graph, inputs):
+@torch._dynamo.config.patch(recompile_limit=64)
+def test_a_change_of_structure_costs_two_compilations_and_a_moving_alpha_none():
+    compilations = []
+
+    def backend(graph, inputs):  # needs no compiler
         compilations.append(graph)
         return graph.forward
 

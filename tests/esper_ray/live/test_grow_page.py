@@ -97,11 +97,11 @@ def test_candidates(capsys):
     assert "stem  an image of width 4" in capsys.readouterr().out
 
 
-def test_compiling(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+def test_compiling():
     names = growing(0)
-    exec(block("torch.compile(model)"), names)
-    assert torch._dynamo.config.recompile_limit == 64
+    with torch._dynamo.config.patch(recompile_limit=8):
+        exec(block("torch.compile(model)"), names)
+        assert torch._dynamo.config.recompile_limit == 64
     assert names["compiled"]._orig_mod is names["model"]
 
 
