@@ -203,10 +203,10 @@ class EnvConfig:
         check_numbers(self, UserError)
         _require_one_of("reward_mode", self.reward_mode, get_args(RewardMode))
         if self.tasks:
-            _require(
-                self.task in (DEFAULT_TASK, self.tasks[0]), "task", self.task, f"left out, with tasks {self.tasks}"
-            )
+            wanted = f"left out where tasks are {', '.join(self.tasks)}"
+            _require(self.task in (DEFAULT_TASK, self.tasks[0]), "task", self.task, wanted)
             object.__setattr__(self, "task", self.tasks[0])
+            object.__setattr__(self, "tasks", self.tasks if len(self.tasks) > 1 else ())
         # Torch takes the most of them, and the task that there is by default is known to be right.
         if (self.task, self.task_args, self.data_dir) != (DEFAULT_TASK, {}, None):
             self._resolve_task()
@@ -239,9 +239,14 @@ class EnvConfig:
                 )
 
     @property
+    def task_names(self) -> tuple[str, ...]:
+        """Of all worlds."""
+        return self.tasks or (self.task,)
+
+    @property
     def worlds(self) -> list[EnvConfig]:
         """The world of each task, one by one."""
-        return [dataclasses.replace(self, task=task, tasks=()) for task in self.tasks] or [self]
+        return [dataclasses.replace(self, task=task, tasks=()) for task in self.task_names]
 
     def _task_arguments(self) -> dict[str, str]:
         return self.task_args | ({} if self.data_dir is None else {"data_dir": str(self.data_dir)})
@@ -390,9 +395,7 @@ class TrainConfig:
         learners = max(self.run.num_learners, 1)
         hosts = self.run.hosts_per_runner * (1 if impala else max(self.run.num_env_runners, 1))
         if impala and len(self.env.horizons) > 1:
-            raise UserError(
-                f"max_epochs as an interval is for the algorithm ppo, got {self.env.max_epochs}: one number"
-            )
+            raise UserError(f"max_epochs {self.env.max_epochs} is for the algorithm ppo: give one number")
         if impala and self.env.tasks:
             raise UserError(f"tasks are for the algorithm ppo, got {', '.join(self.env.tasks)}: give one as task")
         if impala and learners > 1:

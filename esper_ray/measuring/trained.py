@@ -107,7 +107,7 @@ class Trained:
             index, weights = run.policy(which)
             env = config.env
             of = cls(run.path, which, index[which].iteration, env, (), config.network, weights)
-        return dataclasses.replace(of, env=world.of(env), tasks=tuple(each.task for each in env.worlds))
+        return dataclasses.replace(of, env=world.of(env), tasks=env.task_names)
 
     def at_temperature(self, temperature: float) -> Trained:
         """The same policy, drawing at another temperature.

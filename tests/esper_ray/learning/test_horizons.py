@@ -99,7 +99,7 @@ def test_what_is_no_interval_is_refused(wrong):
 
 
 def test_only_ppo_draws():
-    with pytest.raises(UserError, match=r"for the algorithm ppo, got 15\.\.30"):
+    with pytest.raises(UserError, match=r"max_epochs 15\.\.30 is for the algorithm ppo"):
         with_settings(TrainConfig(), {"max_epochs": "15..30", "algorithm": "impala"})
 
 

@@ -1,6 +1,7 @@
 """Runners may take turns in several tasks, each of which has its own scale of returns and its own score."""
 
 import json
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -43,12 +44,14 @@ QUIET = Console(quiet=True)
 def told(tmp_path_factory):
     """A run of four iterations, and after each: the task that was played, and the scales' moments ``[3, K]``."""
     run = RunDirectory.create(tmp_path_factory.mktemp("turns") / "run", CONFIG)
-    played, moments = [], []
+    played, moments, envs = [], [], []
     with connected(CONFIG.run, None, QUIET):
         algorithm = build(run, CONFIG, QUIET)
         for _ in trained_iterations(algorithm, run, CONFIG, QUIET):
             runner = algorithm.env_runner_group.local_env_runner
             played.append(runner.env.unwrapped.task.name)
+            envs.append(weakref.ref(runner.env.unwrapped))
+            assert sum(env() is not None for env in envs) == 1  # hundreds of former ones would fill the memory
             weights = algorithm.learner_group.get_weights()["default_policy"]
             moments.append(np.array(weights["network.return_scale.moments"]))
         algorithm.stop()
@@ -138,7 +141,7 @@ def test_values_and_targets_are_in_the_units_of_their_task():
         ({"tasks": "digits,nothing"}, "unknown task 'nothing'"),
         ({"tasks": ""}, "unknown task ''"),
         ({"tasks": "digits,"}, "unknown task ''"),
-        ({"tasks": "digits,text", "task": "text"}, r"task must be left out, with tasks \('digits', 'text'\), got"),
+        ({"tasks": "digits,text", "task": "text"}, "task must be left out where tasks are digits, text, got 'text'"),
         ({"tasks": "digits_mixed,digits", "task_args": {"variants": "wide_first"}}, "'digits' takes no argument"),
         ({"tasks": "digits,text", "algorithm": "impala"}, "for the algorithm ppo"),
     ],
@@ -157,5 +160,6 @@ def test_a_task_takes_the_place_of_several_and_several_of_one():
     for task in ("digits", "tabular", "digits_impaired"):
         one = with_settings(several, {"task": task})
         assert (one.env.task, one.env.tasks) == (task, ())
+    assert with_settings(several, {"tasks": "text"}).env == EnvConfig(task="text")
     assert parse(["train", "--tasks", "digits,text"]).config.env.tasks == ("digits", "text")
     assert with_settings(several, {"lr": 0.1}).env == several.env
