@@ -71,7 +71,8 @@ def _check_given_once(arguments: Sequence[str]) -> None:
     """Of a flag that is given twice tyro takes the last."""
     seen = set()
     for flag in (word.partition("=")[0] for word in arguments if word.startswith("--")):
-        name = flag[2:].replace("_", "-").removeprefix("no-").removesuffix("s")  # --task-arg is --task-args
+        name = flag[2:].replace("_", "-").removeprefix("no-")
+        name = f"{name}s" if name.endswith("task-arg") else name  # the alias of --task-args
         if name in seen:
             raise UserError(f"{flag} is given twice: give it once, with all its values")
         seen.add(name)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from envs.ranges import (
     Count,
@@ -33,6 +33,7 @@ from esper_ray.reading import describe_problems, read_json
 from policies.network_config import NetworkConfig
 
 if TYPE_CHECKING:
+    from envs.slots import SlotConfig
     from envs.tasks import Task
 
 DEFAULT_TASK = "digits_impaired"
@@ -95,6 +96,18 @@ Horizons = Annotated[
     ),
 ]
 """One number of epochs, or an interval to draw from, as text."""
+Tasks = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given),
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="TASK,TASK...",
+        instance_from_str=lambda words: tuple(words[0].split(",")),
+        is_instance=lambda instance: isinstance(instance, tuple),
+        str_from_instance=lambda instance: [",".join(instance)],
+    ),
+]
+"""Names of tasks, written with commas between them."""
 FirstTaskArgs = Annotated[dict[str, str], _PAIRS, tyro.conf.arg(aliases=["--first-task-arg"])]
 """The same for the beginning of a run."""
 
@@ -157,6 +170,9 @@ class EnvConfig:
 
     task: str = DEFAULT_TASK
     """Data and host, by name."""
+    tasks: Tasks = ()
+    """In place of one task several whose slots agree, such as digits_impaired,digits: the runners take turns in them,
+    and arguments and data_dir go to each; only with ppo."""
     data_dir: Path | None = None
     """Directory with the data of a task that brings none along."""
     task_args: TaskArgs = field(default_factory=dict)
@@ -186,9 +202,15 @@ class EnvConfig:
 
         check_numbers(self, UserError)
         _require_one_of("reward_mode", self.reward_mode, get_args(RewardMode))
+        if self.tasks:
+            wanted = f"left out where tasks are {', '.join(self.tasks)}"
+            _require(self.task in (DEFAULT_TASK, self.tasks[0]), "task", self.task, wanted)
+            object.__setattr__(self, "task", self.tasks[0])
+            object.__setattr__(self, "tasks", self.tasks if len(self.tasks) > 1 else ())
         # Torch takes the most of them, and the task that there is by default is known to be right.
         if (self.task, self.task_args, self.data_dir) != (DEFAULT_TASK, {}, None):
             self._resolve_task()
+        self._check_tasks()
 
     def _resolve_task(self) -> None:
         """Check the task's arguments and make its paths absolute: other processes may work in other directories."""
@@ -204,11 +226,33 @@ class EnvConfig:
         object.__setattr__(self, "data_dir", None if data_dir is None else Path(data_dir))
         object.__setattr__(self, "task_args", resolved)
 
+    def _check_tasks(self) -> None:
+        """Refuse tasks that one policy cannot act in: those whose slots, and with them its heads, are others."""
+        if len({*self.tasks}) < len(self.tasks):
+            raise UserError(f"tasks must differ from each other, got {', '.join(self.tasks)}")
+        slots = {world.task: world.make_task().slots for world in self.worlds} if self.tasks else {}
+        for task, other in slots.items():
+            if other != slots[self.task]:
+                raise UserError(
+                    f"one policy cannot act in tasks {self.task!r} and {task!r}: they have "
+                    f"{described_slots(slots[self.task])}, and {described_slots(other)}"
+                )
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Of all worlds."""
+        return self.tasks or (self.task,)
+
+    @property
+    def worlds(self) -> list[EnvConfig]:
+        """The world of each task, one by one."""
+        return [dataclasses.replace(self, task=task, tasks=()) for task in self.task_names]
+
     def _task_arguments(self) -> dict[str, str]:
         return self.task_args | ({} if self.data_dir is None else {"data_dir": str(self.data_dir)})
 
     def make_task(self) -> Task:
-        """The task; large data are not read yet (see :meth:`load_data`).
+        """The task, the first of several; large data are not read yet (see :meth:`load_data`).
 
         Raises:
             UserError: it cannot be made.
@@ -221,7 +265,7 @@ class EnvConfig:
             raise UserError(str(error)) from error
 
     def load_data(self) -> None:
-        """Read the task's data, so that what is wrong with them is found before anything starts.
+        """Read the data of all tasks, so that what is wrong with them is found before anything starts.
 
         Raises:
             UserError: they are absent, or not the expected ones.
@@ -229,7 +273,8 @@ class EnvConfig:
         from envs.tasks import TaskError
 
         try:
-            self.make_task().check_data()
+            for world in self.worlds:
+                world.make_task().check_data()
         except TaskError as error:
             raise UserError(str(error)) from error
 
@@ -257,10 +302,17 @@ class EnvConfig:
         return dataclasses.replace(self, max_epochs=self.longest if epochs is None else epochs)
 
     def keywords(self) -> dict[str, Any]:
-        """Keyword arguments of the environment, whose episodes are the longest."""
+        """Keyword arguments of the environment: one task, the first of several, and the longest episodes."""
         settings = dataclasses.asdict(self)
-        del settings["data_dir"]
+        del settings["data_dir"], settings["tasks"]
         return settings | {"task_args": self._task_arguments(), "max_epochs": self.longest}
+
+
+def described_slots(slots: SlotConfig) -> str:
+    """Slots in words, for messages."""
+    levels = "with" if slots.internal_levels else "without"
+    enabled = "" if slots.enabled is None else f" ({', '.join(slots.enabled)} in use)"
+    return f"the slots {', '.join(slots.slot_ids)}{enabled} {levels} internal levels"
 
 
 @dataclass(frozen=True)
@@ -343,9 +395,9 @@ class TrainConfig:
         learners = max(self.run.num_learners, 1)
         hosts = self.run.hosts_per_runner * (1 if impala else max(self.run.num_env_runners, 1))
         if impala and len(self.env.horizons) > 1:
-            raise UserError(
-                f"max_epochs as an interval is for the algorithm ppo, got {self.env.max_epochs}: one number"
-            )
+            raise UserError(f"max_epochs {self.env.max_epochs} is for the algorithm ppo: give one number")
+        if impala and self.env.tasks:
+            raise UserError(f"tasks are for the algorithm ppo, got {', '.join(self.env.tasks)}: give one as task")
         if impala and learners > 1:
             raise UserError(f"impala learns in one process, got num_learners = {learners}: use ppo, or one learner")
         if impala and self.learner.critic_baseline == "op":
@@ -465,8 +517,10 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
         UserError: an unknown field, or a value that it cannot have.
     """
     parts = dataclasses.asdict(config)
-    if settings.get("task", config.env.task) != config.env.task:
+    if "tasks" in settings or settings.get("task", config.env.task) != config.env.task:
         parts["env"] |= {"task_args": {}, "data_dir": None}
+    if "tasks" in settings or "task" in settings:
+        parts["env"] |= {"task": DEFAULT_TASK, "tasks": ()}  # either takes the place of both
     owners = {name: part for part, fields in parts.items() for name in fields}
     for name, value in settings.items():
         if name not in owners:

@@ -111,9 +111,12 @@ class RecurrentPolicyNetwork(nn.Module):
         heads: Parts of the action, op first.
         encoder: Reads an observation.
         config: Widths and the like.
+        num_worlds: Worlds that it is trained in, each with a scale of returns of its own.
     """
 
-    def __init__(self, heads: Sequence[HeadSpec], encoder: ObservationEncoder, config: NetworkConfig) -> None:
+    def __init__(
+        self, heads: Sequence[HeadSpec], encoder: ObservationEncoder, config: NetworkConfig, num_worlds: int = 1
+    ) -> None:
         super().__init__()
         self.head_specs = tuple(heads)
         self.config = config
@@ -147,7 +150,7 @@ class RecurrentPolicyNetwork(nn.Module):
         _set_op_bias(self.heads[heads[0].name], heads[0], config.op_bias)
         self.state_stream = _critic_stream(width, config.head_dim, 1)
         self.op_stream = _critic_stream(width, config.head_dim, num_ops) if len(heads) > 1 else None
-        self.return_scale = ReturnScale()
+        self.return_scale = ReturnScale(num_worlds)
         self.normalisers = Normalisers(encoder.scale, self.return_scale)
         self.tables = ActionTables(heads)
 
@@ -174,7 +177,7 @@ class RecurrentPolicyNetwork(nn.Module):
         distribution = FactoredDistribution(log_probs, masks, self.tables)
         value = self.state_stream(features).squeeze(-1).float()
         q_values = self._q_values(features, value, distribution)
-        return ActorCriticResult(distribution, hidden, value, q_values, self.return_scale.value)
+        return ActorCriticResult(distribution, hidden, value, q_values, self.return_scale.of(obs))
 
     @torch.no_grad()
     def act(

@@ -63,7 +63,7 @@ class Normalisers:
                 f"{bad} of {int(real.sum())} returns are not finite: the env paid a NaN or infinite reward, or the "
                 "critic's weights are broken; resume from an earlier checkpoint"
             )
-        self.returns.collect(average(power_sums(returns, real)))
+        self.returns.collect(average(self.returns.sums(returns, real, obs)))
         self.observations.collect(average(power_sums(obs["obs"], real)))
 
     def commit_returns(self, decay: float) -> None:

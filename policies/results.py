@@ -92,7 +92,8 @@ class ActorCriticResult(ForwardResult):
         scaled_value: State value v(s) ``[B, T]``, in units of the return scale.
         scaled_q_values: Q(s, op) of every op ``[B, T, num_ops]``, likewise; their mean under the policy is
             ``scaled_value``. None if the critic does not look at the op.
-        return_scale: Reward units per unit of the return scale when the pass was made, a scalar.
+        return_scale: Reward units per unit of the return scale when the pass was made, a scalar, or ``[B, T]`` where
+            there are several worlds.
     """
 
     scaled_value: Tensor

@@ -21,6 +21,7 @@ from envs.vocabulary import HeadSpec
 from policies.encoders import EncoderFactory
 from policies.network import RecurrentPolicyNetwork
 from policies.results import ActorCriticResult
+from policies.return_scale import WORLD
 
 HEAD_LOG_PROBS = "head_log_probs"
 """Column of the rollout: log-probability of each head, ``[..., H]``."""
@@ -64,7 +65,14 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
         # cuDNN would round an LSTM's products to TF32, and runners on a CPU would disagree with the update.
         torch.backends.cudnn.allow_tf32 = False
         encoder: EncoderFactory = self.model_config["encoder"]
-        self.network = RecurrentPolicyNetwork(heads, encoder(self.observation_space), self.model_config["network"])
+        assert isinstance(self.observation_space, gym.spaces.Dict)
+        world = self.observation_space.spaces.get(WORLD)
+        self.network = RecurrentPolicyNetwork(
+            heads,
+            encoder(self.observation_space),
+            self.model_config["network"],
+            int(world.high[0]) + 1 if isinstance(world, gym.spaces.Box) else 1,
+        )
         h, c = self.network.initial_hidden(1)
         self._initial_state = {"h": h[0], "c": c[0]}
 

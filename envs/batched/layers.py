@@ -199,7 +199,7 @@ def group_norm(
         return GroupNorm.apply(weight, bias, present, relu, NORM_EPS, *pieces)  # type: ignore[no-untyped-call]
     images = stack(pieces)
     normal = _normal_in_groups(images) if present is None else _normal_in_own_groups(images, present)
-    # Apart from torch's own group norm, which on a CPU crashes where its weight wants a gradient and its input none.
+    # Not by torch's own group norm: on a CPU it crashes where weight or bias want a gradient and the input does not.
     out = torch.addcmul(_beside(bias), normal, _beside(weight))
     return out.relu_() if relu else out
 

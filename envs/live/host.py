@@ -107,7 +107,7 @@ class LiveHost:
                 slot.empty()
             if form is not None:
                 self._bring(slot, *form)
-                stage = lifecycle.stage[0, at]
+                stage = SeedStage(int(lifecycle.stage[0, at]))
                 slot.set_stage(incubating=stage == SeedStage.TRAINING, attached=stage >= SeedStage.HOLDING)
                 slot.set_alpha(float(lifecycle.alpha[0, at]))
         self.optimizer.follow()
@@ -170,6 +170,8 @@ class LiveHost:
         with untouched(self.model):
             try:
                 result = self._evaluate()
+            except LiveError:
+                raise
             except Exception as error:
                 raise LiveError(f"evaluate() raised {type(error).__name__}: {error}") from error
         return checked_result(result, "evaluate() returned")

@@ -49,6 +49,7 @@ class SeedOptimizer:
         self._meters = {slot: GradientMeter() for slot in slots}
         self._measured: set[LiveSlot] = set()
         self._before: list[tuple[nn.Parameter, Tensor]] = []
+        self._aside: list[tuple[nn.Parameter, Tensor]] = []
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -144,9 +145,18 @@ class SeedOptimizer:
 
         return treated
 
+    def set_gradients_aside(self) -> None:
+        """Let nobody see the seeds' gradients until the step, which has them back."""
+        self._aside = [(parameter, parameter.grad) for parameter in self._owners if parameter.grad is not None]
+        for parameter, _ in self._aside:
+            parameter.grad = None
+
     @torch.no_grad()
     def _treat(self) -> None:
         """Measure and clip each seed's gradient."""
+        for parameter, gradient in self._aside:
+            parameter.grad = gradient
+        self._aside = []
         scale = getattr(self.optimizer, "grad_scale", None)  # what a fused optimiser has yet to divide by
         factor = 1.0 if scale is None else float(scale)
         parameters_of: dict[LiveSlot, list[nn.Parameter]] = {slot: [] for slot in self._slots}

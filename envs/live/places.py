@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -176,7 +177,7 @@ class Places:
         places = sorted((self.place(name) for name in dict.fromkeys(names)), key=self._order)
         kinds = {place.kind.name: place.name for place in places}
         if len(kinds) > 1:
-            listed = ", ".join(f"{name!r} is a {kind}" for kind, name in kinds.items())
+            listed = ", ".join(f"{name!r} gives {kind}s" for kind, name in kinds.items())
             raise LiveError(f"all slots must be of one kind, but {listed}: choose slots of one kind")
         return places
 
@@ -345,6 +346,11 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[Any]]]:
 def forward_flops(model: nn.Module, example: Example, batch_axis: int = 0) -> int:
     """FLOPs of one sample's forward, as torch counts them: matrix products, convolutions and attention."""
     counter = FlopCounterMode(display=False)
-    with untouched(model), counter:
-        call(model, example)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # what it fuses is not counted, and a slot turns it off
+    try:
+        with untouched(model), counter:
+            call(model, example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops() // batch_size(example, batch_axis))

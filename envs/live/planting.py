@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from envs.live.places import KINDS, LiveError, Place
+from envs.live.places import KINDS, Example, LiveError, Place, Places
 from envs.live.slot import Growth, LiveSlot
 from envs.vocabulary import AlphaAlgorithm, Blueprint
 
@@ -81,6 +81,11 @@ class GrownSeed:
             raise LiveError(f"this is no seed of a card: {type(error).__name__} {error} in {entry!r}") from error
 
 
+def card_of(seeds: Sequence[GrownSeed]) -> dict[str, Any]:
+    """Seeds as plain data; JSON takes it."""
+    return {"format": FORMAT, "seeds": [seed.to_card() for seed in seeds]}
+
+
 def plant(model: nn.Module, seeds: list[GrownSeed], seed: int) -> None:
     """Give a fresh model these seeds, with initial weights, attached and visible, as parameters of its own.
 
@@ -126,6 +131,35 @@ def graft(model: nn.Module, growth: Growth) -> None:
     model.add_module(GROWTH, growth)
     for slot in growth.slots():
         model.get_submodule(slot.place.name).register_forward_hook(slot.hook)
+
+
+def uproot(model: nn.Module) -> None:
+    """Take away the slots that a model has, and the seeds in them."""
+    growth = getattr(model, GROWTH, None)
+    if isinstance(growth, Growth):
+        for slot in growth.slots():
+            slot.empty()
+        prune_empty(model, growth)
+
+
+def make_room(model: nn.Module, state: Mapping[str, Any], example: Example, batch_axis: int = 0) -> None:
+    """Give a model just the slots whose seeds a state dict of it has: loading that plants them.
+
+    Args:
+        model: Has modules of the slots' names; what has grown in it goes.
+        state: Of a model that has grown.
+        example: A batch of at least two inputs.
+        batch_axis: Of the example.
+
+    Raises:
+        LiveError: a slot that the model cannot have.
+    """
+    uproot(model)
+    parts = [name.split(".") for name in state]
+    names = dict.fromkeys(part[1].replace("/", ".") for part in parts if part[0] == GROWTH)
+    places = Places(model, example, batch_axis).chosen(list(names)) if names else []
+    if places:
+        graft(model, Growth(places, [parameter_near(model, place.name) for place in places]))
 
 
 def prune_empty(model: nn.Module, growth: Growth) -> None:

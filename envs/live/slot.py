@@ -156,7 +156,9 @@ class LiveSlot(nn.Module):
     def _blend(self, h: Tensor) -> Tensor:
         parameters = {name: parameter.unsqueeze(0) for name, parameter in self.named().items()}
         carrier = self.place.members_first(h.detach() if self.incubating else h)
-        u = carrier if self.attached and not self.incubating else carrier.detach()
+        # Where there are no gradients nothing is asked that would make torch.compile trace once more.
+        apart = torch.is_grad_enabled() and (self.incubating or not self.attached)
+        u = carrier.detach() if apart else carrier
         delta = self._delta(parameters, u)
         effect = delta * self._strength(delta, u, parameters)
         if self.seed_algorithm is AlphaAlgorithm.MULTIPLY:
@@ -193,15 +195,18 @@ class LiveSlot(nn.Module):
 
     # ------------------------------------------------------------------ keeping
     def follow(self, other: LiveSlot) -> None:
-        """Have the seed that another slot has, in its form and stage; what is new takes over its values."""
+        """Have the seed that another slot has, in its form and stage; what is new takes over its values.
+
+        So does what was hidden until now, which nobody averages.
+        """
         if self.seed_kind is not other.seed_kind:
             self.empty()
         if other.seed_kind is None:
             return
         if self.seed_kind is None:
             self.plant(other.seed_kind)
+        held = set() if self.incubating else set(self.named())
         self.set_stage(other.incubating, other.attached)
-        held = set(self.named())
         self.set_form(other.seed_algorithm, other.seed_level, np.random.default_rng(0))
         self.set_alpha(float(other.alpha))
         with torch.no_grad():

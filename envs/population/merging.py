@@ -118,8 +118,8 @@ class MergePlan:
             self.parameters.append(MergedParameter(tuple(zip(runs, names, strict=True))))
         operation = next(iter(layers.values())).operation
         sources = _joined([places[run] for run in runs])
-        counts = [count for run in runs if (count := self._present[run]) is not None]
-        present = stack(counts) if counts else None
+        widths = [width for run in runs if (width := self._present[run]) is not None]
+        present = stack(widths) if widths else None
         self.stages.append(Stage(operation, sources, slice(first, len(self.parameters)), present))
         start = 0
         for run in runs:

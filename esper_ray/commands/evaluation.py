@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,8 @@ class Evaluate:
     greedy: bool = False
     """Play the learned policy a second time, taking its most probable choices instead of drawing."""
     task: str | None = None
-    """Another task than that of training, with as many slots: does what was learnt carry over?"""
+    """Another task than that of training, with as many slots: does what was learnt carry over? After a training in
+    several tasks it is evaluated in all of them, one by one, unless one is named here."""
     task_args: TaskArgs = field(default_factory=dict)
     """Arguments of the task, on top of those of training unless --task names another one."""
     data_dir: Path | None = None
@@ -67,7 +69,17 @@ class Evaluate:
         from esper_ray.keeping.storage import at_hand
 
         with at_hand(self.trained) as path:
-            self._evaluate(path, console)
+            for command in self._one_by_one(path):
+                command._evaluate(path, console)
+
+    def _one_by_one(self, path: Path) -> list[Evaluate]:
+        """This evaluation in every world: after a training in several tasks those of all, unless one is named."""
+        from esper_ray.measuring.trained import Trained
+
+        others = () if self.task else Trained.open(path, self.checkpoint).tasks[1:]
+        if others and self.output:
+            raise UserError(f"--output {self.output} is one report, and there were several tasks: name one with --task")
+        return [self, *(dataclasses.replace(self, task=task) for task in others)]
 
     def _evaluate(self, path: Path, console: Console) -> None:
         from esper_ray.measuring.controls import BEST_SCHEDULE, LEARNED_GREEDY
@@ -115,8 +127,12 @@ class Evaluate:
     def _name(self) -> str:
         """The default report's name, different for another world than that of training."""
         arguments = (f"{key}={Path(value).name}" for key, value in sorted(self.task_args.items()))
-        epochs = [f"{self.max_epochs}-epochs"] if self.max_epochs else []
-        return "-".join(("evaluation", *([self.task] if self.task else []), *arguments, *epochs))
+        return "-".join(("evaluation", *([self.task] if self.task else []), *arguments, *_lasting(self.max_epochs)))
+
+
+def _lasting(max_epochs: int | None) -> list[str]:
+    """What a file's name says of an episode's length, unless it is that of training."""
+    return [] if max_epochs is None else [f"{max_epochs}-epochs"]
 
 
 @dataclass(frozen=True)
@@ -207,12 +223,15 @@ class Replay:
     since. An export holds only one."""
     data_dir: Path | None = None
     """As for evaluate."""
+    task: str | None = None
+    """Another task than that of training, or than the first of several."""
     max_epochs: Epochs | None = None
     """As for evaluate."""
     policy: str = "learned"
     """learned, or one of the controls: never_grow, random_valid, heuristic, fixed_schedule."""
     output: Path | None = None
-    """Picture to write; by default replay-POLICY-SEED.png in the directory given (of a URI: here)."""
+    """Picture to write; by default replay-POLICY-SEED.png in the directory given (of a URI: here), or with
+    --task or --max-epochs replay-POLICY-SEED-TASK-EPOCHS-epochs.png."""
 
     def __post_init__(self) -> None:
         check_numbers(self, UserError)
@@ -232,8 +251,13 @@ class Replay:
         from esper_ray.measuring.replay import draw_replay
         from esper_ray.measuring.trained import Trained, World
 
-        trained = Trained.open(path, self.checkpoint, World(data_dir=self.data_dir, max_epochs=self.max_epochs))
-        output = self.output or _results(self.trained, trained) / f"replay-{self.policy}-{self.seed}.png"
+        trained = Trained.open(
+            path, self.checkpoint, World(self.task, data_dir=self.data_dir, max_epochs=self.max_epochs)
+        )
+        world = (*([self.task] if self.task else []), *_lasting(self.max_epochs))
+        output = self.output or _results(self.trained, trained) / (
+            "-".join(("replay", self.policy, str(self.seed), *world)) + ".png"
+        )
         if output.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
             raise UserError(f"--output {output} names no picture: end it on .png, .svg or .pdf")
         trained.env.load_data()

@@ -49,7 +49,8 @@ class Train:
         config = self.config
         config.env.load_data()  # before anything is written
         with self._held_run() as run:
-            console.print(f"{config.env.task}: {config.run.iterations} iterations, run directory {run.path}")
+            tasks = ", ".join(config.env.task_names)
+            console.print(f"{tasks}: {config.run.iterations} iterations, run directory {run.path}")
             try:
                 train(run, config, console, self.address)
             except KeyboardInterrupt:
@@ -83,7 +84,7 @@ class Train:
                 "a job's working directory is thrown away after it, and what is written there with it: give an "
                 "absolute --run-dir, or --storage"
             )
-        made = _new_directories(self.config.env.task) if self.run_dir is None else []
+        made = _new_directories("+".join(self.config.env.task_names)) if self.run_dir is None else []
         try:
             with RunDirectory.started(self.run_dir or made[-1], self.config) as run:
                 yield run

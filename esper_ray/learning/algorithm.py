@@ -169,12 +169,12 @@ class FactoredAlgorithm(Algorithm):
         return {name: learner[name] for name in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
 
     def newest_network(self, slots: SlotConfig, config: NetworkConfig) -> RecurrentPolicyNetwork:
-        """A copy of the network with the learner's newest weights."""
+        """A copy of the network with the learner's newest weights, and of several scales of returns the first."""
         network = build_network(slots, config)
         weights = self.learner_group.get_weights()["default_policy"]
-        network.load_state_dict(
-            {name.removeprefix("network."): torch.as_tensor(value) for name, value in weights.items()}
-        )
+        state = {name.removeprefix("network."): torch.as_tensor(value) for name, value in weights.items()}
+        state["return_scale.moments"] = state["return_scale.moments"].reshape(3, -1)[:, 0]
+        network.load_state_dict(state)
         return network
 
 
@@ -182,11 +182,11 @@ class Played(NamedTuple):
     """What is played in an iteration.
 
     Attributes:
-        env_config: Keyword arguments of the env.
+        env_configs: Keyword arguments of the env; the runners share several out by their index.
         rollout_length: Steps that each env plays.
     """
 
-    env_config: dict[str, Any]
+    env_configs: Sequence[dict[str, Any]]
     rollout_length: int
 
 
@@ -198,6 +198,7 @@ class FactoredConfig(AlgorithmConfig):
         total_steps: Env steps over which what falls with time falls.
         fresh_rollouts: Whether PPO starts new episodes in every rollout.
         played_in: What PPO plays in the iteration that follows so many others; None if always the same.
+        worlds: Names of the worlds that observations tell apart.
     """
 
     def __init__(self, algo_class: type | None = None) -> None:
@@ -206,6 +207,7 @@ class FactoredConfig(AlgorithmConfig):
         self.total_steps: int | None = None
         self.fresh_rollouts = False
         self.played_in: Callable[[int], Played] | None = None
+        self.worlds: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -220,6 +222,7 @@ class FactoredConfig(AlgorithmConfig):
         sequence_length: int | None = None,
         fresh_rollouts: bool = False,
         played_in: Callable[[int], Played] | None = None,
+        worlds: Sequence[str] = (),
         num_env_runners: int = 0,
         num_learners: int = 0,
         network: NetworkConfig | None = None,
@@ -252,6 +255,7 @@ class FactoredConfig(AlgorithmConfig):
                 resumed repeats one that was not stopped, bit for bit.
             played_in: What PPO plays in the iteration that follows so many others, if that changes: spaces and heads
                 stay, and no rollout is longer than ``rollout_length``. It needs fresh rollouts.
+            worlds: Names of the worlds, if there are several and the observations' leaf ``world`` says which.
             num_env_runners: Processes that play; 0 plays in this one.
             num_learners: Processes that learn; 0 learns in this one.
             network: Its widths and how it is played; the defaults if None.
@@ -267,7 +271,7 @@ class FactoredConfig(AlgorithmConfig):
             raise ValueError("iterations that differ in what is played need fresh_rollouts")
         config = cls()
         config.settings, config.total_steps = learner or LearnerConfig(), total_steps
-        config.fresh_rollouts, config.played_in = fresh_rollouts, played_in
+        config.fresh_rollouts, config.played_in, config.worlds = fresh_rollouts, played_in, tuple(worlds)
         config._play_in(env_id, env_config, rollout_length, envs_per_runner, num_env_runners)
         model = {
             "heads": tuple(heads),
@@ -301,7 +305,7 @@ class FactoredConfig(AlgorithmConfig):
     def played(self, iteration: int) -> Played:
         """What is played in the iteration that follows ``iteration`` others."""
         if self.played_in is None:
-            return Played(self.env_config, int(self.rollout_fragment_length))
+            return Played([self.env_config], int(self.rollout_fragment_length))
         return self.played_in(iteration)
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:

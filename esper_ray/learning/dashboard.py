@@ -24,8 +24,7 @@ from esper_ray.config import TrainConfig
 
 LAYOUT: dict[str, dict[str, list[str]]] = {
     "World": {
-        "score: accuracy/100 minus rent": ["World/score$"],
-        "score by length of the episode, where that is drawn": ["World/score_by_horizon/.*"],
+        "score: accuracy/100 minus rent": ["World/score$", "World/score_by_(horizon|task)/.*"],
         "accuracy of the committed network, %": ["World/accuracy$"],
         "parameters of the committed network": ["World/parameters$"],
         "components of the return": ["World/reward/.*"],
@@ -46,7 +45,7 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
         "explained variance": ["Critic/explained_variance$"],
         "largest minus smallest Q": ["Critic/q_spread$"],
         "mean advantage of each op": ["Critic/advantage_mean/.*"],
-        "scale of returns": ["Critic/return_scale$"],
+        "scale of returns": ["Critic/return_scale(/.*)?$"],
     },
     "Speed": {
         "host epochs per second": ["Speed/epochs_per_second$"],

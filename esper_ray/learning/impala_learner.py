@@ -88,7 +88,7 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
         network.normalisers.collect(batch[Columns.OBS], targets, real, mean_over_learners)
         # A minibatch is that part of a rollout.
         network.normalisers.commit_returns(settings.return_scale_decay ** (1 / settings.minibatches))
-        scale = network.return_scale.value
+        scale = network.return_scale.of(batch[Columns.OBS])
         return Minibatch(
             actions=actions,
             old_log_probs=batch[HEAD_LOG_PROBS],

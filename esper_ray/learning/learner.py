@@ -79,7 +79,7 @@ class FactoredLearner(OpenLearner, TorchLearner):
     ``replay_error`` and ``alarm/replay`` (PPO only: largest difference between stored and recomputed log-probabilities
     of the rollout before the first step, and whether it is above
     :data:`esper_ray.learning.diagnostics.REPLAY_LIMIT`), ``lr`` (after the update), ``entropy_coeff``,
-    ``return_scale`` and ``update_seconds``.
+    ``return_scale`` (of every world, where there are several) and ``update_seconds``.
 
     A minibatch's numbers are read once, after its backward pass: that is the one time that it waits for a GPU, to
     know whether to make its step.
@@ -218,8 +218,9 @@ class FactoredLearner(OpenLearner, TorchLearner):
             )
         saturated = int(record.clipped > SATURATED_CLIPPING * record.computed)
         for module_id, module in self.module.items():
-            scale = module.unwrapped().network.return_scale.value.item()
-            numbers = {"applied_share": record.applied / record.offered, "return_scale": scale}
+            scales = module.unwrapped().network.return_scale.value.flatten().tolist()
+            names = [f"return_scale/{world}" for world in self.config.worlds] or ["return_scale"]
+            numbers = {"applied_share": record.applied / record.offered, **dict(zip(names, scales, strict=True))}
             numbers |= {"lr": self.get_optimizer(module_id).param_groups[0]["lr"]}
             numbers |= {"entropy_coeff": self._entropy_share * self.settings.entropy_coeff}
             self._log(module_id, numbers | {"update_seconds": time.perf_counter() - record.began})

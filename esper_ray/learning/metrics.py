@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from envs.reward import COMPONENTS
 from envs.slot_states import Fate
 from envs.slots import SlotConfig
 from envs.vocabulary import HEAD_NAMES, LifecycleOp
+from policies.return_scale import WORLD as WORLD_LEAF
 
 WORLD, POLICY, CRITIC, OPTIMISER, LSTM, ALARM, SPEED = (
     "World",
@@ -52,11 +53,12 @@ class EpisodeMetrics(RLlibCallback):
 
     Args:
         slots: Of the task: say which ops and blueprints exist.
+        tasks: Where there are several, their names; each has a score of its own.
     """
 
-    def __init__(self, slots: SlotConfig) -> None:
+    def __init__(self, slots: SlotConfig, tasks: Sequence[str] = ()) -> None:
         super().__init__()
-        self._slots = slots
+        self._slots, self._tasks = slots, tasks
 
     def on_episode_end(
         self, *, episode: Any, prev_episode_chunks: list[Any], metrics_logger: Any, **kwargs: Any
@@ -77,6 +79,9 @@ class EpisodeMetrics(RLlibCallback):
         actions = np.concatenate([np.stack(chunk.get_actions()) for chunk in chunks])
         ops = actions[:, HEAD_NAMES.index("op")]
         blueprints = actions[ops == LifecycleOp.GERMINATE, HEAD_NAMES.index("blueprint")]
+        if self._tasks:
+            played = int(episode.get_observations(-1)[WORLD_LEAF][0])
+            numbers[f"score_by_task/{self._tasks[played]}"] = numbers["score"]
         numbers |= {f"op_share/{op.name}": float((ops == op).mean()) for op in self._slots.ops}
         metrics_logger.log_value(("world", "episodes"), 1, reduce="sum", window=None)
         for name, value in numbers.items():
@@ -91,7 +96,8 @@ class EpisodeMetrics(RLlibCallback):
 def readable_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Name in TensorBoard and value of everything in a result that is watched."""
     for name, value in flatten(result.get("env_runners", {}).get("world", {})):
-        yield f"{POLICY if name.startswith('op_share') else WORLD}/{name}", value
+        if not np.isnan(value):  # of a task that was not played in this iteration
+            yield f"{POLICY if name.startswith('op_share') else WORLD}/{name}", value
     for name, value in flatten(result.get("learners", {}).get("default_policy", {})):
         group = GROUPS.get(name.split("/")[0])
         if group is not None and np.isfinite(value):

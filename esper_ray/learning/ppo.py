@@ -42,7 +42,7 @@ def play(env_runner: Any, weights: dict[str, Any], played: Played, stream: int, 
 
     Ray may have restarted the runner without anybody noticing: weights, world and seeds come with every order.
     """
-    env_runner.play_in(played.env_config)
+    env_runner.play_in(played.env_configs[(env_runner.worker_index or 0) % len(played.env_configs)])
     env_runner.set_state(weights)  # does nothing if it has these
     begin_stream(env_runner, stream, fresh_episodes)
     steps = played.rollout_length * env_runner.num_envs

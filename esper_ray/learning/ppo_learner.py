@@ -52,7 +52,7 @@ class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
             actions=batch[Columns.ACTIONS].long(),
             old_log_probs=batch[HEAD_LOG_PROBS],
             advantages=batch[Postprocessing.ADVANTAGES],
-            scaled_returns=batch[Postprocessing.VALUE_TARGETS] / network.return_scale.value,
+            scaled_returns=batch[Postprocessing.VALUE_TARGETS] / network.return_scale.of(batch[Columns.OBS]),
             real=batch[Columns.LOSS_MASK],
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import warnings
 from typing import Any, NamedTuple
@@ -63,6 +64,8 @@ class HostRunner(SeededRunner, SingleAgentEnvRunner):
             with warnings.catch_warnings():  # RLlib registers every env under one name
                 warnings.filterwarnings("ignore", message=".*Overriding environment")
                 self.make_env()
+            # The former one has reference cycles, few objects and much memory: hundreds would wait to be collected.
+            gc.collect()
 
     def sample(self, **kwargs: Any) -> Any:
         """A rollout. Where it fails, the reason is left for the driver (see :func:`failures`)."""

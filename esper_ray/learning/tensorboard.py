@@ -67,8 +67,11 @@ class TensorBoard(RLlibCallback):
             host_seed = held_out_seeds(config.seed, 1)[0]
             from esper_ray.measuring.replay import draw_replay
 
-            figure = draw_replay(policy, self._config.env.lasting(), host_seed, f"held-out host, iteration {iteration}")
-            writer.add_figure("Replay/held_out_episode", figure, step)
+            for world in self._config.env.worlds:
+                title = f"held-out host of {world.task}, iteration {iteration}"
+                figure = draw_replay(policy, world.lasting(), host_seed, title)
+                of_task = f"/{world.task}" if self._config.env.tasks else ""
+                writer.add_figure(f"Replay/held_out_episode{of_task}", figure, step)
         writer.flush()
         self._written = step
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorObservationWrapper
+from gymnasium.vector.utils import batch_space
 from ray.tune.registry import register_env
 from rich.console import Console
 from rich.text import Text
@@ -32,6 +37,7 @@ from esper_ray.learning.tensorboard import TensorBoard
 from esper_ray.process import settle
 from esper_ray.terminal import command, under_way
 from policies.encoders import BlueprintEncoder
+from policies.return_scale import WORLD
 from policies.weights import save_weights
 
 CONFIGS: dict[str, type[FactoredConfig]] = {"ppo": EsperPPOConfig, "impala": EsperImpalaConfig}
@@ -121,13 +127,13 @@ def trained_iterations(
         played = config.env_in(algorithm.iteration - 1)
         # Scores of another world say nothing about which checkpoint is the best.
         first = algorithm.iteration <= config.run.first_iterations
-        score = float("nan") if first else world.get("score", float("nan"))
+        score = math.nan if first else world.get("score", math.nan)
         saved = run.save(
             algorithm.iteration,
             score,
             lambda path: _write_checkpoint(algorithm, config, path),
             config.run.keep_checkpoints,
-            {named(third): score if played.longest in third else float("nan") for third in config.env.thirds},
+            _scores_by_kind(config.env, played, {} if first else world),
         )
         elapsed = time.perf_counter() - began
         left = elapsed / (algorithm.iteration - beginning) * (config.run.iterations - algorithm.iteration)
@@ -138,6 +144,16 @@ def trained_iterations(
         for alarm in spoken_alarms(learnt, config.learner):
             console.print(alarm, style="yellow")
         yield saved
+
+
+def _scores_by_kind(env: EnvConfig, played: EnvConfig, world: Mapping[str, float]) -> dict[str, float]:
+    """An iteration's score in every task at every third of the horizons; NaN where none was played."""
+    tasks = {f"{task} ": f"score_by_task/{task}" for task in env.tasks} or {"": "score"}
+    return {
+        f"{task}{named(third)}": world.get(score, math.nan) if played.longest in third else math.nan
+        for task, score in tasks.items()
+        for third in env.thirds
+    }
 
 
 def _send(mirror: Mirror, run: RunDirectory, console: Console, last: bool) -> None:
@@ -158,10 +174,13 @@ def _progress_line(
 ) -> Text:
     shares = ((op, 100 * world[f"op_share/{op.name}"]) for op in LifecycleOp if f"op_share/{op.name}" in world)
     mix = ", ".join(f"{op.name.split('_')[0].lower()} {share:.0f}" for op, share in shares)
+    told = {task: world.get(f"score_by_task/{task}", math.nan) for task in config.env.tasks}
+    by_task = [f"{task} {score:.3f}" for task, score in told.items() if not math.isnan(score)]
     return Text.assemble(
         (f"{iteration:>3}", "bold"),
         f"/{config.run.iterations} score ",
         (f"{world.get('score', float('nan')):.3f}", "bold"),
+        f" ({', '.join(by_task)})" if by_task else "",
         f" {world.get('episodes', 0):.0f} episodes ",
         f"of {played.longest} epochs " if len(config.env.horizons) > 1 else "",
         f"{rate:,.0f} epochs/s ",
@@ -171,8 +190,27 @@ def _progress_line(
 
 
 # ---------------------------------------------------------------------- RLlib
-def _make_env(env_config: dict[str, Any]) -> MorphogenesisVectorEnv:
-    return MorphogenesisVectorEnv(**env_config, device=runner_device())
+class _Labelled(VectorObservationWrapper):
+    """Observations say which of several worlds they are from."""
+
+    def __init__(self, env: MorphogenesisVectorEnv, world: int, num_worlds: int) -> None:
+        super().__init__(env)
+        label = spaces.Box(0, num_worlds - 1, (1,), np.int64)
+        assert isinstance(env.single_observation_space, spaces.Dict)
+        self.single_observation_space = spaces.Dict({**env.single_observation_space.spaces, WORLD: label})
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self._labels = np.full((env.num_envs, 1), world)
+
+    def observations(self, observations: Any) -> Any:
+        """With the label beside the other leaves."""
+        return {**observations, WORLD: self._labels}
+
+
+def _make_env(env_config: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
+    keywords = dict(env_config)
+    label = keywords.pop(WORLD, None)
+    env = MorphogenesisVectorEnv(**keywords, device=runner_device())
+    return env if label is None else _Labelled(env, *label)
 
 
 def env_keywords(config: TrainConfig, env: EnvConfig) -> dict[str, Any]:
@@ -182,8 +220,13 @@ def env_keywords(config: TrainConfig, env: EnvConfig) -> dict[str, Any]:
 
 
 def _played_in(config: TrainConfig, iteration: int) -> Played:
+    """Runner k plays world k + iteration, counted round."""
     env = config.env_in(iteration)
-    return Played(env_keywords(config, env), env.longest)
+    configs = [env_keywords(config, world) for world in env.worlds]
+    if env.tasks:
+        configs = [{**keywords, WORLD: (number, len(configs))} for number, keywords in enumerate(configs)]
+    first = iteration % len(configs)
+    return Played(configs[first:] + configs[:first], env.longest)
 
 
 def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
@@ -191,7 +234,8 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
     slots = config.env.make_task().slots
     algorithm_config = CONFIGS[config.run.algorithm].of(
         env_id=ENV_ID,
-        env_config=env_keywords(config, config.env),
+        env_config=_played_in(config, 0).env_configs[0],
+        worlds=config.env.tasks,
         played_in=functools.partial(_played_in, config),
         heads=slots.heads,
         encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=config.network.embedding_dim),
@@ -205,7 +249,7 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
         total_steps=config.host_epochs(config.run.iterations),
         seed=config.run.seed,
     )
-    metrics = functools.partial(EpisodeMetrics, slots)
+    metrics = functools.partial(EpisodeMetrics, slots, config.env.tasks)
     algorithm_config.callbacks([metrics, functools.partial(TensorBoard, run.path, config)])
     algorithm_config.env_runners(
         num_cpus_per_env_runner=config.run.cpus_per_env_runner, num_gpus_per_env_runner=config.run.gpus_per_env_runner

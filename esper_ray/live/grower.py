@@ -14,7 +14,7 @@ from envs.governor import Panic
 from envs.limits import LifecycleRules
 from envs.live.host import LiveHost, checked_result
 from envs.live.places import LiveError
-from envs.live.planting import GROWTH, prune_empty
+from envs.live.planting import GROWTH, card_of, prune_empty
 from envs.live.slot import Growth
 from envs.measurements import SeedGradients
 from envs.vocabulary import HEAD_NAMES, LifecycleOp, SeedStage
@@ -85,7 +85,20 @@ class Grower:
         """Epochs done."""
         return int(self._watch.steps.epoch[0])
 
+    @property
+    def card(self) -> dict[str, Any]:
+        """What the model has grown so far, for :func:`esper_ray.live.rebuild`."""
+        return card_of(self._host.grown())
+
     # ------------------------------------------------------------------ an epoch
+    def set_gradients_aside(self) -> None:
+        """Let nobody see the seeds' gradients until the optimiser's step, which has them back.
+
+        For a loop that clips whatever its optimiser trains: call it between the backward and the clipping, so that the
+        host is clipped as it would be without seeds (seeds are clipped one by one in the step).
+        """
+        self._host.optimizer.set_gradients_aside()
+
     def end_epoch(self, loss: float | None = None, accuracy: float | None = None) -> Decision:
         """End an epoch: measure, decide, and change the model for the next one.
 
@@ -129,6 +142,7 @@ class Grower:
             result = watch.end_epoch(_RUNNING, _ENDING)
         except BaseException:
             watch.set_arrays(before)
+            self._host.sync(watch.lifecycle)
             raise
         self._gradients = None
         if result.stopped[0]:
@@ -159,7 +173,7 @@ class Grower:
             accuracy=self._course.accuracy[-1],
             op=op,
             slot=None if op is LifecycleOp.WAIT else self.slots[int(action[1])],
-            action=in_words(action, self.slots),
+            action=in_words(action, self.slots, watch.lifecycle.alpha_before[0]),
             slots={name: slot_state(watch.lifecycle.report(0, at)) for at, name in enumerate(self.slots)},
             extra_parameters=int(watch.lifecycle.extra_parameters[0]),
             note=note,

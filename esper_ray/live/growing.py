@@ -51,8 +51,8 @@ def grow(
     Args:
         model: On its device already, not compiled yet. It gets a submodule ``growth`` and a forward hook at each slot.
         optimizer: Of the model. Seeds join its groups.
-        slots: Modules on whose outputs seeds can grow: names, globs (``body.*``) or last parts of names. Without them
-            the error lists the candidates.
+        slots: Modules on whose outputs seeds can grow: names, globs (``body.*`` is what lies directly in ``body``) or
+            last parts of names. Without them the error lists the candidates.
         example: A batch of at least two inputs, as the loop passes them: a tensor, a tuple or a dict of arguments.
         evaluate: Loss and accuracy in percent on validation data, without side effects. It is called now and then two
             or three times an epoch, the model in mode ``eval`` and without gradients; modes and randomness are put

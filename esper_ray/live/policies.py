@@ -100,7 +100,7 @@ def _exported(path: Path, kind: Kind, num_slots: int, max_epochs: int, force: bo
 
 def topologies(card: Card) -> list[str]:
     """Topologies of the hosts that a policy was trained on."""
-    return [card.env.make_task().host.topology]
+    return sorted({world.make_task().host.topology for world in card.env.worlds})
 
 
 def _enabled(slots: SlotConfig, num_slots: int, who: str) -> SlotConfig:

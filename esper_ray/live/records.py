@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from envs.live.planting import FORMAT, GrownSeed
+from envs.live.planting import GrownSeed, card_of
 from envs.seed_report import SeedReport
 from envs.vocabulary import (
     ALPHA_SPEED_EPOCHS,
@@ -68,20 +68,20 @@ class Decision:
         return " | ".join([*parts, self.note] if self.note else parts)
 
 
-def in_words(action: npt.NDArray[np.int64], names: Sequence[str]) -> str:
-    """One action, ``[8]`` head indices."""
+def in_words(action: npt.NDArray[np.int64], names: Sequence[str], alpha: npt.NDArray[np.float64]) -> str:
+    """One action, ``[8]`` head indices, for slots that were blended in as far as ``alpha`` (``[S]``) says."""
     op, at, blueprint, style, tempo, target, speed, _ = (int(entry) for entry in action)
     kind = LifecycleOp(op)
     if kind is LifecycleOp.WAIT:
         return "wait"
     words = f"{kind.name.lower().replace('_', ' ')} {names[at]}"
-    way, alpha = GerminationStyle(style).name.lower().replace("_", " "), ALPHA_TARGET_VALUES[AlphaTarget(target)]
+    way, goal = GerminationStyle(style).name.lower().replace("_", " "), ALPHA_TARGET_VALUES[AlphaTarget(target)]
     if kind is LifecycleOp.GERMINATE:
         what = Blueprint(blueprint).name.lower()
-        return f"germinate {what} in {names[at]} ({way}, {TEMPO_EPOCHS[tempo]} epochs to alpha {alpha:g})"
+        return f"germinate {what} in {names[at]} ({way}, {TEMPO_EPOCHS[tempo]} epochs to alpha {goal:g})"
     if kind is LifecycleOp.SET_ALPHA_TARGET:
-        return f"{words} to {alpha:g} ({way}, {_within(speed)})"
-    return f"{words} ({_within(speed)})" if kind is LifecycleOp.PRUNE else words
+        return f"{words} to {goal:g} ({way}, {_within(speed)})"
+    return f"{words} ({_within(speed if alpha[at] else 0)})" if kind is LifecycleOp.PRUNE else words
 
 
 def _within(speed: int) -> str:
@@ -154,7 +154,7 @@ class Report:
     @property
     def card(self) -> dict[str, Any]:
         """What was grown as plain data, for :func:`esper_ray.live.rebuild`; JSON takes it."""
-        return {"format": FORMAT, "seeds": [kept.seed.to_card() for kept in self.kept]}
+        return card_of([kept.seed for kept in self.kept])
 
     def picture(self, title: str = "") -> Figure:
         """The run as ``esper-ray replay`` draws one.

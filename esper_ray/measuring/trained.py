@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from envs.slots import SlotConfig
-from esper_ray.config import EnvConfig
+from esper_ray.config import EnvConfig, described_slots
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE, read_export
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory, Which
@@ -22,7 +21,7 @@ class World:
     """What of the world a policy was trained in is replaced for playing.
 
     Attributes:
-        task: Another task; None keeps the one of training.
+        task: Another task; None keeps the one of training, the first of several.
         task_args: Its arguments; with the task of training they are added to those it had.
         data_dir: Where its data are, if not where they were in training. An export does not say it.
         max_epochs: Of the episodes; by default of the longest in training.
@@ -39,29 +38,28 @@ class World:
         Raises:
             UserError: a task that does not exist, or one with other heads.
         """
-        kept = self.task in (None, env.task)
+        kept = self.task in (None, env.task, *env.tasks)
         arguments = (env.task_args if kept else {}) | dict(self.task_args)
         data_dir = self.data_dir or (env.data_dir if kept else None)
         other = dataclasses.replace(
-            env.lasting(self.max_epochs), task=self.task or env.task, task_args=arguments, data_dir=data_dir
+            env.lasting(self.max_epochs),
+            task=self.task or env.task,
+            tasks=(),
+            task_args=arguments,
+            data_dir=data_dir,
         )
         if (other.task, other.task_args) == (env.task, env.task_args):
             return other
         trained_for, here = env.make_task().slots, other.make_task().slots
         if [head.size for head in here.heads] != [head.size for head in trained_for.heads]:
             raise UserError(
-                f"the policy cannot play task {other.task!r}: its heads are for {_heads(trained_for)}, as in "
-                f"{env.task!r}, where it was trained, and not for {_heads(here)}"
+                f"the policy cannot play task {other.task!r}: its heads are for {described_slots(trained_for)}, as in "
+                f"{env.task!r}, where it was trained, and not for {described_slots(here)}"
             )
         return other
 
 
 TRAINING_WORLD = World()
-
-
-def _heads(slots: SlotConfig) -> str:
-    levels = "with" if slots.internal_levels else "without"
-    return f"the slots {', '.join(slots.slot_ids)} {levels} internal levels"
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ class Trained:
         which: What of it was taken.
         iteration: Iterations that the policy was trained for.
         env: The world.
+        tasks: Those of the training, the first one first.
         network: Its widths, and how it is played.
         weights: Of the policy.
     """
@@ -83,6 +82,7 @@ class Trained:
     which: Which | Literal["export"]
     iteration: int
     env: EnvConfig
+    tasks: tuple[str, ...]
     network: NetworkConfig
     weights: Weights
 
@@ -100,13 +100,14 @@ class Trained:
         """
         if any((path / name).is_file() for name in (CARD_FILE, POLICY_FILE)):
             card, weights = read_export(path)
-            trained = cls(path.resolve(), "export", card.iteration, card.env, card.network, weights)
+            env, of = card.env, cls(path.resolve(), "export", card.iteration, card.env, (), card.network, weights)
         else:
             run = RunDirectory.open(path)
             config = run.config()
             index, weights = run.policy(which)
-            trained = cls(run.path, which, index[which].iteration, config.env, config.network, weights)
-        return dataclasses.replace(trained, env=world.of(trained.env))
+            env = config.env
+            of = cls(run.path, which, index[which].iteration, env, (), config.network, weights)
+        return dataclasses.replace(of, env=world.of(env), tasks=env.task_names)
 
     def at_temperature(self, temperature: float) -> Trained:
         """The same policy, drawing at another temperature.

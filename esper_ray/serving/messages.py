@@ -94,7 +94,7 @@ class Interface:
     """What a policy reads and answers.
 
     Attributes:
-        task: That it was trained on.
+        task: That it was trained on, or several with commas between them.
         slots: Of the hosts.
         iteration: Iterations that it was trained for.
     """

@@ -56,7 +56,7 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
     token = config.token()
     digest = None if token is None else hashlib.sha256(token.encode()).digest()
     _check_free(config.host, config.port)
-    interface = Interface(card.env.task, card.slots, card.iteration)
+    interface = Interface(", ".join(card.env.task_names), card.slots, card.iteration)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     start_ray(_node_ip_address="127.0.0.1", num_cpus=config.replicas + 1)
     try:

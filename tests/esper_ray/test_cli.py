@@ -22,7 +22,8 @@ from tests.esper_ray.keeping.places import read_only
 from tests.esper_ray.learning.masked_toy_env import HEADS
 from tests.places import ROOT
 
-SMALL = ["--debug", "--max-epochs", "8", "--hosts-per-runner", "2", "--minibatches", "2"]
+SMALLEST = ["--debug", "--hosts-per-runner", "2", "--minibatches", "2"]
+SMALL = [*SMALLEST, "--max-epochs", "8"]
 
 
 def esper_ray(*arguments, cwd=None):
@@ -45,6 +46,19 @@ def run_dir(tmp_path_factory):
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1/2" in result.stdout
     assert "2/2" in result.stdout
+    return path
+
+
+@pytest.fixture(scope="module")
+def turns_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "turns"
+    drawn = ["--max-epochs", "7..8", "--tasks", "digits_impaired,digits"]
+    result = esper_ray("train", *SMALLEST, *drawn, "--run-dir", path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "digits_impaired, digits: 2 iterations" in result.stdout
+    assert re.search(r"episodes of [78] epochs", result.stdout)
+    assert "(digits_impaired 0." in result.stdout
+    assert "(digits 0." in result.stdout
     return path
 
 
@@ -111,6 +125,8 @@ def explained():
         "COMPONENT": COMPONENTS,
         "FATE": [fate.name.lower() for fate in Fate],
         "PART": ["[a-z_]+"],
+        "HORIZONS": ["[0-9]+[.][.][0-9]+"],
+        "TASK": ["digits", "digits_impaired"],
     }
     rows = {}
     for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
@@ -123,9 +139,9 @@ def explained():
     return rows
 
 
-def test_every_metric_that_is_written_is_explained_and_the_other_way_round(run_dir, impala_dir):
+def test_every_metric_that_is_written_is_explained_and_the_other_way_round(run_dir, impala_dir, turns_dir):
     page = explained()
-    written = {tag for path in (run_dir, impala_dir) for tag in tags(path).Tags()["scalars"]}
+    written = {tag for path in (run_dir, impala_dir, turns_dir) for tag in tags(path).Tags()["scalars"]}
     assert {tag for tag in written if not any(re.fullmatch(name, tag) for name in page)} == set()
     assert {name for name in page if not any(re.fullmatch(name, tag) for tag in written)} == set()
     for name, cells in page.items():
@@ -280,6 +296,24 @@ def test_where_nothing_can_be_written_is_said_before_the_work(run_dir, tmp_path,
             run(tmp_path / "picture.txt")
     with read_only(tmp_path / "disk") as disk, pytest.raises(UserError, match=f"cannot write {disk}"):
         run(disk / (name or "."))
+
+
+def test_a_policy_of_several_tasks_resumes_and_plays_each_of_them(turns_dir, tmp_path):
+    result = esper_ray("train", "--run-dir", turns_dir, "--resume", "--iterations", 3)
+    assert result.returncode == 0, result.stdout + result.stderr
+    out = tmp_path / "out"
+    assert esper_ray("export", turns_dir, out).returncode == 0
+    few = ["--episodes", 2, "--workers", 1, "--policies", "learned"]
+    for place in (turns_dir, out):
+        result = esper_ray("evaluate", place, *few)
+        assert result.returncode == 0, result.stderr
+        for name, task in (("evaluation", "digits_impaired"), ("evaluation-digits", "digits")):
+            assert json.loads((place / f"{name}.json").read_text())["task"] == task
+        assert esper_ray("replay", place, "--task", "digits").returncode == 0
+        assert (place / "replay-learned-0-digits.png").is_file()
+    result = esper_ray("evaluate", turns_dir, *few, "--output", tmp_path / "one.json")
+    assert result.returncode == 2
+    assert "name one with --task" in result.stderr
 
 
 def test_search_spends_what_a_run_has_trained_for_and_writes_a_schedule_that_evaluate_plays(run_dir):

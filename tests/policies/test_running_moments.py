@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.observation_scale import ObservationScale
-from policies.return_scale import ReturnScale
+from policies.return_scale import WORLD, ReturnScale
 from policies.running_moments import RunningMoments, power_sums
 
 
@@ -77,3 +77,19 @@ def test_observations_are_shifted_and_scaled_by_what_was_seen_and_limited():
     far = scale(torch.tensor([1e6, -1e6, 0.2, 1.0]))
     limit = ObservationScale.LIMIT
     torch.testing.assert_close(far, torch.tensor([limit, -limit, 0.0, limit]), atol=2e-3, rtol=0)
+
+
+@given(st.integers(0, 2**31), st.integers(2, 4))
+def test_each_of_several_worlds_has_the_scale_that_it_would_have_alone(seed, num_worlds):
+    rng = np.random.default_rng(seed)
+    world, real = rng.integers(num_worlds, size=(4, 5)), torch.from_numpy(rng.random((4, 5)) < 0.7)
+    returns = torch.from_numpy(rng.normal(size=(4, 5)) * 10.0**world)
+    obs = {WORLD: torch.from_numpy(world).unsqueeze(-1)}
+    together, alone = ReturnScale(num_worlds), [ReturnScale() for _ in range(num_worlds)]
+    for _ in range(2):
+        together.update(together.sums(returns, real, obs), decay=0.5)
+        for number, scale in enumerate(alone):
+            scale.update(scale.sums(returns, real & (obs[WORLD].squeeze(-1) == number), {}), decay=0.5)
+    torch.testing.assert_close(together.value, torch.stack([scale.value for scale in alone]))
+    assert torch.equal(together.of(obs), together.value[torch.from_numpy(world)])
+    assert alone[0].of({}) == alone[0].value

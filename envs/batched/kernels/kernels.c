@@ -398,7 +398,8 @@ void depthwise_backward_weight(const float *x, const float *dy, float *dw, int64
             for (; first < (W); first += 4) RUN(four, (first + 4 <= (W) ? first : (W)-4));                             \
     }
 
-/* Of some channels: sums over the places of x, or of its squared distance from a mean. */
+/* For the channels of one vector: norm_sums adds up x over the places or, given a mean, its squared distance from it;
+   norm_back gives dx or, without, the sums of what comes back, and of that times the normalised x. */
 #define GROUP_NORM(NAME, LANES, BITS)                                                                                  \
     INLINE void norm_sums_##NAME(const float *restrict x, const float *restrict mean, float *restrict sum,             \
                                  int64_t places, int64_t channels) {                                                   \
@@ -420,7 +421,6 @@ void depthwise_backward_weight(const float *x, const float *dy, float *dw, int64
             TO(LANES, y, p * channels)[0] = relu ? RECTIFIED(LANES, BITS, z) : z;                                      \
         }                                                                                                              \
     }                                                                                                                  \
-    /* dx, or where there is none the sums of what comes back, and of it along the normalised x. */                    \
     INLINE void norm_back_##NAME(const float *restrict dy, const float *restrict x, float *restrict dx,                \
                                  const float *restrict mean, const float *restrict rstd, const float *restrict w,      \
                                  const float *restrict b, float *restrict level, float *restrict slope,                \
@@ -525,7 +525,7 @@ void group_norm_forward(const float *x, float *y, const float *weight, const flo
 #define RUN(NAME, W, N, first)                                                                                         \
     norm_forward(x + of + first, y + of + first, weight + at + first, bias + at + first, kept + first, units, places,  \
                  channels, relu, eps, W, W, 4);
-        if (width == channels && group == 4)
+        if (width == channels && group == 4) /* what most widths have gets code of its own */
             BY_CHUNKS(channels, RUN)
         else
             norm_forward(x + of, y + of, weight + at, bias + at, kept, units, places, channels, relu, eps, channels,

@@ -148,18 +148,23 @@ class Study(BaseModel):
     @cached_property
     def worlds(self) -> dict[str, EnvConfig]:
         """World of every evaluation."""
-        evaluations = self.evaluations or {self.base.env.task: {}}
+        if not self.evaluations:
+            return {world.task: world.lasting() for world in self.base.env.worlds}
         # How a training begins is no part of a world, and its arguments may be none of another task's.
         base = dataclasses.replace(
             self.base, run=dataclasses.replace(self.base.run, first_iterations=0, first_task_args={})
         )
-        changed = {name: self._config(base, given or {}, f"evaluation {name!r}") for name, given in evaluations.items()}
+        changed = {
+            name: self._config(base, given or {}, f"evaluation {name!r}") for name, given in self.evaluations.items()
+        }
         for name, config in changed.items():
             if dataclasses.replace(config, env=base.env) != base:
                 known = ", ".join(field.name for field in dataclasses.fields(EnvConfig))
                 raise UserError(f"evaluation {name!r}: the settings of a world are {known}; others belong to an arm")
-            if "max_epochs" in (evaluations[name] or {}) and len(config.env.horizons) > 1:
+            if "max_epochs" in (self.evaluations[name] or {}) and len(config.env.horizons) > 1:
                 raise UserError(f"evaluation {name!r}: max_epochs must be one number, got {config.env.max_epochs}")
+            if config.env.tasks:
+                raise UserError(f"evaluation {name!r}: give the task, one of {', '.join(config.env.tasks)}, say")
         return {name: config.env.lasting() for name, config in changed.items()}
 
     @cached_property

@@ -78,7 +78,9 @@ def _rung(entry: Mapping[str, Any]) -> Rung:
 def _identity(env: EnvConfig, settings: SearchSettings) -> dict[str, Any]:
     """What a search's course depends on, as JSON reads it back."""
     start = [schedule.to_json() for schedule in START]
-    identity = {"env": asdict(env), "host_epochs": settings.host_epochs, "seed": settings.seed, "start": start}
+    world = asdict(env)
+    del world["tasks"]  # it is searched in one
+    identity = {"env": world, "host_epochs": settings.host_epochs, "seed": settings.seed, "start": start}
     return json.loads(json.dumps(identity, default=str))
 
 

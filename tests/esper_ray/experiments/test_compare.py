@@ -28,7 +28,7 @@ def runs(tmp_path):
     score = {"score": {"iqm": 0.75, "ci95": [0.7, 0.8]}}
     played = {"checkpoint": {"which": "latest", "iteration": 1}, "temperature": 0.4}
     policies = {"learned": score, "never_grow": score}
-    report = {"task": "digits", "episodes": 4, "seed": 0, **played, "policies": policies}
+    report = {"task": "digits", "max_epochs": 60, "episodes": 4, "seed": 0, **played, "policies": policies}
     (tmp_path / "a" / "run" / "evaluation.json").write_text(json.dumps(report))
     return [tmp_path / name / "run" for name in learners]
 
@@ -44,7 +44,7 @@ def test_the_command_prints_and_writes_what_differs_and_what_came_out(runs, tmp_
         assert "learner/gamma" not in text
         assert "0.750 [0.700, 0.800]" in text
     assert "| learner/lr | 0.0003 | 0.5 |" in page
-    assert "4 of digits, seed 0, iteration 1 at temperature 0.4" in page
+    assert "4 of digits, 60 epochs, seed 0, iteration 1 at temperature 0.4" in page
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 

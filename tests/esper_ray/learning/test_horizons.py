@@ -99,7 +99,7 @@ def test_what_is_no_interval_is_refused(wrong):
 
 
 def test_only_ppo_draws():
-    with pytest.raises(UserError, match=r"for the algorithm ppo, got 15\.\.30"):
+    with pytest.raises(UserError, match=r"max_epochs 15\.\.30 is for the algorithm ppo"):
         with_settings(TrainConfig(), {"max_epochs": "15..30", "algorithm": "impala"})
 
 
@@ -169,7 +169,7 @@ def test_a_policy_plays_the_longest_unless_told_otherwise_and_its_card_says_what
         assert Trained.open(place, "latest").env.max_epochs == 9
         assert Trained.open(place, "latest", World(max_epochs=5)).env.max_epochs == 5
     parse(["replay", str(run.path), "--max-epochs", "4"]).run(quiet)
-    assert (run.path / "replay-learned-0.png").is_file()
+    assert (run.path / "replay-learned-0-4-epochs.png").is_file()
     few = ["--episodes", "2", "--workers", "1", "--policies", "learned", "never_grow", "--max-epochs", "5"]
     command = [sys.executable, "-m", "esper_ray", "evaluate", str(run.path), *few]
     subprocess.run(command, check=True, capture_output=True)

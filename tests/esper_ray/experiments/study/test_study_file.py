@@ -136,3 +136,16 @@ def test_trainings_that_draw_their_horizons_play_the_longest_unless_told_otherwi
     evaluations = {"same": {}, "short": {"max_epochs": 5}}
     study = Study.read(written(tmp_path, settings={"max_epochs": "5..9"}, evaluations=evaluations))
     assert {name: world.max_epochs for name, world in study.worlds.items()} == {"same": 9, "short": 5}
+
+
+def test_trainings_in_several_tasks_play_each_of_them(tmp_path):
+    tasks = {"tasks": "digits,tabular"}
+    study = Study.read(written(tmp_path, settings=tasks, evaluations={}))
+    assert {name: (world.task, world.tasks) for name, world in study.worlds.items()} == {
+        "digits": ("digits", ()),
+        "tabular": ("tabular", ()),
+    }
+    study = Study.read(written(tmp_path, settings=tasks, evaluations={"words": {"task": "text"}}))
+    assert study.worlds["words"].tasks == ()
+    with pytest.raises(UserError, match="'same': give the task, one of digits, tabular, say"):
+        Study.read(written(tmp_path, settings=tasks, evaluations={"same": {}}))

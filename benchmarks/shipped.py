@@ -1,0 +1,121 @@
+"""The policies that ship with the package, in the worlds of their training, at four horizons.
+
+``python -m benchmarks.shipped --page docs/grow.md``; ``studies/shipped.sh`` trains them and calls it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks.harness import Report, Table
+from benchmarks.live import interval
+from esper_ray.config import EnvConfig
+from esper_ray.live.policies import SHIPPED
+from esper_ray.measuring.playing import Played, Playing, play_all
+from esper_ray.measuring.trained import Trained, World
+from esper_ray.process import settle
+from policies.learned import LEARNED
+
+HORIZONS, POLICIES = (15, 25, 60, 150), (LEARNED, "never_grow", "heuristic")
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What is played.
+
+    Attributes:
+        json: File for the results.
+        page: Page to write the table into.
+        episodes: Held-out hosts at each horizon.
+        workers: Processes.
+    """
+
+    json: Path | None = None
+    page: Path | None = None
+    episodes: int = 64
+    workers: int = 2
+
+    def run(self, console: Console) -> None:
+        """Play, print, write."""
+        playings = [
+            Playing(world.lasting(epochs), POLICIES, trained, None, self.episodes, evaluation_seed=0)
+            for path in sorted(SHIPPED.iterdir())
+            for trained in [Trained.open(path, "latest")]
+            for world in _worlds(trained)
+            for epochs in HORIZONS
+        ]
+        played = play_all(playings, self.workers)
+        results = {
+            (playing.env.task, playing.env.longest): of_policies
+            for playing, of_policies in track(played, "episodes", len(playings), console=console, transient=True)
+        }
+        rows = [
+            _row(playing.env.task, playing.env.longest, results[playing.env.task, playing.env.longest])
+            for playing in playings
+        ]
+        report = Report("shipped", tables=[Table("Committed scores", HEADER, rows)], notes=[NOTE])
+        ahead = {f"{task} {epochs}": _ahead(of_policies) for (task, epochs), of_policies in sorted(results.items())}
+        report.headline = {"shipped_minus_never_grow": ahead}
+        report.publish(console, self.json)
+        if self.page is not None:
+            report.write_into(self.page)
+
+
+HEADER = (
+    "task",
+    "epochs",
+    "shipped policy",
+    "never grow",
+    "heuristic",
+    "shipped minus never grow",
+    "accuracy, shipped and never grow, %",
+    "seeds fossilised, pruned, cut off",
+)
+NOTE = (
+    "Means over 64 held-out hosts, test split, with Student's 95 % intervals over hosts. A score is the committed "
+    "network's accuracy minus rent for its parameters. Cut off are seeds that were unfinished when the episode ended: "
+    "they are removed there, where `commit()` would have asked first."
+)
+
+
+def _worlds(trained: Trained) -> list[EnvConfig]:
+    return [World(task=task).of(trained.env) for task in trained.tasks]
+
+
+def _row(task: str, epochs: int, results: dict[str, Played]) -> tuple[str, ...]:
+    learned, alone = results[LEARNED], results["never_grow"]
+    scores = (_described(results[name].measures["score"]) for name in POLICIES)
+    low, high = _ahead(results)
+    ahead = np.mean(learned.measures["score"]) - np.mean(alone.measures["score"])
+    fates = (np.mean(learned.fates[name]) for name in ("fossilized", "pruned", "unfinished"))
+    return (
+        task,
+        str(epochs),
+        *scores,
+        f"{ahead:+.3f} [{low:+.3f}, {high:+.3f}]",
+        f"{np.mean(learned.measures['accuracy']):.1f}, {np.mean(alone.measures['accuracy']):.1f}",
+        ", ".join(f"{fate:.2f}" for fate in fates),
+    )
+
+
+def _ahead(results: dict[str, Played]) -> tuple[float, float]:
+    """Interval of the shipped policy's score minus never-grow's, host by host."""
+    pairs = zip(results[LEARNED].measures["score"], results["never_grow"].measures["score"], strict=True)
+    low, high = interval([ours - theirs for ours, theirs in pairs])
+    return round(low, 4), round(high, 4)
+
+
+def _described(values: list[float]) -> str:
+    low, high = interval(values)
+    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
+
+
+if __name__ == "__main__":
+    settle()
+    tyro.cli(Shipped).run(Console())

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Trains the two policies that ship with the package, over episodes of 15 to 150 epochs, so that they finish what they
+# begin; exports them; and shows how they do at four horizons. An hour or two on two cores:
+#
+#     bash studies/shipped.sh [DIRECTORY]
+#
+# Settings are those of digits_mixed.yaml: a small bonus for entropy, a price on germination, and for images the hosts
+# that need seeds first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+runs=${1:-runs/shipped}
+train() { .venv/bin/esper-ray train --preset quickstart --max-epochs 15..150 --entropy-coeff 0.003 \
+    --germination-cost 0.01 "$@"; }
+
+train --run-dir "$runs/images" --task digits_mixed --iterations 80 --hosts-per-runner 32 \
+    --first-iterations 16 --first-task-arg variants=wide_first,narrow_first
+train --run-dir "$runs/sequences_and_vectors" --tasks text,tabular --iterations 60 --hosts-per-runner 16
+
+for name in images sequences_and_vectors; do
+    rm -rf "esper_ray/live/shipped/$name"
+    .venv/bin/esper-ray export "$runs/$name" "esper_ray/live/shipped/$name"
+done
+.venv/bin/python -m benchmarks.shipped --page docs/grow.md

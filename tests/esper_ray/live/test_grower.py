@@ -1,0 +1,202 @@
+"""What a grower says, who may decide, and that the same seeds give the same run."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from envs.slots import SlotConfig
+from envs.vocabulary import Blueprint
+from esper_ray.keeping.export import write_export
+from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
+from esper_ray.live import LiveError, grow
+from esper_ray.presets import DEBUG
+from policies.bundle import PolicySettings
+from policies.factory import build_policy
+from policies.network_config import NetworkConfig
+from policies.scripted import RandomValid
+from policies.weights import save_weights
+from tests.esper_ray.live.models import LeNet, Loop, images, schedule
+
+EPOCHS = 16
+
+
+def run(loop=None, slots=("c1", "c2"), epochs=EPOCHS, results=None, **keywords):
+    """A whole run, with the lines that it printed."""
+    loop = loop or Loop(LeNet, images)
+    keywords = {"policy": schedule(2, epochs=epochs)} | keywords
+    grower = grow(
+        loop.model,
+        loop.optimizer,
+        list(slots),
+        example=loop.example,
+        evaluate=loop.evaluate,
+        max_epochs=epochs,
+        **keywords,
+    )
+    lines = [str(grower.decision)]
+    for _ in range(epochs):
+        loop.epoch()
+        lines.append(str(grower.end_epoch(*(results or ()))))
+    return loop, grower, lines
+
+
+def test_every_epoch_is_a_line_and_the_end_a_table():
+    _, grower, lines = run(policy=schedule(2, Blueprint.DEPTHWISE))
+    assert lines[0].startswith("epoch 0/16: accuracy ")
+    assert "germinate depthwise in c1 (linear add, 3 epochs to alpha 1)" in lines[1]
+    assert "c1 depthwise training" in lines[3]
+    assert any("c1 depthwise blending at 0.33" in line for line in lines)
+    assert "commit() decides what stays" in lines[-1]
+    report = grower.commit()
+    text = str(report)
+    assert text.startswith("16 epochs, ")
+    assert f"{report.parameters - report.host_parameters:,} parameters grown on {report.host_parameters:,}" in text
+    assert "  c1: depthwise (add, alpha 1), 108 parameters, worth" in text
+    assert text.count("fossilised") == 2
+    assert report.evaluations >= EPOCHS
+
+
+def test_a_run_is_drawn_with_its_modules_names(tmp_path):
+    _, grower, _ = run()
+    figure = grower.commit().picture("LeNet")
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert {"c1", "c2"} <= set(labels)
+    assert figure.get_suptitle().startswith("LeNet\nafter 16 epochs")
+    figure.savefig(tmp_path / "run.png")
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+
+
+def test_tensorboard_gets_scalars(tmp_path):
+    with SummaryWriter(tmp_path) as writer:
+        _, grower, _ = run(writer=writer)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    accuracies = [event.value for event in events.Scalars("grow/val_accuracy")]
+    assert accuracies == pytest.approx(grower.commit().course.accuracy[1:])
+    assert [event.step for event in events.Scalars("grow/alpha/c1")] == list(range(1, EPOCHS + 1))
+    assert {"grow/val_loss", "grow/extra_parameters", "grow/stage/c2", "grow/contribution/c1"} <= set(
+        events.Tags()["scalars"]
+    )
+
+
+def test_a_result_that_is_given_is_not_measured_again():
+    _, measured, _ = run(contributions="single")
+    loop = Loop(LeNet, images)
+    keywords = {"example": loop.example, "evaluate": loop.evaluate, "policy": schedule(2, epochs=EPOCHS)}
+    given = grow(loop.model, loop.optimizer, ["c1", "c2"], max_epochs=EPOCHS, contributions="single", **keywords)
+    for _ in range(EPOCHS):
+        loop.epoch()
+        loop.model.eval()
+        with torch.no_grad():
+            result = loop.evaluate()
+        loop.model.train()
+        given.end_epoch(*result)
+    ours, theirs = measured.commit(), given.commit()
+    assert ours.course.accuracy == theirs.course.accuracy
+    assert ours.evaluations == theirs.evaluations + EPOCHS
+
+
+def test_pairs_cost_evaluations():
+    runs = [run(contributions=kind, counterfactual_interval=1)[1].commit() for kind in ("all", "single")]
+    assert runs[0].evaluations > runs[1].evaluations
+    assert [kept.seed.blueprint for kept in runs[0].kept] == [kept.seed.blueprint for kept in runs[1].kept]
+
+
+@pytest.mark.parametrize("policy", ["random_valid", "heuristic", RandomValid(SlotConfig.for_row(4))])
+def test_the_same_seeds_give_the_same_run(policy):
+    ends = []
+    for _ in range(2):
+        loop, grower, lines = run(policy=policy, seed=3)
+        grower.commit()
+        ends.append((lines, [parameter.detach().clone() for parameter in loop.model.parameters()]))
+    assert ends[0][0] == ends[1][0]
+    assert all(map(torch.equal, ends[0][1], ends[1][1]))
+    assert run(policy="random_valid", seed=4)[2] != run(policy="random_valid", seed=5)[2]
+
+
+def test_a_small_share_of_the_steps_moves_seeds_less():
+    moved = []
+    for scale in (1.0, 0.1):
+        loop = Loop(LeNet, images)
+        keywords = {"example": loop.example, "evaluate": loop.evaluate, "max_epochs": EPOCHS, "lr_scale": scale}
+        grower = grow(loop.model, loop.optimizer, ["c1"], policy=schedule(1, Blueprint.BOTTLENECK), **keywords)
+        for _ in range(3):
+            loop.epoch()
+            grower.end_epoch()
+        (slot,) = loop.model.growth.slots()
+        before = torch.cat([parameter.detach().flatten().clone() for parameter in slot.named().values()])
+        assert slot.incubating
+        loop.epoch()
+        after = torch.cat([parameter.detach().flatten() for parameter in slot.named().values()])
+        moved.append(float((after - before).norm()))
+    assert 0.0 < moved[1] < 0.5 * moved[0]
+
+
+def test_budgets_are_kept():
+    _, grower, _ = run(parameter_budget=60, policy=schedule(2, Blueprint.NORM))
+    report = grower.commit()
+    assert [kept.seed.place.name for kept in report.kept] == ["c1"]
+    assert report.parameters - report.host_parameters == 13
+    _, grower, _ = run(max_living_seeds=1)
+    assert len(grower.commit().kept) == 1
+
+
+def test_a_schedule_s_file_decides(tmp_path):
+    file = tmp_path / "plan.json"
+    file.write_text(
+        '{"schedule": [{"slot": 1, "blueprint": "NORM", "epoch": 2, "style": "GATED_GATE", "tempo": "FAST"}]}'
+    )
+    _, grower, lines = run(policy=file, epochs=18)
+    assert "germinate norm in c2 (gated gate" in lines[2]
+    (kept,) = grower.commit().kept
+    assert kept.seed.algorithm.name == "GATE"
+
+
+# ---------------------------------------------------------------------- exports
+CONFIG = dataclasses.replace(DEBUG, network=NetworkConfig(feature_dim=8, hidden_dim=6, head_dim=4))
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """Of a policy for three slots of images, trained over 12 epochs."""
+    path = tmp_path_factory.mktemp("exports")
+    directory, settings = RunDirectory.create(path / "run", CONFIG), PolicySettings(CONFIG.env.make_task().slots, 12)
+    torch.manual_seed(0)
+    policy = build_policy("learned", dataclasses.replace(settings, network=CONFIG.network))
+    directory.save(1, 0.5, lambda to: save_weights(policy.state_dict(), to / POLICY_FILE))
+    write_export(directory, "latest", path / "export")
+    return path / "export"
+
+
+@pytest.mark.parametrize("slots", [["c1"], ["c1", "c2"]])
+def test_an_export_drives_hosts_with_fewer_slots(export, slots):
+    _, grower, lines = run(slots=slots, policy=export, epochs=12)
+    assert grower.slots == tuple(slots)
+    assert sum("wait" not in line for line in lines) > 2
+    grower.commit()
+
+
+def test_an_export_of_another_topology_is_refused_unless_forced(export):
+    with pytest.raises(LiveError, match="trained on hosts of topology cnn, and these slots are vectors"):
+        run(slots=["f1"], policy=export, epochs=12)
+    run(slots=["f1"], policy=export, epochs=12, force=True)
+
+
+def test_an_export_that_does_not_cover_the_horizon_warns(export):
+    with pytest.warns(UserWarning, match="was trained over 12 epochs and may not finish in 30"):
+        run(policy=export, epochs=30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(policy=export, epochs=12)
+
+
+def test_rows_of_a_course_are_the_host_s():
+    _, grower, lines = run()
+    course = grower.commit().course
+    assert len(course) == len(lines) == EPOCHS + 1
+    assert np.array(course.stage).shape == (EPOCHS + 1, 2)
+    assert max(alpha[0] for alpha in course.alpha) == 1.0

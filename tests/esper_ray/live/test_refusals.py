@@ -1,0 +1,347 @@
+"""Whatever cannot be grown is refused with one sentence at once, and the user's model is as it was."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from esper_ray.errors import UserError
+from esper_ray.live import LiveError, candidates, grow, rebuild
+from tests.esper_ray.live.models import Encoder, LeNet, Loop, images, same_state, schedule, state_of, tokens
+
+torch.set_num_threads(1)
+
+
+class Odd(nn.Module):
+    """Modules that are awkward to grow on."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.unused = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(2, 2)
+        self.twice, self.lines = nn.Linear(6, 6), nn.Conv1d(1, 4, 3, padding=1)
+        self.last, self.other = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.alias = self.other
+        self.maps = nn.LayerNorm(6)
+        self.choice = Choice()
+        self.pairs = nn.Identity()
+
+    def forward(self, x):
+        x = self.maps(self.conv(x).permute(0, 2, 3, 1))  # features last
+        self.lines(x[:, 0, :, 0].unsqueeze(1))
+        x = self.twice(self.twice(x.mean((1, 2))))
+        self.choice(x)
+        self.pairs(x.unsqueeze(1).unsqueeze(1).unsqueeze(1))
+        return self.other(self.last(x))
+
+
+class Choice(nn.Module):
+    def forward(self, x):
+        return x.argmax(1)
+
+
+GOOD = {"slots": ["c1"], "max_epochs": 12, "policy": "heuristic"}
+
+
+def refused(match, model=LeNet, data=images, optimizer=None, error=LiveError, wrap=None, build=None, **changes):
+    """What ``grow`` says, and that it left model and optimiser as they were."""
+    loop = Loop(model, data)
+    built = loop.optimizer if build is None else build(loop.model)
+    given = loop.model if wrap is None else wrap(loop.model)
+    before = state_of(loop.model, loop.optimizer)
+    keywords = {"example": loop.example, "evaluate": loop.evaluate} | GOOD | changes
+    slots = keywords.pop("slots")
+    with pytest.raises(error, match=match) as caught:
+        grow(given, built, slots, **keywords)
+    assert same_state(before, state_of(loop.model, loop.optimizer))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("match", "changes"),
+    [
+        (
+            r"no module is called 'c3'; slots can be\n  c1  an image of width 6, seeds from \d+ parameters",
+            {"slots": ["c3"]},
+        ),
+        (r"name the slots.*this model has\n  c1", {"slots": None}),
+        ("must be of one kind, but .*'c1' gives images.*'f1' gives vectors", {"slots": ["c1", "f1"]}),
+        ("at least 12, got 11", {"max_epochs": 11}),
+        ("at least 12, got 20.0", {"max_epochs": 20.0}),
+        ("batch of at least 2 samples.*got 1", {"example": torch.zeros(1, 1, 16, 16)}),
+        ("must be a tensor, or a tuple or dict", {"example": {"x": 3}}),
+        ("does not run on the example: RuntimeError", {"example": torch.zeros(2, 3, 16, 16)}),
+        ("does not run on the example: TypeError", {"example": {"pixels": torch.zeros(2, 1, 16, 16)}}),
+        (r"evaluate\(\) raised ZeroDivisionError: division by zero", {"evaluate": lambda: 1 / 0}),
+        (r"evaluate\(\) returned a Tensor: two numbers are needed", {"evaluate": lambda: torch.zeros(2)}),
+        (r"evaluate\(\) returned 3 values: two numbers", {"evaluate": lambda: (0.1, 90.0, 3)}),
+        (r"evaluate\(\) returned .*: two numbers", {"evaluate": lambda: (0.1, "90 %")}),
+        ("in percent, from 0 to 100", {"evaluate": lambda: (0.1, 101.0)}),
+        ("no policy 'nobody': give the directory of an export", {"policy": "nobody"}),
+        ("above 0 and at most 1, got 2", {"lr_scale": 2.0}),
+        ("chance must be", {"chance": 101.0}),
+        ("contributions must be", {"contributions": "none"}),
+        ("counterfactual_interval must be", {"counterfactual_interval": 0}),
+        ("parameter_budget", {"parameter_budget": -1}),
+        ("2 slots are more than the 1 that the policy was made for", {"slots": ["c1", "c2"], "policy": schedule(1)}),
+    ],
+)
+def test_arguments(match, changes):
+    refused(match, **changes)
+
+
+@pytest.mark.parametrize(
+    ("slot", "match"),
+    [
+        ("unused", "never called"),
+        ("twice", "called 2 times"),
+        ("alias", r"one module under several names \(other, alias\)"),
+        ("maps", r"features on axis 3"),
+        ("lines", r"features on axis 1"),
+        ("choice", r"torch.int64 tensor"),
+        ("pairs", r"shape \[3, 1, 1, 1, 6\]"),
+    ],
+)
+def test_modules_that_are_no_slots(slot, match):
+    refused(match, model=Odd, slots=[slot])
+    loop = Loop(Odd, images)
+    listed = [line.split()[0] for line in candidates(loop.model, loop.example).splitlines()]
+    assert listed == ["conv", "last"]
+
+
+def test_nested_tensors():
+    class Padded(Encoder):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 2, 24, batch_first=True), 2)
+
+        def forward(self, tokens):
+            mask = torch.zeros(tokens.shape, dtype=torch.bool)
+            mask[0, -1] = True
+            return self.out(self.encoder(self.embed(tokens), src_key_padding_mask=mask).mean(1))
+
+    refused("nested", model=Padded, data=tokens, slots=["encoder.layers.0"])
+
+
+@pytest.mark.parametrize(
+    ("match", "build"),
+    [
+        ("LBFGS keeps", lambda model: torch.optim.LBFGS(model.parameters())),
+        ("none of the model's parameters", lambda model: torch.optim.SGD([nn.Parameter(torch.zeros(1))])),
+        ("must be a torch.optim.Optimizer, got a list", lambda model: list(model.parameters())),
+    ],
+)
+def test_optimisers(match, build):
+    refused(match, build=build)
+
+
+def compiled_in_place(model):
+    model.c1.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("match", "wrap"),
+    [
+        ("DataParallel copies the model", nn.DataParallel),
+        ("compiled already", lambda model: torch.compile(model, backend="eager")),
+        ("'c1' is compiled already", compiled_in_place),
+        ("must be a torch.nn.Module, got a function", lambda model: lambda x: model(x)),
+    ],
+)
+def test_wrapped_models(match, wrap):
+    refused(match, wrap=wrap)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_model_of_several_processes(process_group, monkeypatch):
+    refused("DistributedDataParallel fixes", wrap=nn.parallel.DistributedDataParallel)
+    loop = Loop(LeNet, images)
+    grower = grow(loop.model, loop.optimizer, ["c1"], example=loop.example, evaluate=loop.evaluate, **_rest())
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(LiveError, match="one of 2 that train together"):
+        grower.end_epoch()
+    refused("one of 2 that train together")
+
+
+def _rest():
+    return {name: value for name, value in GOOD.items() if name != "slots"}
+
+
+def test_a_name_that_is_taken_and_a_model_that_has_grown():
+    class Taken(LeNet):
+        def __init__(self):
+            super().__init__()
+            self.growth = nn.Identity()
+
+    refused("has an attribute 'growth'", model=Taken)
+    loop = Loop(LeNet, images)
+    keywords = {"example": loop.example, "evaluate": loop.evaluate} | _rest()
+    grow(loop.model, loop.optimizer, ["c1"], **keywords)
+    with pytest.raises(LiveError, match="has grown already"):
+        grow(loop.model, loop.optimizer, ["c1"], **keywords)
+
+
+def test_a_policy_that_breaks_leaves_nothing_behind():
+    class Broken(type(schedule(1))):
+        def get_action(self, *args, **kwargs):
+            raise RuntimeError("broken policy")
+
+    policy = schedule(1)
+    policy.__class__ = Broken
+    refused("broken policy", policy=policy, error=RuntimeError)
+
+
+def test_schedules_that_do_not_fit(tmp_path):
+    file = tmp_path / "plan.json"
+    file.write_text('{"schedule": [{"slot": 1}]}')
+    refused("DEPTHWISE in slot 1 is planned, but there are 1 slots", policy=file)
+    file.write_text("{}")
+    refused('no list "schedule"', policy=file, error=UserError)
+
+
+def test_while_it_runs():
+    """A failure in the middle loses nothing: the call can be repeated."""
+    loop = Loop(LeNet, images)
+    results = {"now": (0.5, 50.0)}
+
+    def evaluate():
+        result = results["now"]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    keywords = {"example": loop.example, "evaluate": evaluate, "policy": schedule(1, epochs=12), "max_epochs": 12}
+    grower = grow(loop.model, loop.optimizer, ["c1"], **keywords)
+    for epoch in range(12):
+        loop.epoch()
+        before = state_of(loop.model, loop.optimizer)
+        for wrong, match in ((ValueError("no disk"), "ValueError: no disk"), ((1.0,), "1 values"), (None, "NoneType")):
+            results["now"] = wrong
+            with pytest.raises(LiveError, match=match):
+                grower.end_epoch()
+            assert grower.epoch == epoch
+            assert same_state(before, state_of(loop.model, loop.optimizer))
+        with pytest.raises(LiveError, match="both the loss and the accuracy"):
+            grower.end_epoch(0.5)
+        results["now"] = (0.5, 50.0)
+        grower.end_epoch()
+    with pytest.raises(LiveError, match="all 12 epochs are over"):
+        grower.end_epoch()
+    assert grower.decision.slots["c1"].startswith("depthwise") or "norm" in grower.decision.slots["c1"]
+    grower.commit()
+    for call in (grower.commit, grower.end_epoch, grower.state_dict):
+        with pytest.raises(LiveError, match="is committed"):
+            call()
+
+
+def test_a_width_that_changes_between_calls():
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.out = Cut(), nn.Linear(256, 4)
+
+        def forward(self, x):
+            h = self.inner(x.flatten(1))
+            return self.out(nn.functional.pad(h, (0, 256 - h.shape[1])))
+
+    class Cut(nn.Module):
+        width = 256
+
+        def forward(self, x):
+            return x[:, : self.width]
+
+    loop = Loop(Changing, images)
+    keywords = {"example": loop.example, "evaluate": loop.evaluate, "max_epochs": 12}
+    grower = grow(loop.model, loop.optimizer, ["inner"], policy=schedule(1, epochs=12), **keywords)
+    for _ in range(4):
+        loop.epoch()
+        grower.end_epoch()
+    loop.model.inner.width = 100
+    with pytest.raises(LiveError, match=r"made for a vector of width 256, but its module now gives shape \[16, 100\]"):
+        loop.epoch()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda state: {}, "no state of a grower"),
+        (lambda state: state | {"slots": ["c1: image of width 8"]}, "its slots are"),
+        (lambda state: state | {"max_epochs": 40}, "its max_epochs are 40, here 12"),
+        (lambda state: state | {"policy": "another"}, "its policy are another"),
+        (lambda state: state | {"watch": state["watch"] | {"steps": {}}}, "does not fit"),
+    ],
+)
+def test_states_of_other_runs(change, match):
+    loop = Loop(LeNet, images)
+    keywords = {"example": loop.example, "evaluate": loop.evaluate, "policy": schedule(1, epochs=12), "max_epochs": 12}
+    grower = grow(loop.model, loop.optimizer, ["c1"], **keywords)
+    for _ in range(3):
+        loop.epoch()
+        grower.end_epoch()
+    before = state_of(loop.model, loop.optimizer)
+    with pytest.raises(LiveError, match=match):
+        grower.load_state_dict(change(grower.state_dict()))
+    assert same_state(before, state_of(loop.model, loop.optimizer))
+    loop.epoch()
+    grower.end_epoch()
+
+
+@pytest.mark.parametrize(
+    ("card", "match"),
+    [
+        ({}, "a card is what Report.card gives"),
+        ({"format": "esper-ray growth 1", "seeds": [{"slot": "c1"}]}, "no seed of a card: KeyError"),
+        (
+            {
+                "format": "esper-ray growth 1",
+                "seeds": [
+                    {
+                        "slot": "c9",
+                        "kind": "image",
+                        "width": 6,
+                        "batch_axis": 0,
+                        "places": 64,
+                        "item": None,
+                        "blueprint": "NORM",
+                        "algorithm": "ADD",
+                        "level": 0,
+                        "alpha": 1.0,
+                    }
+                ],
+            },
+            "no module 'c9'",
+        ),
+    ],
+)
+def test_cards_that_do_not_fit(card, match):
+    model = LeNet()
+    keys = list(model.state_dict())
+    with pytest.raises(LiveError, match=match):
+        rebuild(model, card)
+    assert list(model.state_dict()) == keys
+
+
+def test_copies_that_do_not_follow():
+    loop, early = Loop(LeNet, images), LeNet()
+    grower = grow(loop.model, loop.optimizer, ["c1"], example=loop.example, evaluate=loop.evaluate, **_rest())
+    with pytest.raises(LiveError, match=r"copy the model after grow\(\)"):
+        grower.mirror(early)
+    other = Loop(LeNet, images)
+    grow(other.model, other.optimizer, ["c2"], example=other.example, evaluate=other.evaluate, **_rest())
+    with pytest.raises(LiveError, match="no slot 'c1'"):
+        grower.mirror(other.model)
+
+
+def test_importing_it_loads_no_ray():
+    code = "import sys, esper_ray.live; assert not [name for name in sys.modules if name.split('.')[0] == 'ray']"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
