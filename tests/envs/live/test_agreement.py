@@ -72,7 +72,7 @@ class Pair:
 
     def __init__(self, task, seed):
         settings = {"parameter_budget": 10**9, "min_training_epochs": 1, "embargo_epochs": 1}
-        self.env = MorphogenesisVectorEnv(1, task=task, max_epochs=EPOCHS, counterfactual_interval=1, **settings)
+        self.env = MorphogenesisVectorEnv(1, task=task, max_epochs=EPOCHS, counterfactual_interval=2, **settings)
         self.env.reset(seed=seed)
         self.population, self.watch = self.env.population, self.env.watch
         self.task, self.model = task, GreenhouseHost(task)
@@ -82,7 +82,7 @@ class Pair:
         self.copy()
         self.rounded = 0
         self.live_watch = HostWatch(
-            1, self.live, self.live, task.slots, self.watch.lifecycle.rules, task.chance_accuracy, 1
+            1, self.live, self.live, task.slots, self.watch.lifecycle.rules, task.chance_accuracy, 2
         )
         self.live_watch.open(np.arange(1))
         self.live_watch.observe(EPOCHS)

@@ -22,14 +22,15 @@ STAGES = {"TRAINING": (True, False), "BLENDING": (False, False), "HOLDING": (Fal
 
 def train_every_blueprint(network):
     """One backward through each seed of a frozen host, in each stage."""
+    loop = Loop(network)
+    loop.model.requires_grad_(False)
+    places = Places(loop.model, loop.x[:3]).chosen(loop.slots)
+    growth = Growth(places, [parameter_near(loop.model, place.name) for place in places])
+    graft(loop.model, growth)
     for kind, algorithm, stage in itertools.product(blueprints_for(TOPOLOGY[network]), AlphaAlgorithm, STAGES):
-        loop = Loop(network)
-        loop.model.requires_grad_(False)
-        places = Places(loop.model, loop.x[:3]).chosen(loop.slots)
-        growth = Growth(places, [parameter_near(loop.model, place.name) for place in places])
-        graft(loop.model, growth)
         incubating, attached = STAGES[stage]
         for slot in growth.slots():
+            slot.empty()
             slot.plant(kind)
             slot.set_form(algorithm, 1, np.random.default_rng(0))
             slot.set_stage(incubating, attached)

@@ -99,16 +99,16 @@ def _loaded(state):
     return torch.load(io.BytesIO(state), weights_only=True)
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-def test_two_seeds_planted_out_of_slot_order_go_on_exactly(optimizer):
-    run = _check(lambda: Script(PLAN, internal_levels=True), optimizer)
+@pytest.mark.parametrize(("optimizer", "every"), [("AdamW", 1), ("SGD", 2)])
+def test_two_seeds_planted_out_of_slot_order_go_on_exactly(optimizer, every):
+    run = _check(lambda: Script(PLAN, internal_levels=True), optimizer, every=every)
     assert not any("not possible" in line for line in run.said)
     assert "fossilized" in run.said[-1]
     assert "1 embargoed" in run.said[-1]
 
 
 def test_a_run_that_was_rolled_back_goes_on_exactly():
-    run = _check(lambda: Script(PLAN, internal_levels=True), "AdamW", broken={11}, every=2)
+    run = _check(lambda: Script(PLAN, internal_levels=True), "AdamW", broken={11}, every=3)
     assert "taken back" in run.said[10]
     assert "fossilized" in run.said[-1]
 
