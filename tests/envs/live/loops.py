@@ -69,6 +69,8 @@ NETWORKS = {
     "mlp": (_mlp, _vectors, ("0", "2")),
 }
 """Model, data, slots."""
+SHORT = 0.01
+"""Norm to which a loop clips, below any that these networks have."""
 TOPOLOGY = {"cnn": "cnn", "channels_last": "cnn", "transformer": "transformer", "mlp": "mlp"}
 
 OPTIMIZERS = {
@@ -87,7 +89,7 @@ class Loop:
         network: One of ``NETWORKS``.
         optimizer: One of ``OPTIMIZERS``.
         closure: Whether the optimiser is stepped with a closure.
-        clip: Whether the loop clips the gradient of ``model.parameters()`` to norm 1.
+        clip: Whether the loop clips the gradient of ``model.parameters()``, so far that it always bites.
     """
 
     def __init__(self, network, optimizer="SGD", closure=False, clip=False, seed=0):
@@ -133,7 +135,7 @@ class Loop:
             loss = F.cross_entropy(self.model(self.x[index]), self.y[index])
             loss.backward()
             if self.clip:
-                nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                nn.utils.clip_grad_norm_(self.model.parameters(), SHORT)
             return loss
 
         return step
