@@ -14,8 +14,13 @@ from tests.places import ROOT
 README = ROOT / "README.md"
 
 
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
 def test_the_readmes_example_runs_in_a_process_of_its_own(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    growing, code = blocks(README)
+    assert growing == blocks(ROOT / "docs" / "grow.md")[0], "which a test runs"
     result = subprocess.run([sys.executable, "-c", code + "\nassert terminated"], cwd=tmp_path, check=False)
     assert result.returncode == 0
 
