@@ -32,7 +32,12 @@ from policies.scripted import FixedSchedule, NeverGrow
 
 HORIZONS, SEEDS, HEADLINE_HORIZON = (15, 60, 150), 5, 60
 WAYS = ("alone", "heuristic", "shipped policy", "committed network from scratch")
-CHEAP = {"LeNet": Blueprint.DEPTHWISE, "MLP": Blueprint.LORA, "decoder": Blueprint.LORA}
+CHEAP = {
+    "small CNN": Blueprint.DEPTHWISE,
+    "LeNet": Blueprint.DEPTHWISE,
+    "MLP": Blueprint.LORA,
+    "decoder": Blueprint.LORA,
+}
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,12 @@ class Decoder(nn.Module):
         return self.out(self.norm(x))
 
 
+def small_cnn() -> nn.Module:
+    """Two convolutions of 8 channels and a linear layer over their means, as in ``examples/digits_cnn.py``."""
+    body = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
 def mlp() -> nn.Module:
     """64-16-16-10."""
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
@@ -79,6 +85,7 @@ def _decoder() -> nn.Module:
 
 
 SETUPS = {
+    "small CNN": Setup("digits", small_cnn, ("1", "4")),
     "LeNet": Setup("digits", LeNet, ("c1", "c2")),
     "MLP": Setup("tabular", mlp, ("0", "2")),
     "decoder": Setup("text", _decoder, ("layers.*",), steps=32),

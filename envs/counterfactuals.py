@@ -72,21 +72,12 @@ def evaluate_with_counterfactuals(
     """
     active = due[:, None] & (lifecycle.alpha > 0.0) & ~lifecycle.pruning
     paired = _pairwise(active) & pairs
-    hosts, bits = np.arange(len(due)), 1 << np.arange(active.shape[1])
-    everything = (active * bits).sum(axis=1)
-    wanted = _wanted_subsets(active, paired, bits)
-    wanted[running, everything[running]] = True
-    members, subsets = np.nonzero(wanted)
-    results = np.full((2, *wanted.shape), np.nan)
-    if len(members):
-        on = ((subsets[:, None] & bits) > 0) | ~active[members]
-        alpha = np.where(on, lifecycle.alpha[members], 0.0)
-        results[:, members, subsets] = evaluate(members, alpha, lifecycle)
-    loss, accuracy = np.where(running, results[:, hosts, everything], 0.0)
-    f = results[1]
-    without = f[hosts[:, None], np.where(active, everything[:, None] & ~bits, 0)]
-    contribution = np.where(active, accuracy[:, None] - without, np.nan)
-    return loss, accuracy, Counterfactuals(contribution, *_interactions(f, active, paired, bits))
+    wanted = _wanted(active, paired, running)
+    f = _results(evaluate, lifecycle, active, wanted)
+    loss, accuracy = np.where(running, f[:, :, 0], 0.0)
+    number = active.shape[1]
+    contribution = np.where(active, accuracy[:, None] - f[1, :, 1 : 1 + number], np.nan)
+    return loss, accuracy, Counterfactuals(contribution, *_interactions(f[1, :, 1 + number :], active, paired))
 
 
 def _pairwise(active: BoolArray) -> BoolArray:
@@ -94,23 +85,46 @@ def _pairwise(active: BoolArray) -> BoolArray:
     return (count >= PAIRWISE_RANGE[0]) & (count <= PAIRWISE_RANGE[1])
 
 
-def _wanted_subsets(active: BoolArray, paired: BoolArray, bits: IntArray) -> BoolArray:
-    """``[N, 2^S]`` subsets of the active slots to measure by: all but one, and for interactions all small ones."""
-    everything = (active * bits).sum(axis=1)
-    subset = np.arange(1 << len(bits))
-    size = ((subset[:, None] & bits) > 0).sum(axis=1)
-    within = (subset & ~everything[:, None]) == 0
-    count = active.sum(axis=1)[:, None]
-    all_but_one = size == count - 1
-    small = (size <= 2) & paired[:, None]
-    return np.asarray(within & (all_but_one | small) & (count > 0))
+def _subsets(num_slots: int) -> BoolArray:
+    """``[K, S]`` subsets of slots: all; all but each one; and for interactions none, each one, and each pair."""
+    one = np.eye(num_slots, dtype=bool)
+    first, second = np.triu_indices(num_slots, k=1)
+    return np.concatenate([np.ones_like(one[:1]), ~one, np.zeros_like(one[:1]), one, one[first] | one[second]])
 
 
-def _interactions(f: FloatArray, active: BoolArray, paired: BoolArray, bits: IntArray) -> tuple[FloatArray, FloatArray]:
-    first, second = np.triu_indices(len(bits), k=1)
+def _wanted(active: BoolArray, paired: BoolArray, running: BoolArray) -> BoolArray:
+    """``[N, K]`` which subsets' results are needed of each host."""
+    first, second = np.triu_indices(active.shape[1], k=1)
+    small = np.concatenate([np.ones_like(active[:, :1]), active, active[:, first] & active[:, second]], axis=1)
+    return np.concatenate([running[:, None], active, small & paired[:, None]], axis=1)
+
+
+def _results(evaluate: Evaluate, lifecycle: Lifecycle, active: BoolArray, wanted: BoolArray) -> FloatArray:
+    """``[2, N, K]`` loss and accuracy, each network being evaluated once; NaN where not wanted."""
+    results = np.full((2, *wanted.shape), np.nan)
+    hosts, kinds = np.nonzero(wanted)
+    if not len(hosts):
+        return results
+    on = _subsets(active.shape[1])[kinds] & active[hosts]
+    # Hosts in their order, and subsets as binary numbers: the order of sums must not depend on how they are named.
+    bits = on @ (1 << np.arange(active.shape[1]))
+    networks, place = np.unique(np.stack([hosts, bits], axis=1), axis=0, return_inverse=True)
+    chosen = np.zeros(len(networks), np.int64)
+    chosen[place] = np.arange(len(place))
+    members, on = hosts[chosen], on[chosen] | ~active[hosts[chosen]]
+    alpha = np.where(on, lifecycle.alpha[members], 0.0)
+    results[:, hosts, kinds] = np.stack(evaluate(members, alpha, lifecycle))[:, place]
+    return results
+
+
+def _interactions(f: FloatArray, active: BoolArray, paired: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """From the accuracies with none, with each one and with each pair, ``[N, 1 + S + pairs]``."""
+    number = active.shape[1]
+    first, second = np.triu_indices(number, k=1)
     both = paired[:, None] & active[:, first] & active[:, second]
-    pair = np.where(both, f[:, bits[first] + bits[second]] - f[:, bits[first]] - f[:, bits[second]] + f[:, :1], np.nan)
-    belongs = (first[:, None] == np.arange(len(bits))) | (second[:, None] == np.arange(len(bits)))  # [pairs, S]
+    none, single, together = f[:, :1], f[:, 1 : 1 + number], f[:, 1 + number :]
+    pair = np.where(both, together - single[:, first] - single[:, second] + none, np.nan)
+    belongs = (first[:, None] == np.arange(number)) | (second[:, None] == np.arange(number))  # [pairs, S]
     of_slot = np.where(belongs & both[:, :, None], pair[:, :, None], 0.0)
     measured = (belongs & both[:, :, None]).any(axis=1)
     total = np.where(measured, of_slot.sum(axis=1), np.nan)

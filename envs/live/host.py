@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,9 @@ from envs.lifecycle import Lifecycle
 from envs.limits import ParameterCosts
 from envs.live.optimizer import SeedOptimizer
 from envs.live.places import LiveError, Place
-from envs.live.planting import GROWTH, GrownSeed, graft, parameter_near, prune_empty
+from envs.live.planting import GrownSeed, graft, prune_empty
 from envs.live.quiet import untouched
-from envs.live.slot import Growth, LiveSlot
+from envs.live.slot import GROWTH, Growth, LiveSlot
 from envs.measurements import SeedGradients
 from envs.population.blending import gate_parameters
 from envs.slots import SlotConfig
@@ -33,6 +34,9 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 Result = tuple[float, float]
 """Loss, and accuracy in percent."""
+Looked = TypeVar("Looked")
+ROUNDING = 1e-3
+"""What a mean of percentages may be above 100."""
 
 
 class LiveHost:
@@ -44,10 +48,12 @@ class LiveHost:
         model: Becomes a host: gets the submodule ``growth`` and a forward hook at every slot.
         optimizer: Trains it.
         places: Where it can grow, in the order in which data passes them.
+        devices: Where each of them is.
         slots: The policy's slots.
         evaluate: Loss and accuracy in percent on the user's validation data.
         lr_scale: Share of the optimiser's step that seeds take.
         seed: Of the seeds' initial weights.
+        without: Kinds of seed that are not to grow.
 
     Raises:
         LiveError: an optimiser that cannot be used; the model is as it was then.
@@ -61,16 +67,18 @@ class LiveHost:
         model: nn.Module,
         optimizer: Optimizer,
         places: Sequence[Place],
+        devices: Sequence[torch.device],
         slots: SlotConfig,
         evaluate: Callable[[], Result],
         lr_scale: float = 1.0,
         seed: int = 0,
+        without: Collection[Blueprint] = (),
     ) -> None:
         self.model, self.evaluations = model, 0
         self._evaluate, self._seed, self._births = evaluate, seed, 0
         self._given: Result | None = None
-        self._costs = _costs(model, places, slots)
-        self.growth = Growth(places, [parameter_near(model, place.name) for place in places])
+        self._costs = _costs(model, places, slots, without)
+        self.growth = Growth(places, devices)
         self.slots = self.growth.slots()
         self.optimizer = SeedOptimizer(optimizer, model, self.slots, lr_scale)
         graft(model, self.growth)
@@ -181,17 +189,27 @@ class LiveHost:
             if slot.seed_kind is not None:
                 slot.set_alpha(float(alpha[at]))
 
+    def as_committed(self, alpha: FloatArray, lifecycle: Lifecycle, look: Callable[[], Looked]) -> Looked:
+        """Look at the model as it is with these amplitudes (``[S]``)."""
+        self._show(alpha)
+        try:
+            return look()
+        finally:
+            self._show(lifecycle.alpha[0])
+
+    def untrained(self) -> list[str]:
+        """Slots with a seed that was in no step of the optimiser since :meth:`gradients` was called last."""
+        return [
+            slot.place.name
+            for slot in self.slots
+            if slot.seed_kind is not None and not self.optimizer.has_trained(slot)
+        ]
+
     # ------------------------------------------------------------------ the governor's copies
     def save(self, hosts: IntArray, fossils: BoolArray) -> None:
         """Copy the host, its fossils and their part of the optimiser to the CPU."""
-        unsaved = [
-            f"{GROWTH}.{name}." for name, slot in self.growth.named_slots() if not fossils[0, self.slots.index(slot)]
-        ]
-        kept = {
-            name: tensor
-            for name, tensor in self.model.state_dict().items()
-            if isinstance(tensor, Tensor) and not name.startswith(tuple(unsaved))
-        }
+        unsaved = [f"{GROWTH}.{slot.place.key}." for at, slot in enumerate(self.slots) if not fossils[0, at]]
+        kept = {name: tensor for name, tensor in self._tensors() if not name.startswith(tuple(unsaved))}
         self._saved = {name: tensor.detach().to("cpu", copy=True) for name, tensor in kept.items()}
         state = self.optimizer.optimizer.state
         self._saved_optimizer = {
@@ -204,7 +222,7 @@ class LiveHost:
         """Bring back what was saved; seeds that were not are gone, from the optimiser too."""
         self.sync(lifecycle)
         with torch.no_grad():
-            for name, tensor in self.model.state_dict().items():
+            for name, tensor in self._tensors():
                 if name in self._saved:
                     tensor.copy_(self._saved[name])
         state = self.optimizer.optimizer.state
@@ -213,6 +231,10 @@ class LiveHost:
                 _put_back(state[parameter], self._saved_optimizer[name], parameter.device)
             else:
                 state.pop(parameter, None)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's own, not its state dict's, which hooks may have made copies of, and which lacks some buffers."""
+        return chain(self.model.named_parameters(), self.model.named_buffers())
 
     def forget(self, hosts: IntArray) -> None:
         """Nothing is saved of an earlier episode."""
@@ -278,12 +300,14 @@ def checked_result(result: Any, where: str) -> Result:
         raise LiveError(f"{where} {result!r}: {wanted}") from error
     if not math.isfinite(accuracy):
         return math.nan, 0.0
-    if not 0.0 <= accuracy <= 100.0:
+    if not 0.0 <= accuracy <= 100.0 + ROUNDING:
         raise LiveError(f"{where} an accuracy of {accuracy:g}: it must be in percent, from 0 to 100")
-    return loss, accuracy
+    return loss, min(accuracy, 100.0)
 
 
-def _costs(model: nn.Module, places: Sequence[Place], slots: SlotConfig) -> ParameterCosts:
+def _costs(
+    model: nn.Module, places: Sequence[Place], slots: SlotConfig, without: Collection[Blueprint]
+) -> ParameterCosts:
     modules = blueprints_for(places[0].kind.topology, slots.blueprints)
     own = [place.width for place in places]
     widths = np.array([own + own[-1:] * (slots.num_slots - len(own))])  # of a disabled slot nothing is asked
@@ -293,7 +317,7 @@ def _costs(model: nn.Module, places: Sequence[Place], slots: SlotConfig) -> Para
         blueprint=seeds,
         level=levels,
         gate=np.array([[count_parameters(gate_parameters(int(width))) for width in widths[0]]]),
-        offered=np.array([blueprint in modules for blueprint in slots.blueprints]),
+        offered=np.array([kind in modules and kind not in without for kind in slots.blueprints]),
     )
 
 

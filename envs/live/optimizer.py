@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
+from torch.utils.hooks import RemovableHandle
 
 from envs.live.places import LiveError
-from envs.live.slot import LiveSlot
+from envs.live.slot import GROWTH, LiveSlot
 from envs.population.optimizer import CLIP_NORM, GradientHealth, GradientMeter
 
+_UNFIT: dict[type[Optimizer], str] = {
+    LBFGS: "keeps one flat history of all parameters and cannot take new ones",
+    Muon: "takes matrices only, and seeds have vectors and kernels too",
+    SparseAdam: "takes sparse gradients only, and seeds have none",
+}
 Owner = tuple[LiveSlot, str]
 """Whose parameter it is: the slot, and the name in its seed."""
 
@@ -25,6 +31,9 @@ class SeedOptimizer:
     no group is added (many schedulers cannot bear a late one), and the host's own entries keep their places. Just
     before a step each seed's gradient is measured and clipped to norm 1 as if the seed were alone; a gradient that is
     not finite is dropped. Whatever else the optimiser does it does with seeds as with all parameters of the group.
+
+    While a seed incubates, and nobody else sees its parameters, what is not finite does not even reach its gradients: a
+    gradient scaler would skip the host's step for it, and a loop that clears the model's gradients would not clear it.
 
     Args:
         optimizer: Of the host.
@@ -39,9 +48,13 @@ class SeedOptimizer:
     def __init__(self, optimizer: Optimizer, model: nn.Module, slots: list[LiveSlot], lr_scale: float) -> None:
         if not isinstance(optimizer, Optimizer):
             raise LiveError(f"the optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
-        if isinstance(optimizer, LBFGS):
+        for kind, reason in _UNFIT.items():
+            if isinstance(optimizer, kind):
+                raise LiveError(f"{kind.__name__} {reason}: grow with SGD, Adam or AdamW")
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
             raise LiveError(
-                "LBFGS keeps one flat history of all parameters and cannot take new ones: grow with SGD, Adam or AdamW"
+                f"the {type(optimizer).__name__} wraps an optimizer and takes no hooks: pass the torch.optim.Optimizer "
+                "that it wraps"
             )
         self.optimizer, self._slots, self._lr_scale = optimizer, slots, lr_scale
         self._groups = {slot: self._group_of(model, slot.place.name) for slot in slots}
@@ -50,6 +63,8 @@ class SeedOptimizer:
         self._measured: set[LiveSlot] = set()
         self._before: list[tuple[nn.Parameter, Tensor]] = []
         self._aside: list[tuple[nn.Parameter, Tensor]] = []
+        self._guards: dict[nn.Parameter, RemovableHandle] = {}
+        self._broken: dict[LiveSlot, Tensor] = {}
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -83,6 +98,25 @@ class SeedOptimizer:
         for parameter, owner in held.items():
             if parameter not in self._owners:
                 self._add(parameter, owner)
+        self._guard()
+
+    def _guard(self) -> None:
+        """Watch over the gradients of parameters that nobody else sees, and of no others."""
+        for parameter, (slot, _) in self._owners.items():
+            if slot.incubating and parameter not in self._guards:
+                self._guards[parameter] = parameter.register_hook(self._keeps_finite(slot))
+        for parameter in list(self._guards):
+            if parameter not in self._owners or not self._owners[parameter][0].incubating:
+                self._guards.pop(parameter).remove()
+
+    def _keeps_finite(self, slot: LiveSlot) -> Callable[[Tensor], Tensor]:
+        def keep(gradient: Tensor) -> Tensor:
+            finite = gradient.isfinite()
+            broken = self._broken.get(slot)
+            self._broken[slot] = ~finite.all() if broken is None else broken | ~finite.all()
+            return torch.where(finite, gradient, 0.0)
+
+        return keep
 
     def _add(self, parameter: nn.Parameter, owner: Owner) -> None:
         slot, name = owner
@@ -90,7 +124,7 @@ class SeedOptimizer:
         self._owners[parameter] = owner
         group["params"].append(parameter)
         if "param_names" in group:
-            group["param_names"].append(f"{slot.place.name}.{name}")
+            group["param_names"].append(f"{GROWTH}.{slot.place.key}.{name}")
         self._forget_gradients(slot)
 
     def _remove(self, parameters: list[nn.Parameter]) -> None:
@@ -122,7 +156,7 @@ class SeedOptimizer:
 
     def release(self) -> None:
         """Leave the seeds to the optimiser as ordinary parameters."""
-        for handle in self._handles:
+        for handle in (*self._handles, *self._guards.values()):
             handle.remove()
 
     # ------------------------------------------------------------------ a step
@@ -169,6 +203,8 @@ class SeedOptimizer:
             none = torch.zeros((), device=slot.like.device)
             sizes = [none if p.grad is None else p.grad.float().norm() for p in parameters]
             norms = torch.stack([none, *sizes])[1:] / factor  # with its levels off a seed may have no parameters
+            if (broken := self._broken.pop(slot, None)) is not None:
+                norms = torch.where(broken, torch.inf, norms)
             self._meters[slot].add(norms.square()[None])
             self._measured.add(slot)
             norm = float(norms.norm())
@@ -187,6 +223,10 @@ class SeedOptimizer:
         for slot in self._slots:
             if slot.incubating:
                 slot.drop_gradients()  # nobody else sees that they are there
+
+    def has_trained(self, slot: LiveSlot) -> bool:
+        """Whether a slot's seed was in a step since the last call of :meth:`read`."""
+        return slot in self._measured
 
     def read(self) -> dict[LiveSlot, GradientHealth]:
         """The statistics of the gradients of each seed that was trained since the last call."""

@@ -60,6 +60,7 @@ class Place:
         batch_axis: Where the batch is, 0, or 1 in sequences that lead with time.
         places: Pixels or tokens of one sample of the example; 1 for vectors.
         item: Which entry of an output that is a tuple or list; None where the output is a tensor.
+        dtype: Of the output, and so of seeds.
     """
 
     name: str
@@ -68,6 +69,12 @@ class Place:
     batch_axis: int
     places: int
     item: int | None
+    dtype: torch.dtype
+
+    @property
+    def key(self) -> str:
+        """Name of the slot among the model's submodules, which no attribute can have."""
+        return slot_key(self.name)
 
     def members_first(self, h: Tensor) -> Tensor:
         """The output as one member's activation, ``[1, B, ..., C]``: a view."""
@@ -96,6 +103,11 @@ class Place:
         return h
 
 
+def slot_key(name: str) -> str:
+    """Name of a module's slot among the model's submodules."""
+    return f"slot/{name.replace('.', '/')}"
+
+
 def _described(place: Place) -> str:
     article = "an" if place.kind == IMAGE else "a"
     return f"{article} {place.kind.name} of width {place.width}"
@@ -116,12 +128,44 @@ def _shape_of(value: Any) -> str:
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """What matters of a module's output: of its first tensor, if it holds one.
+
+    Attributes:
+        item: Where in a tuple or list the tensor is; None where the output is the tensor.
+        shape: None if there is no tensor whose shape says anything; ``what`` says what there is.
+        dtype: Of the tensor.
+        device: Likewise.
+        what: In words.
+    """
+
+    item: int | None
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype
+    device: torch.device
+    what: str
+
+    @classmethod
+    def of(cls, output: Any) -> _Seen:
+        item = None
+        if isinstance(output, tuple | list):
+            item = next((place for place, value in enumerate(output) if isinstance(value, Tensor)), None)
+            output = output if item is None else output[item]
+        if not isinstance(output, Tensor) or output.is_nested:
+            return cls(item, None, torch.float32, torch.device("cpu"), _shape_of(output))
+        if not output.is_floating_point():
+            return cls(item, None, output.dtype, output.device, f"{output.dtype} tensor")
+        return cls(item, tuple(output.shape), output.dtype, output.device, _shape_of(output))
+
+
+@dataclass(frozen=True)
 class _Output:
     """What a module gave in the example, with two batch sizes."""
 
     order: int
     calls: int
-    values: tuple[Any, ...]
+    larger: _Seen
+    smaller: _Seen
 
 
 class Places:
@@ -216,25 +260,22 @@ class Places:
                 f"{name!r} is called {output.calls} times in one forward: its seed would be blended in as often; "
                 "choose a module that is called once"
             )
-        (larger, smaller), item = output.values, None
-        if isinstance(larger, tuple | list):
-            item = next((place for place, value in enumerate(larger) if isinstance(value, Tensor)), None)
-            if item is not None:
-                larger, smaller = larger[item], smaller[item]
-        return self._grown_on(name, larger, smaller, item)
+        return self._grown_on(name, output.larger, output.smaller)
 
-    def _grown_on(self, name: str, larger: Any, smaller: Any, item: int | None) -> Place:
-        if not isinstance(larger, Tensor) or larger.is_nested or not larger.is_floating_point():
-            what = (
-                f"{larger.dtype} tensor" if isinstance(larger, Tensor) and not larger.is_nested else _shape_of(larger)
-            )
+    def device(self, place: Place) -> torch.device:
+        """Where a slot's output lies."""
+        return self._outputs[place.name].larger.device
+
+    def _grown_on(self, name: str, larger: _Seen, smaller: _Seen) -> Place:
+        if larger.shape is None or smaller.shape is None:
             raise LiveError(
-                f"the output of {name!r} is {what}: a slot needs a floating-point tensor, or a tuple or list with one"
+                f"the output of {name!r} is {larger.what}: a slot needs a floating-point tensor, or a tuple or list "
+                "with one"
             )
-        shape, kind = list(larger.shape), _BY_AXES.get(larger.dim())
-        varying = [axis for axis, size in enumerate(smaller.shape) if size != shape[axis]]
+        shape, kind = list(larger.shape), _BY_AXES.get(len(larger.shape))
+        varying = [axis for axis, sizes in enumerate(zip(shape, smaller.shape, strict=False)) if len({*sizes}) > 1]
         batch_axes = (0, 1) if kind == SEQUENCE else (0,)
-        if kind is None or smaller.dim() != larger.dim() or varying not in [[axis] for axis in batch_axes]:
+        if kind is None or len(smaller.shape) != len(shape) or varying not in [[axis] for axis in batch_axes]:
             raise LiveError(
                 f"the output of {name!r} has shape {shape}, and axes {varying} follow the batch: a slot needs an image "
                 "[B, C, H, W], a sequence [B, L, D] or a vector [B, D]"
@@ -242,15 +283,21 @@ class Places:
         axis, others = (1, (3,)) if kind == IMAGE else (len(shape) - 1, (1,) if kind == SEQUENCE else ())
         self._check_features(name, shape, axis, others)
         places = shape[2] * shape[3] if kind == IMAGE else shape[1 - varying[0]] if kind == SEQUENCE else 1
-        return Place(name, kind, shape[axis], varying[0], places, item)
+        return Place(name, kind, shape[axis], varying[0], places, larger.item, larger.dtype)
 
     def _check_features(self, name: str, shape: list[int], axis: int, others: tuple[int, ...]) -> None:
-        """Features on another axis (``[B, H, W, C]``, ``[B, C, L]``) show in the sizes of the module's parameters."""
-        sizes = {parameter.shape[0] for parameter in self._modules[name].parameters() if parameter.dim()}
+        """Features on another axis (``[B, H, W, C]``, ``[B, C, L]``) show in the sizes of parameters.
+
+        They are the module's own, or those of what it is a part of.
+        """
+        sizes: set[int] = set()
+        part: str | None = name
+        while part is not None and not sizes:
+            own = self._model.get_submodule(part).parameters()
+            sizes = {size for parameter in own for size in parameter.shape[:2]}
+            part = part.rpartition(".")[0] if part else None
         for other in others:
-            square = axis == 1 and shape[1] == shape[2] != shape[3]
-            elsewhere = shape[axis] not in sizes and shape[other] in sizes if sizes else square
-            if elsewhere:
+            if shape[axis] not in sizes and shape[other] in sizes:
                 raise LiveError(
                     f"the output of {name!r} has shape {shape} with its features on axis {other}: a slot needs images "
                     "[B, C, H, W] or sequences [B, L, D]; choose a module before or after that has them so"
@@ -305,7 +352,7 @@ def _values(example: Example) -> list[Any]:
 
 def _recorded(model: nn.Module, examples: Sequence[Example]) -> dict[str, _Output]:
     """What every module gave for each example, the modules that were called only."""
-    records: list[dict[str, list[Any]]] = []
+    records: list[dict[str, list[_Seen]]] = []
     with untouched(model):
         for example in examples:
             with _recording(model) as record:
@@ -319,19 +366,19 @@ def _recorded(model: nn.Module, examples: Sequence[Example]) -> dict[str, _Outpu
             records.append(record)
     first = records[0]
     return {
-        name: _Output(order, len(values), tuple(record[name][0] for record in records))
+        name: _Output(order, len(values), values[0], records[1][name][0])
         for order, (name, values) in enumerate(first.items())
-        if all(name in record for record in records)
+        if name in records[1]
     }
 
 
 @contextmanager
-def _recording(model: nn.Module) -> Iterator[dict[str, list[Any]]]:
-    record: dict[str, list[Any]] = {}
+def _recording(model: nn.Module) -> Iterator[dict[str, list[_Seen]]]:
+    record: dict[str, list[_Seen]] = {}
 
     def keeps(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            record.setdefault(name, []).append(output)
+            record.setdefault(name, []).append(_Seen.of(output))
 
         return keep
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from envs.live.places import KINDS, Example, LiveError, Place, Places
-from envs.live.slot import Growth, LiveSlot
+from envs.blueprints import blueprints_for
+from envs.live.places import KINDS, Example, LiveError, Place, Places, slot_key
+from envs.live.slot import GROWTH, Growth, LiveSlot
 from envs.vocabulary import AlphaAlgorithm, Blueprint
 
-GROWTH = "growth"
-"""Name of the submodule that holds the slots."""
 FORMAT = "esper-ray growth 1"
 
 
@@ -53,6 +53,7 @@ class GrownSeed:
             "batch_axis": place.batch_axis,
             "places": place.places,
             "item": place.item,
+            "dtype": str(place.dtype).removeprefix("torch."),
             "blueprint": self.blueprint.name,
             "algorithm": self.algorithm.name,
             "level": self.level,
@@ -67,18 +68,31 @@ class GrownSeed:
             LiveError: a field is missing, or not of its kind.
         """
         try:
+            dtype = getattr(torch, entry["dtype"])
+            if not isinstance(dtype, torch.dtype) or not isinstance(entry["slot"], str):
+                raise ValueError("slot must be a name and dtype a type of tensors")
             place = Place(
                 entry["slot"],
                 KINDS[entry["kind"]],
-                entry["width"],
-                entry["batch_axis"],
-                entry["places"],
-                entry["item"],
+                _whole(entry, "width", 1),
+                _whole(entry, "batch_axis", 0),
+                _whole(entry, "places", 1),
+                None if entry["item"] is None else _whole(entry, "item", 0),
+                dtype,
             )
-            algorithm = AlphaAlgorithm[entry["algorithm"]]
-            return cls(place, Blueprint[entry["blueprint"]], algorithm, entry["level"], float(entry["alpha"]))
-        except (KeyError, TypeError, ValueError) as error:
+            algorithm, alpha = AlphaAlgorithm[entry["algorithm"]], float(entry["alpha"])
+            if not 0.0 <= alpha <= 1.0:
+                raise ValueError(f"alpha must be from 0 to 1, got {alpha:g}")
+            return cls(place, Blueprint[entry["blueprint"]], algorithm, _whole(entry, "level", 0), alpha)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LiveError(f"this is no seed of a card: {type(error).__name__} {error} in {entry!r}") from error
+
+
+def _whole(entry: Mapping[str, Any], name: str, least: int) -> int:
+    value = entry[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return value
 
 
 def card_of(seeds: Sequence[GrownSeed]) -> dict[str, Any]:
@@ -102,7 +116,12 @@ def plant(model: nn.Module, seeds: list[GrownSeed], seed: int) -> None:
     for grown in seeds:
         if grown.place.name not in modules:
             raise LiveError(f"the model has no module {grown.place.name!r}, on which the card has a seed")
-    growth = Growth([grown.place for grown in seeds], [parameter_near(model, grown.place.name) for grown in seeds])
+        if grown.blueprint not in blueprints_for(grown.place.kind.topology):
+            raise LiveError(f"on {grown.place.kind.name}s no {grown.blueprint.name} grows, which the card names")
+    places = [grown.place for grown in seeds]
+    if len({place.name for place in places}) < len(places):
+        raise LiveError("the card has two seeds on one module")
+    growth = Growth(places, [parameter_near(model, place.name).device for place in places])
     for number, (grown, slot) in enumerate(zip(seeds, growth.slots(), strict=True)):
         slot.plant(grown.blueprint)
         slot.set_form(grown.algorithm, grown.level, np.random.default_rng([seed, number]))
@@ -156,10 +175,12 @@ def make_room(model: nn.Module, state: Mapping[str, Any], example: Example, batc
     """
     uproot(model)
     parts = [name.split(".") for name in state]
-    names = dict.fromkeys(part[1].replace("/", ".") for part in parts if part[0] == GROWTH)
-    places = Places(model, example, batch_axis).chosen(list(names)) if names else []
-    if places:
-        graft(model, Growth(places, [parameter_near(model, place.name) for place in places]))
+    keys = {part[1] for part in parts if part[0] == GROWTH}
+    if keys:
+        possible = Places(model, example, batch_axis)
+        names = [name for name, _ in model.named_modules() if name and slot_key(name) in keys]
+        places = possible.chosen(names)
+        graft(model, Growth(places, [possible.device(place) for place in places]))
 
 
 def prune_empty(model: nn.Module, growth: Growth) -> None:

@@ -14,20 +14,29 @@ from envs.batched.kernels.operators import TorchAlone
 from envs.batched.parameters import ParameterSpec, ParameterSpecs
 from envs.blueprints import blueprints_for
 from envs.blueprints.base import LadderModule
-from envs.live.places import Place
+from envs.live.places import LiveError, Place
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, LIMIT_EPS, gate_parameters
-from envs.vocabulary import AlphaAlgorithm, Blueprint
+from envs.vocabulary import INTERNAL_MAX_LEVEL, AlphaAlgorithm, Blueprint
 
+GROWTH = "growth"
+"""Name of the submodule that holds the slots."""
 STATE = ("blueprint", "algorithm", "level", "alpha")
 """Buffers of a slot with a seed: what it computes follows from them and the seed's parameters."""
+
+
+MOST_LEVELS = max(INTERNAL_MAX_LEVEL.values())
 
 
 class _Incubate(torch.autograd.Function):
     """The host's activation bit for bit, and its gradient to the host and to what the seed would add."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, effect: Tensor) -> Tensor:
+    def forward(h: Tensor, effect: Tensor) -> Tensor:
         return h.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Nothing to keep."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,18 +51,18 @@ class LiveSlot(nn.Module):
 
     Args:
         place: Where it is.
-        like: A tensor of the host: seeds have its dtype and device.
+        device: Where seeds are born; they move with the model.
     """
 
     alpha: Tensor
     like: Tensor
 
-    def __init__(self, place: Place, like: Tensor) -> None:
+    def __init__(self, place: Place, device: torch.device) -> None:
         super().__init__()
         self.place = place
         self._modules_offered = blueprints_for(place.kind.topology)
         # Moves and is converted with the model, so that a seed is born where its host is, and of its type.
-        self.register_buffer("like", torch.empty(0, dtype=like.dtype, device=like.device), persistent=False)
+        self.register_buffer("like", torch.empty(0, dtype=place.dtype, device=device), persistent=False)
         self.empty()
 
     def empty(self) -> None:
@@ -96,8 +105,13 @@ class LiveSlot(nn.Module):
             wanted[name] = held[name] if name in held else self._drawn(spec, generator)
         self._hold(wanted)
         self.seed_algorithm, self.seed_level = algorithm, level
-        self.get_buffer("algorithm").fill_(int(algorithm))
-        self.get_buffer("level").fill_(level)
+        self._write_form()
+
+    def _write_form(self) -> None:
+        if self.seed_kind is not None:
+            form = (self.seed_kind, self.seed_algorithm, self.seed_level)
+            for name, value in zip(STATE, form, strict=False):
+                self.get_buffer(name).fill_(int(value))
 
     def _drawn(self, spec: ParameterSpec, generator: np.random.Generator) -> nn.Parameter:
         return nn.Parameter(torch.from_numpy(spec.draw(generator)).to(self.like))
@@ -184,7 +198,8 @@ class LiveSlot(nn.Module):
         axes = (*activations.pooled_axes, -1)
 
         def norm(x: Tensor) -> Tensor:
-            return torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=torch.float32)
+            wide = torch.promote_types(x.dtype, torch.float32)  # squares of half precision would overflow
+            return torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=wide)
 
         size = (norm(delta).square() + LIMIT_EPS**2).sqrt()
         strength = (norm(u.detach()) / size).clamp(max=1.0)
@@ -224,6 +239,12 @@ class LiveSlot(nn.Module):
         if any(prefix + name not in state for name in STATE):
             return
         kind, algorithm, level = (int(state[prefix + name]) for name in STATE[:3])
+        known = kind in self._modules_offered and algorithm in list(AlphaAlgorithm) and 0 <= level <= MOST_LEVELS
+        if not known:
+            raise LiveError(
+                f"the state dict names a seed in {self.place.name!r} that there is not (kind {kind}, algorithm "
+                f"{algorithm}, level {level}): an average of such numbers is no seed, mirror() the copy instead"
+            )
         if self.seed_kind != kind:
             self.empty()
             self.plant(Blueprint(kind))
@@ -241,6 +262,7 @@ class LiveSlot(nn.Module):
             self._hidden = {name: self._parameters.pop(name) for name in hidden}  # type: ignore[misc]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self._write_form()  # an average of buffers may have made something else of it
         with self._all_shown():
             super()._save_to_state_dict(destination, prefix, keep_vars)
 
@@ -261,13 +283,13 @@ class Growth(nn.Module):
 
     Args:
         places: Of the slots, in the order in which data passes them.
-        like: For each a tensor of the host there.
+        devices: For each where its seeds are born.
     """
 
-    def __init__(self, places: Sequence[Place], like: Sequence[Tensor]) -> None:
+    def __init__(self, places: Sequence[Place], devices: Sequence[torch.device]) -> None:
         super().__init__()
-        for place, tensor in zip(places, like, strict=True):
-            self.add_module(place.name.replace(".", "/"), LiveSlot(place, tensor))
+        for place, device in zip(places, devices, strict=True):
+            self.add_module(place.key, LiveSlot(place, device))
 
     def named_slots(self) -> Iterator[tuple[str, LiveSlot]]:
         """The slots by their keys, in the order in which data passes them."""

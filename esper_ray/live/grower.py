@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -14,8 +15,8 @@ from envs.governor import Panic
 from envs.limits import LifecycleRules
 from envs.live.host import LiveHost, checked_result
 from envs.live.places import LiveError
-from envs.live.planting import GROWTH, card_of, prune_empty
-from envs.live.slot import Growth
+from envs.live.planting import card_of, prune_empty
+from envs.live.slot import GROWTH, Growth
 from envs.measurements import SeedGradients
 from envs.vocabulary import HEAD_NAMES, LifecycleOp, SeedStage
 from envs.watch import HostWatch
@@ -27,6 +28,8 @@ from esper_ray.measuring.course import Course
 from policies.player import Player
 
 FORMAT = "esper-ray grower 1"
+FRACTION_EPOCHS = 5
+"""When it is looked whether accuracies are percentages."""
 _HOST, _RUNNING, _ENDING = np.arange(1), np.ones(1, bool), np.zeros(1, bool)
 _WAIT = np.full((1, len(HEAD_NAMES)), LifecycleOp.WAIT, np.int64)
 
@@ -71,6 +74,7 @@ class Grower:
         self._course = Course()
         self._panic, self._committed = Panic.NONE, False
         self._gradients: SeedGradients | None = None
+        self._untrained: list[str] = []
         self._watch.open(_HOST)
         self._course.record(self._watch)
         self.decision = self._decide()
@@ -134,6 +138,7 @@ class Grower:
         return self.decision
 
     def _measure(self) -> None:
+        self._untrained = self._host.untrained()
         self._gradients = self._gradients or self._host.gradients()
         watch, before = self._watch, self._watch.arrays()
         try:
@@ -147,6 +152,11 @@ class Grower:
         self._gradients = None
         if result.stopped[0]:
             self._panic = Panic(int(result.panic[0]))
+        if self.epoch == FRACTION_EPOCHS and 0.0 < max(watch.progress.best_accuracy) <= 1.0:
+            warnings.warn(
+                f"after {self.epoch} epochs no accuracy was above 1: evaluate() must give percent, not a fraction",
+                stacklevel=3,
+            )
 
     def _decide(self) -> Decision:
         watch = self._watch
@@ -159,6 +169,9 @@ class Grower:
         if self._panic:
             reason = self._panic.name.lower().replace("_", " ")
             note = f"the training broke ({reason}) and was taken back; nothing grows any more"
+        elif self._untrained:
+            names = ", ".join(self._untrained)
+            note = f"the seed in {names} took no part in the optimizer's steps: is its module run with gradients?"
         elif wrong[0]:
             heads = [name for name, at_fault in refused.items() if at_fault[0]]
             note = f"the policy asked for what is not possible now ({', '.join(heads)})"
@@ -220,7 +233,8 @@ class Grower:
         life, number = self._watch.lifecycle, len(self.slots)
         unfinished = (life.living[0] & (life.stage[0] != SeedStage.FOSSILIZED)).copy()
         names = {at: slot.place.name for at, slot in enumerate(self._host.slots)}
-        chosen = choose(lambda alpha: self._validate(alpha), life.alpha[0].copy(), unfinished)
+        chosen = choose(self._validate, life.alpha[0].copy(), unfinished)
+        flops = self._host.as_committed(np.where(chosen.kept | ~unfinished, life.alpha[0], 0.0), life, self._flops)
         contribution = np.where(np.isnan(chosen.cost), self._watch.measurements.contribution[0], chosen.cost)
         life.settle(_HOST, chosen.kept[None])
         self._host.sync(life)
@@ -245,7 +259,7 @@ class Grower:
             host_parameters=int(life.costs.host[0]),
             parameters=int(life.costs.host[0]) + extra,
             host_flops=self._host_flops,
-            flops=self._flops(),
+            flops=flops,
             slots=slots,
             course=self._course,
         )
@@ -266,9 +280,11 @@ class Grower:
         Raises:
             LiveError: it has no growth, or other slots.
         """
-        inner = getattr(copied, "module", copied)
+        inner = copied if isinstance(getattr(copied, GROWTH, None), Growth) else getattr(copied, "module", copied)
         theirs = getattr(inner, GROWTH, None)
         if not isinstance(theirs, Growth):
+            if self._committed and not self._host.growth.slots():
+                return  # it was mirrored before: where nothing has grown a copy has no slots either
             raise LiveError("the copy has no slots: copy the model after grow(), not before")
         try:
             theirs.follow(self._host.growth)

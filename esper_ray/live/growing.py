@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 from torch import nn
@@ -12,6 +13,7 @@ from envs.limits import LifecycleRules
 from envs.live.host import LiveHost
 from envs.live.places import Example, LiveError, Places, forward_flops
 from envs.live.planting import FORMAT, GrownSeed, check_ungrown, plant
+from envs.vocabulary import Blueprint
 from esper_ray.live.grower import Grower, ScalarWriter
 from esper_ray.live.policies import Policy, find_policy
 from esper_ray.live.refusals import refuse_model, refuse_processes
@@ -36,6 +38,7 @@ def grow(
     contributions: Literal["all", "single"] = "all",
     counterfactual_interval: int = 5,
     lr_scale: float = 1.0,
+    without: Sequence[str] = (),
     parameter_budget: int | None = None,
     max_living_seeds: int | None = None,
     batch_axis: int = 0,
@@ -67,6 +70,8 @@ def grow(
         contributions: "all" measures what seeds are worth alone and in pairs; "single" leaves the pairs out.
         counterfactual_interval: Epochs between these measurements.
         lr_scale: Share of the optimiser's steps that seeds take.
+        without: Kinds of seed that must not grow, by name: ``["ATTENTION", "FLEX_ATTENTION"]`` for a decoder that is
+            to generate with a cache of keys and values.
         parameter_budget: Parameters that seeds may have together; 16 times the model's by default.
         max_living_seeds: At most so many seeds at once; one per slot by default.
         batch_axis: Axis of the batch in the example.
@@ -84,7 +89,10 @@ def grow(
     refuse_model(model)
     refuse_processes()
     check_ungrown(model)
-    _check_numbers(max_epochs, contributions, counterfactual_interval, lr_scale, chance)
+    max_epochs = _checked_epochs(max_epochs)
+    _check_numbers(contributions, counterfactual_interval, lr_scale, chance)
+    if unknown := [name for name in without if name not in Blueprint.__members__]:
+        raise LiveError(f"no kind of seed is called {unknown[0]!r}: {', '.join(Blueprint.__members__)}")
     places = Places(model, example, batch_axis)
     wanted = [slots] if isinstance(slots, str) else list(slots or ())
     if not wanted:
@@ -98,7 +106,9 @@ def grow(
     except ValueError as error:
         raise LiveError(str(error)) from error
     host_flops = forward_flops(model, example, batch_axis)
-    host = LiveHost(model, optimizer, chosen, decider.slots, evaluate, lr_scale, seed)
+    devices = [places.device(place) for place in chosen]
+    kinds = [Blueprint[name] for name in without]
+    host = LiveHost(model, optimizer, chosen, devices, decider.slots, evaluate, lr_scale, seed, kinds)
     try:
         return Grower(
             host,
@@ -119,12 +129,16 @@ def grow(
         raise
 
 
-def _check_numbers(max_epochs: int, contributions: str, interval: int, lr_scale: float, chance: float | None) -> None:
-    if not isinstance(max_epochs, int) or max_epochs < SHORTEST:
+def _checked_epochs(max_epochs: object) -> int:
+    if not isinstance(max_epochs, Integral) or int(max_epochs) < SHORTEST:
         raise LiveError(
-            f"max_epochs must be a whole number of at least {SHORTEST}, got {max_epochs}: a seed is trained, blended "
+            f"max_epochs must be a whole number of at least {SHORTEST}, got {max_epochs!r}: a seed is trained, blended "
             "and judged over epochs; call end_epoch more often than once per pass if your passes are few and long"
         )
+    return int(max_epochs)
+
+
+def _check_numbers(contributions: str, interval: int, lr_scale: float, chance: float | None) -> None:
     if contributions not in ("all", "single"):
         raise LiveError(f'contributions must be "all" or "single", got {contributions!r}')
     if not isinstance(interval, int) or interval < 1:

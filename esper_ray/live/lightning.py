@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from envs.live.places import Example, LiveError
-from envs.live.planting import GROWTH, make_room, uproot
+from envs.live.planting import make_room, uproot
+from envs.live.slot import GROWTH
 from esper_ray.live.grower import Grower
 from esper_ray.live.growing import grow
 from esper_ray.live.records import Report
@@ -202,7 +203,8 @@ class GrowCallback(Callback):
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> tuple[float, float]:
         totals = [0.0, 0.0, 0.0]
         for batch, _, loader in _batches(trainer):
-            result = self._score(pl_module, _on_device(trainer, pl_module, batch, loader))
+            with _unlogged(pl_module):
+                result = self._score(pl_module, _on_device(trainer, pl_module, batch, loader))
             try:
                 totals = [total + float(value) for total, value in zip(totals, result, strict=True)]
             except (TypeError, ValueError, RuntimeError) as error:
@@ -214,6 +216,20 @@ class GrowCallback(Callback):
         if not number:
             raise LiveError("the validation loaders hold no samples: a policy decides on what they give")
         return loss / number, 100.0 * hits / number
+
+
+@contextmanager
+def _unlogged(module: LightningModule) -> Iterator[None]:
+    """What a module logs in here, a ``validation_step`` say, is no validation of the trainer's, and goes nowhere."""
+
+    def ignore(*args: Any, **kwargs: Any) -> None:
+        pass
+
+    vars(module).update(log=ignore, log_dict=ignore)
+    try:
+        yield
+    finally:
+        del module.log, module.log_dict
 
 
 class _Scalars:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from envs.live.places import LiveError
 
@@ -29,6 +30,11 @@ def refuse_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise LiveError(f"the model must be a torch.nn.Module, got a {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise LiveError(
+                f"the parameter {name!r} has no shape yet: run the model once, so that lazy modules get theirs"
+            )
     for name, module in model.named_modules():
         where = f"the module {name!r}" if name else "the model"
         for wrapper, reason in _WRAPPERS.items():

@@ -78,7 +78,8 @@ class Pair:
         self.task, self.model = task, GreenhouseHost(task)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         places = Places(self.model, self.data("train")[0][:3]).chosen(["segments.*"])
-        self.live = LiveHost(self.model, self.optimizer, places, task.slots, self.evaluate)
+        devices = [torch.device("cpu")] * len(places)
+        self.live = LiveHost(self.model, self.optimizer, places, devices, task.slots, self.evaluate)
         self.copy()
         self.rounded = 0
         self.live_watch = HostWatch(

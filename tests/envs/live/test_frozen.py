@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from envs.blueprints import blueprints_for
 from envs.live.places import Places
-from envs.live.planting import graft, parameter_near
+from envs.live.planting import graft
 from envs.live.slot import Growth
 from envs.vocabulary import AlphaAlgorithm, Blueprint
 from tests.envs.helpers import advance, germinate
@@ -24,8 +24,9 @@ def train_every_blueprint(network):
     """One backward through each seed of a frozen host, in each stage."""
     loop = Loop(network)
     loop.model.requires_grad_(False)
-    places = Places(loop.model, loop.x[:3]).chosen(loop.slots)
-    growth = Growth(places, [parameter_near(loop.model, place.name) for place in places])
+    possible = Places(loop.model, loop.x[:3])
+    places = possible.chosen(loop.slots)
+    growth = Growth(places, [possible.device(place) for place in places])
     graft(loop.model, growth)
     for kind, algorithm, stage in itertools.product(blueprints_for(TOPOLOGY[network]), AlphaAlgorithm, STAGES):
         incubating, attached = STAGES[stage]
@@ -60,9 +61,9 @@ def test_a_frozen_host_stays_as_it_is_while_its_seeds_train(whole):
     moved = []
     for _ in range(9):
         if not whole or any(slot.named() for slot in loop.model.growth.slots()):  # else nothing wants a gradient
-            seeds = {name: p.detach().clone() for name, p in loop.model.growth.get_submodule("4").named().items()}
+            seeds = {name: p.detach().clone() for name, p in loop.model.growth.get_submodule("slot/4").named().items()}
             loop.epoch()
-            moved.append(bool(seeds) and not same(seeds, dict(loop.model.growth.get_submodule("4").named())))
+            moved.append(bool(seeds) and not same(seeds, dict(loop.model.growth.get_submodule("slot/4").named())))
         grower.end_epoch()
     assert sum(moved) == 8
     assert same({name: loop.own_state()[name] for name in before}, before)

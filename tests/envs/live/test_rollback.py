@@ -62,7 +62,7 @@ def test_host_fossils_and_optimiser_go_back_to_the_last_snapshot_and_nothing_gro
         assert bool(decision.note) == (epoch == broken)
     assert "non finite" in decision.note
     fossils = 1 if saved >= 9 else 0
-    wanted = {k: v for k, v in states[saved].items() if "growth" not in k or (fossils and "growth.4" in k)}
+    wanted = {k: v for k, v in states[saved].items() if "growth" not in k or (fossils and "growth.slot/4" in k)}
     assert same(loop.everything(), wanted)
     trained = sum(len(group["params"]) for group in loop.optimizer.param_groups)
     assert trained == own + fossils * len(list(loop.model.growth.parameters()))
@@ -140,7 +140,7 @@ def test_a_seeds_gradient_that_is_not_finite_is_dropped_and_the_host_goes_on(opt
     torch.manual_seed(1)
     loop.epoch()
     grower.end_epoch()
-    seed = loop.model.growth.get_submodule("4").named()
+    seed = loop.model.growth.get_submodule("slot/4").named()
     hook = next(iter(seed.values())).register_hook(lambda gradient: gradient * poison)
     for epoch in range(1, 4):
         before = copy.deepcopy(seed)

@@ -46,7 +46,7 @@ def _moved(loop, scale):
     (scale * F.cross_entropy(loop.model(loop.x), loop.y)).backward()
     loop.optimizer.step()
     moves = {name: value - before[name] for name, value in loop.model.state_dict().items()}
-    parts = {part: [v for k, v in moves.items() if k.startswith(part)] for part in ("growth.0", "growth.2", "0.", "2.")}
+    parts = {part: [v for k, v in moves.items() if k.startswith(part)] for part in ("growth.slot/0", "growth.slot/2", "0.", "2.")}
     return {part: float(torch.cat([value.flatten().float() for value in of]).norm()) for part, of in parts.items()}
 
 
@@ -58,7 +58,7 @@ def _sgd(parameters):
 def test_each_seed_is_clipped_to_norm_1_by_itself_and_takes_its_share_of_the_step_and_the_host_takes_all(lr_scale):
     loop = _grown(5, optimizer=_sgd, lr_scale=lr_scale)
     small, large = _moved(loop, 1e-2), _moved(_grown(5, optimizer=_sgd, lr_scale=lr_scale), 1e6)
-    for slot in ("growth.0", "growth.2"):
+    for slot in ("growth.slot/0", "growth.slot/2"):
         assert large[slot] == pytest.approx(RATE * lr_scale, rel=1e-3)
         assert 0.0 < small[slot] < 0.1 * RATE * lr_scale
     assert large["0."] > 1e3 * small["0."]

@@ -67,7 +67,7 @@ def test_a_seed_that_incubates_is_in_the_state_dict_and_not_among_the_parameters
     own = len(list(loop.model.parameters()))
     for epoch in range(8):
         stage = grower.decision.slots["4"]
-        state = [name for name in loop.model.state_dict() if name.startswith("growth.4.conv")]
+        state = [name for name in loop.model.state_dict() if name.startswith("growth.slot/4.conv")]
         shown = len(list(loop.model.parameters())) - own
         assert bool(state) == bool(stage and "germinated" not in stage), epoch
         assert bool(shown) == (epoch >= 4), epoch

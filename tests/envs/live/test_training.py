@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from envs.blueprints import blueprints_for
 from envs.live.places import Places
-from envs.live.planting import graft, parameter_near
+from envs.live.planting import graft
 from envs.live.slot import Growth
 from envs.vocabulary import AlphaAlgorithm, Blueprint
 from tests.envs.helpers import advance, germinate
@@ -35,8 +35,9 @@ def test_the_output_and_all_gradients_are_those_of_the_model_alone_with_every_bl
 
 def _incubating(loop, kind, algorithm):
     """Seeds in every slot, in TRAINING, their weights moved so that they propose something."""
-    places = Places(loop.model, loop.x[:3]).chosen(loop.slots)
-    growth = Growth(places, [parameter_near(loop.model, place.name) for place in places])
+    possible = Places(loop.model, loop.x[:3])
+    places = possible.chosen(loop.slots)
+    growth = Growth(places, [possible.device(place) for place in places])
     graft(loop.model, growth)
     generator = torch.Generator().manual_seed(1)
     for number, slot in enumerate(growth.slots()):

@@ -145,6 +145,95 @@ def test_budgets_are_kept():
     assert len(grower.commit().kept) == 1
 
 
+def test_kinds_can_be_left_out():
+    *_, lines = run(policy="random_valid", without=["NORM", "ATTENTION", "DEPTHWISE"], epochs=30)
+    assert any("germinate" in line for line in lines)
+    assert not any(kind in line for line in lines for kind in ("norm", "attention", "depthwise"))
+
+
+def test_accuracies_that_are_fractions_are_noticed():
+    loop = Loop(LeNet, images)
+    loop.evaluate = lambda: (0.5, 0.93)
+    with pytest.warns(UserWarning, match="must give percent, not a fraction"):
+        run(loop, epochs=12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(epochs=12)
+
+
+def test_a_mean_of_percentages_may_round_above_a_hundred():
+    _, grower, _ = run(results=(0.5, 100.00000000000001), epochs=12)
+    assert grower.decision.accuracy == 100.0
+
+
+def test_a_seed_that_nothing_trains_is_noticed():
+    loop = Loop(LeNet, images)
+    idle = torch.optim.SGD(loop.model.parameters(), lr=0.1)
+    keywords = {"example": loop.example, "evaluate": loop.evaluate, "max_epochs": EPOCHS}
+    grower = grow(loop.model, idle, ["c1"], policy=schedule(1), **keywords)
+    notes = []
+    for _ in range(6):
+        loop.epoch()
+        notes.append(grower.end_epoch().note)
+    assert "the seed in c1 took no part in the optimizer's steps" in notes[-1]
+    assert not any("no part" in line for line in run(epochs=12)[2])
+
+
+def test_a_commit_that_cannot_be_counted_changes_nothing():
+    loop = Loop(LeNet, images)
+    loop.evaluate = lambda: (0.5, 50.0)
+    _, grower, _ = run(loop)
+    loop.model.double()
+    with pytest.raises(RuntimeError, match="should be the same"):
+        grower.commit()
+    loop.model.float()
+    assert grower.commit().kept
+
+
+@pytest.mark.parametrize("name", ["slots", "follow", "level"])
+def test_modules_may_have_any_name(name):
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.ModuleDict()
+            self.body._modules[name] = torch.nn.Linear(256, 4)
+
+        def forward(self, x):
+            return self.body._modules[name](x.flatten(1))
+
+    loop = Loop(Named, images)
+    _, grower, _ = run(loop, slots=[f"body.{name}"], policy=schedule(1))
+    names = [parameter for parameter, _ in loop.model.named_parameters()]
+    assert f"growth.slot/body/{name}.scale" in names
+    assert grower.commit().kept
+
+
+def test_names_of_parameters_are_the_models():
+    loop = Loop(LeNet, images)
+    loop.optimizer = torch.optim.AdamW(loop.model.named_parameters())
+    _, grower, _ = run(loop)
+    assert grower.commit().kept
+    assert loop.optimizer.param_groups[0]["param_names"] == [name for name, _ in loop.model.named_parameters()]
+
+
+def test_many_slots_cost_what_is_active_in_them():
+    class Deep(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 6))
+            for _ in range(30):
+                self.layers.append(torch.nn.Linear(6, 6))
+            self.layers.append(torch.nn.Linear(6, 4))
+
+        def forward(self, x):
+            return self.layers(x)
+
+    loop = Loop(Deep, images)
+    slots = [f"layers.{number}" for number in range(2, 32)]
+    _, grower, _ = run(loop, slots=slots, policy=schedule(30, Blueprint.NORM), epochs=20)
+    assert grower.commit().evaluations > 20
+
+
 def test_a_schedule_s_file_decides(tmp_path):
     file = tmp_path / "plan.json"
     file.write_text(

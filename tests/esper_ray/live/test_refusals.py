@@ -22,7 +22,8 @@ class Odd(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.unused = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(2, 2)
-        self.twice, self.lines = nn.Linear(6, 6), nn.Conv1d(1, 4, 3, padding=1)
+        self.twice = nn.Linear(6, 6)
+        self.lines, self.after_lines, self.after_maps = nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.GELU()
         self.last, self.other = nn.Linear(6, 6), nn.Linear(6, 4)
         self.alias = self.other
         self.maps = nn.LayerNorm(6)
@@ -30,8 +31,9 @@ class Odd(nn.Module):
         self.pairs = nn.Identity()
 
     def forward(self, x):
-        x = self.maps(self.conv(x).permute(0, 2, 3, 1))  # features last
-        self.lines(x[:, 0, :, 0].unsqueeze(1))
+        x = self.maps(self.conv(x).permute(0, 2, 3, 1)[:, :13])  # features last
+        x = self.after_maps(x)
+        self.after_lines(self.lines(x[:, 0, :, 0].unsqueeze(1)))
         x = self.twice(self.twice(x.mean((1, 2))))
         self.choice(x)
         self.pairs(x.unsqueeze(1).unsqueeze(1).unsqueeze(1))
@@ -41,6 +43,27 @@ class Odd(nn.Module):
 class Choice(nn.Module):
     def forward(self, x):
         return x.argmax(1)
+
+
+class Wrapping(torch.optim.Optimizer):
+    def __init__(self, model):
+        self.optimizer = torch.optim.SGD(model.parameters())
+
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c1, self.out = nn.LazyConv2d(6, 3), nn.LazyLinear(4)
+
+    def forward(self, x):
+        return self.out(self.c1(x).mean((2, 3)))
+
+
+def test_lazy_modules_are_run_first():
+    model, x = Lazy(), torch.zeros(2, 1, 8, 8)
+    with pytest.raises(LiveError, match=r"'c1.weight' has no shape yet: run the model once"):
+        candidates(model, x)
+    assert isinstance(model.c1, nn.LazyConv2d)
 
 
 GOOD = {"slots": ["c1"], "max_epochs": 12, "policy": "heuristic"}
@@ -85,6 +108,7 @@ def refused(match, model=LeNet, data=images, optimizer=None, error=LiveError, wr
         ("chance must be", {"chance": 101.0}),
         ("contributions must be", {"contributions": "none"}),
         ("counterfactual_interval must be", {"counterfactual_interval": 0}),
+        ("no kind of seed is called 'CONV'", {"without": ["CONV"]}),
         ("parameter_budget", {"parameter_budget": -1}),
         ("2 slots are more than the 1 that the policy was made for", {"slots": ["c1", "c2"], "policy": schedule(1)}),
     ],
@@ -101,6 +125,8 @@ def test_arguments(match, changes):
         ("alias", r"one module under several names \(other, alias\)"),
         ("maps", r"features on axis 3"),
         ("lines", r"features on axis 1"),
+        ("after_lines", r"features on axis 1"),
+        ("after_maps", r"features on axis 3"),
         ("choice", r"torch.int64 tensor"),
         ("pairs", r"shape \[3, 1, 1, 1, 6\]"),
     ],
@@ -130,6 +156,9 @@ def test_nested_tensors():
     ("match", "build"),
     [
         ("LBFGS keeps", lambda model: torch.optim.LBFGS(model.parameters())),
+        ("Muon takes matrices only", lambda model: torch.optim.Muon([model.f1.weight])),
+        ("SparseAdam takes sparse", lambda model: torch.optim.SparseAdam(list(model.parameters()))),
+        ("Wrapping wraps an optimizer and takes no hooks", lambda model: Wrapping(model)),
         ("none of the model's parameters", lambda model: torch.optim.SGD([nn.Parameter(torch.zeros(1))])),
         ("must be a torch.optim.Optimizer, got a list", lambda model: list(model.parameters())),
     ],
@@ -296,31 +325,36 @@ def test_states_of_other_runs(change, match):
     grower.end_epoch()
 
 
+def card_of(**changes):
+    seed = {
+        "slot": "c1",
+        "kind": "image",
+        "width": 6,
+        "batch_axis": 0,
+        "places": 64,
+        "item": None,
+        "dtype": "float32",
+        "blueprint": "NORM",
+        "algorithm": "ADD",
+        "level": 0,
+        "alpha": 1.0,
+    }
+    return {"format": "esper-ray growth 1", "seeds": [seed | changes]}
+
+
 @pytest.mark.parametrize(
     ("card", "match"),
     [
         ({}, "a card is what Report.card gives"),
         ({"format": "esper-ray growth 1", "seeds": [{"slot": "c1"}]}, "no seed of a card: KeyError"),
-        (
-            {
-                "format": "esper-ray growth 1",
-                "seeds": [
-                    {
-                        "slot": "c9",
-                        "kind": "image",
-                        "width": 6,
-                        "batch_axis": 0,
-                        "places": 64,
-                        "item": None,
-                        "blueprint": "NORM",
-                        "algorithm": "ADD",
-                        "level": 0,
-                        "alpha": 1.0,
-                    }
-                ],
-            },
-            "no module 'c9'",
-        ),
+        (card_of(slot="c9"), "no module 'c9'"),
+        (card_of(width="8"), "width must be a whole number of at least 1, got '8'"),
+        (card_of(level="a"), "level must be a whole number"),
+        (card_of(item="a"), "item must be a whole number"),
+        (card_of(alpha=1.5), "alpha must be from 0 to 1"),
+        (card_of(dtype="load"), "no seed of a card"),
+        (card_of(blueprint="LORA"), "on images no LORA grows"),
+        ({"format": "esper-ray growth 1", "seeds": card_of()["seeds"] * 2}, "two seeds on one module"),
     ],
 )
 def test_cards_that_do_not_fit(card, match):

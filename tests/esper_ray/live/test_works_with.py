@@ -114,17 +114,18 @@ def test_every_blueprint_is_exported(kind):
 def test_mixed_precision_keeps_the_types_of_activations_and_parameters(kind):
     loop = Loop(LeNet, images)
     grower = growing(loop, ["c1"], schedule(1, kind))
-    types = set()
-    loop.model.c1.register_forward_hook(lambda module, args, output: types.add(output.dtype))
+    types = []
+    loop.model.c1.register_forward_hook(lambda module, args, output: types.append(output.dtype))
     x, y = loop.train_set
     for _ in range(14):
         loop.optimizer.zero_grad()
+        types.clear()
         with torch.autocast("cpu", torch.bfloat16):
             loss = F.cross_entropy(loop.model(x), y)
+        assert types == [torch.bfloat16]
         loss.backward()
         loop.optimizer.step()
         grower.end_epoch()
-    assert types >= {torch.bfloat16}
     assert stages(grower) == ["fossilized"]
     assert {parameter.dtype for parameter in loop.model.parameters()} == {torch.float32}
     assert all(parameter.isfinite().all() for parameter in loop.model.parameters())
@@ -144,6 +145,96 @@ def test_a_model_in_bfloat16_has_seeds_in_bfloat16(name):
     seeds = [parameter for slot in loop.model.growth.slots() for parameter in slot.named().values()]
     assert {parameter.dtype for parameter in seeds} == {torch.bfloat16}
     assert loop.model(loop.example).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["LeNet", "TransformerEncoder", "tuples"])
+def test_a_model_in_float64_has_seeds_in_float64(name):
+    model, data, slots = ARCHITECTURES[name]
+    loop = Loop(lambda: model().double(), data)
+    if loop.train_set[0].is_floating_point():
+        loop.train_set, loop.validation = ((x.double(), y) for x, y in (loop.train_set, loop.validation))
+    grower = growing(loop, slots, schedule(2, style=GerminationStyle.GATED_GATE))
+    for _ in range(14):
+        loop.epoch()
+        grower.end_epoch()
+    assert "fossilized" in stages(grower)
+    assert {parameter.dtype for parameter in loop.model.parameters()} == {torch.float64}
+
+
+class Mixed(LeNet):
+    """A part in half precision, whose last module has no parameters of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.c2.to(torch.bfloat16)
+        self.low, self.full = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        x = F.avg_pool2d(self.c1(x).relu(), 2)
+        x = F.avg_pool2d(self.low(self.c2(x.to(torch.bfloat16))).relu(), 2).flatten(1)
+        return self.out(self.f2(self.full(self.f1(x.float())).relu()).relu())
+
+
+@pytest.mark.parametrize(("slot", "dtype"), [("low", torch.bfloat16), ("full", torch.float32)])
+def test_a_seed_has_the_type_of_what_it_sees(slot, dtype):
+    loop = Loop(Mixed, images)
+    grower = growing(loop, [slot])
+    for _ in range(14):
+        loop.epoch()
+        grower.end_epoch()
+    assert "fossilized" in stages(grower)
+    assert {parameter.dtype for parameter in loop.model.growth.parameters()} == {dtype}
+
+
+def test_an_overflow_in_a_hidden_seed_stops_nothing():
+    """A scaler skips steps for what it sees; a loop that clears the model's gradients never clears a hidden one."""
+    loop = Loop(LeNet, images)
+    grower, scaler = growing(loop, ["c1"]), torch.amp.GradScaler("cpu", init_scale=2.0)
+    x, y = loop.train_set
+    for _ in range(4):
+        loop.epoch()
+        grower.end_epoch()
+    (slot,) = loop.model.growth.slots()
+    assert slot.incubating
+    delta = slot._delta
+
+    def overflowing(*args):
+        result = delta(*args)
+        result.register_hook(lambda gradient: gradient * torch.inf)
+        return result
+
+    for overflows in (True, False, False):
+        before = [parameter.detach().clone() for parameter in loop.model.parameters()]
+        hidden = [parameter.detach().clone() for parameter in slot.named().values()]
+        loop.model.zero_grad()
+        slot._delta = overflowing if overflows else delta
+        scaler.scale(F.cross_entropy(loop.model(x), y)).backward()
+        scaler.step(loop.optimizer)
+        scaler.update()
+        assert not all(map(torch.equal, before, loop.model.parameters())), "the host takes every step"
+        stood = all(map(torch.equal, hidden, slot.named().values()))
+        assert stood == overflows
+    grower.end_epoch()
+
+
+def test_functional_transforms_see_through_incubation():
+    loop = Loop(LeNet, images)
+    grower = growing(loop, ["c1"])
+    for _ in range(4):
+        loop.epoch()
+        grower.end_epoch()
+    assert stages(grower) == ["training"]
+    x, y = loop.train_set
+    names = dict(loop.model.named_parameters())
+
+    def loss(parameters):
+        return F.cross_entropy(torch.func.functional_call(loop.model, parameters, (x,)), y)
+
+    loop.model.zero_grad()
+    gradients = torch.func.grad(loss)({name: parameter.detach() for name, parameter in names.items()})
+    loss(names).backward()
+    for name, parameter in names.items():
+        torch.testing.assert_close(gradients[name], parameter.grad)
 
 
 def test_a_fused_optimiser_under_a_gradient_scaler_clips_as_without_one():
@@ -218,6 +309,25 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.out(self.mix(self.embed(x)).relu()).mean(1)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_an_average_of_a_whole_state_dict_keeps_the_kind_of_seed(decay):
+    loop = Loop(LeNet, images)
+    grower = growing(loop, ["c1", "c2"], schedule(2, Blueprint.BOTTLENECK))
+    average = copy.deepcopy(loop.model)
+    for _ in range(16):
+        loop.epoch()
+        grower.end_epoch()
+        grower.mirror(average)
+        with torch.no_grad():
+            for ours, theirs in zip(average.state_dict().values(), loop.model.state_dict().values(), strict=True):
+                ours.copy_(decay * ours + (1 - decay) * theirs)
+    loaded = Loop(LeNet, images)
+    growing(loaded, ["c1", "c2"])
+    loaded.model.load_state_dict(average.state_dict())
+    kinds = [slot.seed_kind for slot in loaded.model.growth.slots()]
+    assert kinds == [Blueprint.BOTTLENECK] * 2
 
 
 def test_tied_weights_stay_tied():
