@@ -46,7 +46,10 @@ def _moved(loop, scale):
     (scale * F.cross_entropy(loop.model(loop.x), loop.y)).backward()
     loop.optimizer.step()
     moves = {name: value - before[name] for name, value in loop.model.state_dict().items()}
-    parts = {part: [v for k, v in moves.items() if k.startswith(part)] for part in ("growth.slot/0", "growth.slot/2", "0.", "2.")}
+    parts = {
+        part: [v for k, v in moves.items() if k.startswith(part)]
+        for part in ("growth.slot/0", "growth.slot/2", "0.", "2.")
+    }
     return {part: float(torch.cat([value.flatten().float() for value in of]).norm()) for part, of in parts.items()}
 
 
