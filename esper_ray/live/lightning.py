@@ -258,7 +258,7 @@ def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
             "the module optimizes manually, as one with several optimizers must, and a callback cannot see when: call "
             "grow(), end_epoch() and commit() in the module's own hooks"
         )
-    if pl_module._compiler_ctx is not None:
+    if "forward" in vars(pl_module):  # what the trainer makes of a compiled module
         raise LiveError(
             "the module was compiled before it grew, and what is compiled sees no slot: hand the plain module to fit, "
             "and compile its network in its on_train_start"
@@ -300,5 +300,6 @@ def _batches(trainer: Trainer) -> Iterator[tuple[Any, int, int]]:
 def _on_device(trainer: Trainer, pl_module: LightningModule, batch: Any, loader: int = 0) -> Any:
     """A batch as the trainer hands it to the module."""
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=loader)
+    for hooks in (pl_module, getattr(trainer, "datamodule", None)):  # one of them has its own, if any has
+        batch = batch if hooks is None else hooks.on_before_batch_transfer(batch, dataloader_idx=loader)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=loader)

@@ -27,8 +27,8 @@ def test_a_rollout_that_the_update_does_not_reproduce_is_said_in_words_after_its
         runner = algorithm.env_runner_group.local_env_runner
         play = runner.sample
 
-        def other_log_probabilities():
-            episodes = play()
+        def other_log_probabilities(**asked):
+            episodes = play(**asked)
             for episode in episodes:
                 stored = episode.extra_model_outputs[HEAD_LOG_PROBS]
                 for step in range(len(episode)):

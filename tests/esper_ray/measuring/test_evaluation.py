@@ -39,7 +39,7 @@ def test_held_out_seeds_are_reproducible_and_differ_from_each_other():
 def test_every_policy_is_admitted_by_the_masks_and_repeats_itself(policy):
     seeds = held_out_seeds(0, 3)
     successes = []
-    first = run_episodes(policy, ENV, seeds, lambda world: successes.append(world.steps.last_success.copy()))
+    first = run_episodes(policy, ENV, seeds, lambda world: successes.append(world.watch.steps.last_success.copy()))
     again = run_episodes(policy, ENV, seeds)
     assert np.all(successes)
     np.testing.assert_array_equal(first.score, again.score)
