@@ -61,5 +61,8 @@ def stopped_by_signals() -> Iterator[None]:
         for number in SIGNALS:  # at its very end Python would put the default back
             signal.signal(number, signal.SIG_IGN)
         say(f"interrupted; {str(interrupt) or 'nothing was written'}")
+        # `python -m` ends by the signal itself, whatever code it is given, if the interrupt met a text that was being
+        # executed, as dataclasses are while they are made; the next such text makes Python forget it.
+        exec("")
         # A training stops at the first Ctrl-C by itself, and its caller says so by an interrupt of its own.
         sys.exit(128 + (received[0] if received else signal.SIGINT))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from esper_ray.presets import DEBUG
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
 from policies.weights import save_weights
+from tests.places import ROOT
 
 CONFIG = dataclasses.replace(DEBUG, env=dataclasses.replace(DEBUG.env, max_epochs=500))
 HANG = 90.0
@@ -67,6 +69,21 @@ def ends_with_one_line(process, code, says):
     _, said = process.communicate(timeout=HANG)
     assert said.splitlines() == [f"esper-ray: interrupted; {says}"]
     assert process.returncode == code
+
+
+def test_an_interrupt_within_a_text_that_is_executed_ends_with_the_usual_code(tmp_path):
+    """Dataclasses are made so: a start may be interrupted in one."""
+    program = """
+        from esper_ray.stopping import stopped_by_signals
+        with stopped_by_signals():
+            exec("import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(60)")
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(program))
+    command = [sys.executable, "-m", "program"]
+    said = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (said.returncode, said.stderr) == (130, "esper-ray: interrupted; nothing was written\n")
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.4, 1.5])
