@@ -46,6 +46,7 @@ class Live:
 
     Attributes:
         json: File for the results.
+        page: Page to write the tables into.
         horizons: Epochs of the trainings.
         seeds: Trainings of each kind.
         workers: Processes that train.
@@ -54,6 +55,7 @@ class Live:
     """
 
     json: Path | None = None
+    page: Path | None = None
     horizons: tuple[int, ...] = HORIZONS
     seeds: int = SEEDS
     workers: int = 2
@@ -70,6 +72,8 @@ class Live:
             report.headline |= {"grow_gain": {}, "grow_vs_scratch": {}}
             self._train(report, console)
         report.publish(console, self.json)
+        if self.page is not None:
+            report.write_into(self.page)
 
     def _train(self, report: Report, console: Console) -> None:
         jobs = [
@@ -96,7 +100,7 @@ class Live:
                     name,
                     str(epochs),
                     way,
-                    _interval([outcome.accuracy for outcome in of_way]),
+                    described([outcome.accuracy for outcome in of_way], 1),
                     f"{np.mean([outcome.parameters for outcome in of_way]):,.0f}",
                     f"{np.mean([outcome.flops for outcome in of_way]):,.0f}",
                     "; ".join(sorted({outcome.grown for outcome in of_way if outcome.grown})) or "–",
@@ -267,9 +271,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - margin, mean + margin
 
 
-def _interval(values: Sequence[float]) -> str:
+def described(values: Sequence[float], digits: int) -> str:
+    """A mean and its interval."""
     low, high = interval(values)
-    return f"{np.mean(values):.1f} [{low:.1f}, {high:.1f}]"
+    return f"{np.mean(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.harness import Report, Table
-from benchmarks.live import interval
+from benchmarks.live import described, interval
 from esper_ray.config import EnvConfig
 from esper_ray.live.policies import SHIPPED
 from esper_ray.measuring.playing import Played, Playing, play_all
@@ -90,7 +90,7 @@ def _worlds(trained: Trained) -> list[EnvConfig]:
 
 def _row(task: str, epochs: int, results: dict[str, Played]) -> tuple[str, ...]:
     learned, alone = results[LEARNED], results["never_grow"]
-    scores = (_described(results[name].measures["score"]) for name in POLICIES)
+    scores = (described(results[name].measures["score"], 3) for name in POLICIES)
     low, high = _ahead(results)
     ahead = np.mean(learned.measures["score"]) - np.mean(alone.measures["score"])
     fates = (np.mean(learned.fates[name]) for name in ("fossilized", "pruned", "unfinished"))
@@ -109,11 +109,6 @@ def _ahead(results: dict[str, Played]) -> tuple[float, float]:
     pairs = zip(results[LEARNED].measures["score"], results["never_grow"].measures["score"], strict=True)
     low, high = interval([ours - theirs for ours, theirs in pairs])
     return round(low, 4), round(high, 4)
-
-
-def _described(values: list[float]) -> str:
-    low, high = interval(values)
-    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

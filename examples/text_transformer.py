@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--characters", type=int, default=400_000, help="how much of the text to use")
     parser.add_argument("--batches", type=int, default=40, help="of one epoch")
-    parser.add_argument("--policy", help="an export, the file of a schedule, or a name; the shipped policy by default")
+    parser.add_argument("--policy", default="heuristic", help="an export, the file of a schedule, or a name")
     parser.add_argument("--picture", default="text_transformer.png")
     args = parser.parse_args()
     torch.set_num_threads(1)

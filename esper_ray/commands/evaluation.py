@@ -13,8 +13,9 @@ from rich.console import Console
 
 from envs.ranges import Count, Large, Processes, Range, check_numbers
 from esper_ray.commands.checks import WORKERS, writable
-from esper_ray.config import EnvConfig, Epochs, TaskArgs
+from esper_ray.config import EnvConfig, Epochs
 from esper_ray.errors import UserError
+from esper_ray.fields import TaskArgs
 from esper_ray.keeping.lock import LOCK_FILE, locked
 from esper_ray.keeping.run_directory import RunDirectory, Which
 from esper_ray.keeping.writing import replace_figure

@@ -8,7 +8,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from esper_ray.config import EnvConfig, TaskArgs
+from esper_ray.config import EnvConfig
+from esper_ray.fields import TaskArgs
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,8 @@ class Grower:
         return self.decision
 
     def _measure(self) -> None:
-        self._untrained = self._host.untrained()
-        self._gradients = self._gradients or self._host.gradients()
+        if self._gradients is None:  # else this is another try, and they are read already
+            self._untrained, self._gradients = self._host.untrained(), self._host.gradients()
         watch, before = self._watch, self._watch.arrays()
         try:
             watch.book_gradients(self._gradients)
@@ -152,7 +152,7 @@ class Grower:
         self._gradients = None
         if result.stopped[0]:
             self._panic = Panic(int(result.panic[0]))
-        if self.epoch == FRACTION_EPOCHS and 0.0 < max(watch.progress.best_accuracy) <= 1.0:
+        if self.epoch == FRACTION_EPOCHS and 0.0 < watch.progress.best_accuracy[0] <= 1.0:
             warnings.warn(
                 f"after {self.epoch} epochs no accuracy was above 1: evaluate() must give percent, not a fraction",
                 stacklevel=3,

@@ -7,6 +7,7 @@ from torch import nn
 
 from envs.slots import SlotConfig
 from envs.vocabulary import AlphaTarget, Blueprint, GerminationStyle, Tempo
+from esper_ray.live import grow
 from policies.schedule import GrowthPlan, GrowthSchedule
 from policies.scripted import FixedSchedule
 
@@ -185,6 +186,20 @@ def schedule(slots, blueprint=Blueprint.NORM, style=GerminationStyle.LINEAR_ADD,
         for slot in range(slots)
     )
     return FixedSchedule(SlotConfig.for_row(slots), epochs, GrowthSchedule(tuple(plans)))
+
+
+def growing(loop, slots, policy=None, epochs=24, **keywords):
+    policy = policy or schedule(len(slots), epochs=epochs)
+    return grow(
+        loop.model,
+        loop.optimizer,
+        slots,
+        example=loop.example,
+        evaluate=loop.evaluate,
+        max_epochs=epochs,
+        policy=policy,
+        **keywords,
+    )
 
 
 def state_of(model, optimizer):

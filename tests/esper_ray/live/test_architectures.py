@@ -9,31 +9,27 @@ import torch
 
 from envs.blueprints import blueprints_for
 from envs.live.places import Places
-from esper_ray.live import grow, rebuild
-from tests.esper_ray.live.models import ARCHITECTURES, Loop, schedule
+from esper_ray.live import rebuild
+from tests.esper_ray.live.models import ARCHITECTURES, Loop, growing, schedule
 
 torch.set_num_threads(1)
 EPOCHS = 22
 
 
-def grown(name, blueprint=None, epochs=EPOCHS):
+def planned(name):
+    """A network under a schedule that plants the cheapest seed in every slot."""
     model, data, slots = ARCHITECTURES[name]
     loop = Loop(model, data)
     keys = list(loop.model.state_dict())
-    places = len(probe(loop, slots))
-    kind = blueprint or _cheap(loop, slots)
-    grower = grow(
-        loop.model,
-        loop.optimizer,
-        slots,
-        example=loop.example,
-        evaluate=loop.evaluate,
-        max_epochs=epochs,
-        policy=schedule(places, kind, epochs=epochs),
-        counterfactual_interval=3,
-    )
+    policy = schedule(len(probe(loop, slots)), _cheap(loop, slots), epochs=EPOCHS)
+    grower = growing(loop, slots, policy, EPOCHS, counterfactual_interval=3)
     assert list(loop.model.state_dict()) == keys
-    for _ in range(epochs):
+    return loop, grower
+
+
+def grown(name):
+    loop, grower = planned(name)
+    for _ in range(EPOCHS):
         loop.epoch()
         grower.end_epoch()
     return loop, grower
@@ -81,18 +77,7 @@ def test_a_card_and_a_state_dict_give_the_same_network_again(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_copies_are_independent_in_every_stage(name):
-    model, data, slots = ARCHITECTURES[name]
-    loop = Loop(model, data)
-    policy = schedule(len(probe(loop, slots)), _cheap(loop, slots), epochs=EPOCHS)
-    grower = grow(
-        loop.model,
-        loop.optimizer,
-        slots,
-        example=loop.example,
-        evaluate=loop.evaluate,
-        max_epochs=EPOCHS,
-        policy=policy,
-    )
+    loop, grower = planned(name)
     stages = set()
     for epoch in range(EPOCHS):
         loop.epoch()

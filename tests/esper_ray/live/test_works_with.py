@@ -12,25 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from envs.blueprints import blueprints_for
 from envs.vocabulary import Blueprint, GerminationStyle
-from esper_ray.live import grow
-from tests.esper_ray.live.models import ARCHITECTURES, LeNet, Loop, images, schedule, tokens
+from tests.esper_ray.live.models import ARCHITECTURES, LeNet, Loop, growing, images, schedule, tokens
 
 torch.set_num_threads(1)
 IMAGE_SEEDS = [kind for kind in blueprints_for("cnn") if kind is not Blueprint.CONV_LADDER]
-
-
-def growing(loop, slots, policy=None, epochs=24, **keywords):
-    policy = policy or schedule(len(slots), epochs=epochs)
-    return grow(
-        loop.model,
-        loop.optimizer,
-        slots,
-        example=loop.example,
-        evaluate=loop.evaluate,
-        max_epochs=epochs,
-        policy=policy,
-        **keywords,
-    )
 
 
 def stages(grower):
