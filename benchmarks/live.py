@@ -64,7 +64,7 @@ class Live:
 
     def run(self, console: Console) -> None:
         """Measure, print, write."""
-        report = Report("live", notes=list(NOTES))
+        report = Report("live", notes=list(NOTES[: 1 + self.trainings]))
         rows = [overheads(name, self.pairs) for name in track(SETUPS, "overheads", console=console, transient=True)]
         report.headline["idle_overhead"] = round(max(row.idle for row in rows), 4)
         report.tables.append(Table("What growing costs an epoch", OVERHEADS, [row.cells() for row in rows]))

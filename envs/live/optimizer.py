@@ -160,7 +160,14 @@ class SeedOptimizer:
             handle.remove()
 
     # ------------------------------------------------------------------ a step
+    @property
+    def _idle(self) -> bool:
+        """Nothing grows: a step is the user's alone, and costs what it costs without us."""
+        return all(slot.seed_kind is None for slot in self._slots)
+
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if self._idle:
+            return None
         # Of the positional arguments the first one is the optimiser itself.
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
@@ -215,10 +222,12 @@ class SeedOptimizer:
         if self._lr_scale != 1.0:
             self._before = [(parameter, parameter.detach().clone()) for parameter in self._owners]
 
-    @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for parameter, before in self._before:
-            parameter.copy_(torch.lerp(before, parameter, self._lr_scale))
+        if self._idle:
+            return
+        with torch.no_grad():
+            for parameter, before in self._before:
+                parameter.copy_(torch.lerp(before, parameter, self._lr_scale))
         self._before = []
         for slot in self._slots:
             if slot.incubating:
