@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--images", type=int, default=1797, help="how many of the 1,797 to use")
-    parser.add_argument("--policy", help="an export, the file of a schedule, or a name; the shipped policy by default")
+    parser.add_argument("--policy", default="heuristic", help="an export, the file of a schedule, or a name")
     parser.add_argument("--picture", default="lightning_module.png")
     args = parser.parse_args()
     torch.set_num_threads(1)
