@@ -1,8 +1,8 @@
 """A Lightning module, an MLP on scikit-learn's digits, grown by a policy in a callback.
 
     pip install 'esper-ray[lightning]'
-    python examples/lightning_module.py                       # the policy that ships with the package
-    python examples/lightning_module.py --policy heuristic    # or one that needs no training
+    python examples/lightning_module.py                  # the heuristic, which needs no training
+    python examples/lightning_module.py --policy PATH    # or an export of yours
 
 The callback prints what the policy decides after every epoch and what has grown in the end, and logs ``grow/...`` to
 the trainer's loggers; ``lightning_module.png`` shows the run.

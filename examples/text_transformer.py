@@ -1,7 +1,7 @@
 """A decoder of torch's own transformer layers on the Python documentation that ships with CPython, grown by a policy.
 
-    python examples/text_transformer.py                       # the policy that ships with the package
-    python examples/text_transformer.py --policy heuristic    # or one that needs no training
+    python examples/text_transformer.py                  # the heuristic, which needs no training
+    python examples/text_transformer.py --policy PATH    # or an export of yours
 
 It prints what the policy decides after every epoch, and what has grown in the end; ``text_transformer.png`` shows the
 run. An epoch is whatever lies between two calls of ``end_epoch``: here 40 batches of random windows.
