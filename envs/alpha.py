@@ -57,11 +57,11 @@ def ramp_value(
     return np.where(elapsed >= 1.0, 1.0, value)
 
 
-def _cosine(progress: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _cosine(progress: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return 0.5 - 0.5 * np.cos(np.pi * progress)
 
 
-def _rescaled_sigmoid(progress: npt.NDArray[np.float64], steepness: float) -> npt.NDArray[np.float64]:
+def _rescaled_sigmoid(progress: npt.NDArray[np.floating], steepness: float) -> npt.NDArray[np.float64]:
     """Runs from 0 to 1 as ``progress`` does."""
     low, high = _sigmoid(-0.5 * steepness), _sigmoid(0.5 * steepness)
     return (_sigmoid(steepness * (progress - 0.5)) - low) / (high - low)
