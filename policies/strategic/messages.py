@@ -37,6 +37,8 @@ from policies.strategic.packet_values import (
     once,
 )
 
+MOST_SLOTS = 128
+
 
 class SeedState(Message):
     """A slot and what lives there. Every slot has one; of an empty one little more than its stage is known."""
@@ -185,7 +187,7 @@ class SystemState(Message):
     """What was measured of the metrics that are known; the others are left out."""
     graph: Graph = Graph()
     """The host."""
-    seeds: tuple[SeedState, ...] = ()
+    seeds: Annotated[tuple[SeedState, ...], Field(max_length=MOST_SLOTS)] = ()
     """Every slot, in the order in which data passes them."""
     internal_levels: bool = False
     """Whether seeds can be grown and shrunk inside; ``observation`` and ``action_mask`` are longer then."""
@@ -214,10 +216,10 @@ class SystemState(Message):
     @field_validator("declared")
     @classmethod
     def _known_keys(cls, declared: Names) -> Names:
-        for key in declared:
+        for key in once(declared, "key"):
             if key not in KEYS:
                 raise ValueError(f"{key!r} is not a key that can be measured: docs/packet.md lists them")
-        return once(declared, "key")
+        return declared
 
     @field_validator("seeds")
     @classmethod

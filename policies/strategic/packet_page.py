@@ -10,7 +10,7 @@ from typing import Any
 
 from policies.strategic.coverage import CRITICAL_AT_MOST, WARNING_BELOW
 from policies.strategic.graph_columns import MOST_LAYERS
-from policies.strategic.messages import KEYS, SystemState
+from policies.strategic.messages import KEYS, MOST_SLOTS, SystemState
 from policies.strategic.packet_values import LARGEST_NUMBER, LARGEST_WHOLE_NUMBER
 
 PAGE_FILE, SCHEMA_FILE = "packet.md", "packet.schema.json"
@@ -28,8 +28,8 @@ have one length, and that rows exist.
 - What was not measured is `null` or left out, never 0. So is a number that is not finite.
 - Nodes and edges are columns. All columns of a table have the same length; the first one says which. A *column* that
   is `null` or left out was measured nowhere, a `null` in it not there.
-- At most {MOST_LAYERS} layers are sent. Of a larger model the source sends a sample: `sampled` is true, and
-  `layer_count` the number that the model has.
+- At most {MOST_LAYERS} layers and {MOST_SLOTS} slots are sent. Of a larger model the source sends a sample: `sampled` is
+  true, and `layer_count` the number of layers that the model has.
 - `declared` lists what the source can measure in this run, as TYPE.FIELD: every metric, and every field below that may
   be null. What is sent and not declared is refused.
 - Coverage is the share that was measured of what was declared, each entry counted once. A table without rows counts as

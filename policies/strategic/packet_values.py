@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -57,35 +58,33 @@ class Metric:
     """A number that a run may measure of itself.
 
     Attributes:
+        meaning: What it is, and its unit.
         least: The smallest that it can be.
         most: The largest.
-        meaning: What it is, and its unit.
     """
 
-    least: float
-    most: float
     meaning: str
+    least: float = 0.0
+    most: float = LARGEST_NUMBER
 
 
 METRICS = {
-    "loss": Metric(0.0, LARGEST_NUMBER, "Mean training loss since the previous packet."),
-    "gradient_norm": Metric(0.0, LARGEST_NUMBER, "Norm of the host's gradient, mean over steps."),
-    "samples_per_s": Metric(0.0, LARGEST_NUMBER, "Samples trained on per second."),
-    "hook_latency_ms": Metric(0.0, LARGEST_NUMBER, "Time that measuring took in the previous step, milliseconds."),
-    "step_latency_ms": Metric(0.0, LARGEST_NUMBER, "Time of the previous step, milliseconds."),
-    "apply_ms": Metric(0.0, LARGEST_NUMBER, "Time that carrying out the previous decision took, milliseconds."),
-    "loss_delta": Metric(-LARGEST_NUMBER, LARGEST_NUMBER, "Training loss now less that of the previous packet."),
-    "loss_volatility": Metric(0.0, LARGEST_NUMBER, "Standard deviation of the training loss over the last 5 packets."),
-    "grad_var": Metric(0.0, LARGEST_NUMBER, "Variance of the gradient over the steps, mean over parameters."),
-    "grad_conflict_rate": Metric(0.0, 1.0, "Share of steps whose gradient points against that of the step before."),
-    "optimizer_lr": Metric(0.0, LARGEST_NUMBER, "Learning rate of the first parameter group."),
-    "gpu_util_percent": Metric(0.0, 100.0, "Time in which the accelerator computed, percent."),
-    "gpu_mem_free_gb": Metric(0.0, LARGEST_NUMBER, "Free memory of the accelerator, 10⁹ bytes."),
-    "cpu_util_percent": Metric(0.0, 100.0, "Time in which the processors computed, percent of all of them."),
-    "process_memory_share": Metric(0.0, 1.0, "Memory of the process as a share of the machine's."),
-    "isolation_violations": Metric(
-        0.0, LARGEST_NUMBER, "Times since the previous packet that a seed's gradient reached the host."
-    ),
+    "loss": Metric("Mean training loss since the previous packet.", least=-LARGEST_NUMBER),
+    "gradient_norm": Metric("Norm of the host's gradient, mean over steps."),
+    "samples_per_s": Metric("Samples trained on per second."),
+    "hook_latency_ms": Metric("Time that measuring took in the previous step, milliseconds."),
+    "step_latency_ms": Metric("Time of the previous step, milliseconds."),
+    "apply_ms": Metric("Time that carrying out the previous decision took, milliseconds."),
+    "loss_delta": Metric("Training loss now less that of the previous packet.", least=-LARGEST_NUMBER),
+    "loss_volatility": Metric("Standard deviation of the training loss over the last 5 packets."),
+    "grad_var": Metric("Variance of the gradient over the steps, mean over parameters."),
+    "grad_conflict_rate": Metric("Share of steps whose gradient points against that of the step before.", most=1.0),
+    "optimizer_lr": Metric("Learning rate of the first parameter group."),
+    "gpu_util_percent": Metric("Time in which the accelerator computed, percent.", most=100.0),
+    "gpu_mem_free_gb": Metric("Free memory of the accelerator, 10⁹ bytes."),
+    "cpu_util_percent": Metric("Time in which the processors computed, percent of all of them.", most=100.0),
+    "process_memory_share": Metric("Memory of the process as a share of the machine's.", most=1.0),
+    "isolation_violations": Metric("Times since the previous packet that a seed's gradient reached the host."),
 }
 """The metrics that are known; a packet may have any of them and no others."""
 
@@ -99,7 +98,7 @@ def once(values: TupleT, what: str) -> TupleT:
         ValueError: one is.
     """
     if len(set(values)) < len(values):
-        twice = next(value for value in values if values.count(value) > 1)
+        ((twice, _),) = Counter(values).most_common(1)
         raise ValueError(f"the {what} {twice!r} is given twice")
     return values
 

@@ -169,7 +169,7 @@ def test_nothing_is_said_twice():
 def test_metrics_are_known_and_in_their_range():
     with pytest.raises(ValidationError, match="'throughput' is not a known metric: there are loss, gradient_norm"):
         packet(metrics={"throughput": 1.0})
-    for name, value in (("gpu_util_percent", 101.0), ("loss", -0.1), ("grad_conflict_rate", 1.5)):
+    for name, value in (("gpu_util_percent", 101.0), ("apply_ms", -0.1), ("grad_conflict_rate", 1.5)):
         with pytest.raises(ValidationError, match=f"{name} must be from 0 to"):
             packet(metrics={name: value})
     assert packet(metrics={"loss_delta": -0.1}).metrics == {"loss_delta": -0.1}
@@ -236,6 +236,8 @@ def test_a_host_of_any_number_of_slots_has_a_packet():
     for count in (1, 3, 10):
         slots = SlotConfig.for_row(count).slot_ids
         assert len(packet(seeds=tuple(seed(slot) for slot in slots)).seeds) == count
+    with pytest.raises(ValidationError, match="at most 128 items"):
+        packet(seeds=tuple(seed(slot) for slot in SlotConfig.for_row(129).slot_ids))
     assert packet().seeds == ()
     with pytest.raises(ValidationError, match="action_mask must have 0 numbers for 0 slots"):
         packet(action_mask=(1,))
