@@ -28,8 +28,8 @@ have one length, and that rows exist.
 - What was not measured is `null` or left out, never 0. So is a number that is not finite.
 - Nodes and edges are columns. All columns of a table have the same length; the first one says which. A *column* that
   is `null` or left out was measured nowhere, a `null` in it not there.
-- At most {MOST_LAYERS} layers and {MOST_SLOTS} slots are sent. Of a larger model the source sends a sample: `sampled` is
-  true, and `layer_count` the number of layers that the model has.
+- At most {MOST_LAYERS} layers and {MOST_SLOTS} slots are sent. Of a larger model the source sends a sample: `sampled`
+  is true, and `layer_count` the number of layers that the model has.
 - `declared` lists what the source can measure in this run, as TYPE.FIELD: every metric, and every field below that may
   be null. What is sent and not declared is refused.
 - Coverage is the share that was measured of what was declared, each entry counted once. A table without rows counts as

@@ -81,28 +81,31 @@ import sys
 from pathlib import Path
 from policies.strategic.registries import Registries
 registries = Registries(Path(sys.argv[1]))
+print("ready", flush=True)
 sys.stdin.readline()
-for name in sys.argv[2].split():
+for name in sys.argv[2:]:
     views = registries.register({"layer_type": [name]})
-    print(name, views["layer_type"].index(name), flush=True)
+    print(name, views["layer_type"].index(name))
 """
 
 
 def test_several_processes_give_a_name_one_index(tmp_path):
-    path = tmp_path / "registries.json"
-    orders = ["a b c d e f g", "g f e d c b a", "d a g b f c e"]
+    path, names = tmp_path / "registries.json", [f"layer{i}" for i in range(40)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, path, order], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for order in orders
+        subprocess.Popen([sys.executable, "-c", PROCESS, path, *order], **pipes)
+        for order in (names, names[::-1], names[20:] + names[:20])
     ]
-    given_to = [set(process.communicate("\n")[0].split("\n")) - {""} for process in processes]
-    assert all(process.returncode == 0 for process in processes)
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    told = [process.communicate()[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
     final = Registries(path).views["layer_type"]
-    assert sorted(final.names) == list("abcdefg")
-    for lines in given_to:
-        assert lines == {f"{name} {final.index(name)}" for name in "abcdefg"}
+    assert sorted(final.names) == sorted(names)
+    for lines in told:
+        assert sorted(lines) == sorted(f"{name} {final.index(name)}" for name in names)
 
 
 def test_a_write_that_fails_registers_nothing_and_leaves_the_file(tmp_path):
