@@ -56,7 +56,7 @@ def schema_text() -> str:
 def _in_order(definitions: dict[str, Any]) -> Iterator[str]:
     """The messages, each after the one that has it."""
     waiting = [SystemState.__name__]
-    for name in waiting:
+    for name in waiting:  # which grows meanwhile
         yield name
         found = dict.fromkeys(_references(definitions[name]["properties"]))
         waiting.extend(reference for reference in found if reference not in waiting)
