@@ -155,6 +155,24 @@ class AlphaCurve(IntEnum):
 SIGMOID_STEEPNESS = {AlphaCurve.SIGMOID_GENTLE: 6.0, AlphaCurve.SIGMOID: 12.0, AlphaCurve.SIGMOID_SHARP: 24.0}
 
 
+class RampShape(IntEnum):
+    """How a seed is blended in over the part of a window that a blending schedule gives it.
+
+    A table of its own: the length of ``AlphaCurve`` is the size of a head, which stored weights keep.
+    """
+
+    LINEAR = 0
+    COSINE = 1
+    WARMUP_HOLD = 2
+    SIGMOID = 3
+
+
+BLENDING_METHODS = tuple(shape.name.lower() for shape in RampShape)
+"""The shapes as they are spelled in messages and registries, in their order."""
+
+RAMP_SIGMOID_STEEPNESS = 10.0
+
+
 class GerminationStyle(IntEnum):
     """A pair: the alpha curve used at blending, and the algorithm (``STYLE_CURVE``, ``STYLE_ALGORITHM``)."""
 

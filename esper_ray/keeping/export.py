@@ -16,12 +16,13 @@ from envs.slots import SlotConfig
 from esper_ray.config import EnvConfig, TrainConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import POLICY_FILE, Checkpoint, RunDirectory, Which
-from esper_ray.keeping.writing import UNFINISHED, make_directories, remove_empty, replace_bytes, replace_text, writing
+from esper_ray.keeping.writing import make_directories, remove_empty, replace_bytes, replace_text, writing
 from esper_ray.reading import checked, read_json
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
 from policies.learned import LEARNED
 from policies.network_config import NetworkConfig
+from policies.replacing import UNFINISHED
 from policies.weights import Weights, load_weights
 
 CARD_FILE = "card.json"

@@ -18,8 +18,9 @@ from esper_ray.errors import UserError
 from esper_ray.keeping.lock import LOCK_FILE, held
 from esper_ray.keeping.manifest import check_manifest, write_manifest
 from esper_ray.keeping.revision import git_commit
-from esper_ray.keeping.writing import UNFINISHED, make_directories, new_directory, replace_text, writing
+from esper_ray.keeping.writing import make_directories, new_directory, replace_text, writing
 from esper_ray.reading import checked, read_json
+from policies.replacing import UNFINISHED
 
 if TYPE_CHECKING:
     from policies.weights import Weights

@@ -17,8 +17,9 @@ from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE
 from esper_ray.keeping.lock import LOCK_FILE
 from esper_ray.keeping.run_directory import CONFIG_FILE, INDEX_FILE, RLLIB_STATE, RunDirectory, checked_index
-from esper_ray.keeping.writing import UNFINISHED, make_directories, new_directory
+from esper_ray.keeping.writing import make_directories, new_directory
 from esper_ray.reading import parse_json
+from policies.replacing import UNFINISHED
 
 WHOLE_AT_ONCE = frozenset({"s3", "gcs", "abfs"})
 """Object stores: what is written appears when it is complete. Elsewhere it is written aside and then renamed."""

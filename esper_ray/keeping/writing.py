@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esper_ray.errors import UserError
+from policies.replacing import aside, replacing, sync
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-UNFINISHED = ".unfinished"
-"""End of a name under which something is written before it is whole."""
 
 
 @contextmanager
@@ -67,23 +63,10 @@ def check_writable(path: Path) -> None:
     Raises:
         UserError: it cannot.
     """
-    probe = _aside(path)
+    probe = aside(path)
     with writing(path):
         probe.touch(exist_ok=False)
         probe.unlink()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a directory's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems know no such thing for directories.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -96,16 +79,8 @@ def replaced(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written; the one before is still there.
     """
-    aside = _aside(path)
-    try:
-        with writing(path):
-            yield aside
-            sync(aside)
-            os.replace(aside, path)
-            sync(path.parent)
-    finally:
-        with suppress(OSError):
-            aside.unlink()
+    with writing(path), replacing(path) as unfinished:
+        yield unfinished
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
@@ -114,8 +89,8 @@ def replace_bytes(path: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    with replaced(path) as aside:
-        aside.write_bytes(content)
+    with replaced(path) as unfinished:
+        unfinished.write_bytes(content)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -133,8 +108,8 @@ def replace_figure(path: Path, figure: Figure) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    with replaced(path) as aside:
-        figure.savefig(aside, format=path.suffix[1:])
+    with replaced(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:])
 
 
 @contextmanager
@@ -147,21 +122,16 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written, or there is such a directory by now; nothing is left of it.
     """
-    aside = _aside(path)
+    unfinished = aside(path)
     try:
         with writing(path):
-            aside.mkdir()
-            yield aside
-            for folder, _, names in os.walk(aside):
+            unfinished.mkdir()
+            yield unfinished
+            for folder, _, names in os.walk(unfinished):
                 for name in names:
                     sync(Path(folder, name))
                 sync(Path(folder))
-            aside.rename(path)
+            unfinished.rename(path)
             sync(path.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _aside(path: Path) -> Path:
-    """A name that nobody else writes under."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+        shutil.rmtree(unfinished, ignore_errors=True)
