@@ -1,0 +1,1 @@
+"""The strategic policy: a graph network that reads any training run."""
