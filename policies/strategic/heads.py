@@ -206,7 +206,7 @@ class GraphHeads(nn.Module):
         )
 
     def _q_values(self, graph: Tensor, value: Tensor, distribution: FactoredDistribution) -> Tensor:
-        """Advantages of the ops, shifted so that their mean under the policy is the value: as the recurrent network's."""
+        """Q of the ops: advantages, shifted so that their mean under the policy is the value."""
         probs = distribution.op_log_probs.detach().exp()
         advantages = self.op_advantages(graph).float()[:, : probs.shape[1]]
         return value.unsqueeze(1) + advantages - (probs * advantages).sum(dim=1, keepdim=True)

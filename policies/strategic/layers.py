@@ -25,10 +25,13 @@ NEGATIVE_SLOPE = 0.2
 """Of the leaky ReLU over attention scores, as in the paper (Veličković et al., 2018)."""
 
 
-def xavier(*shape: int) -> nn.Parameter:
-    """A stack of weights ``[..., outputs, inputs]``, each Xavier-uniform by itself."""
-    bound = math.sqrt(6.0 / (shape[-1] + shape[-2]))
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+def xavier(inputs: int, stack: int, outputs: int) -> nn.Parameter:
+    """Weights ``[inputs, stack, outputs]``, each of the stack Xavier-uniform by itself.
+
+    Inputs come first: a product of few rows reads such weights a third faster than ``nn.Linear``'s layout.
+    """
+    bound = math.sqrt(6.0 / (inputs + outputs))
+    return nn.Parameter(torch.empty(inputs, stack, outputs).uniform_(-bound, bound))
 
 
 def linear(inputs: int, outputs: int, gain: float = 1.0, bias: bool = True) -> nn.Linear:
@@ -117,7 +120,7 @@ class Wiring:
     Attributes:
         targets: As given, in the order of all types.
         relations: Indices into ``RELATIONS`` of those that enter a target.
-        sends: Per node type, which of them leave it, in order.
+        sends: Per node type that any of them leaves, which do, in order.
         receives: Per target, which of them enter it, in order.
     """
 
@@ -125,9 +128,10 @@ class Wiring:
         chosen = set(targets)
         self.targets = tuple(name for name in NODE_TYPES if name in chosen)
         self.relations = tuple(index for index, relation in enumerate(RELATIONS) if relation.target in chosen)
-        self.sends = {
+        sends = {
             name: tuple(index for index in self.relations if RELATIONS[index].source == name) for name in NODE_TYPES
         }
+        self.sends = {name: relations for name, relations in sends.items() if relations}
         self.receives = {
             name: tuple(index for index in self.relations if RELATIONS[index].target == name) for name in self.targets
         }
@@ -197,6 +201,8 @@ class RelationalLayer(nn.Module):
 
     A relation contributes 0, after its norm, at nodes without incoming edges: the norm would blow up its bias there.
 
+    The order of the tables is the wiring's throughout: a ``ParameterDict`` sorts its names.
+
     Args:
         wiring: What is computed.
         inputs: Width of each node type that comes in.
@@ -208,7 +214,7 @@ class RelationalLayer(nn.Module):
         super().__init__()
         self.wiring, self.width = wiring, width
         sends, receives = wiring.sends, wiring.receives
-        self.send = nn.ParameterDict({t: xavier(len(sends[t]), sent, inputs[t]) for t in sends if sends[t]})
+        self.send = nn.ParameterDict({t: xavier(inputs[t], len(sends[t]), sent) for t in sends})
         self.bias = nn.ParameterDict({t: torch.zeros(len(receives[t]), width) for t in receives})
         self.gain = nn.ParameterDict({t: torch.ones(len(receives[t]), width) for t in receives})
         self.shift = nn.ParameterDict({t: torch.zeros(len(receives[t]), width) for t in receives})
@@ -234,11 +240,12 @@ class RelationalLayer(nn.Module):
             links: Of the batch, by this layer's wiring.
             dropout: Chance that a number is dropped.
         """
-        messages = torch.cat([_rows(nodes[name], weight).flatten(0, 1) for name, weight in self.send.items()])
-        outputs = {}
+        messages = torch.cat([_rows(nodes[name], self.send[name]).flatten(0, 1) for name in self.wiring.sends])
         reached = self._by_type(links.reached, nodes)
+        outputs = {}
         for name, received in self.inboxes(nodes, messages, links).items():
-            normed = F.layer_norm(received + self.bias[name], (self.width,)) * self.gain[name] + self.shift[name]
+            centred = F.layer_norm(received + self.bias[name], (self.width,))
+            normed = torch.addcmul(self.shift[name], centred, self.gain[name])
             total = F.gelu((normed * reached[name]).sum(dim=1))
             outputs[name] = F.dropout(total, dropout, training=dropout > 0) + self.residual[name](nodes[name])
         return outputs
@@ -265,7 +272,7 @@ class SageLayer(RelationalLayer):
     def __init__(self, wiring: Wiring, inputs: Mapping[str, int], width: int) -> None:
         super().__init__(wiring, inputs, width, sent=width)
         receives = wiring.receives
-        self.own = nn.ParameterDict({t: xavier(len(receives[t]), width, inputs[t]) for t in receives})
+        self.own = nn.ParameterDict({t: xavier(inputs[t], len(receives[t]), width) for t in receives})
 
     def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
         """See :meth:`RelationalLayer.inboxes`."""
@@ -290,9 +297,9 @@ class GatLayer(RelationalLayer):
         super().__init__(wiring, inputs, width, sent=heads * width)
         self.heads = heads
         sends, receives = wiring.sends, wiring.receives
-        self.attend_source = nn.ParameterDict({t: xavier(len(sends[t]), heads, width) for t in sends if sends[t]})
-        self.attend_target = nn.ParameterDict({t: xavier(len(receives[t]), heads, inputs[t]) for t in receives})
-        self.attend_edge = xavier(len(wiring.relations), heads, ATTRIBUTE_WIDTH)
+        self.attend_source = nn.ParameterDict({t: xavier(width, len(sends[t]), heads) for t in sends})
+        self.attend_target = nn.ParameterDict({t: xavier(inputs[t], len(receives[t]), heads) for t in receives})
+        self.attend_edge = xavier(ATTRIBUTE_WIDTH, len(wiring.relations), heads)
 
     def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
         """See :meth:`RelationalLayer.inboxes`."""
@@ -310,21 +317,22 @@ class GatLayer(RelationalLayer):
 
     def _scores(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
         """How much each edge is attended to, before the softmax: ``[e, heads]``."""
-        sizes = [len(nodes[name]) * len(weight) for name, weight in self.attend_source.items()]
+        sends, by_head = self.wiring.sends, messages.unflatten(1, (self.heads, self.width))
+        rows = [len(nodes[name]) * len(sends[name]) for name in sends]
         sources = [
-            (part.view(-1, len(weight), self.heads, self.width) * weight).sum(dim=-1).flatten(0, 1)
-            for part, weight in zip(messages.split(sizes), self.attend_source.values(), strict=True)
+            torch.einsum("nrhw,wrh->nrh", part.unflatten(0, (-1, len(sends[name]))), self.attend_source[name])
+            for name, part in zip(sends, by_head.split(rows), strict=True)
         ]
-        targets = [_rows(nodes[name], weight.flatten(0, 1)) for name, weight in self.attend_target.items()]
-        source = torch.cat(sources)[links.message]
-        target = torch.cat([part.reshape(-1, self.heads) for part in targets])[links.inbox]
-        edge = torch.einsum("ea,eha->eh", links.attributes, self.attend_edge[links.relation])
+        targets = [_rows(nodes[name], self.attend_target[name]) for name in self.wiring.receives]
+        source = torch.cat([part.flatten(0, 1) for part in sources])[links.message]
+        target = torch.cat([part.flatten(0, 1) for part in targets])[links.inbox]
+        edge = torch.einsum("ea,aeh->eh", links.attributes, self.attend_edge[:, links.relation])
         return F.leaky_relu(source + target + edge, NEGATIVE_SLOPE)
 
 
 def segment_softmax(scores: Tensor, links: Links) -> Tensor:
-    """Softmax over the edges of each inbox, head by head, in float32: ``[e, heads]``."""
-    scores = scores.float()
+    """Softmax over the edges of each inbox, head by head, in float32 at least: ``[e, heads]``."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     inbox = links.inbox.unsqueeze(1).expand_as(scores)
     zeros = scores.new_zeros(len(links.first), scores.shape[1])
     largest = zeros.scatter_reduce(0, inbox, scores.detach(), "amax", include_self=False)
@@ -334,6 +342,5 @@ def segment_softmax(scores: Tensor, links: Links) -> Tensor:
 
 
 def _rows(nodes: Tensor, weight: Tensor) -> Tensor:
-    """Products ``[n, ..., outputs]`` of nodes ``[n, inputs]`` with stacked weights ``[..., outputs, inputs]``."""
-    products = F.linear(nodes, weight.flatten(0, -2))
-    return products.unflatten(1, weight.shape[:-1])
+    """Products ``[n, stack, outputs]`` of nodes ``[n, inputs]`` with stacked weights ``[inputs, stack, outputs]``."""
+    return (nodes @ weight.flatten(1)).unflatten(1, weight.shape[1:])
