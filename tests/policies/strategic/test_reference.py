@@ -156,12 +156,12 @@ def build(config, dtype, seed=0):
     ("config", "dtype", "tolerance"),
     [
         (GraphNetworkConfig(), torch.float32, 1e-5),
-        (GraphNetworkConfig(sage_width=16, gat_width=12, attention_heads=3), torch.float64, 1e-9),
+        (GraphNetworkConfig(sage_width=16, gat_width=12, attention_heads=3), torch.float64, 1e-12),
     ],
 )
 def test_every_layer_equals_a_hetero_conv_with_its_weights(config, dtype, tolerance):
     network = build(config, dtype)
-    graphs = GraphBatch.from_arrays(random_arrays(3, seed=5))
+    graphs = GraphBatch.from_arrays(random_arrays(3, edges=30, seed=5))
     index, attributes = hetero_edges(graphs)
     attributes = {name: rows.to(dtype) for name, rows in attributes.items()}
     inputs = {name: encoder.linear.out_features for name, encoder in network.encoders.items()}
@@ -183,7 +183,7 @@ def test_every_layer_equals_a_hetero_conv_with_its_weights(config, dtype, tolera
         pairs += [(ours[name].grad, theirs[name].grad) for name in inputs]
         for one, other in pairs:
             torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
-            assert one.abs().max() > 100 * tolerance
+            assert one.abs().max() > 0
         inputs = dict.fromkeys(NODE_TYPES, layer.width)
 
 
