@@ -136,11 +136,10 @@ class ActionHeads(nn.Module):
 
         A sum in place of the mean would make every op likelier the more slots there are, and WAIT rarer.
         """
-        floor = torch.finfo(scores.dtype).min
-        count = mask.sum(dim=-1)
-        mean = scores.masked_fill(~mask, floor).logsumexp(dim=-1) - count.clamp(min=1).log()
-        over_slots, free = torch.where(count > 0, mean, 0.0), self.free_scores(graph).float()
-        needed_by = tables.heads[1].needed_by
+        # Of no slot at all it is the smallest float, or nearly, so that such an op is never drawn.
+        masked = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        over_slots = masked.logsumexp(dim=-1) - mask.sum(dim=-1).clamp(min=1).log()
+        free, needed_by = self.free_scores(graph).float(), tables.heads[1].needed_by
         columns = [
             over_slots[:, needed_by.index(op)] if op in needed_by else free[:, FREE_OPS.index(LifecycleOp(op))]
             for op in range(tables.heads[0].size)

@@ -13,6 +13,7 @@ from policies.distribution import ActionTables
 from policies.strategic import network as network_module
 from policies.strategic.graph import EdgeArrays, GraphBatch
 from policies.strategic.heads import blending_window
+from policies.strategic.layers import Links
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.network_config import GraphNetworkConfig
 from policies.strategic.schema import BLENDING_METHODS, FORWARD_RELATIONS, NODE_TYPES
@@ -134,6 +135,13 @@ def test_every_weight_and_every_input_is_reached():
         assert touched[: relation.attributes.encoded].all(), relation
 
 
+def test_layer_nodes_read_the_context():
+    graphs = GraphBatch.from_arrays(random_arrays(4))
+    encoded = perturbed().encoders["layer"](graphs.nodes["layer"], graphs.context.requires_grad_())
+    encoded.square().sum(dim=0)[0].backward()
+    assert (graphs.context.grad.abs().amax(0) > 0).all()
+
+
 @pytest.mark.parametrize("name", NODE_TYPES)
 def test_a_changed_feature_of_any_node_type_changes_the_choice(name):
     network, arrays = perturbed(), random_arrays(1, edges=20, absent=0.0, unknown=0.0)
@@ -156,6 +164,17 @@ def test_what_is_unknown_of_an_activation_falls_back_on_its_layer_type():
     assert value(unknown, 3, 1) != value(unknown, 3, 2)
     assert value(known, 0, 1) != value(known, 0, 2)
     assert value(known, 3, 1) == value(known, 3, 2)
+
+
+def test_a_relation_says_nothing_to_a_node_that_it_does_not_reach():
+    network, graphs = perturbed(), GraphBatch.from_arrays(random_arrays(2, edges=0))
+    for layer in network.layers:
+        nodes = {
+            name: torch.randn(len(graphs.nodes[name].graph), weight.shape[0]) for name, weight in layer.send.items()
+        }
+        out = layer(nodes, Links.of(graphs, layer.wiring))
+        for name, rows_of in out.items():
+            assert rows_of.equal(layer.residual[name](nodes[name]))
 
 
 def relabelled(arrays, seed=0):
@@ -249,9 +268,10 @@ def test_padded_rows_are_finite_and_change_no_other():
     assert all(tensor.isfinite().all() for tensor in tensors_of(result).values())
     assert all(p.grad.isfinite().all() for p in network.parameters())
     kept = replace(arrays, context=arrays.context.nan_to_num())
-    alone = network(GraphBatch.from_arrays(rows(kept, slice(2, 3))), tables())
-    for name, tensor in tensors_of(alone).items():
-        torch.testing.assert_close(tensor, tensors_of(result)[name][2:], atol=1e-5, rtol=1e-5)
+    for index, arrays in ((1, padded), (2, kept)):
+        alone = network(GraphBatch.from_arrays(rows(arrays, slice(index, index + 1))), tables())
+        for name, tensor in tensors_of(alone).items():
+            torch.testing.assert_close(tensor, tensors_of(result)[name][index : index + 1], atol=1e-5, rtol=1e-5)
 
 
 def test_chunks_change_nothing(monkeypatch):
