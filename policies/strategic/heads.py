@@ -63,29 +63,21 @@ def _stream(inputs: int, width: int, outputs: int, gain: float) -> nn.Sequential
     return nn.Sequential(linear(inputs, width), nn.GELU(), linear(width, outputs, gain))
 
 
-class PairHead(nn.Module):
-    """Reads a node's vector beside its graph's, ``[B, k, G]`` beside ``[B, W]``: one hidden layer, then the outputs.
+class Beside(nn.Module):
+    """One hidden layer over a node's vector beside its graph's: ``[B, k, G]`` beside ``[B, W]`` gives ``[B, k, W]``.
 
     Args:
         node: ``G``.
-        graph: ``W``, which is the hidden width, too.
-        outputs: Numbers per row.
-        num_ops: Rows are ops, of this many, and each has a learned vector, zero at first; None if they are slots.
+        graph: ``W``.
     """
 
-    def __init__(self, node: int, graph: int, outputs: int, num_ops: int | None = None) -> None:
+    def __init__(self, node: int, graph: int) -> None:
         super().__init__()
         self.node, self.graph = linear(node, graph, bias=False), linear(graph, graph)
-        self.op_embedding = None if num_ops is None else nn.Parameter(torch.zeros(num_ops, graph))
-        self.output = linear(graph, outputs, _CHOICE_GAIN)
 
-    def forward(self, nodes: Tensor, graph: Tensor, ops: Tensor | None = None) -> Tensor:
-        """Outputs ``[B, k, outputs]``, of rows that are slots, or the ops ``[k]``."""
-        hidden = self.node(nodes) + self.graph(graph).unsqueeze(1)
-        if self.op_embedding is not None:
-            hidden = hidden + self.op_embedding[ops]
-        outputs: Tensor = self.output(F.gelu(hidden))
-        return outputs
+    def forward(self, nodes: Tensor, graph: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        """The layer, with something added before its nonlinearity."""
+        return F.gelu(self.node(nodes) + self.graph(graph).unsqueeze(1) + offset)
 
 
 class ActionHeads(nn.Module):
@@ -100,12 +92,14 @@ class ActionHeads(nn.Module):
     def __init__(self, node: int, graph: int, config: GraphNetworkConfig) -> None:
         super().__init__()
         self.op_bias = nn.Parameter(op_bias([op.name for op in LifecycleOp], config.op_bias))
-        self.slot_scores = PairHead(node, graph, len(SLOT_OPS))
+        self.slot_hidden = Beside(node, graph)
+        self.slot_scores = linear(graph, len(SLOT_OPS), _CHOICE_GAIN)
         self.free_scores = _stream(graph, graph, len(FREE_OPS), _CHOICE_GAIN)
+        # An argument is chosen once its op is. The vectors start at zero: at first it looks the same to every op.
+        self.op_embedding = nn.Parameter(torch.zeros(len(SLOT_OPS), graph))
+        self.argument_hidden = Beside(node, graph)
         sizes = {head.name: head.size for head in head_specs(("slot",))[2:]} | {"blueprint": NUM_KERNELS}
-        self.arguments = nn.ModuleDict(
-            {name: PairHead(node, graph, size, len(LifecycleOp)) for name, size in sizes.items()}
-        )
+        self.arguments = nn.ModuleDict({name: linear(graph, size, _CHOICE_GAIN) for name, size in sizes.items()})
 
     def forward(
         self, graph: Tensor, slots: Tensor, action_mask: Tensor, tables: ActionTables
@@ -119,15 +113,17 @@ class ActionHeads(nn.Module):
             tables: Of the world's heads.
         """
         masks = tables.masks(action_mask)
-        scores = self.slot_scores(slots, graph)[..., : masks[1].shape[1]].transpose(1, 2).float()
+        ops = masks[1].shape[1]
+        scores = self.slot_scores(self.slot_hidden(slots, graph))[..., :ops].transpose(1, 2).float()
         op_log_probs = masked_log_softmax(self._op_logits(scores, graph, masks[1], tables).unsqueeze(1), masks[0])
         slot_log_probs = masked_log_softmax(scores, masks[1])
         # Which slots an op looks at here only weighs. Detached, or the arguments' losses would choose slots.
         attended = slot_log_probs.detach().exp().to(slots.dtype) @ slots
+        hidden = self.argument_hidden(attended, graph, self.op_embedding[:ops])
         log_probs, logits = [op_log_probs, slot_log_probs], {}
         for column, head in enumerate(tables.heads[2:], start=2):
-            ops = tables.needed_by(column)
-            logits[head.name] = self.arguments[head.name](attended[:, tables.rows[ops, 1]], graph, ops)
+            rows = tables.rows[tables.needed_by(column), 1]
+            logits[head.name] = self.arguments[head.name](hidden[:, rows])
             log_probs.append(masked_log_softmax(logits[head.name][..., : head.size], masks[column]))
         return FactoredDistribution(tuple(log_probs), masks, tables), logits
 
@@ -163,8 +159,9 @@ class GraphHeads(nn.Module):
         self.action = ActionHeads(node, width, config)
         self.value = _stream(width, width, 1, _VALUE_GAIN)
         self.op_advantages = _stream(width, width, len(LifecycleOp), _VALUE_GAIN)
-        self.blending = PairHead(node, width, len(BLENDING_METHODS))
-        self.window = PairHead(node, width, 2)
+        self.seed_hidden = Beside(node, width)
+        self.blending = linear(width, len(BLENDING_METHODS), _CHOICE_GAIN)
+        self.window = linear(width, 2, _CHOICE_GAIN)
         self.risk = _stream(width, width, len(RISK_CLASSES), _CHOICE_GAIN)
         self.telemetry = linear(width, TELEMETRY_WIDTH)
 
@@ -189,6 +186,7 @@ class GraphHeads(nn.Module):
         """
         graph = self.graph(torch.cat([pooled, context], dim=1))
         distribution, logits = self.action(graph, slots, action_mask, tables)
+        seeds = self.seed_hidden(slots, graph)
         value = self.value(graph).squeeze(-1).float()
         kernels = logits.pop("blueprint").squeeze(1)
         unknown = torch.arange(NUM_KERNELS, device=kernels.device) >= _size(tables, "blueprint")
@@ -198,8 +196,8 @@ class GraphHeads(nn.Module):
             self._q_values(graph, value, distribution),
             kernels.masked_fill(unknown, torch.finfo(kernels.dtype).min),
             logits,
-            _methods(self.blending(slots, graph), allowed),
-            blending_window(self.window(slots, graph)),
+            _methods(self.blending(seeds), allowed),
+            blending_window(self.window(seeds)),
             self.risk(graph),
             self.telemetry(graph),
         )

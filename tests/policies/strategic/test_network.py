@@ -234,7 +234,7 @@ def test_slots_that_a_graph_does_not_have_change_nothing():
 def test_the_chance_of_wait_at_equal_scores_does_not_depend_on_the_number_of_slots(slots):
     network = build()
     with torch.no_grad():
-        for output in (network.heads.action.slot_scores.output, network.heads.action.free_scores[-1]):
+        for output in (network.heads.action.slot_scores, network.heads.action.free_scores[-1]):
             output.weight.zero_()
     arrays = admitting(random_arrays(2, {**SIZES, "seed": slots}), slots, {LifecycleOp.WAIT, LifecycleOp.GERMINATE})
     probs = network(GraphBatch.from_arrays(arrays), tables(slots)).distribution.op_log_probs.exp()
