@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -128,11 +127,10 @@ class GraphBatch:
         """Number of graphs."""
         return len(self.seeds)
 
-    @cached_property
-    def first_nodes(self) -> dict[str, Tensor]:
-        """Index of each graph's first node, by type: int64 ``[B + 1]``, the last one the number of nodes."""
+    def first_nodes(self, name: str) -> Tensor:
+        """Index of each graph's first node of a type: int64 ``[B + 1]``, the last one the number of nodes."""
         graphs = torch.arange(len(self) + 1, device=self.seeds.device)
-        return {name: torch.searchsorted(nodes.graph, graphs) for name, nodes in self.nodes.items()}
+        return torch.searchsorted(self.nodes[name].graph, graphs)
 
     @classmethod
     def from_arrays(cls, arrays: GraphArrays) -> GraphBatch:
@@ -153,7 +151,7 @@ class GraphBatch:
             return [self]
         bounds = [*range(0, len(self), size), len(self)]
         at = torch.tensor(bounds, device=self.seeds.device)
-        node_bounds = torch.stack([first[at] for first in self.first_nodes.values()]).tolist()
+        node_bounds = torch.stack([self.first_nodes(name)[at] for name in self.nodes]).tolist()
         edge_bounds = torch.searchsorted(self.edges.graph, at).tolist()
         return [
             self._chunk(bounds[i], bounds[i + 1], [(b[i], b[i + 1]) for b in node_bounds], edge_bounds[i : i + 2])

@@ -73,7 +73,7 @@ class GraphPolicyNetwork(nn.Module):
             nodes = layer(nodes, links[layer.wiring], dropout)
         layers = nodes["layer"]
         every = torch.arange(len(layers), device=layers.device)
-        pooled = F.embedding_bag(every, layers, graphs.first_nodes["layer"][:-1], mode="mean")
+        pooled = F.embedding_bag(every, layers, graphs.first_nodes("layer")[:-1], mode="mean")
         return pooled, _by_slot(nodes["seed"], graphs.seeds)
 
 
