@@ -88,15 +88,16 @@ class ActionHead(nn.Module):
         return logits
 
 
-def _set_op_bias(head: nn.Module, ops: HeadSpec, logits: Mapping[str, float]) -> None:
-    """Start the named ops with these logits."""
-    unknown = set(logits) - set(ops.choices)
+def op_bias(ops: Sequence[str], logits: Mapping[str, float]) -> Tensor:
+    """The logits that ops start with, ``[len(ops)]``: those named, 0 for the others.
+
+    Raises:
+        ValueError: a name that is no op's.
+    """
+    unknown = set(logits) - set(ops)
     if unknown:
-        raise ValueError(f"network op_bias names {sorted(unknown)}, but the ops are {', '.join(ops.choices)}")
-    assert isinstance(head, ActionHead)
-    with torch.no_grad():
-        for name, logit in logits.items():
-            head.output.bias[ops.choices.index(name)] = logit
+        raise ValueError(f"network op_bias names {sorted(unknown)}, but the ops are {', '.join(ops)}")
+    return torch.tensor([float(logits.get(op, 0.0)) for op in ops])
 
 
 class RecurrentPolicyNetwork(nn.Module):
@@ -147,7 +148,10 @@ class RecurrentPolicyNetwork(nn.Module):
                 for head in heads
             }
         )
-        _set_op_bias(self.heads[heads[0].name], heads[0], config.op_bias)
+        op_head = self.heads[heads[0].name]
+        assert isinstance(op_head, ActionHead)
+        with torch.no_grad():
+            op_head.output.bias.copy_(op_bias(heads[0].choices, config.op_bias))
         self.state_stream = _critic_stream(width, config.head_dim, 1)
         self.op_stream = _critic_stream(width, config.head_dim, num_ops) if len(heads) > 1 else None
         self.return_scale = ReturnScale(num_worlds)

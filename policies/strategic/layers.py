@@ -1,0 +1,342 @@
+"""Message passing over stacked relations: encoders of nodes, SAGE and GAT layers.
+
+A layer multiplies the nodes of each type once, with the weights of all relations that leave or enter them side by
+side. The rows of these products make two flat tables, whatever the number of relations: messages, a row for each node
+and relation that it sends along, and inboxes, a row for each node and relation that it receives along. An edge is a
+message's row and an inbox's row. Adding up all edges of all relations is then one bag of embeddings, which gathers,
+weighs and sums in one pass (on one CPU thread 5 to 20 times as fast as ``index_add``).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from policies.strategic.graph import GraphBatch, Nodes
+from policies.strategic.schema import ATTRIBUTE_WIDTH, NODE_TYPES, RELATIONS, NodeType
+
+NEGATIVE_SLOPE = 0.2
+"""Of the leaky ReLU over attention scores, as in the paper (Veličković et al., 2018)."""
+
+
+def xavier(inputs: int, stack: int, outputs: int) -> nn.Parameter:
+    """Weights ``[inputs, stack, outputs]``, each of the stack Xavier-uniform by itself.
+
+    Inputs come first: a product of few rows reads such weights a third faster than ``nn.Linear``'s layout.
+    """
+    bound = math.sqrt(6.0 / (inputs + outputs))
+    return nn.Parameter(torch.empty(inputs, stack, outputs).uniform_(-bound, bound))
+
+
+def linear(inputs: int, outputs: int, gain: float = 1.0, bias: bool = True) -> nn.Linear:
+    """A linear layer with Xavier-uniform weights and no bias at the start."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(layer.weight, gain)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class NodeEncoder(nn.Module):
+    """Linear → ReLU → LayerNorm over a node's numbers, embeddings, masks and context, padded to the raw width.
+
+    Args:
+        node_type: Which nodes.
+        width: What they are encoded to.
+    """
+
+    def __init__(self, node_type: NodeType, width: int) -> None:
+        super().__init__()
+        self.node_type = node_type
+        columns = node_type.columns
+        self.embeddings = nn.ModuleDict(
+            {
+                code.name: nn.Embedding(code.capacity + 1, embedding.width)
+                for embedding in node_type.embeddings
+                for code in embedding.codes
+            }
+        )
+        if node_type.fallback is not None:
+            self.fallback = nn.Embedding(node_type.fallback.capacity + 1, columns.width + node_type.embedded)
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.1)
+        self.linear = linear(node_type.raw, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, nodes: Nodes, context: Tensor) -> Tensor:
+        """Encode the nodes of this type: float ``[n, width]``.
+
+        Args:
+            nodes: Of the batch.
+            context: Of its graphs ``[B, CONTEXT.encoded]``.
+        """
+        columns = self.node_type.columns
+        masks = nodes.numbers[:, columns.width :]
+        parts = [nodes.numbers[:, : columns.width], *self._embedded(nodes.codes)]
+        if self.node_type.fallback is not None:
+            parts = [self._fallen_back(torch.cat(parts, dim=1), masks, nodes.codes)]
+        parts.append(masks)
+        if self.node_type.context is not None:
+            parts.append(context[nodes.graph])
+        raw = torch.cat(parts, dim=1)
+        encoded: Tensor = self.norm(F.relu(self.linear(F.pad(raw, (0, self.node_type.raw - raw.shape[1])))))
+        return encoded
+
+    def _embedded(self, codes: Tensor) -> list[Tensor]:
+        """The embeddings ``[n, width]``."""
+        columns = iter(codes.unbind(dim=1))
+        return [
+            reduce(torch.add, [self.embeddings[code.name](next(columns)) for code in embedding.codes])
+            for embedding in self.node_type.embeddings
+        ]
+
+    def _fallen_back(self, content: Tensor, masks: Tensor, codes: Tensor) -> Tensor:
+        """Numbers and embeddings ``[n, k]``, each that is unknown from the learned row of the fall-back's code."""
+        embeddings = self.node_type.embeddings
+        parts = codes[:, :-1].split([len(embedding.codes) for embedding in embeddings], dim=1)
+        known = [masks[:, self.node_type.columns.block_of] > 0]
+        for embedding, part in zip(embeddings, parts, strict=True):
+            known.append((part > 0).any(dim=1, keepdim=True).expand(-1, embedding.width))
+        return torch.where(torch.cat(known, dim=1), content, self.fallback(codes[:, -1]))
+
+
+class Wiring:
+    """The relations that a layer computes, and where each stands in the flat tables.
+
+    Args:
+        targets: Node types that the layer yields.
+
+    Attributes:
+        targets: As given, in the order of all types.
+        relations: Indices into ``RELATIONS`` of those that enter a target.
+        sends: Per node type that any of them leaves, which do, in order.
+        receives: Per target, which of them enter it, in order.
+    """
+
+    def __init__(self, targets: Iterable[str]) -> None:
+        chosen = set(targets)
+        self.targets = tuple(name for name in NODE_TYPES if name in chosen)
+        self.relations = tuple(index for index, relation in enumerate(RELATIONS) if relation.target in chosen)
+        sends = {
+            name: tuple(index for index in self.relations if RELATIONS[index].source == name) for name in NODE_TYPES
+        }
+        self.sends = {name: relations for name, relations in sends.items() if relations}
+        self.receives = {
+            name: tuple(index for index in self.relations if RELATIONS[index].target == name) for name in self.targets
+        }
+
+
+@dataclass(frozen=True)
+class Links:
+    """The edges of a batch as rows of a layer's flat tables, inbox by inbox.
+
+    Attributes:
+        message: Row of the message that each edge carries, int64 ``[e]``.
+        inbox: Row of the inbox that it enters, int64 ``[e]``, never decreasing.
+        first: Each inbox's first edge, int64 ``[Q]``.
+        reached: Whether any edge enters the inbox, float ``[Q, 1]``.
+        relation: Place of each edge's relation in ``wiring.relations``, int64 ``[e]``.
+        attributes: ``[e, ATTRIBUTE_WIDTH]``.
+    """
+
+    message: Tensor
+    inbox: Tensor
+    first: Tensor
+    reached: Tensor
+    relation: Tensor
+    attributes: Tensor
+
+    @classmethod
+    def of(cls, graphs: GraphBatch, wiring: Wiring) -> Links:
+        """The edges of the relations that a layer computes, forward and in reverse."""
+        edges, counts = graphs.edges, {name: len(nodes.graph) for name, nodes in graphs.nodes.items()}
+        forward, device = len(RELATIONS) // 2, edges.relation.device
+        relation = torch.cat([edges.relation, edges.relation + forward])
+        source = torch.cat([edges.source, edges.target])
+        target = torch.cat([edges.target, edges.source])
+        attributes = torch.cat([edges.attributes, edges.attributes])
+        message_at, _ = _row_places(wiring.sends, counts)
+        inbox_at, inboxes = _row_places(wiring.receives, counts)
+        place = torch.full((len(RELATIONS),), -1, device=device)
+        place[list(wiring.relations)] = torch.arange(len(wiring.relations), device=device)
+        kept = place[relation] >= 0
+        relation, source, target, attributes = relation[kept], source[kept], target[kept], attributes[kept]
+        message_offset, message_stride = torch.tensor(message_at, device=device)[relation].unbind(1)
+        inbox_offset, inbox_stride = torch.tensor(inbox_at, device=device)[relation].unbind(1)
+        inbox, order = torch.sort(inbox_offset + inbox_stride * target, stable=True)
+        message = (message_offset + message_stride * source)[order]
+        arrived = torch.bincount(inbox, minlength=inboxes)
+        reached = (arrived > 0).to(attributes.dtype).unsqueeze(1)
+        return cls(message, inbox, arrived.cumsum(0) - arrived, reached, place[relation[order]], attributes[order])
+
+
+def _row_places(roles: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> tuple[list[tuple[int, int]], int]:
+    """Offset and stride of each relation's rows in a flat table that has a row per node and role, type by type.
+
+    Returns:
+        Per relation of ``RELATIONS`` its pair, zeros where it plays no role; and the number of rows.
+    """
+    places = [(0, 0)] * len(RELATIONS)
+    start = 0
+    for name, relations in roles.items():
+        for position, relation in enumerate(relations):
+            places[relation] = (start + position, len(relations))
+        start += counts[name] * len(relations)
+    return places, start
+
+
+class RelationalLayer(nn.Module, ABC):
+    """Messages along every relation, a LayerNorm per relation, their sum, GELU, dropout, and the residual.
+
+    A relation contributes 0, after its norm, at nodes without incoming edges: the norm would blow up its bias there.
+    The order of the tables is the wiring's throughout: a ``ParameterDict`` sorts its names.
+
+    Args:
+        wiring: What is computed.
+        inputs: Width of each node type that comes in.
+        width: Width that goes out.
+        sent: Width of a message.
+    """
+
+    def __init__(self, wiring: Wiring, inputs: Mapping[str, int], width: int, sent: int) -> None:
+        super().__init__()
+        self.wiring, self.width = wiring, width
+        sends, receives = wiring.sends, wiring.receives
+        self.send = nn.ParameterDict({t: xavier(inputs[t], len(sends[t]), sent) for t in sends})
+        self.bias = nn.ParameterDict({t: torch.zeros(len(receives[t]), width) for t in receives})
+        self.gain = nn.ParameterDict({t: torch.ones(len(receives[t]), width) for t in receives})
+        self.shift = nn.ParameterDict({t: torch.zeros(len(receives[t]), width) for t in receives})
+        self.residual = nn.ModuleDict(
+            {t: nn.Identity() if inputs[t] == width else linear(inputs[t], width, bias=False) for t in receives}
+        )
+
+    @abstractmethod
+    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
+        """What each node receives along each relation, without bias: by type ``[n, relations, width]``.
+
+        Args:
+            nodes: By type ``[n, inputs]``.
+            messages: ``[M, sent]``.
+            links: Of the batch.
+        """
+
+    def forward(self, nodes: Mapping[str, Tensor], links: Links, dropout: float = 0.0) -> dict[str, Tensor]:
+        """The layer's targets, by type ``[n, width]``.
+
+        Args:
+            nodes: By type ``[n, inputs]``.
+            links: Of the batch, by this layer's wiring.
+            dropout: Chance that a number is dropped.
+        """
+        messages = torch.cat([_rows(nodes[name], self.send[name]).flatten(0, 1) for name in self.wiring.sends])
+        reached = self._by_type(links.reached, nodes)
+        outputs = {}
+        for name, received in self.inboxes(nodes, messages, links).items():
+            centred = F.layer_norm(received + self.bias[name], (self.width,))
+            normed = torch.addcmul(self.shift[name], centred, self.gain[name])
+            total = F.gelu((normed * reached[name]).sum(dim=1))
+            outputs[name] = F.dropout(total, dropout, training=dropout > 0) + self.residual[name](nodes[name])
+        return outputs
+
+    def _by_type(self, table: Tensor, nodes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of an inbox table ``[Q, k]`` by type, ``[n, relations, k]``."""
+        receives = self.wiring.receives
+        parts = table.split([len(nodes[name]) * len(receives[name]) for name in receives])
+        return {
+            name: part.unflatten(0, (len(nodes[name]), len(receives[name])))
+            for name, part in zip(receives, parts, strict=True)
+        }
+
+
+class SageLayer(RelationalLayer):
+    """GraphSAGE with mean aggregation (Hamilton et al., 2017); edge attributes are not read.
+
+    Args:
+        wiring: What is computed.
+        inputs: Width of each node type that comes in.
+        width: Width that goes out.
+    """
+
+    def __init__(self, wiring: Wiring, inputs: Mapping[str, int], width: int) -> None:
+        super().__init__(wiring, inputs, width, sent=width)
+        receives = wiring.receives
+        self.own = nn.ParameterDict({t: xavier(inputs[t], len(receives[t]), width) for t in receives})
+
+    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
+        """See :meth:`RelationalLayer.inboxes`."""
+        means = self._by_type(F.embedding_bag(links.message, messages, links.first, mode="mean"), nodes)
+        return {name: mean + _rows(nodes[name], self.own[name]) for name, mean in means.items()}
+
+
+class GatLayer(RelationalLayer):
+    """Graph attention with edge attributes (Veličković et al., 2018); its heads are averaged.
+
+    A target speaks in attention only, by a single vector per head, so that vector is the weight: GAT's usual product
+    of a matrix and a vector reaches no function that it does not. The same holds of edge attributes.
+
+    Args:
+        wiring: What is computed.
+        inputs: Width of each node type that comes in.
+        width: Width that goes out.
+        heads: Of attention.
+    """
+
+    def __init__(self, wiring: Wiring, inputs: Mapping[str, int], width: int, heads: int) -> None:
+        super().__init__(wiring, inputs, width, sent=heads * width)
+        self.heads = heads
+        sends, receives = wiring.sends, wiring.receives
+        self.attend_source = nn.ParameterDict({t: xavier(width, len(sends[t]), heads) for t in sends})
+        self.attend_target = nn.ParameterDict({t: xavier(inputs[t], len(receives[t]), heads) for t in receives})
+        self.attend_edge = xavier(ATTRIBUTE_WIDTH, len(wiring.relations), heads)
+
+    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
+        """See :meth:`RelationalLayer.inboxes`."""
+        weights = segment_softmax(self._scores(nodes, messages, links), links)
+        by_head = messages.view(-1, self.width)
+        rows = links.message.unsqueeze(1) * self.heads + torch.arange(self.heads, device=messages.device)
+        means = F.embedding_bag(
+            rows.flatten(),
+            by_head,
+            links.first * self.heads,
+            mode="sum",
+            per_sample_weights=(weights / self.heads).flatten().to(by_head.dtype),
+        )
+        return self._by_type(means, nodes)
+
+    def _scores(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
+        """How much each edge is attended to, before the softmax: ``[e, heads]``."""
+        sends, by_head = self.wiring.sends, messages.unflatten(1, (self.heads, self.width))
+        rows = [len(nodes[name]) * len(sends[name]) for name in sends]
+        sources = [
+            torch.einsum("nrhw,wrh->nrh", part.unflatten(0, (-1, len(sends[name]))), self.attend_source[name])
+            for name, part in zip(sends, by_head.split(rows), strict=True)
+        ]
+        targets = [_rows(nodes[name], self.attend_target[name]) for name in self.wiring.receives]
+        source = torch.cat([part.flatten(0, 1) for part in sources])[links.message]
+        target = torch.cat([part.flatten(0, 1) for part in targets])[links.inbox]
+        edge = torch.einsum("ea,aeh->eh", links.attributes, self.attend_edge[:, links.relation])
+        return F.leaky_relu(source + target + edge, NEGATIVE_SLOPE)
+
+
+def segment_softmax(scores: Tensor, links: Links) -> Tensor:
+    """Softmax over the edges of each inbox, head by head, in float32 at least: ``[e, heads]``."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    inbox = links.inbox.unsqueeze(1).expand_as(scores)
+    zeros = scores.new_zeros(len(links.first), scores.shape[1])
+    largest = zeros.scatter_reduce(0, inbox, scores.detach(), "amax", include_self=False)
+    exponentials = (scores - largest[links.inbox]).exp()
+    totals = zeros.scatter_add(0, inbox, exponentials)
+    return exponentials / totals[links.inbox]
+
+
+def _rows(nodes: Tensor, weight: Tensor) -> Tensor:
+    """Products ``[n, stack, outputs]`` of nodes ``[n, inputs]`` with stacked weights ``[inputs, stack, outputs]``."""
+    return (nodes @ weight.flatten(1)).unflatten(1, weight.shape[1:])
