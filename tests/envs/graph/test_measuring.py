@@ -14,6 +14,7 @@ from envs.graph.activity import FUNCTIONS, ActivityStatistics
 from envs.graph.layout import UNKNOWN
 from envs.graph.measurements import ACTIVITY_INTERVAL
 from envs.hosts.cnn import CnnVariant
+from envs.morphogenesis import MorphogenesisEnv, MorphogenesisVectorEnv
 from envs.vocabulary import NO_BLUEPRINT, AlphaAlgorithm, Blueprint, LifecycleOp, SeedStage
 from tests.envs.helpers import (
     WAIT,
@@ -23,6 +24,7 @@ from tests.envs.helpers import (
     germinate,
     random_valid_actions,
     schedule,
+    task_of,
     tiny_env,
     torch_alone,
 )
@@ -95,6 +97,14 @@ def test_observations_lie_in_their_space_and_begin_with_one(kind):
         assert env.observation_space.contains(observation)
         assert np.isfinite(observation["graph"]).all()
         assert (observation["graph"][:, 0] == 1.0).all()
+
+
+def test_one_host_alone_is_observed_as_one_of_many():
+    settings = {"task": task_of(*SIZES), "max_epochs": 3, "graph": True}
+    one, many = MorphogenesisEnv(**settings), MorphogenesisVectorEnv(2, **settings)
+    observation, _ = one.reset(seed=4)
+    np.testing.assert_array_equal(observation["graph"], many.reset(seed=[4, 5])[0]["graph"][0])
+    assert one.observation_space.contains(observation)
 
 
 # ------------------------------------------------------------------ hosts do not notice each other
