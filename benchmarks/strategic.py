@@ -6,7 +6,7 @@ Run it with::
 
 A graph of L layer nodes has as many activations and parameters, 3 seeds that monitor 3 layers each, and layers that
 feed the next and the one after it: 12 is the size of a world's host, 128 the most that a packet holds. The graph's
-arrays are there already; what measuring them costs is not part of this.
+arrays are there already. What measuring them costs an env is the last table (``benchmarks/graph_features.py``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.graph_features import feature_costs
 from benchmarks.harness import Report, Table, paired_seconds
 from envs.action_masks import mask_size
 from envs.slots import SlotConfig
+from esper_ray.process import settle
 from policies.distribution import ActionTables
 from policies.strategic.graph import EdgeArrays, GraphArrays, GraphBatch, NodeArrays
 from policies.strategic.network import GraphPolicyNetwork
@@ -41,12 +43,14 @@ class Strategic:
     """Layer nodes of the graphs."""
     repeats: int = 300
     """Passes of each."""
+    rounds: int = 5
+    """Pairs of episodes with and without the graph."""
     json: Path | None = None
     """File to write the report to."""
 
     def run(self, console: Console) -> None:
         """Measure, print, write."""
-        torch.set_num_threads(1)
+        settle()
         torch.manual_seed(0)
         tables = ActionTables(SLOTS.heads)
         networks = {name: GraphPolicyNetwork(config) for name, config in WIDTHS.items()}
@@ -67,6 +71,9 @@ class Strategic:
                         report.headline[f"network_p95_ms_{layers}"] = round(p95, 1)
         header = ("what", "layer nodes", "p50, ms", "p95, ms", "p99, ms")
         report.tables.append(Table("One graph, one CPU thread", header, sorted(rows)))
+        share, table = feature_costs(self.rounds)
+        report.headline["feature_cost_share"] = round(share, 3)
+        report.tables.append(table)
         report.publish(console, self.json)
 
 

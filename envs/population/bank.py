@@ -19,6 +19,7 @@ from envs.population.optimizer import TrainedRows
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -176,6 +177,16 @@ class SeedBank:
         gate = np.array([name in (GATE_WEIGHT, GATE_BIAS) for name in self.layout.specs])
         in_use = (~gate | self.gated[:, None]) & (self._level_of <= self.levels[:, None])
         return torch.from_numpy(in_use).to(self.rows.flat.device)
+
+    def relative_change(self, before: Tensor) -> FloatArray:
+        """``[m]`` norm of the change since the parameters were ``before`` (``[m, P]``), over the norm of these.
+
+        Only parameters that take part count; no other moves.
+        """
+        change = torch.linalg.vector_norm(self.rows.flat - before, dim=1)
+        size = torch.linalg.vector_norm(self.layout.norms(before) * self.parameters_in_use(), dim=1)
+        shares: FloatArray = (change / size).double().cpu().numpy()
+        return shares
 
     def switched_on(self) -> Tensor | None:
         """``[m, P]`` parameters that may move, or None where internal levels hold none back."""
