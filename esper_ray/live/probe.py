@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from envs.live.host import checked_result
 from envs.live.places import Example, batch_size, shortened
 from envs.live.slot import GROWTH, Growth, LiveSlot
 from envs.seed_report import SeedReport
@@ -24,6 +25,7 @@ from esper_ray.live.tracing import Trace, trace
 from policies.strategic.graph_columns import Monitors
 from policies.strategic.measured import BLUEPRINT_NAMES, Measured
 from policies.strategic.messages import Hardware, SeedState, SystemState
+from policies.strategic.packet_values import LARGEST_NUMBER
 from policies.strategic.sampling import sample
 from policies.strategic.sending import graph_of, monitors_of
 
@@ -128,9 +130,13 @@ class Probe:
             What was measured. What was not, or is not finite, is left out.
 
         Raises:
-            LiveError: the model does not run any more.
+            LiveError: the model does not run any more, or an accuracy is no percentage; the call can be repeated.
         """
         started = time.perf_counter()
+        if self._grower is not None and validation_loss is None:
+            validation_loss, validation_accuracy = self._grower.decision.loss, self._grower.decision.accuracy
+        if validation_loss is not None and validation_accuracy is not None:
+            checked_result((validation_loss, validation_accuracy), "end_epoch() was given")
         motion = self._meter.end()
         seen = trace(self._model, self._inputs, self._samples, self._slots)
         self._epochs, self._steps = self._epochs + 1, self._steps + motion.steps
@@ -139,8 +145,6 @@ class Probe:
         self._magnitudes = update_magnitudes(whole)
         loss = _finite(training_loss)
         metrics = self._metrics(motion, loss, samples)
-        if self._grower is not None and validation_loss is None:
-            validation_loss, validation_accuracy = self._grower.decision.loss, self._grower.decision.accuracy
         part = sample(whole, packet_id)
         packet = SystemState(
             run_id=self._run_id,
@@ -153,7 +157,7 @@ class Probe:
             training_loss=loss,
             validation_loss=_finite(validation_loss),
             validation_accuracy=_finite(validation_accuracy),
-            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+            metrics={name: value for name, value in metrics.items() if _finite(value) is not None},
             graph=graph_of(part),
             hardware=Hardware(device=self._device.type, cpu_cores=os.cpu_count()),
             **self._growing(part),
@@ -266,4 +270,5 @@ def _seed_state(
 
 
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    """A number that a packet takes; None in place of any other."""
+    return value if value is not None and abs(value) <= LARGEST_NUMBER else None
