@@ -17,6 +17,7 @@ from esper_ray.live.probe import DECLARED, DECLARED_OF_GROWERS, SAMPLES, Probe
 from esper_ray.live.tracing import trace
 from policies.strategic.coverage import Coverage
 from policies.strategic.graph_columns import MOST_LAYERS
+from policies.strategic.input_page import GROWER, PROBE, read_keys
 from policies.strategic.messages import KEYS, SystemState
 from tests.esper_ray.live.models import ARCHITECTURES, Loop, growing, images
 
@@ -351,6 +352,8 @@ def test_a_grower_and_its_probe_change_no_bit_of_each_other():
 def test_what_it_declares_it_measures():
     assert set(DECLARED) | set(DECLARED_OF_GROWERS) <= set(KEYS)
     assert len(set(DECLARED + DECLARED_OF_GROWERS)) == len(DECLARED + DECLARED_OF_GROWERS)
+    assert {*DECLARED, "metrics.gpu_mem_free_gb"} & read_keys() == PROBE, "as docs/inputs.md says"
+    assert set(DECLARED_OF_GROWERS) & read_keys() == GROWER
 
 
 def test_inputs_that_the_model_does_not_take_are_refused():
