@@ -135,8 +135,8 @@ class Probe:
         started = time.perf_counter()
         if self._grower is not None and validation_loss is None:
             validation_loss, validation_accuracy = self._grower.decision.loss, self._grower.decision.accuracy
-        if validation_loss is not None and validation_accuracy is not None:
-            checked_result((validation_loss, validation_accuracy), "end_epoch() was given")
+        if _finite(validation_accuracy) is not None:
+            _, validation_accuracy = checked_result((0.0, validation_accuracy), "end_epoch() was given")
         motion = self._meter.end()
         seen = trace(self._model, self._inputs, self._samples, self._slots)
         self._epochs, self._steps = self._epochs + 1, self._steps + motion.steps

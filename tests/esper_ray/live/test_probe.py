@@ -419,8 +419,9 @@ def test_an_accuracy_that_is_no_percentage_is_refused_and_the_call_can_be_repeat
     probe = Probe(loop.model, loop.optimizer, loop.validation[0])
     loop.epoch()
     with pytest.raises(LiveError, match=r"accuracy of 140: it must be in percent"):
-        probe.end_epoch(validation_loss=1.0, validation_accuracy=140.0)
-    assert probe.end_epoch(validation_loss=1.0, validation_accuracy=14.0).epoch == 1
+        probe.end_epoch(validation_accuracy=140.0)
+    packet = probe.end_epoch(validation_loss=1.0, validation_accuracy=100.0001)
+    assert (packet.epoch, packet.validation_accuracy) == (1, 100.0), "means of percentages are rounded"
 
 
 def test_it_needs_no_ray():
