@@ -66,7 +66,7 @@ class Probe:
     Between two epochs it holds one hook, in the optimiser, and twice the memory of the parameters.
 
     Args:
-        model: What is trained; not compiled yet.
+        model: What is trained; not compiled yet (it may be later).
         optimizer: That trains it.
         inputs: Validation inputs as the loop passes them, a tensor, a tuple or a dict of arguments: the first 32 run
             through the model at the end of every epoch.
