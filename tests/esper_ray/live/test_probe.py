@@ -420,6 +420,14 @@ def test_inputs_that_the_model_does_not_take_are_refused():
     assert not loop.optimizer._optimizer_step_pre_hooks
 
 
+def test_what_is_no_optimizer_or_no_plain_model_is_refused():
+    loop = wired()
+    with pytest.raises(LiveError, match=r"must be a torch.optim.Optimizer, got a list"):
+        Probe(loop.model, [], loop.validation[0])
+    with pytest.raises(LiveError, match=r"nn.DataParallel"):
+        Probe(nn.DataParallel(loop.model), loop.optimizer, loop.validation[0])
+
+
 def test_an_accuracy_that_is_no_percentage_is_refused_and_the_call_can_be_repeated():
     loop = wired()
     probe = Probe(loop.model, loop.optimizer, loop.validation[0])
