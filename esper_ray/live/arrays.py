@@ -51,10 +51,8 @@ def model_arrays(
         last = _column(before.get(layer.name) for layer in seen.layers)
         numbers = _layers(seen, own) | _activations(seen, own) | _edges(seen) | _groups(groups, motion, parameters)
         tuned = np.array([target for _, target in tunes], np.int64)
-        numbers["tunes.update_magnitude"], numbers["tunes.convergence_rate"] = (
-            change[tuned],
-            (1.0 - change / last)[tuned],
-        )
+        numbers["tunes.update_magnitude"] = change[tuned]
+        numbers["tunes.convergence_rate"] = (1.0 - change / last)[tuned]
     monitors = [(slot, layer) for slot, layers in watched.items() for layer in layers]
     ends = {
         "connects": list(seen.connects),
