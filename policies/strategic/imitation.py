@@ -74,7 +74,7 @@ class Imitation:
         self._learnt, self._held_out = rows_by_side(replay, config.held_out)
         targets = [self._lessons.targets[world].at(rows) for world, rows in self._learnt.items()]
         self.return_scale = _return_scale(torch.cat([of.gained for of in targets]))
-        self._class_weights = _balancing(torch.cat([of.risk for of in targets]))
+        self._class_weights = balancing_weights(torch.cat([of.risk for of in targets]))
         self._optimizer = torch.optim.Adam(self._network.parameters(), lr=config.lr)
         self.history: list[PassReport] = []
         self.best_pass, self.best = 0, _copy(self._network)
@@ -220,7 +220,7 @@ def _weighted_cross_entropy(logits: Tensor, classes: Tensor, weights: Tensor) ->
     return (weight * losses).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
 
-def _balancing(classes: Tensor) -> Tensor:
+def balancing_weights(classes: Tensor) -> Tensor:
     """Weights of the risk classes ``[C]`` with which each that occurs counts the same, and a step 1 on average."""
     counts = torch.bincount(classes[classes != UNKNOWN_RISK], minlength=len(RISK_CLASSES)).float()
     occurring = counts > 0
