@@ -22,22 +22,24 @@ from envs.batched.kernels.operators import compiled
 NORM_EPS = 1e-5
 
 
-def conv_of_inference(x: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
-    """A convolution, ReLU and, if ``pool``, :func:`average_pool`, without a gradient.
+def conv_of_inference(x: Tensor, weight: Tensor, bias: Tensor, pool: bool, relu: bool = True) -> Tensor:
+    """A convolution, a ReLU if ``relu`` and, if ``pool``, :func:`average_pool`, without a gradient.
 
     Args:
         x: ``[M, B, H, W, C_in]``, or ``[B, H, W, C_in]``, images that all members share.
         weight: ``[M, C_out, C_in, k, k]`` with odd k.
         bias: ``[M, C_out]``.
         pool: Whether the pooling follows.
+        relu: Whether the ReLU follows.
 
     Returns:
         ``[M, B, H, W, C_out]``, of half the height and width if ``pool`` and the map allows.
     """
     pool = pool and min(x.shape[-3:-1]) >= 2
     if compiled(x):
-        return torch.ops.esper.conv(x.contiguous(), weight, bias, True, pool)
-    out = _conv_by_patches(x, weight, bias).relu_()
+        return torch.ops.esper.conv(x.contiguous(), weight, bias, relu, pool)
+    out = _conv_by_patches(x, weight, bias)
+    out = out.relu_() if relu else out
     return average_pool(out) if pool else out
 
 

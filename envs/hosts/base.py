@@ -9,11 +9,15 @@ from torch import Tensor
 
 from envs.batched.activations import ActivationLayout
 from envs.batched.parameters import ParameterSpecs
+from envs.hosts.structure import HostLayer
 
 VariantT = TypeVar("VariantT")
 
 Grow = Callable[[int, Tensor], Tensor]
 """Called after each segment with the slot's index and the activation; returns what the next segment sees."""
+
+Observe = Callable[[str, Tensor], None]
+"""Called with the name of a layer and what its activation function is about to read, ``[M, B, ..., C]``."""
 
 
 class Host(Protocol, Generic[VariantT]):
@@ -56,8 +60,26 @@ class Host(Protocol, Generic[VariantT]):
         """
         ...
 
+    def layers(self, variant: VariantT) -> tuple[HostLayer, ...]:
+        """The layers of one member, in the order in which data pass them; all variants of a host have the same."""
+        ...
+
+    def layer_places(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Pixels or tokens of one sample at which each layer is applied; 1 for vectors.
+
+        Args:
+            sample_shape: Axes of one input.
+        """
+        ...
+
     def segment(
-        self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool
+        self,
+        slot: int,
+        parameters: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        x: Tensor,
+        training: bool,
+        observe: Observe | None = None,
     ) -> Tensor:
         """What the host computes before a slot, from the slot before it on.
 
@@ -68,6 +90,7 @@ class Host(Protocol, Generic[VariantT]):
             x: What the slot before gave; to the first segment one batch of samples per member in the topology's
                 layout, or without the member axis one batch that all members share.
             training: Use and record batch statistics.
+            observe: Is shown what activation functions read; not in training.
         """
         ...
 

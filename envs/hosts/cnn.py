@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from envs.batched.activations import IMAGES
-from envs.batched.layers import batch_norm, conv, conv_of_inference, fold_batch_norm, global_average_pool, linear
+from envs.batched.layers import (
+    average_pool,
+    batch_norm,
+    conv,
+    conv_of_inference,
+    fold_batch_norm,
+    global_average_pool,
+    linear,
+)
 from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
+from envs.hosts.base import Observe
+from envs.hosts.structure import HostLayer
 
 
 @dataclass(frozen=True)
@@ -128,8 +138,32 @@ class CnnHost:
             sizes.append((height // 2, width // 2) if min(height, width) >= 2 else (height, width))
         return sizes
 
+    def layers(self, variant: CnnVariant) -> tuple[HostLayer, ...]:
+        """See :class:`envs.hosts.base.Host`."""
+        layers: list[HostLayer] = []
+        reads: tuple[str, ...] = ()
+        for i in range(len(variant.layers)):
+            block, norm = i // variant.depth, f"norm{i}"
+            layers += [
+                HostLayer(f"conv{i}", "conv2d", (f"conv{i}",), block, reads),
+                HostLayer(norm, "batchnorm2d", (f"{norm}_weight", f"{norm}_bias"), block, (f"conv{i}",), "relu"),
+            ]
+            reads = (norm,)
+        return (*layers, HostLayer("head", "linear", ("head_weight", "head_bias"), self.num_slots, reads))
+
+    def layer_places(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """See :class:`envs.hosts.base.Host`; the head sees one, the mean over all."""
+        of_blocks = map(math.prod, self._map_sizes(sample_shape)[:-1])
+        return (*(places for places in of_blocks for _ in range(2 * self.widest.depth)), 1)
+
     def segment(
-        self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool
+        self,
+        slot: int,
+        parameters: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        x: Tensor,
+        training: bool,
+        observe: Observe | None = None,
     ) -> Tensor:
         """See :class:`envs.hosts.base.Host`; images are ``[M, B, H, W, C]``, shared ones ``[B, H, W, C]``."""
         p, h, depth = parameters, x, self.widest.depth
@@ -138,8 +172,14 @@ class CnnHost:
             weight, bias, last = p[f"norm{i}_weight"], p[f"norm{i}_bias"], i == (slot + 1) * depth - 1
             if training:
                 h = batch_norm(conv(h, kernel), weight, bias, mean, var, relu=True, pool=last)
+                continue
+            folded = fold_batch_norm(kernel, weight, bias, mean, var)
+            if observe is None:
+                h = conv_of_inference(h, *folded, pool=last)
             else:
-                h = conv_of_inference(h, *fold_batch_norm(kernel, weight, bias, mean, var), pool=last)
+                h = conv_of_inference(h, *folded, pool=False, relu=False)
+                observe(f"norm{i}", h)
+                h = average_pool(h.relu()) if last else h.relu()
         return h
 
     def head(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -9,7 +9,16 @@ from torch import Tensor
 from envs.batched.activations import VECTORS
 from envs.batched.dense_layers import dense, layer_norm
 from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
-from envs.hosts.residual import block_parameters, feed_forward, norm_parameters
+from envs.hosts.base import Observe
+from envs.hosts.residual import (
+    block_layers,
+    block_parameters,
+    dense_layer,
+    feed_forward,
+    norm_layer,
+    norm_parameters,
+)
+from envs.hosts.structure import HostLayer
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,34 @@ class MlpHost:
         first, *others = (matrix_flops(block_parameters("", variant.width, hidden), 1) for hidden in variant.hidden)
         return (embed + first, *others, head)
 
+    def layers(self, variant: MlpVariant) -> tuple[HostLayer, ...]:
+        """See :class:`envs.hosts.base.Host`; what reads the residual stream reads all that was added to it."""
+        layers = [dense_layer("embed", 0, ())]
+        stream: tuple[str, ...] = ("embed",)
+        for segment in range(self.num_slots):
+            layers += block_layers(f"segment{segment}", segment, stream)
+            stream += (layers[-1].name,)
+        last = self.num_slots
+        return (*layers, norm_layer("final_norm", last, stream), dense_layer("head", last, ("final_norm",)))
+
+    def layer_places(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """One each: a sample is a vector."""
+        return (1,) * len(self.layers(self.widest))
+
     def segment(
-        self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool
+        self,
+        slot: int,
+        parameters: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        x: Tensor,
+        training: bool,
+        observe: Observe | None = None,
     ) -> Tensor:
         """See :class:`envs.hosts.base.Host`; samples are ``[M, B, F]``, shared ones ``[B, F]``."""
         p, h = parameters, x
         if slot == 0:
             h = dense(x.expand(len(p["embed_weight"]), *x.shape[-2:]), p["embed_weight"], p["embed_bias"])
-        return h + feed_forward(p, f"segment{slot}", h)
+        return h + feed_forward(p, f"segment{slot}", h, observe)
 
     def head(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """See :class:`envs.hosts.base.Host`."""

@@ -9,7 +9,9 @@ from torch import Tensor
 from envs.batched.activations import SEQUENCES
 from envs.batched.dense_layers import attention_flops, dense, embed, layer_norm, self_attention
 from envs.batched.parameters import Init, ParameterSpec, ParameterSpecs, matrix_flops
-from envs.hosts.residual import block_parameters, feed_forward, norm_parameters
+from envs.hosts.base import Observe
+from envs.hosts.residual import block_layers, block_parameters, feed_forward, norm_layer, norm_parameters
+from envs.hosts.structure import EMBEDDING, HostLayer
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,33 @@ class TransformerHost:
         )
         return (*segments, matrix_flops({"": self.parameters(variant)["tokens"]}, length))
 
+    def layers(self, variant: TransformerVariant) -> tuple[HostLayer, ...]:
+        """See :class:`envs.hosts.base.Host`; what reads the residual stream reads all that was added to it."""
+        layers = [HostLayer(name, EMBEDDING, (name,), 0, ()) for name in ("tokens", "positions")]
+        stream: tuple[str, ...] = ("tokens", "positions")
+        for segment, count in enumerate(variant.layers):
+            for layer in range(count):
+                name = f"segment{segment}_layer{layer}"
+                if variant.attends[segment]:
+                    layers += _attention_layers(f"{name}_attention", segment, stream)
+                    stream += (layers[-1].name,)
+                layers += block_layers(f"{name}_mlp", segment, stream)
+                stream += (layers[-1].name,)
+        head = HostLayer("head", "linear", ("tokens",), self.num_slots, ("final_norm",))
+        return (*layers, norm_layer("final_norm", self.num_slots, stream), head)
+
+    def layer_places(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """See :class:`envs.hosts.base.Host`; sequences are ``[L]``."""
+        return sample_shape * len(self.layers(self.widest))
+
     def segment(
-        self, slot: int, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, training: bool
+        self,
+        slot: int,
+        parameters: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        x: Tensor,
+        training: bool,
+        observe: Observe | None = None,
     ) -> Tensor:
         """See :class:`envs.hosts.base.Host`; tokens are int64 ``[M, B, L]``, shared ones ``[B, L]``."""
         p, variant, h = parameters, self.widest, x
@@ -131,7 +158,7 @@ class TransformerHost:
             name = f"segment{slot}_layer{layer}"
             if variant.attends[slot]:
                 h = h + self._attend(p, f"{name}_attention", h)
-            h = h + feed_forward(p, f"{name}_mlp", h)
+            h = h + feed_forward(p, f"{name}_mlp", h, observe)
         return h
 
     def head(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -151,3 +178,12 @@ def _attention(name: str, width: int) -> ParameterSpecs:
         f"{name}_out_weight": ParameterSpec((width, width), Init.UNIFORM),
         f"{name}_out_bias": ParameterSpec((width,), Init.ZEROS),
     }
+
+
+def _attention_layers(name: str, segment: int, stream: tuple[str, ...]) -> tuple[HostLayer, ...]:
+    norm, qkv, out = f"{name}_norm", f"{name}_qkv", f"{name}_out"
+    return (
+        norm_layer(norm, segment, stream),
+        HostLayer(qkv, "linear", (qkv,), segment, (norm,)),
+        HostLayer(out, "linear", (f"{out}_weight", f"{out}_bias"), segment, (qkv,)),
+    )
