@@ -19,14 +19,14 @@ from policies.strategic.schema import RISK_CLASSES
 
 @dataclass(frozen=True)
 class Agreement:
-    """Sums over steps, so that batches add up.
+    """Sums over steps, so that batches add up. But for risks only exemplary steps count.
 
     Attributes:
         heads: Names, op first.
         decided: Steps at which each head had a choice, int64 ``[H]``.
         agreed: Those at which its most probable choice, given the op on record, is the one on record, ``[H]``.
-        steps: int64 scalars: all steps, those at which anything was to be decided, and those of these at which all
-            heads agree, ``[3]``.
+        steps: All steps, those at which anything was to be decided, and those of these at which all heads agree,
+            int64 ``[3]``.
         confusion: Steps by recorded and most probable risk class ``[C, C]``.
         errors: float64 ``[3]``: squared errors of the value in reward units, what was gained, and its squares.
     """
@@ -49,7 +49,8 @@ class Agreement:
         """
         distribution = result.distribution
         op = targets.actions[:, 0]
-        decided, rows = distribution.decided(op), distribution.rows_of(op)
+        exemplary, rows = targets.exemplary, distribution.rows_of(op)
+        decided = distribution.decided(op) & exemplary.unsqueeze(-1)
         likeliest = [
             take_row(table.masked_fill(~mask, -torch.inf), rows[:, head]).argmax(dim=-1)
             for head, (table, mask) in enumerate(zip(distribution.log_probs, distribution.masks, strict=True))
@@ -59,13 +60,13 @@ class Agreement:
         known = targets.risk != UNKNOWN_RISK
         classes = len(RISK_CLASSES)
         pairs = targets.risk[known] * classes + result.risk_logits[known].argmax(dim=-1)
-        gained = targets.gained.double()
-        error = result.scaled_value.double() * return_scale - gained
+        gained = targets.gained[exemplary].double()
+        error = result.scaled_value[exemplary].double() * return_scale - gained
         return cls(
             tuple(head.name for head in distribution.tables.heads),
             decided.sum(dim=0),
             agreed.sum(dim=0),
-            torch.stack([op.new_tensor(len(op)), anything.sum(), (anything & (agreed == decided).all(dim=-1)).sum()]),
+            torch.stack([exemplary.sum(), anything.sum(), (anything & (agreed == decided).all(dim=-1)).sum()]),
             torch.bincount(pairs, minlength=classes**2).view(classes, classes),
             torch.stack([error.square().sum(), gained.sum(), gained.square().sum()]),
         )
@@ -105,7 +106,7 @@ class Agreement:
                 )
             },
             "value": {
-                "error": float((squared / count).sqrt()),
+                "error": float((squared / count).sqrt()) if count else None,
                 "explained": float(1.0 - squared / spread) if spread > 0 else None,
             },
         }

@@ -25,7 +25,7 @@ from policies.running_moments import power_sums
 from policies.strategic.heads import GraphPolicyResult
 from policies.strategic.imitation_config import ImitationConfig
 from policies.strategic.labels import UNKNOWN_RISK, Targets
-from policies.strategic.lessons import Lessons, Student, measure, rows_by_side
+from policies.strategic.lessons import Lessons, Student, held_out_rows, measure
 from policies.strategic.replay_store import Replay, minibatches
 from policies.strategic.schema import RISK_CLASSES
 
@@ -64,16 +64,16 @@ class Imitation:
         best: The network's state after it.
 
     Raises:
-        ValueError: no host is held out, or all are.
+        ValueError: no example is of a held-out host, or all are.
     """
 
     def __init__(self, student: Student, replay: Replay, config: ImitationConfig) -> None:
         self.config = config
         self._network, self._replay = student.network, replay
         self._lessons = Lessons(student, replay)
-        self._learnt, self._held_out = rows_by_side(replay, config.held_out)
+        self._learnt, self._held_out = (held_out_rows(replay, config.held_out, side) for side in (False, True))
         targets = [self._lessons.targets[world].at(rows) for world, rows in self._learnt.items()]
-        self.return_scale = _return_scale(torch.cat([of.gained for of in targets]))
+        self.return_scale = _return_scale(torch.cat([of.gained[of.exemplary] for of in targets]))
         self._class_weights = balancing_weights(torch.cat([of.risk for of in targets]))
         self._optimizer = torch.optim.Adam(self._network.parameters(), lr=config.lr)
         self.history: list[PassReport] = []
@@ -121,9 +121,10 @@ class Imitation:
         """What is minimised, ``total``, and its parts; scalars."""
         scaled = targets.gained / self.return_scale
         q_taken = take_entry(result.scaled_q_values, targets.actions[:, 0])
+        errors = (result.scaled_value - scaled).square() + (q_taken - scaled).square()
         parts = {
-            "decisions": decision_loss(result, targets.actions),
-            "value": (result.scaled_value - scaled).square().mean() + (q_taken - scaled).square().mean(),
+            "decisions": decision_loss(result, targets.actions, targets.exemplary),
+            "value": torch.where(targets.exemplary, errors, 0.0).sum() / targets.exemplary.sum().clamp(min=1),
             "risk": _weighted_cross_entropy(result.risk_logits, targets.risk, self._class_weights),
         }
         total = parts["decisions"] + self.config.value_weight * parts["value"] + self.config.risk_weight * parts["risk"]
@@ -196,10 +197,15 @@ class Imitation:
         self.best = parts["best"]
 
 
-def decision_loss(result: GraphPolicyResult, actions: Tensor) -> Tensor:
-    """Cross-entropy of recorded actions, int64 ``[B, H]``: the sum over heads, mean over steps with a choice.
+def decision_loss(result: GraphPolicyResult, actions: Tensor, exemplary: Tensor) -> Tensor:
+    """Cross-entropy of recorded actions: the sum over heads, mean over exemplary steps with a choice; a scalar.
 
     A head that the op on record does not need adds nothing and gets no gradient.
+
+    Args:
+        result: What the policy says.
+        actions: int64 ``[B, H]``.
+        exemplary: Steps that count, bool ``[B]``.
 
     Raises:
         ValueError: the mask refuses one of them.
@@ -208,8 +214,8 @@ def decision_loss(result: GraphPolicyResult, actions: Tensor) -> Tensor:
     refused = (log_probs < _REFUSED).any(dim=-1)
     if refused.any():
         raise ValueError(f"the mask on record refuses the action on record {actions[refused][0].tolist()}")
-    chosen = result.distribution.decided(actions[:, 0]).any(dim=-1).sum()
-    return -log_probs.sum() / chosen.clamp(min=1)
+    chosen = result.distribution.decided(actions[:, 0]).any(dim=-1) & exemplary
+    return -log_probs.sum(dim=-1).where(chosen, 0.0).sum() / chosen.sum().clamp(min=1)
 
 
 def _weighted_cross_entropy(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class ImitationConfig:
     value_weight: NotNegative = 0.5
     """Of the squared errors of the values, in units of the return scale, beside the cross-entropy of the decisions."""
     risk_weight: NotNegative = 0.25
-    """Of the cross-entropy of the risk, whose classes weigh the same whatever their number."""
+    """Of the cross-entropy of the risk, whose classes weigh the same however often they occur."""
     grad_clip: Positive = 10.0
     """Largest global norm of a gradient."""
     held_out: Annotated[float, Range(0.0, 0.9, above=True)] = 0.2

@@ -75,11 +75,13 @@ class Targets:
         actions: int64 ``[R, H]``.
         gained: Sum of the rewards from here to the end ``[R]``.
         risk: int64 ``[R]``, classes of ``RISK_CLASSES``, or ``UNKNOWN_RISK``.
+        exemplary: Whether the actions are to be imitated, and what they gained is to be expected, bool ``[R]``.
     """
 
     actions: Tensor
     gained: Tensor
     risk: Tensor
+    exemplary: Tensor
 
     @classmethod
     def of(cls, record: WorldRecord) -> Self:
@@ -87,15 +89,16 @@ class Targets:
         columns = [record.column(name).split(record.lengths) for name in (LOSS_BEFORE, LOSS_AFTER, STOPPED)]
         risks = [risk_labels(*episode) for episode in zip(*columns, strict=True)]
         gained = [score_gained(rewards) for rewards in record.column(REWARDS).split(record.lengths)]
-        return cls(record.column(ACTIONS), torch.cat(gained), torch.cat(risks))
+        exemplary = torch.tensor(record.exemplary).repeat_interleave(torch.tensor(record.lengths))
+        return cls(record.column(ACTIONS), torch.cat(gained), torch.cat(risks), exemplary)
 
     def at(self, rows: Tensor) -> Targets:
         """Those of some steps."""
-        return Targets(self.actions[rows], self.gained[rows], self.risk[rows])
+        return Targets(*(column[rows] for column in vars(self).values()))
 
     def to(self, device: torch.device) -> Targets:
         """The same on a device."""
-        return Targets(self.actions.to(device), self.gained.to(device), self.risk.to(device))
+        return Targets(*(column.to(device) for column in vars(self).values()))
 
 
 def risk_labels(loss_before: Tensor, loss_after: Tensor, stopped: Tensor) -> Tensor:

@@ -61,30 +61,30 @@ class Lessons:
         return self._student.read(world, moved, imitating), self.targets[world].at(rows).to(self._device)
 
 
-def rows_by_side(replay: Replay, share: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """World → rows to learn from, and world → rows of held-out hosts; worlds without any are left out.
+def held_out_rows(replay: Replay, share: float, wanted: bool = True) -> dict[str, Tensor]:
+    """World → rows of held-out hosts, or of the others; worlds without any are left out.
 
     Args:
         replay: What is on record.
         share: Of the hosts that are held out.
+        wanted: Whether those are wanted, and not the others.
 
     Raises:
-        ValueError: there are none on one side.
+        ValueError: no example is among them.
     """
-    learnt: dict[str, Tensor] = {}
-    kept: dict[str, Tensor] = {}
+    rows, examples = {}, 0
     for name, world in replay.worlds.items():
-        apart = [held_out(host, share) for host in world.hosts]
-        for side, wanted in ((learnt, False), (kept, True)):
-            rows = world.rows_of([episode for episode, out in enumerate(apart) if out == wanted])
-            if len(rows):
-                side[name] = rows
-    if not learnt or not kept:
-        episodes = sum(len(world.hosts) for world in replay.worlds.values())
+        chosen = [at for at, host in enumerate(world.hosts) if held_out(host, share) == wanted]
+        examples += sum(world.exemplary[at] for at in chosen)
+        if chosen:
+            rows[name] = world.rows_of(chosen)
+    if not examples:
+        total = sum(sum(world.exemplary) for world in replay.worlds.values())
         raise ValueError(
-            f"of {episodes} recorded episodes {'none' if learnt else 'all'} are of held-out hosts: collect more"
+            f"none of the {total} recorded episodes that are examples is of a {'' if wanted else 'not '}held-out host: "
+            "collect more"
         )
-    return learnt, kept
+    return rows
 
 
 def measure(lessons: Lessons, rows: Mapping[str, Tensor], return_scale: float, batch_size: int) -> Agreement:

@@ -59,6 +59,7 @@ class Shard(_Strict):
         file: Its name.
         world: What a reader needs to know to understand the observations, as text.
         source: Who decided.
+        exemplary: Whether the decisions are examples to follow, and not only cases to learn risks from.
         hosts: Of its episodes.
         lengths: T of each.
         sha256: Of the file, hexadecimal.
@@ -67,6 +68,7 @@ class Shard(_Strict):
     file: Annotated[str, Field(pattern=r"^\d{8}\.safetensors$")]
     world: str
     source: str
+    exemplary: bool
     hosts: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
     lengths: tuple[Annotated[int, Field(ge=1)], ...]
     sha256: str
@@ -153,13 +155,14 @@ class ReplayStore:
         """Steps that it holds at most."""
         return self._capacity
 
-    def append(self, world: str, source: str, episodes: Sequence[Episode]) -> None:
+    def append(self, world: str, source: str, episodes: Sequence[Episode], exemplary: bool = True) -> None:
         """Add episodes as one shard; they are on disk when this returns.
 
         Args:
             world: What a reader needs to know to understand the observations, as text.
             source: Who decided.
             episodes: At least one, all with the same columns.
+            exemplary: Whether the decisions are examples to follow, and not only cases to learn risks from.
 
         Raises:
             OSError: it cannot be written; nothing is added.
@@ -181,13 +184,16 @@ class ReplayStore:
             content = safetensors.torch.save({name: column.contiguous() for name, column in columns.items()})
             with replacing(self.path / file) as unfinished:
                 unfinished.write_bytes(content)
-            hosts = tuple(episode.host for episode in episodes)
-            digest = hashlib.sha256(content).hexdigest()
-            self._write(
-                index.with_newest(
-                    Shard(file=file, world=world, source=source, hosts=hosts, lengths=lengths, sha256=digest)
-                )
+            shard = Shard(
+                file=file,
+                world=world,
+                source=source,
+                exemplary=exemplary,
+                hosts=tuple(episode.host for episode in episodes),
+                lengths=lengths,
+                sha256=hashlib.sha256(content).hexdigest(),
             )
+            self._write(index.with_newest(shard))
 
     def _check_like_others(self, index: Index, world: str, columns: Mapping[str, Tensor]) -> None:
         """Hold columns to those of the world's newest shard."""
@@ -265,6 +271,7 @@ class WorldRecord:
     Attributes:
         world: As given to :meth:`ReplayStore.append`.
         sources: Who decided, by episode.
+        exemplary: Whether the decisions are examples to follow, by episode.
         hosts: By episode.
         lengths: T of each episode.
         shards: Columns of each shard, in order.
@@ -272,6 +279,7 @@ class WorldRecord:
 
     world: str
     sources: tuple[str, ...]
+    exemplary: tuple[bool, ...]
     hosts: tuple[int, ...]
     lengths: tuple[int, ...]
     shards: tuple[Mapping[str, Tensor], ...]
@@ -373,6 +381,7 @@ def _record(world: str, opened: Sequence[tuple[Shard, Mapping[str, Tensor]]]) ->
     return WorldRecord(
         world,
         tuple(shard.source for shard, _ in parts for _ in shard.hosts),
+        tuple(shard.exemplary for shard, _ in parts for _ in shard.hosts),
         tuple(host for shard, _ in parts for host in shard.hosts),
         tuple(length for shard, _ in parts for length in shard.lengths),
         tuple(columns for _, columns in parts),
