@@ -89,8 +89,7 @@ class Targets:
         columns = [record.column(name).split(record.lengths) for name in (LOSS_BEFORE, LOSS_AFTER, STOPPED)]
         risks = [risk_labels(*episode) for episode in zip(*columns, strict=True)]
         gained = [score_gained(rewards) for rewards in record.column(REWARDS).split(record.lengths)]
-        exemplary = torch.tensor(record.exemplary).repeat_interleave(torch.tensor(record.lengths))
-        return cls(record.column(ACTIONS), torch.cat(gained), torch.cat(risks), exemplary)
+        return cls(record.column(ACTIONS), torch.cat(gained), torch.cat(risks), record.exemplary_rows)
 
     def at(self, rows: Tensor) -> Targets:
         """Those of some steps."""

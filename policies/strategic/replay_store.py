@@ -311,6 +311,11 @@ class WorldRecord:
         parts = [torch.arange(first[episode], first[episode + 1]) for episode in episodes]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
 
+    @property
+    def exemplary_rows(self) -> Tensor:
+        """Which steps are of exemplary episodes, bool ``[R]``."""
+        return torch.tensor(self.exemplary).repeat_interleave(torch.tensor(self.lengths))
+
     @cached_property
     def _first_rows(self) -> Tensor:
         steps = [len(shard[self.names[0]]) for shard in self.shards[:-1]]

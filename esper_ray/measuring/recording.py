@@ -1,0 +1,149 @@
+"""Whole episodes of a policy, kept step by step for the strategic policy to learn from (docs/strategic.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from envs.governor import Panic
+from envs.graph.layout import GraphLayout
+from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.seeding import Purpose, host_seeds
+from esper_ray.config import EnvConfig
+from esper_ray.reading import checked, parse_json
+from policies.bundle import PolicyBundle
+from policies.player import Player
+from policies.strategic.greenhouse import GreenhouseReader
+from policies.strategic.labels import Outcomes, recorded
+from policies.strategic.replay_store import Episode
+
+HOSTS_AT_ONCE = 32
+"""Episodes that are played together, and added to a store together."""
+
+
+class RecordedWorld(BaseModel):
+    """What a store says of the world of its observations.
+
+    Attributes:
+        task: Name of the task.
+        task_args: Its arguments.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str
+    task_args: dict[str, str]
+
+    @classmethod
+    def of(cls, env: EnvConfig) -> RecordedWorld:
+        """That of an env."""
+        return cls(task=env.task, task_args=dict(env.task_args))
+
+    @classmethod
+    def read(cls, text: str) -> RecordedWorld:
+        """The inverse of :attr:`text`.
+
+        Raises:
+            UserError: it is something else.
+        """
+        where = f"the recorded world {text}"
+        return checked(parse_json(text, where), TypeAdapter(cls), where)
+
+    @property
+    def text(self) -> str:
+        """As stores keep it: of the same world always the same."""
+        return json.dumps(self.model_dump(), sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        return " ".join([self.task, *(f"{name}={value}" for name, value in sorted(self.task_args.items()))])
+
+    def reader(self) -> GreenhouseReader:
+        """Who reads its observations; needs no data.
+
+        Raises:
+            UserError: there is no such task here.
+        """
+        return GreenhouseReader(GraphLayout.of(EnvConfig(task=self.task, task_args=self.task_args).make_task()))
+
+
+def recorded_seeds(seed: int, episodes: int) -> list[int]:
+    """Seeds of hosts to record, one per episode; none of them is held out for evaluation or searched on."""
+    return host_seeds(Purpose.COLLECTED_HOSTS, seed, episodes).tolist()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What was read, done, and followed in every host; arrays ``[N, ...]``."""
+
+    observations: dict[str, npt.NDArray[Any]]
+    actions: npt.NDArray[np.int64]
+    rewards: npt.NDArray[np.float64]
+    loss_before: npt.NDArray[np.float64]
+    loss_after: npt.NDArray[np.float64]
+    stopped: npt.NDArray[np.bool_]
+
+
+def record_episodes(
+    policy: PolicyBundle,
+    env: EnvConfig,
+    seeds: Sequence[int],
+    learning_rate_factor: float = 1.0,
+    on_epoch: Callable[[int], None] | None = None,
+) -> list[Episode]:
+    """Play one episode per seed, all at once as one population, and keep every step.
+
+    Args:
+        policy: Decides by what it reads of the flat observation and of the graph; its own randomness is seeded from
+            the first host seed.
+        env: The world.
+        seeds: One per host.
+        learning_rate_factor: On the task's learning rate: far above 1 hosts diverge, which good policies never show.
+        on_epoch: Called with the number of epochs done.
+    """
+    task = env.make_task()
+    task = dataclasses.replace(task, lr=task.lr * learning_rate_factor)
+    settings = env.keywords() | {"task": task, "task_args": None}
+    world = MorphogenesisVectorEnv(len(seeds), graph=True, **settings)
+    reader = GreenhouseReader(GraphLayout.of(task))
+    player = Player(policy, len(seeds), seeds[0])
+    observations, _ = world.reset(seed=seeds)
+    running, steps, lengths = np.ones(len(seeds), bool), list[_Step](), np.zeros(len(seeds), np.int64)
+    while running.any():
+        before = world.progress.loss[:, -1].copy()
+        tensors = {name: torch.from_numpy(leaf) for name, leaf in observations.items()}
+        flat = {name: leaf.numpy() for name, leaf in reader.flat(tensors).items()}
+        following, rewards, terminated, _, info = world.step(player.act(observations | flat))
+        stopped = terminated & (info["panic"] != Panic.NONE) if terminated.any() else np.zeros_like(terminated)
+        after = world.progress.loss[:, -1].copy()
+        # What was executed: a policy of another world's making may have asked for what the mask refuses.
+        steps.append(_Step(observations, world.last_actions.copy(), rewards, before, after, stopped))
+        lengths += running
+        running &= ~terminated  # a host that the governor stopped starts anew, which is not kept
+        observations = following
+        if on_epoch:
+            on_epoch(len(steps))
+    return [_episode(seed, host, steps[: lengths[host]]) for host, seed in enumerate(seeds)]
+
+
+def _episode(seed: int, host: int, steps: Sequence[_Step]) -> Episode:
+    def stacked(column: Callable[[_Step], npt.NDArray[Any]]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([column(step)[host] for step in steps]))
+
+    outcomes = Outcomes(
+        stacked(lambda step: step.rewards).float(),
+        stacked(lambda step: step.loss_before).float(),
+        stacked(lambda step: step.loss_after).float(),
+        stacked(lambda step: step.stopped),
+    )
+    leaves = {name: stacked(lambda step, name=name: step.observations[name]) for name in steps[0].observations}
+    return recorded(seed, leaves, stacked(lambda step: step.actions), outcomes)
