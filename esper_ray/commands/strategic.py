@@ -89,7 +89,9 @@ class Collect:
             raise UserError(str(error)) from error
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"what was played to the end is in {self.store}") from None
-        console.print(f"written: {self.store}    learn from it: {command('strategic', 'imitate', self.store, 'OUTPUT')}")
+        console.print(
+            f"written: {self.store}    learn from it: {command('strategic', 'imitate', self.store, 'OUTPUT')}"
+        )
 
     def _player(self, name: str, env: EnvConfig) -> PolicyBundle:
         from esper_ray.measuring.controls import BEST_SCHEDULE, CONTROLS, make_policy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,14 +136,14 @@ def record_episodes(
 
 
 def _episode(seed: int, host: int, steps: Sequence[_Step]) -> Episode:
-    def stacked(column: Callable[[_Step], npt.NDArray[Any]]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([column(step)[host] for step in steps]))
+    def stacked(columns: Iterable[npt.NDArray[Any]]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([column[host] for column in columns]))
 
     outcomes = Outcomes(
-        stacked(lambda step: step.rewards).float(),
-        stacked(lambda step: step.loss_before).float(),
-        stacked(lambda step: step.loss_after).float(),
-        stacked(lambda step: step.stopped),
+        stacked(step.rewards for step in steps).float(),
+        stacked(step.loss_before for step in steps).float(),
+        stacked(step.loss_after for step in steps).float(),
+        stacked(step.stopped for step in steps),
     )
-    leaves = {name: stacked(lambda step, name=name: step.observations[name]) for name in steps[0].observations}
-    return recorded(seed, leaves, stacked(lambda step: step.actions), outcomes)
+    leaves = {name: stacked(step.observations[name] for step in steps) for name in steps[0].observations}
+    return recorded(seed, leaves, stacked(step.actions for step in steps), outcomes)
