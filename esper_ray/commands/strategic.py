@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
-from envs.ranges import Count, Large, Positive, Range, Share, check_numbers
+from envs.ranges import Count, Large, Positive, Share, check_numbers
 from esper_ray.commands.checks import writable
 from esper_ray.config import DEFAULT_TASK, EnvConfig, Epochs
 from esper_ray.errors import UserError
@@ -62,8 +62,8 @@ class Collect:
     examples: bool | None = None
     """Whether the decisions are to be imitated, and not only their risks learnt; by default those of all but
     random_valid and never_grow, at the task's own learning rate."""
-    capacity: Annotated[int, Range(1, 10**9, whole=True)] = 1_000_000
-    """Decisions that a new record holds at most; the oldest go."""
+    capacity: Count | None = None
+    """Decisions that the record holds at most, the oldest go; a million unless told otherwise at its beginning."""
 
     def __post_init__(self) -> None:
         check_numbers(self, UserError)
@@ -89,9 +89,7 @@ class Collect:
             raise UserError(str(error)) from error
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"what was played to the end is in {self.store}") from None
-        console.print(
-            f"written: {self.store}    learn from it: {command('strategic', 'imitate', self.store, 'OUTPUT')}"
-        )
+        console.print(f"written: {self.store}    learn from it: {command('strategic', 'imitate', self.store, 'OUT')}")
 
     def _player(self, name: str, env: EnvConfig) -> PolicyBundle:
         from esper_ray.measuring.controls import BEST_SCHEDULE, CONTROLS, make_policy
@@ -148,7 +146,7 @@ class Imitate:
 
     store: tyro.conf.Positional[Path]
     """What `esper-ray strategic collect` recorded."""
-    output: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Path]
     """Directory for the policy and all that is needed to go on."""
     passes: Count = 20
     """Over the record, those before included if it goes on."""
@@ -165,9 +163,9 @@ class Imitate:
         from esper_ray.process import settle
 
         settle()
-        with held(self.output):
+        with held(self.out):
             with under_way(console, "looking at the record"):
-                run = ImitationRun(self.output, self.store, self.imitation, self.network)
+                run = ImitationRun(self.out, self.store, self.imitation, self.network)
             if run.history:
                 console.print(f"goes on after pass {len(run.history)}")
             try:
@@ -178,7 +176,7 @@ class Imitate:
         title = f"{self.store}: pass {run.best_pass} of {len(run.history)}"
         console.print(agreement_table(title, best))
         console.print(outcome_table("what follows decisions", best))
-        console.print(f"written: {self.output / POLICY}    examine it: {self._examine()}")
+        console.print(f"written: {self.out / POLICY}    examine it: {self._examine()}")
 
     def _learn(self, run: ImitationRun, console: Console) -> None:
         while len(run.history) < self.passes:
@@ -193,14 +191,14 @@ class Imitate:
             )
 
     def _examine(self) -> str:
-        return command("strategic", "evaluate", self.output, self.store)
+        return command("strategic", "evaluate", self.out, self.store)
 
 
 @dataclass(frozen=True)
 class EvaluateStrategic:
     """Examine a graph policy on recorded episodes of hosts that imitation does not learn from."""
 
-    policy: tyro.conf.Positional[Path]
+    trained: tyro.conf.Positional[Path]
     """What `esper-ray strategic imitate` wrote, or a checkpoint of a strategic policy."""
     store: tyro.conf.Positional[Path]
     """What `esper-ray strategic collect` recorded."""
@@ -223,13 +221,13 @@ class EvaluateStrategic:
 
         settle()
         output = None if self.output is None else writable(self.output)
-        policy = load_policy(self.policy)
+        policy = load_policy(self.trained)
         with under_way(console, "reading recorded episodes"):
             found = examine(policy, self.store, self.held_out, self.batch_size)
-        console.print(agreement_table(f"{self.policy} beside what is on record", found))
+        console.print(agreement_table(f"{self.trained} beside what is on record", found))
         console.print(outcome_table("what follows decisions", found))
         if output is not None:
-            replace_text(output, json.dumps({"policy": str(self.policy), "found": found}, indent=2) + "\n")
+            replace_text(output, json.dumps({"policy": str(self.trained), "found": found}, indent=2) + "\n")
             console.print(f"written: {output}")
 
 

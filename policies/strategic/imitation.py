@@ -180,8 +180,8 @@ class Imitation:
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same for bits to be."""
-        shapes = {name: list(tensor.shape) for name, tensor in self._network.state_dict().items()}
-        return {**asdict(self.config), "records": self._replay.digest, "weights": shapes}
+        network = {f"network.{name}": value for name, value in asdict(self._network.config).items()}
+        return {**asdict(self.config), **network, "records": self._replay.digest[:16]}
 
     def _take_over(self, tensors: Mapping[str, Tensor]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "adam": {}}

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from policies.strategic.agreement import Agreement
 from policies.strategic.heads import GraphPolicyResult
 from policies.strategic.labels import Targets, observations_in
+from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.replay_store import Replay, held_out
 
 
@@ -23,7 +24,7 @@ class Student(Protocol):
     """Who is taught, or examined: a network, and how it reads what was recorded."""
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> GraphPolicyNetwork:
         """Has the weights."""
         ...
 

@@ -27,6 +27,8 @@ from torch import Tensor
 
 from policies.replacing import UNFINISHED, replacing
 
+USUAL_CAPACITY = 1_000_000
+"""Steps."""
 INDEX_FILE = "index.json"
 SHARD_END = ".safetensors"
 
@@ -136,24 +138,28 @@ class ReplayStore:
 
     Args:
         path: A directory that exists; a store is made in it unless there is one.
-        capacity: Steps that a new store holds at most, the oldest shards being dropped; one that exists keeps its own.
+        capacity: Steps that it holds at most, the oldest shards being dropped; by default those of the store that there
+            is, or a million.
+
+    Attributes:
+        path: As given.
+        capacity: Steps that it holds at most.
 
     Raises:
         OSError: it cannot be read or written.
-        ValueError: its index is damaged or something else.
+        ValueError: its index is damaged or something else, or it has another capacity.
     """
 
-    def __init__(self, path: Path, capacity: int = 1_000_000) -> None:
+    def __init__(self, path: Path, capacity: int | None = None) -> None:
         self.path = path
         with self._locked():
             if not (path / INDEX_FILE).exists():
-                self._write(Index(capacity=capacity))
-            self._capacity = Index.read(path).capacity
-
-    @property
-    def capacity(self) -> int:
-        """Steps that it holds at most."""
-        return self._capacity
+                self._write(Index(capacity=capacity or USUAL_CAPACITY))
+            self.capacity = Index.read(path).capacity
+        if capacity not in (None, self.capacity):
+            raise ValueError(
+                f"{path} was made to hold {self.capacity} steps at most, not {capacity}: begin another store"
+            )
 
     def append(self, world: str, source: str, episodes: Sequence[Episode], exemplary: bool = True) -> None:
         """Add episodes as one shard; they are on disk when this returns.

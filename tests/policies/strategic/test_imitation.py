@@ -240,7 +240,7 @@ def test_going_on_needs_the_same_settings_record_and_network(arrays, replay, tmp
     others = [
         ("lr", Imitation(ArraysStudent(arrays), replay, dataclasses.replace(CONFIG, lr=0.1))),
         ("records", Imitation(ArraysStudent(arrays), record(tmp_path, rows(arrays, torch.arange(100))), CONFIG)),
-        ("weights", Imitation(ArraysStudent(arrays, GraphNetworkConfig(16, 8, 2)), replay, CONFIG)),
+        ("network.gat_width", Imitation(ArraysStudent(arrays, GraphNetworkConfig(16, 8, 2)), replay, CONFIG)),
     ]
     for name, imitation in others:
         before = content(imitation, tmp_path / "before")

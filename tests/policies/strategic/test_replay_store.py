@@ -90,6 +90,13 @@ def test_columns_that_do_not_fit_are_refused(tmp_path, steps, problem):
     assert marks(tmp_path) == [0, 1]
 
 
+def test_a_store_keeps_its_capacity(tmp_path):
+    recorded(tmp_path, [5], capacity=8)
+    assert ReplayStore(tmp_path).capacity == ReplayStore(tmp_path, 8).capacity == 8
+    with pytest.raises(ValueError, match="was made to hold 8 steps at most, not 9"):
+        ReplayStore(tmp_path, 9)
+
+
 def test_another_world_may_have_other_columns(tmp_path):
     store = recorded(tmp_path, [2])
     store.append("v", "someone", [episode(7, 3, width=5)])
@@ -140,7 +147,7 @@ def test_a_writer_that_is_killed_loses_nothing_that_was_added(tmp_path):
 
 
 def test_a_reader_sees_whole_shards_while_another_process_writes_and_drops(tmp_path):
-    process = writer(tmp_path, 2000, 60)
+    process = writer(tmp_path, 2000, 25)
     process.stdout.readline()
     opened = []
     while process.poll() is None:
