@@ -64,7 +64,7 @@ class ImitationRun:
         self._network = network
         self._tasks = tuple(sorted({of.task for of in worlds.values()}))
         try:
-            learnt = held_out_rows(replay, config.held_out, wanted=False)
+            learnt, _ = (held_out_rows(replay, config.held_out, side) for side in (False, True))
             registries = Registries(path / REGISTRIES)
             self._survey = Survey.of(replay, learnt, readers, registries, config.batch_size)
             torch.manual_seed(config.seed)
