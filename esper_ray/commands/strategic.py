@@ -59,6 +59,9 @@ class Collect:
     learning_rate_factor: Positive = 1.0
     """On the task's learning rate. Good policies take no risks; at 10 times the rate hosts diverge, and risks can be
     learnt from them."""
+    randomise_ramps: bool = False
+    """Draw by what method and in which window each seed is blended in, in place of its style's curve, so that imitate
+    can tell which go well."""
     examples: bool | None = None
     """Whether the decisions are to be imitated, and not only their risks learnt; by default those of all but
     random_valid and never_grow, at the task's own learning rate."""
@@ -129,9 +132,11 @@ class Collect:
                     now(f"{source}: {first} of {len(seeds)} episodes recorded; epoch {epoch} of {env.longest}")
 
                 hosts = seeds[first : first + HOSTS_AT_ONCE]
-                episodes = record_episodes(policy, env, hosts, self.learning_rate_factor, on_epoch)
+                episodes = record_episodes(
+                    policy, env, hosts, self.learning_rate_factor, self.randomise_ramps, on_epoch
+                )
                 with writing(self.store):
-                    store.append(RecordedWorld.of(env).text, source, episodes, exemplary)
+                    store.append(RecordedWorld.of(env, self.randomise_ramps).text, source, episodes, exemplary)
                 decisions += sum(len(episode) for episode in episodes)
                 stopped += sum(bool(episode.steps["stopped"].any()) for episode in episodes)
         console.print(

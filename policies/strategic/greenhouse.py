@@ -25,10 +25,12 @@ class GreenhouseReader:
 
     Args:
         layout: Of the world's vectors.
+        methods_allowed: Whether seeds may be blended in by any method. If not, none says which it allows, and linear is
+            left.
     """
 
-    def __init__(self, layout: GraphLayout) -> None:
-        self.layout = layout
+    def __init__(self, layout: GraphLayout, methods_allowed: bool = False) -> None:
+        self.layout, self._allowed = layout, 1.0 if methods_allowed else torch.nan
         self.slots = layout.structure.slots
 
     def flat(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,7 +61,7 @@ class GreenhouseReader:
             watched=torch.ones(hosts, self.slots.num_slots, dtype=torch.bool, device=vectors.device),
             numbers={key: views[key] for key in NUMBERS if key in views},
             texts={**self._texts(hosts, vectors.device), "seeds.blueprint": blueprints},
-            allowed_methods=vectors.new_full((hosts, self.slots.num_slots, len(BLENDING_METHODS)), torch.nan),
+            allowed_methods=vectors.new_full((hosts, self.slots.num_slots, len(BLENDING_METHODS)), self._allowed),
             stages=self._stages(views[OBSERVATION]),
             observation=views[OBSERVATION],
             action_mask=observations[ACTION_MASK],

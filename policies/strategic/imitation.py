@@ -31,6 +31,8 @@ from policies.strategic.schema import RISK_CLASSES
 
 _REFUSED = torch.finfo(torch.float32).min / 2
 """Log-probabilities below are of choices that the mask refuses."""
+MOST_WEIGHT = 5.0
+"""Of a choice of blending that went far better than expected."""
 _FORMAT = "esper-ray imitation 1"
 
 
@@ -126,8 +128,10 @@ class Imitation:
             "decisions": decision_loss(result, targets.actions, targets.exemplary),
             "value": torch.where(targets.exemplary, errors, 0.0).sum() / targets.exemplary.sum().clamp(min=1),
             "risk": _weighted_cross_entropy(result.risk_logits, targets.risk, self._class_weights),
+            "ramps": ramp_loss(result, targets, scaled - result.scaled_value.detach()),
         }
-        total = parts["decisions"] + self.config.value_weight * parts["value"] + self.config.risk_weight * parts["risk"]
+        weights = {"value": self.config.value_weight, "risk": self.config.risk_weight, "ramps": self.config.ramp_weight}
+        total = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
         return {"total": total, **{name: part.detach() for name, part in parts.items()}}
 
     # ------------------------------------------------------------------ going on later
@@ -216,6 +220,25 @@ def decision_loss(result: GraphPolicyResult, actions: Tensor, exemplary: Tensor)
         raise ValueError(f"the mask on record refuses the action on record {actions[refused][0].tolist()}")
     chosen = result.distribution.decided(actions[:, 0]).any(dim=-1) & exemplary
     return -log_probs.sum(dim=-1).where(chosen, 0.0).sum() / chosen.sum().clamp(min=1)
+
+
+def ramp_loss(result: GraphPolicyResult, targets: Targets, advantages: Tensor) -> Tensor:
+    """How seeds were blended in, imitated the more the better it went (Peng et al., 2019): a scalar.
+
+    Cross-entropy of the method and squared error of the window, mean over the steps at which blending begins in
+    exemplary episodes, each weighing exp(advantage), at most ``MOST_WEIGHT``.
+
+    Args:
+        result: What the policy says.
+        targets: What was drawn.
+        advantages: What was gained beyond expectation, in standard deviations of what is gained, ``[B]``.
+    """
+    drawn = (targets.exemplary & targets.ramp[:, 0].isfinite()).nonzero().squeeze(-1)
+    slot, ramp = targets.actions[drawn, 1], targets.ramp[drawn]
+    logits, window = result.blending_method_logits[drawn, slot], result.schedule[drawn, slot]
+    losses = F.cross_entropy(logits, ramp[:, 0].long(), reduction="none") + (window - ramp[:, 1:]).square().sum(dim=-1)
+    weights = advantages[drawn].exp().clamp(max=MOST_WEIGHT)
+    return (weights * losses).sum() / len(drawn) if len(drawn) else losses.sum()
 
 
 def _weighted_cross_entropy(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:

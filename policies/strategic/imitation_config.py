@@ -20,6 +20,8 @@ class ImitationConfig:
     """Of the squared errors of the values, in units of the return scale, beside the cross-entropy of the decisions."""
     risk_weight: NotNegative = 0.25
     """Of the cross-entropy of the risk, whose classes weigh the same however often they occur."""
+    ramp_weight: NotNegative = 0.25
+    """Of the choice of blending methods and windows, of which those that went well weigh more."""
     grad_clip: Positive = 10.0
     """Largest global norm of a gradient."""
     held_out: Annotated[float, Range(0.0, 0.9, above=True)] = 0.2

@@ -20,7 +20,10 @@ from policies.strategic.schema import RISK_CLASSES
 OBSERVATION = "observation."
 """Begins the names of columns that are leaves of the observation."""
 ACTIONS, REWARDS, LOSS_BEFORE, LOSS_AFTER, STOPPED = "actions", "rewards", "loss_before", "loss_after", "stopped"
-"""Names of the other columns."""
+"""Names of the other columns that there always are."""
+RAMP = "ramp"
+"""Name of the column of a world whose ramps are drawn: ``RampShape``, start and end of the window that the seed in the
+action's slot is then blended in by, ``[T, 3]``; NaN where no blending begins."""
 
 RISK_HORIZON = 5
 """Epochs that a decision is held to account for."""
@@ -49,7 +52,9 @@ class Outcomes:
     stopped: Tensor
 
 
-def recorded(host: int, observations: Mapping[str, Tensor], actions: Tensor, outcomes: Outcomes) -> Episode:
+def recorded(
+    host: int, observations: Mapping[str, Tensor], actions: Tensor, outcomes: Outcomes, ramp: Tensor | None = None
+) -> Episode:
     """An episode as stores keep it.
 
     Args:
@@ -57,9 +62,11 @@ def recorded(host: int, observations: Mapping[str, Tensor], actions: Tensor, out
         observations: Leaves ``[T, ...]`` that were read before each decision.
         actions: What was executed, int64 ``[T, H]``; each is one that the observation's mask admits.
         outcomes: What followed.
+        ramp: See :data:`RAMP`; None in a world whose ramps are not drawn.
     """
     steps = {f"{OBSERVATION}{name}": leaf for name, leaf in observations.items()}
-    return Episode(host, steps | {ACTIONS: actions} | vars(outcomes))
+    drawn = {} if ramp is None else {RAMP: ramp}
+    return Episode(host, steps | {ACTIONS: actions} | vars(outcomes) | drawn)
 
 
 def observations_in(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,12 +83,14 @@ class Targets:
         gained: Sum of the rewards from here to the end ``[R]``.
         risk: int64 ``[R]``, classes of ``RISK_CLASSES``, or ``UNKNOWN_RISK``.
         exemplary: Whether the actions are to be imitated, and what they gained is to be expected, bool ``[R]``.
+        ramp: See :data:`RAMP`, ``[R, 3]``; all NaN in a world whose ramps are not drawn.
     """
 
     actions: Tensor
     gained: Tensor
     risk: Tensor
     exemplary: Tensor
+    ramp: Tensor
 
     @classmethod
     def of(cls, record: WorldRecord) -> Self:
@@ -89,7 +98,8 @@ class Targets:
         columns = [record.column(name).split(record.lengths) for name in (LOSS_BEFORE, LOSS_AFTER, STOPPED)]
         risks = [risk_labels(*episode) for episode in zip(*columns, strict=True)]
         gained = [score_gained(rewards) for rewards in record.column(REWARDS).split(record.lengths)]
-        return cls(record.column(ACTIONS), torch.cat(gained), torch.cat(risks), record.exemplary_rows)
+        ramp = record.column(RAMP) if RAMP in record.names else torch.full((len(record), 3), torch.nan)
+        return cls(record.column(ACTIONS), torch.cat(gained), torch.cat(risks), record.exemplary_rows, ramp)
 
     def at(self, rows: Tensor) -> Targets:
         """Those of some steps."""

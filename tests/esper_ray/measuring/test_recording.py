@@ -1,18 +1,22 @@
 """What is recorded of an episode is what was read, done, and followed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from envs.action_masks import refusals
+from envs.alpha import ramp_value
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.vocabulary import LifecycleOp
+from envs.observation import ObservationLayout
+from envs.vocabulary import TEMPO_EPOCHS, LifecycleOp, SeedStage
 from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
 from esper_ray.measuring.controls import make_policy
 from esper_ray.measuring.episodes import held_out_seeds, run_episodes, search_seeds
 from esper_ray.measuring.recording import RecordedWorld, record_episodes, recorded_seeds
-from policies.strategic.labels import LOSS_AFTER, LOSS_BEFORE, risk_labels, score_gained
+from policies.strategic.labels import LOSS_AFTER, LOSS_BEFORE, observations_in, risk_labels, score_gained
 from policies.strategic.schema import RISK_CLASSES
 
 torch.set_num_threads(1)
@@ -69,6 +73,28 @@ def test_a_host_that_the_governor_stops_ends_there_and_was_in_danger():
     assert min(len(episode) for episode in stopped) < ENV.longest
 
 
+def test_drawn_ramps_are_recorded_where_blending_begins_and_are_what_seeds_are_blended_in_by():
+    env = dataclasses.replace(ENV, max_epochs=16)
+    reader, layout = RecordedWorld.of(env, ramps_drawn=True).reader(), ObservationLayout(env.make_task().slots)
+    episodes = record_episodes(make_policy("fixed_schedule", env), env, recorded_seeds(0, 6), ramps_drawn=True)
+    shapes = set()
+    for episode in episodes:
+        read = observations_in(episode.steps)
+        assert (reader.measured(read).allowed_methods == 1).all()
+        obs = reader.flat(read)["obs"].numpy()
+        actions, ramp = (episode.steps[name].numpy() for name in ("actions", "ramp"))
+        chosen = np.arange(len(obs)), actions[:, 1]
+        begins = (actions[:, 0] == LifecycleOp.ADVANCE) & (layout.stages(obs)[chosen] == SeedStage.TRAINING)
+        assert np.array_equal(np.isfinite(ramp), np.repeat(begins[:, None], 3, axis=1))
+        for at in np.flatnonzero(begins[:-1]):
+            slot = actions[at, 1]
+            alpha, target = layout.slot(obs[at + 1], "alpha")[slot], layout.slot(obs[at], "alpha_target")[slot]
+            possible = target * ramp_value(*ramp[at], 1 / np.array(TEMPO_EPOCHS))
+            assert np.isclose(possible, alpha, atol=1e-6).any()
+            shapes.add(int(ramp[at, 0]))
+    assert len(shapes) > 1
+
+
 def test_recorded_hosts_are_nobody_elses():
     mine = {*recorded_seeds(0, 200), *recorded_seeds(1, 200)}
     assert len(mine) == 400
@@ -85,7 +111,7 @@ def test_a_world_is_the_same_text_however_it_was_written():
     assert RecordedWorld.read(texts[0]).reader().slots == slots
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"task": 1, "task_args": {}}', "[1]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"task": 1, "task_args": {}, "ramps_drawn": false}', "[1]"])
 def test_another_text_is_no_world(text):
     with pytest.raises(UserError, match="the recorded world"):
         RecordedWorld.read(text)
@@ -93,4 +119,4 @@ def test_another_text_is_no_world(text):
 
 def test_a_world_of_a_task_that_is_not_here_is_named():
     with pytest.raises(UserError, match="unknown task 'gone'"):
-        RecordedWorld.read('{"task": "gone", "task_args": {}}').reader()
+        RecordedWorld.read('{"task": "gone", "task_args": {}, "ramps_drawn": false}').reader()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from envs.action_masks import split_mask
 from envs.slots import SlotConfig
-from envs.vocabulary import HEADS_NEEDED, LifecycleOp
+from envs.vocabulary import HEADS_NEEDED, LifecycleOp, RampShape
 from policies.distribution import ActionTables
 from policies.strategic.graph import GraphBatch
 from policies.strategic.imitation import Imitation, balancing_weights, decision_loss
@@ -20,8 +20,8 @@ from policies.strategic.lessons import Lessons, held_out_rows, measure
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.network_config import GraphNetworkConfig
 from policies.strategic.replay_store import Replay, ReplayStore, held_out
-from policies.strategic.schema import RISK_CLASSES
-from tests.policies.strategic.graphs import random_arrays, rows
+from policies.strategic.schema import BLENDING_METHODS, NODE_TYPES, RISK_CLASSES
+from tests.policies.strategic.graphs import random_arrays, rows, with_nodes
 
 torch.set_num_threads(1)
 TINY = GraphNetworkConfig(sage_width=16, gat_width=12, attention_heads=2, dropout=0.05)
@@ -55,7 +55,18 @@ def toy_arrays(steps):
     context[:, OP] = torch.randint(-1, 2, (steps,), generator=generator).float()
     context[:, VALUE] = torch.randn(steps, generator=generator)
     context[:, RISK] = torch.arange(steps) // LENGTH % len(RISK_CLASSES) - 2.0
+    allows = NODE_TYPES["seed"].columns.place(f"allows_{BLENDING_METHODS[0]}")
+    seeds = arrays.nodes["seed"].values.clone()
+    seeds[..., allows] = 1.0
+    arrays = with_nodes(arrays, "seed", values=seeds)
     return dataclasses.replace(arrays, context=context, action_mask=torch.ones_like(arrays.action_mask))
+
+
+def arrays_without(arrays, number):
+    """What nobody can see in the graphs."""
+    context = arrays.context.clone()
+    context[:, number] = torch.nan
+    return dataclasses.replace(arrays, context=context)
 
 
 def teacher(arrays):
@@ -69,7 +80,7 @@ def teacher(arrays):
     return actions
 
 
-def record(path, arrays, actions=None):
+def record(path, arrays, actions=None, ramps=None):
     """A store of the arrays' graphs, each a step."""
     actions = teacher(arrays) if actions is None else actions
     store, episodes = ReplayStore(path), []
@@ -80,7 +91,7 @@ def record(path, arrays, actions=None):
         outcomes = Outcomes(
             gained[:-1] - gained[1:], torch.ones(LENGTH), torch.full((LENGTH,), 1 + RISES[kind]), stopped
         )
-        episodes.append(recorded(host, {"number": at}, actions[at], outcomes))
+        episodes.append(recorded(host, {"number": at}, actions[at], outcomes, None if ramps is None else ramps[at]))
     for at in range(0, len(episodes), 40):
         store.append("toy", "teacher", episodes[at : at + 40])
     return Replay.open(path)
@@ -218,6 +229,26 @@ def test_what_is_no_example_teaches_risks_alone(arrays, replay, tmp_path):
     assert report == again
     assert all(torch.equal(tensor, same[name]) for name, tensor in weights.items())
     assert not all(torch.equal(tensor, other[name]) for name, tensor in weights.items())
+
+
+def test_blending_that_went_well_is_imitated_more(arrays, tmp_path):
+    shapes = torch.arange(len(arrays.seeds)) % len(BLENDING_METHODS)
+    well = shapes == RampShape.COSINE
+    windows = torch.where(well.unsqueeze(1), torch.tensor([0.1, 0.5]), torch.tensor([0.7, 0.9]))
+    arrays = dataclasses.replace(arrays, context=arrays.context.clone())
+    arrays.context[:, VALUE] = well * 3.0 - 1.0
+    actions = torch.zeros(len(shapes), len(SLOTS.heads), dtype=torch.int64)
+    actions[:, 0], actions[:, 1] = LifecycleOp.ADVANCE, 2
+    ramps = torch.cat([shapes.unsqueeze(1).float(), windows], dim=1)
+    ramps[: len(ramps) // 2] = torch.nan  # of these steps none begins to blend
+    student = ArraysStudent(arrays_without(arrays, VALUE))
+    config = dataclasses.replace(CONFIG, ramp_weight=1.0)
+    imitation = Imitation(student, record(tmp_path, arrays, actions, ramps), config)
+    for _ in range(12):
+        imitation.run_pass()
+    said = student.read("toy", {"number": torch.arange(20)})
+    assert (said.blending_method_logits[:, 2].argmax(dim=-1) == RampShape.COSINE).all()
+    assert (said.schedule[:, 2, 0] < 0.35).all()
 
 
 def test_an_action_that_its_mask_refuses_is_named(arrays, tmp_path):
