@@ -70,6 +70,7 @@ def test_what_is_taught_is_a_policy_that_says_what_it_was_taught(taught):
     assert checkpoint.return_scale == report["return_scale"] != 1.0
     assert "GERMINATE" not in checkpoint.seen.never["ops"]
     assert "GROW_INTERNAL" in checkpoint.seen.never["ops"]
+    assert "seed.allows_linear" in checkpoint.seen.never["inputs"]
     assert "linear" in checkpoint.registries["layer_type"].names
     losses = [entry["held_out"]["total"] for entry in report["passes"]]
     assert losses[report["best_pass"] - 1] == min(losses)
@@ -106,6 +107,17 @@ def test_examined_on_the_hosts_held_out_in_training_it_agrees_as_it_did_there(st
     assert "tabular: random_valid" in said
     everybody = strategic("evaluate", taught / "policy", store, "--held-out", 1)
     assert "of" in everybody
+
+
+def test_ramps_that_were_drawn_are_learnt_from(tmp_path):
+    few = ["--episodes", 6, "--max-epochs", 14, "--task", "digits_mixed", "--policies", "fixed_schedule"]
+    strategic("collect", tmp_path / "store", *few, "--randomise-ramps")
+    strategic("imitate", tmp_path / "store", tmp_path / "out", "--passes", 1, *TINY)
+    (report,) = json.loads((tmp_path / "out" / "imitation.json").read_text())["passes"]
+    assert report["learnt"]["ramps"] > 0
+    assert "seed.allows_linear" in Checkpoint.load(tmp_path / "out" / "policy").seen.inputs
+    said = strategic("evaluate", tmp_path / "out", tmp_path / "store", "--held-out", 1)
+    assert "digits_mixed with drawn ramps: fixed_schedule" in said
 
 
 @pytest.mark.parametrize(
