@@ -25,29 +25,25 @@ class ActivationFunction:
 
     Attributes:
         value: Of the function.
-        flat: From what it reads and gives, 1 where its slope is below :data:`FLAT_SLOPE` in magnitude, 0 elsewhere.
+        slope: Of the function; None where it is 0 exactly where the value is, and nowhere else below
+            :data:`FLAT_SLOPE`.
         flops: Per number.
     """
 
     value: Callable[[Tensor], Tensor]
-    flat: Callable[[Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor] | None
     flops: int
 
 
-def _relu_is_flat(x: Tensor, y: Tensor) -> Tensor:
-    return 1.0 - y.sign()
-
-
-def _gelu_is_flat(x: Tensor, y: Tensor) -> Tensor:
+def _gelu_slope(x: Tensor) -> Tensor:
     density = torch.exp(-0.5 * x.square()) / math.sqrt(2.0 * math.pi)
-    slope = 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))) + x * density
-    return (slope.abs() < FLAT_SLOPE).to(x.dtype)
+    return 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))) + x * density
 
 
 FUNCTIONS: Mapping[str, ActivationFunction] = MappingProxyType(
     {
-        "relu": ActivationFunction(F.relu, _relu_is_flat, 1),
-        "gelu": ActivationFunction(F.gelu, _gelu_is_flat, 5),  # x/√2, erf, + 1, · x, / 2
+        "relu": ActivationFunction(F.relu, None, 1),
+        "gelu": ActivationFunction(F.gelu, _gelu_slope, 5),  # x/√2, erf, + 1, · x, / 2
     }
 )
 """Of all hosts, by name."""
@@ -81,12 +77,10 @@ class ActivityStatistics:
         """
         rows, samples = x.flatten(1), x.shape[1]
         count = torch.from_numpy(channels).to(rows) * (rows.shape[1] // x.shape[-1])
-        missing = rows.shape[1] - count
         y = function.value(rows)
-        # A channel that a host does not have reads 0 and gives 0: it adds nothing to any sum but to that of flat ones.
-        zero = x.new_zeros(())
-        flat = function.flat(rows, y).sum(1) - function.flat(zero, function.value(zero)) * missing
-        active = y.sign().abs_().sum(1)  # counting by numbers: a sum of bools takes five times as long
+        # Counted by numbers: a sum of bools takes five times as long. A channel that a host lacks reads 0 and gives 0.
+        active = y.sign().abs_().sum(1)
+        flat = count - active if function.slope is None else (function.slope(rows).abs() < FLAT_SLOPE).sum(1)
         statistics = (active / count, flat / count, flat / samples, _unexplained(rows, y, count))
         return cls(*(values.double().cpu().numpy() for values in statistics))
 

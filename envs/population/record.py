@@ -90,18 +90,15 @@ class EpochRecord:
     def read(self) -> HostMotion:
         """What the epoch did; its results must have been written back to the hosts."""
         layout, held = self._hosts.layout, self._hosts.held
-        mean = torch.cat([unpacked(total).flatten(1) for total in self._sum], dim=1) / self._steps
-        mean = mean if held is None else mean.masked_fill(held, 0.0)
-        per_step = (self._loss, self._norm, self._squares)
-        loss, norm, squares = (_numbers(total / self._steps) for total in per_step)
-        return HostMotion(
-            loss=loss,
-            gradient_norm=norm,
-            squared_gradient=squares,
-            squared_mean_gradient=_numbers(layout.norms(mean)) ** 2,
-            pushed=_numbers(self._pushed / self._steps),
-            squared_change=_numbers(layout.norms(self._hosts.flat - self._before)) ** 2,
+        total = torch.cat([unpacked(of_one).flatten(1) for of_one in self._sum], dim=1)
+        if held is not None:
+            total.masked_fill_(held, 0.0)
+        change = torch.sub(self._hosts.flat, self._before, out=self._before)
+        loss, norm, squares, pushed, mean = (
+            _numbers(values / self._steps)
+            for values in (self._loss, self._norm, self._squares, self._pushed, layout.norms(total))
         )
+        return HostMotion(loss, norm, squares, mean**2, pushed, _numbers(layout.norms(change)) ** 2)
 
 
 def _numbers(values: Tensor) -> FloatArray:
