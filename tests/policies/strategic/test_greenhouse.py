@@ -14,7 +14,8 @@ from policies.scripted import RandomValid
 from policies.strategic.builder import GraphBuilder, vocabulary
 from policies.strategic.graph import GraphBatch
 from policies.strategic.greenhouse import GreenhouseReader
-from policies.strategic.measured import BLUEPRINT_NAMES
+from policies.strategic.input_page import GREENHOUSE, read_keys
+from policies.strategic.measured import BLUEPRINT_NAMES, NUMBERS, TEXTS
 from policies.strategic.normaliser import MetricNormaliser
 from policies.strategic.registries import Registries
 from policies.strategic.schema import NODE_TYPES
@@ -68,6 +69,13 @@ def test_slots_are_as_the_lifecycle_has_them(played):
     assert names.vocabulary == BLUEPRINT_NAMES
     assert np.array_equal(names.index.numpy(), env.lifecycle.blueprint)
     assert np.array_equal(measured.observation.numpy(), env.watch.observe(env.max_epochs)["obs"])
+
+
+def test_what_is_measured_is_what_the_page_of_inputs_says(played):
+    _, reader, observations = played
+    measured = reader.measured(observations)
+    given = measured.numbers.keys() | measured.texts.keys()
+    assert given & read_keys() == GREENHOUSE & {*NUMBERS, *TEXTS}
 
 
 def test_every_host_has_the_whole_graph_of_the_structure(played, tmp_path):

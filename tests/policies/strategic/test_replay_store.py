@@ -128,14 +128,14 @@ def writer(path, capacity, count):
 def test_a_writer_that_is_killed_loses_nothing_that_was_added(tmp_path):
     process = writer(tmp_path, 10**6, 10**6)
     for line in process.stdout:
-        if int(line) == 20:
+        if int(line) == 8:
             break
     time.sleep(0.003)
     process.send_signal(signal.SIGKILL)
     process.wait()
     hosts = Replay.open(tmp_path).worlds["w"].hosts
     assert hosts == tuple(range(len(hosts)))
-    assert len(hosts) >= 21
+    assert len(hosts) >= 9
     (tmp_path / "99999999.safetensors").write_bytes(b"half")  # as a cut-off write leaves them
     (tmp_path / ".00000001.safetensors.12345678.unfinished").write_bytes(b"half")
     ReplayStore(tmp_path).append("w", "someone", [Episode(77, {"x": torch.zeros(1, 200), "y": torch.zeros(1).long()})])
