@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from policies.replacing import UNFINISHED, replacing
 USUAL_CAPACITY = 1_000_000
 """Steps."""
 INDEX_FILE = "index.json"
-SHARD_END = ".safetensors"
+_SHARD = re.compile(r"\d{8}\.safetensors")
+"""Names of shards, which count them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Shard(_Strict):
         sha256: Of the file, hexadecimal.
     """
 
-    file: Annotated[str, Field(pattern=r"^\d{8}\.safetensors$")]
+    file: Annotated[str, Field(pattern=f"^{_SHARD.pattern}$")]
     world: str
     source: str
     exemplary: bool
@@ -137,7 +139,7 @@ class ReplayStore:
     """Where episodes are added.
 
     Args:
-        path: A directory that exists; a store is made in it unless there is one.
+        path: A directory that exists; a store is made in it if it is empty.
         capacity: Steps that it holds at most, the oldest shards being dropped; by default those of the store that there
             is, or a million.
 
@@ -147,11 +149,13 @@ class ReplayStore:
 
     Raises:
         OSError: it cannot be read or written.
-        ValueError: its index is damaged or something else, or it has another capacity.
+        ValueError: the directory holds something else or a damaged index, or the store has another capacity.
     """
 
     def __init__(self, path: Path, capacity: int | None = None) -> None:
         self.path = path
+        if not (path / INDEX_FILE).exists() and any(not other.name.startswith(".") for other in path.iterdir()):
+            raise ValueError(f"{path} holds something else: choose another directory for recorded episodes")
         with self._locked():
             if not (path / INDEX_FILE).exists():
                 self._write(Index(capacity=capacity or USUAL_CAPACITY))
@@ -186,7 +190,7 @@ class ReplayStore:
         with self._locked():
             index = Index.read(self.path)
             self._check_like_others(index, world, columns)
-            file = f"{index.written:08d}{SHARD_END}"
+            file = f"{index.written:08d}.safetensors"
             content = safetensors.torch.save({name: column.contiguous() for name, column in columns.items()})
             with replacing(self.path / file) as unfinished:
                 unfinished.write_bytes(content)
@@ -213,7 +217,7 @@ class ReplayStore:
         # What a cut-off write left goes too: whoever has the lock is the only one that writes.
         kept = {shard.file for shard in index.shards}
         for path in self.path.iterdir():
-            if path.name.endswith(UNFINISHED) or (path.name.endswith(SHARD_END) and path.name not in kept):
+            if path.name.endswith(UNFINISHED) or (_SHARD.fullmatch(path.name) and path.name not in kept):
                 with suppress(FileNotFoundError):
                     path.unlink()
 
@@ -334,7 +338,7 @@ class Replay:
 
     Attributes:
         worlds: By world.
-        digest: SHA-256 over the shards' digests: two replays with the same have the same steps in the same order.
+        digest: SHA-256 over all that the index says of the shards: two replays with the same are the same.
     """
 
     worlds: Mapping[str, WorldRecord]
@@ -361,7 +365,7 @@ class Replay:
                     ) from error
         if not opened:
             raise ValueError(f"{path} has no recorded episodes yet: collect some")
-        digest = hashlib.sha256("".join(shard.sha256 for shard in index.shards).encode()).hexdigest()
+        digest = hashlib.sha256("\n".join(shard.model_dump_json() for shard in index.shards).encode()).hexdigest()
         worlds = dict.fromkeys(shard.world for shard in index.shards)
         return cls({world: _record(world, opened) for world in worlds}, digest)
 

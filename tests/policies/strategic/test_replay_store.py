@@ -203,6 +203,25 @@ def test_an_index_of_another_kind_is_refused_by_readers_and_writers(tmp_path, co
     assert (tmp_path / "index.json").read_text() == content
 
 
+def test_no_store_is_made_among_other_files(tmp_path):
+    (tmp_path / "policy.safetensors").write_bytes(b"weights")
+    with pytest.raises(ValueError, match="holds something else: choose another directory"):
+        ReplayStore(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.safetensors"]
+
+
+def test_a_store_removes_its_own_files_only(tmp_path):
+    store = recorded(tmp_path, [4], capacity=6)
+    (tmp_path / "policy.safetensors").write_bytes(b"weights")
+    store.append("w", "someone", [episode(1, 5)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
+        "00000001.safetensors",
+        "index.json",
+        "policy.safetensors",
+    ]
+
+
 def test_an_index_cannot_name_files_elsewhere(tmp_path):
     recorded(tmp_path, [4])
     index = json.loads((tmp_path / "index.json").read_text())
