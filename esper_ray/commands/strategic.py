@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,6 +72,8 @@ class Collect:
 
     def __post_init__(self) -> None:
         check_numbers(self, UserError)
+        if not self.policies:
+            raise UserError("nobody plays: give one or more --policies")
 
     def run(self, console: Console) -> None:
         """Play and record."""
@@ -83,16 +87,23 @@ class Collect:
         make_directories(self.store)
         seeds = recorded_seeds(self.seed, self.episodes)
         settle()
+        with self._recording():
+            store = ReplayStore(self.store, self.capacity)
         try:
-            with writing(self.store):
-                store = ReplayStore(self.store, self.capacity)
             for name, policy in players.items():
                 self._record(name, policy, env, seeds, store, console)
-        except ValueError as error:
-            raise UserError(str(error)) from error
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"what was played to the end is in {self.store}") from None
         console.print(f"written: {self.store}    learn from it: {command('strategic', 'imitate', self.store, 'OUT')}")
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Say in one line why something cannot be recorded."""
+        try:
+            with writing(self.store):
+                yield
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def _player(self, name: str, env: EnvConfig) -> PolicyBundle:
         from esper_ray.measuring.controls import BEST_SCHEDULE, CONTROLS, make_policy
@@ -135,7 +146,7 @@ class Collect:
                 episodes = record_episodes(
                     policy, env, hosts, self.learning_rate_factor, self.randomise_ramps, on_epoch
                 )
-                with writing(self.store):
+                with self._recording():
                     store.append(RecordedWorld.of(env, self.randomise_ramps).text, source, episodes, exemplary)
                 decisions += sum(len(episode) for episode in episodes)
                 stopped += sum(bool(episode.steps["stopped"].any()) for episode in episodes)

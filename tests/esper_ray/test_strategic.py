@@ -123,6 +123,7 @@ def test_ramps_that_were_drawn_are_learnt_from(tmp_path):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
+        ("collect store --policies", "nobody plays: give one or more --policies"),
         ("collect store --policies foo", "unknown policy 'foo': give .*, or the directory of a run or an export"),
         ("collect store --policies best_schedule", "best_schedule plays what a search found: give --schedule"),
         ("collect store --task foo", "unknown task 'foo'"),
