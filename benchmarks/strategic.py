@@ -151,6 +151,7 @@ def _answered(policy: StrategicPolicy, builder: GraphBuilder, sampled: Callable[
 def random_model(layers: int) -> Measured:
     """What was measured of a model of so many layers with five times as many edges; every tenth number is unknown."""
     counts = {"layers": layers, "activations": layers, "parameters": layers, "seeds": SLOTS.num_slots, "metrics": 1}
+    counts |= {"run": 1}
     ends = {name: of.unsqueeze(0) for name, of in _ends(layers).items()}
     counts |= {name: of.shape[1] for name, of in ends.items()}
     rows = {key: counts[key.partition(".")[0]] for key in (*NUMBERS, *TEXTS)}

@@ -138,7 +138,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
                 germination_cost=germination_cost,
             ),
         )
-        self.graph = GraphMeasurements(self.population) if graph else None
+        self.graph = GraphMeasurements(self.population, max_epochs) if graph else None
         self.metadata = dict(type(self).metadata)
         self.single_observation_space = (
             observation_space(self.watch.layout) if self.graph is None else graph_space(self.graph.layout)

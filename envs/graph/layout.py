@@ -25,6 +25,9 @@ UNKNOWN = float(np.finfo(np.float32).min)
 OBSERVATION, BLUEPRINTS = "run.observation", "run.blueprint_indices"
 """Keys of what the flat policy reads: Obs V3 and the blueprint in each slot, -1 for none."""
 
+MAX_EPOCHS = "run.max_epochs"
+"""Key of the episode's length, of which Obs V3 tells times as shares only."""
+
 METRICS = ("loss", "gradient_norm", "loss_delta", "loss_volatility", "grad_var", "optimizer_lr")
 """Metrics of the whole host that are measured; a packet knows more."""
 
@@ -64,7 +67,7 @@ class GraphLayout:
     def places(self) -> dict[str, slice]:
         """Where each key's numbers are."""
         num_slots = self.structure.slots.num_slots
-        sizes = {OBSERVATION: ObservationLayout(self.structure.slots).size, BLUEPRINTS: num_slots}
+        sizes = {OBSERVATION: ObservationLayout(self.structure.slots).size, BLUEPRINTS: num_slots, MAX_EPOCHS: 1}
         sizes |= {key: self.rows[key.partition(".")[0]] for key in MEASURED}
         ends = (1 + np.cumsum(list(sizes.values()))).tolist()
         return {key: slice(end - size, end) for (key, size), end in zip(sizes.items(), ends, strict=True)}
@@ -127,4 +130,4 @@ MEASURED = (
     *(f"seeds.{name}" for name in ("learning_rate", "activity_level", "success_rate")),
     *(f"metrics.{name}" for name in METRICS),
 )
-"""Keys of what a vector holds behind Obs V3 and the blueprints."""
+"""Keys of what a vector holds behind Obs V3, the blueprints and the episode's length."""

@@ -13,7 +13,7 @@ from envs.batched.parameters import count_parameters
 from envs.episode_state import EpisodeArrays, EpisodeState, per_host
 from envs.graph.activity import FUNCTIONS, ActivityStatistics
 from envs.graph.fates import SeedFates
-from envs.graph.layout import BLUEPRINTS, OBSERVATION, UNKNOWN, GraphLayout
+from envs.graph.layout import BLUEPRINTS, MAX_EPOCHS, OBSERVATION, UNKNOWN, GraphLayout
 from envs.hosts.structure import HostLayer
 from envs.lifecycle import Lifecycle
 from envs.population.population import Population
@@ -58,15 +58,16 @@ class GraphMeasurements(EpisodeState):
 
     Args:
         population: What is measured.
+        max_epochs: Length of an episode.
 
     Raises:
         ValueError: a host has an activation function that nobody can measure.
     """
 
-    def __init__(self, population: Population) -> None:
+    def __init__(self, population: Population, max_epochs: int) -> None:
         task, num_hosts = population.task, population.num_members
         self.layout = GraphLayout.of(task)
-        self._population = population
+        self._population, self._max_epochs = population, max_epochs
         self._structure = self.layout.structure
         unknown = {layer.activation for layer in self._structure.activations} - FUNCTIONS.keys()
         if unknown:
@@ -82,6 +83,7 @@ class GraphMeasurements(EpisodeState):
     def start(self, hosts: IntArray) -> None:
         """See :class:`envs.episode_state.EpisodeState`; the hosts are drawn already."""
         self._values[hosts] = np.nan
+        self._get(MAX_EPOCHS)[hosts] = self._max_epochs
         for key, of_variant in self._sizes.items():
             self._get(key)[hosts] = of_variant[self._population.variant[hosts]]
         self._fates.start(hosts)

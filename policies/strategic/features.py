@@ -134,6 +134,7 @@ NODE_FEATURES: Mapping[str, tuple[Features, ...]] = MappingProxyType(
 """Node type → its numbers, but for those of seeds that come from Obs V3 and from what they allow."""
 
 CONTEXT_FEATURES = (
+    _alike("log10 x − 2", lambda x: x.log10() - 2.0, max_epochs="run.max_epochs"),
     _alike("x / 100", lambda x: x / 100.0, gpu_util_percent="metrics.gpu_util_percent"),
     _alike("log(1 + x) / 4", lambda x: x.log1p() / 4.0, gpu_mem_free_gb="metrics.gpu_mem_free_gb"),
     _alike("x / 100", lambda x: x / 100.0, cpu_util_percent="metrics.cpu_util_percent"),

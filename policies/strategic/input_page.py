@@ -36,7 +36,7 @@ PROBE = frozenset(
         *("feeds.saturation_events", "influences.gradient_contribution", "influences.nonlinearity_strength"),
         *("tunes.update_magnitude", "tunes.convergence_rate"),
         *("metrics.loss", "metrics.gradient_norm", "metrics.samples_per_s", "metrics.hook_latency_ms"),
-        "metrics.gpu_mem_free_gb",
+        *("metrics.gpu_mem_free_gb", "run.max_epochs"),
     }
 )
 """Keys of inputs that the probe measures of any model."""

@@ -38,14 +38,15 @@ SEED_NUMBERS = (
 )
 """Keys of what is measured of seeds beside Obs V3."""
 NUMBERS = (
-    tuple(
+    "run.max_epochs",
+    *(
         key
         for key in KEYS
         if key.partition(".")[0] in ("metrics", *NODE_TABLES, *EDGE_TABLES, "monitors") and key not in TEXTS
-    )
-    + SEED_NUMBERS
+    ),
+    *SEED_NUMBERS,
 )
-"""Keys of numbers; those of ``metrics`` have one row."""
+"""Keys of numbers; those of ``run`` and ``metrics`` have one row."""
 BLUEPRINT_NAMES = tuple(blueprint.name.lower() for blueprint in Blueprint)
 """What blueprints are called in packets; blueprint k is the k-th."""
 NOWHERE = SlotConfig.for_row(1)
@@ -118,7 +119,7 @@ class Measured:
     def rows(self, key: str) -> int:
         """Rows of a key's table, in each host."""
         kind = key.partition(".")[0]
-        if kind == "metrics":
+        if kind in ("run", "metrics"):
             return 1
         if kind == "seeds":
             return self.stages.shape[1]
@@ -134,8 +135,9 @@ class Measured:
         """Of a packet, N = 1."""
         graph, seeds = state.graph, state.seeds
         tables: dict[str, Columns] = {name: getattr(graph, name) for name in (*NODE_TABLES, *EDGE_TABLES)}
-        numbers = {f"metrics.{name}": _floats([state.metrics.get(name)]) for name in METRICS}
-        numbers |= {key: _floats(_column(tables, seeds, key)) for key in NUMBERS if not key.startswith("metrics.")}
+        numbers = {"run.max_epochs": _floats([state.max_epochs])}
+        numbers |= {f"metrics.{name}": _floats([state.metrics.get(name)]) for name in METRICS}
+        numbers |= {key: _floats(_column(tables, seeds, key)) for key in NUMBERS if key not in numbers}
         slots = SlotConfig.for_row(len(seeds), state.internal_levels) if seeds else NOWHERE
         watching = [(at, seed.monitored_layers) for at, seed in enumerate(seeds)]
         ends = {name: _pairs(table.source, table.target) for name, table in _edges(graph).items()}

@@ -204,10 +204,12 @@ SLOT_NUMBERS = tuple(field.name for field in slot_fields(_EVERYTHING) if field.n
 CONTEXT = Columns(
     (
         Block(tuple(field.name for field in base_fields(_EVERYTHING))),
+        *each("max_epochs"),
         *each("gpu_util_percent", "gpu_mem_free_gb", "cpu_util_percent", "process_memory_share"),
     )
 )
-"""What a graph knows as a whole: the host-wide numbers of Obs V3, and hardware."""
+"""What a graph knows as a whole: the host-wide numbers of Obs V3, of which time is a share of the run's length; that
+length, which says what can still be finished; and hardware."""
 
 _LAYER_TYPE, _ACTIVATION_TYPE = Code("layer_type", 64), Code("activation_type", 32)
 

@@ -203,6 +203,8 @@ def test_registries_with_more_room_than_the_network_are_refused():
 def _with_number(packet, key, row, value):
     """The packet with another number in one place."""
     kind, name = key.split(".")
+    if kind == "run":
+        return changed(packet, **{name: value})
     if kind == "metrics":
         return changed(packet, metrics={**packet.metrics, name: value})
     if kind == "seeds":
@@ -219,6 +221,7 @@ READ = [
     *(key for relation in ("connects", "feeds", "influences", "tunes") for key in EDGE_FEATURES[relation][0].keys),
 ]
 WHOLE = {"layers.input_channels", "layers.output_channels", "layers.in_degree", "layers.out_degree", "parameters.count"}
+WHOLE |= {"run.max_epochs"}
 
 
 @pytest.mark.parametrize("key", READ)

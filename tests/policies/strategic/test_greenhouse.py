@@ -112,3 +112,15 @@ def test_hosts_are_read_one_by_one_as_together(played, tmp_path):
                 found, wanted = (getattr(of.nodes[name], field.name) for of in (alone, together))
                 assert torch.equal(found.nan_to_num(nan=-7.0), wanted[host : host + 1].nan_to_num(nan=-7.0))
         assert torch.equal(alone.context.nan_to_num(), together.context[host : host + 1].nan_to_num())
+
+
+def test_a_graph_says_how_long_the_episode_is(tmp_path):
+    """Obs V3 tells times as shares of it alone, so that at first a short episode looks like a long one."""
+    contexts = []
+    for epochs in (15, 150):
+        env = MorphogenesisVectorEnv(1, task="digits_mixed", graph=True, max_epochs=epochs)
+        reader, (observations, _) = GreenhouseReader(env.graph.layout), env.reset(seed=0)
+        assert reader.measured(tensors(observations)).number("run.max_epochs").tolist() == [[epochs]]
+        contexts.append(built(reader, tensors(observations), tmp_path).context)
+    unequal = contexts[0].nan_to_num(nan=0.0) != contexts[1].nan_to_num(nan=0.0)
+    assert unequal.sum() == 1

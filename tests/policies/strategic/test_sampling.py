@@ -36,7 +36,7 @@ def large(layers, edges, seed=0, connects=None):
     }
     if connects is not None:
         ends["connects"] = torch.tensor(connects).reshape(1, -1, 2).long()
-    counts = {**rows, **{name: ends[name].shape[1] for name in ends}, "metrics": 1}
+    counts = {**rows, **{name: ends[name].shape[1] for name in ends}, "metrics": 1, "run": 1}
     kind = {key: counts[key.partition(".")[0]] for key in (*NUMBERS, *TEXTS)}
     numbers = {key: torch.arange(kind[key]).double().unsqueeze(0) for key in NUMBERS}
     numbers["layers.loss_share"] = torch.rand(1, layers, generator=generator, dtype=torch.float64)
