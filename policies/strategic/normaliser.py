@@ -81,9 +81,10 @@ class MetricNormaliser:
         Returns:
             float32 ``[..., M]``, 0 where not measured; and its mask, bool.
         """
-        mean, variance = self._moments
+        mean, variance = self._moments.to(values.device)
         measured = values.isfinite()
-        scaled = (values.double().clamp(-LARGEST, LARGEST) - mean) / variance.sqrt().maximum(self._least)
+        deviation = variance.sqrt().maximum(self._least.to(values.device))
+        scaled = (values.double().clamp(-LARGEST, LARGEST) - mean) / deviation
         return torch.where(measured, scaled, 0.0).float(), measured
 
     def observe(self, sums: Tensor) -> None:
