@@ -68,14 +68,18 @@ def load_weights(policy: PolicyBundle, weights: Weights) -> None:
         raise ValueError(
             f"{weights.path} does not hold a policy for {slots} slots: it is not a readable safetensors file ({error})"
         ) from error
-    problems = _differences(_shapes(expected), _shapes(state)) or _differences(_types(expected), _types(state))
-    if problems:
-        more = f", and {len(problems) - SHOWN_DIFFERENCES} more" if len(problems) > SHOWN_DIFFERENCES else ""
+    if problems := differences(expected, state):
         raise ValueError(
-            f"{weights.path} does not hold a policy for {slots} slots of the widths in its config: "
-            f"{', '.join(problems[:SHOWN_DIFFERENCES])}{more}"
+            f"{weights.path} does not hold a policy for {slots} slots of the widths in its config: {problems}"
         )
     policy.load_state_dict(state)
+
+
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """How names, shapes or types of tensors differ, in words; empty if they do not."""
+    problems = _differences(_shapes(expected), _shapes(found)) or _differences(_types(expected), _types(found))
+    more = f", and {len(problems) - SHOWN_DIFFERENCES} more" if len(problems) > SHOWN_DIFFERENCES else ""
+    return ", ".join(problems[:SHOWN_DIFFERENCES]) + more
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,256 @@
+"""A trained strategic policy in a directory: weights as safetensors, and a JSON manifest of all that they depend on.
+
+Weights mean nothing beside other names, other inputs or another scale. Whatever in the manifest does not fit is refused
+under its own name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import safetensors.torch
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from policies.replacing import replacing
+from policies.strategic.builder import GraphBuilder
+from policies.strategic.network import GraphPolicyNetwork
+from policies.strategic.network_config import GraphNetworkConfig
+from policies.strategic.normaliser import MetricNormaliser
+from policies.strategic.packet_values import Message, Name
+from policies.strategic.registries import Capacities, RegistryViews
+from policies.strategic.schema import CONTEXT, FORWARD_RELATIONS, NODE_TYPES
+from policies.strategic.seen import Seen
+from policies.weights import differences
+
+ARCHITECTURE = "gnn_v1"
+MANIFEST_FILE = "manifest.json"
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+T = TypeVar("T")
+
+
+class NeverSeen(Message):
+    """What training never showed: in play it is unknown, or not admitted."""
+
+    inputs: tuple[Name, ...]
+    """As KIND.NAME."""
+    ops: tuple[Name, ...]
+    """Names of ops."""
+    blueprints: tuple[Name, ...]
+    """Names of blueprints."""
+
+
+class Manifest(Message):
+    """What weights depend on."""
+
+    architecture_version: Name
+    """Of the network's form."""
+    network: dict[str, Any]
+    """Widths and the like."""
+    schema_inputs: dict[str, tuple[Name, ...]]
+    """What the network reads of each kind of node and edge, in order."""
+    shapes: dict[str, tuple[int, ...]]
+    """Of every tensor."""
+    weights_sha256: Digest
+    """Of the file of weights, whose name begins with it."""
+    capacities: dict[str, int]
+    """Names that each registry has room for."""
+    registries: dict[str, tuple[str, ...]]
+    """Names of each registry, in the order of their numbers."""
+    registry_digests: dict[str, Digest]
+    """SHA-256 of each registry."""
+    normaliser: dict[str, dict[str, float]]
+    """Mean and variance of each metric."""
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """What it was trained on."""
+    commit: Annotated[str, Field(pattern="^[0-9a-f]{7,40}(-dirty)?$")] | None
+    """Of the code that trained it; null outside a checkout."""
+    never_seen: NeverSeen
+    """What training never showed."""
+    manifest_sha256: Digest | None = None
+    """Of all the others, as canonical JSON."""
+
+    @property
+    def own_digest(self) -> str:
+        """What ``manifest_sha256`` has to be."""
+        content = self.model_dump(mode="json", exclude={"manifest_sha256"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def weights_file(self) -> str:
+        """Name of the file of weights. Another content has another name, so that none replaces one still in use."""
+        return f"{self.weights_sha256[:16]}.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained policy.
+
+    Attributes:
+        config: Of its network.
+        weights: The network's state dict, on the CPU.
+        registries: Numbers of the names that it knows.
+        normaliser: Scale of the metrics.
+        seen: What training showed.
+        tasks: What it was trained on.
+        commit: Of the code that trained it; None outside a checkout.
+    """
+
+    config: GraphNetworkConfig
+    weights: Mapping[str, Tensor]
+    registries: RegistryViews
+    normaliser: MetricNormaliser
+    seen: Seen
+    tasks: tuple[str, ...]
+    commit: str | None
+
+    def network(self) -> GraphPolicyNetwork:
+        """A network with these weights."""
+        network = GraphPolicyNetwork(self.config)
+        network.load_state_dict(self.weights)
+        return network
+
+    def save(self, directory: Path) -> None:
+        """Write it into a directory, which is made; a checkpoint that is there is replaced whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; the one before is still there.
+        """
+        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.weights.items()})
+        manifest = self._manifest(hashlib.sha256(content).hexdigest())
+        directory.mkdir(parents=True, exist_ok=True)
+        with replacing(directory / manifest.weights_file) as unfinished:
+            unfinished.write_bytes(content)
+        with replacing(directory / MANIFEST_FILE) as unfinished:
+            unfinished.write_text(manifest.model_dump_json(indent=1) + "\n")
+        for old in directory.glob("*.safetensors"):
+            if old.name != manifest.weights_file:
+                with suppress(OSError):  # it is only in the way
+                    old.unlink()
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read one.
+
+        Raises:
+            OSError: a file is missing or cannot be read.
+            ValueError: something in it does not fit; the message names the field.
+        """
+        content = (directory / MANIFEST_FILE).read_bytes()
+        try:
+            return cls._checked(_parsed(content), directory)
+        except ValueError as error:
+            raise ValueError(f"{directory} holds no policy that can be used: {error}") from error
+
+    def _manifest(self, weights_sha256: str) -> Manifest:
+        manifest = Manifest(
+            architecture_version=ARCHITECTURE,
+            network=asdict(self.config),
+            schema_inputs=_schema_inputs(),
+            shapes={name: tuple(tensor.shape) for name, tensor in sorted(self.weights.items())},
+            weights_sha256=weights_sha256,
+            capacities={family: view.capacity for family, view in self.registries.views.items()},
+            registries=self.registries.names,
+            registry_digests=self.registries.digests,
+            normaliser=self.normaliser.to_json(),
+            tasks=self.tasks,
+            commit=self.commit,
+            never_seen=NeverSeen(**self.seen.never),
+        )
+        return manifest.model_copy(update={"manifest_sha256": manifest.own_digest})
+
+    @classmethod
+    def _checked(cls, manifest: Manifest, directory: Path) -> Self:
+        """A checkpoint of what fits, field by field.
+
+        Raises:
+            ValueError: the first that does not fit.
+        """
+        if manifest.architecture_version != ARCHITECTURE:
+            raise ValueError(
+                f"architecture_version: it is {manifest.architecture_version!r}, this program has {ARCHITECTURE!r}"
+            )
+        if manifest.schema_inputs != _schema_inputs():
+            raise ValueError("schema_inputs: the network of this program reads other inputs")
+        config = _named("network", lambda: GraphNetworkConfig(**manifest.network))
+        weights = _checked_weights(manifest, config, directory)
+        capacities = _named("capacities", lambda: Capacities(**manifest.capacities))
+        registries = _named("registries", lambda: RegistryViews.of(manifest.registries, capacities))
+        _named("registry_digests", lambda: registries.check_digests(manifest.registry_digests))
+        normaliser = MetricNormaliser()
+        _named("normaliser", lambda: normaliser.load_json(manifest.normaliser))
+        _named("capacities", lambda: GraphBuilder(registries, normaliser))
+        seen = _named("never_seen", lambda: Seen.all_but(dict(manifest.never_seen)))
+        if manifest.manifest_sha256 != manifest.own_digest:
+            raise ValueError("manifest_sha256: the manifest was edited, it is not what training wrote")
+        return cls(config, weights, registries, normaliser, seen, manifest.tasks, manifest.commit)
+
+
+def _parsed(content: bytes) -> Manifest:
+    """The manifest in a file.
+
+    Raises:
+        ValueError: it is none; the message names the first field at fault.
+    """
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or MANIFEST_FILE
+        raise ValueError(f"{where}: {first['msg']}") from error
+
+
+def _named(field: str, made: Callable[[], T]) -> T:
+    """What is made of a field.
+
+    Raises:
+        ValueError: it cannot be; the message names the field.
+    """
+    try:
+        return made()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{field}: {error}") from error
+
+
+def _schema_inputs() -> dict[str, tuple[str, ...]]:
+    nodes = {
+        name: (*kind.columns.names, *(f"code {code.name} of {code.capacity}" for code in kind.codes))
+        for name, kind in NODE_TYPES.items()
+    }
+    edges = {relation.name: relation.attributes.names for relation in FORWARD_RELATIONS}
+    return nodes | edges | {"context": CONTEXT.names}
+
+
+def _checked_weights(manifest: Manifest, config: GraphNetworkConfig, directory: Path) -> dict[str, Tensor]:
+    """The tensors of the file of weights.
+
+    Raises:
+        ValueError: they are not those that the manifest and the network's widths say.
+    """
+    with torch.device("meta"):
+        expected = GraphPolicyNetwork(config).state_dict()
+    if manifest.shapes != {name: tuple(tensor.shape) for name, tensor in expected.items()}:
+        raise ValueError("shapes: they are not those of a network of these widths")
+    try:
+        content = (directory / manifest.weights_file).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"weights_sha256: there is no file {manifest.weights_file}") from error
+    if hashlib.sha256(content).hexdigest() != manifest.weights_sha256:
+        raise ValueError(f"weights_sha256: {manifest.weights_file} has other content, was it damaged?")
+    try:
+        weights = safetensors.torch.load(content)
+    except (SafetensorError, KeyError) as error:  # the latter for a type that torch lacks
+        raise ValueError(f"{manifest.weights_file}: it is no readable safetensors file ({error})") from error
+    if problems := differences(expected, weights):
+        raise ValueError(f"{manifest.weights_file}: {problems}")
+    return weights
