@@ -16,10 +16,12 @@ from gymnasium.vector.utils import batch_space
 from envs.action_masks import marginal_mask, mask_size, whole_numbers
 from envs.computing import host_computation
 from envs.episode_state import EpisodeState
+from envs.graph.layout import UNKNOWN, GraphLayout
+from envs.graph.measurements import GraphMeasurements
 from envs.grown import GrownSeeds
 from envs.lifecycle import Lifecycle
 from envs.limits import LifecycleRules
-from envs.measurements import SlotMeasurements
+from envs.measurements import SeedGradients, SlotMeasurements
 from envs.observation import HIGH, LOW, ObservationLayout
 from envs.population.population import Population, draw_variant
 from envs.population.saved import SavedPopulation
@@ -62,6 +64,8 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         min_training_epochs: Epochs in TRAINING before ADVANCE opens.
         embargo_epochs: Epochs that a pruned slot stays closed.
         counterfactual_interval: Epochs between measurements of contributions.
+        graph: Observe hosts as graphs: ``graph`` float32 ``[G]``, see :class:`envs.graph.layout.GraphLayout`, and
+            ``action_mask``, in place of ``obs`` and ``blueprint_indices``, which it holds. The hosts do not differ.
         report_test: Evaluate each committed network on the test split too (in ``info``, never in the observation).
         seed_stream: Mixed into an int seed, so that a resumed run or a restarted worker does not repeat itself.
         device: Where hosts live.
@@ -92,6 +96,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         min_training_epochs: int = 3,
         embargo_epochs: int = 5,
         counterfactual_interval: int = 5,
+        graph: bool = False,
         report_test: bool = False,
         seed_stream: int = 0,
         device: str = "cpu",
@@ -133,8 +138,11 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
                 germination_cost=germination_cost,
             ),
         )
+        self.graph = GraphMeasurements(self.population) if graph else None
         self.metadata = dict(type(self).metadata)
-        self.single_observation_space = observation_space(self.watch.layout)
+        self.single_observation_space = (
+            observation_space(self.watch.layout) if self.graph is None else graph_space(self.graph.layout)
+        )
         self.single_action_space = spaces.MultiDiscrete([head.size for head in slots.heads])
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -204,8 +212,9 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         self.chance.seed(hosts, seed, self.seed_stream)
         with host_computation(self.num_threads):
             self._begin(hosts, grown)
+            observation = self._observe()
         self._needs_reset = False
-        return self.watch.observe(self.max_epochs), self._progress_info()
+        return observation, self._progress_info()
 
     def _to_reset(self, mask: BoolArray | None) -> IntArray:
         if mask is None:
@@ -245,7 +254,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
     ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
         self.watch.begin_epoch(executed)
         if not resetting.all():
-            self.watch.book_gradients(self.population.train_epoch(self.epoch, self.lifecycle))
+            self.watch.book_gradients(self._train())
         self.watch.steps.tick()
         ending = (self.epoch >= self.max_epochs) & ~resetting
         self.lifecycle.strip(np.flatnonzero(ending))
@@ -266,7 +275,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
             _add_info(info, f"reward_{name}", column)
         self._explain(info, refused, wrong)
         self._add_results(info, epoch.accuracy, epoch.panic, terminated)
-        obs = self.watch.observe(self.max_epochs)
+        obs = self._observe()
         return obs, components.sum(axis=1), terminated, np.zeros(self.num_envs, bool), info
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
@@ -274,6 +283,20 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         return marginal_mask(self.watch.mask, self.task.slots.heads).astype(bool)
 
     # ------------------------------------------------------------------ one step's parts
+    def _train(self) -> SeedGradients:
+        if self.graph is None:
+            return self.population.train_epoch(self.epoch, self.lifecycle)
+        gradients, motion = self.population.train_recorded(self.epoch, self.lifecycle)
+        self.graph.book_training(motion)
+        return gradients
+
+    def _observe(self) -> Observation:
+        watched = self.watch.observe(self.max_epochs)
+        if self.graph is None:
+            return watched
+        vectors = self.graph.measure(watched["obs"], watched["blueprint_indices"], self.lifecycle, self.epoch)
+        return {"graph": vectors, "action_mask": watched["action_mask"]}
+
     def _begin(self, hosts: IntArray, grown: GrownSeeds | None = None) -> None:
         """Start an episode of these hosts, and book their untrained results as its beginning."""
         if not len(hosts):
@@ -331,6 +354,16 @@ def observation_space(layout: ObservationLayout) -> spaces.Dict:
             "obs": spaces.Box(LOW, HIGH, (layout.size,), np.float32),
             "blueprint_indices": spaces.Box(NO_BLUEPRINT, len(slots.blueprints) - 1, (slots.num_slots,), np.int64),
             "action_mask": spaces.Box(0, 1, (mask_size(slots.heads),), np.int8),
+        }
+    )
+
+
+def graph_space(layout: GraphLayout) -> spaces.Dict:
+    """The space of one host's observation as a graph."""
+    return spaces.Dict(
+        {
+            "graph": spaces.Box(UNKNOWN, -UNKNOWN, (layout.size,), np.float32),
+            "action_mask": spaces.Box(0, 1, (mask_size(layout.structure.slots.heads),), np.int8),
         }
     )
 

@@ -120,6 +120,11 @@ class ParameterLayout:
             rows.append(target.reshape(-1))
         return np.concatenate(rows)
 
+    def norms(self, flat: Tensor) -> Tensor:
+        """Euclidean norm of each parameter, ``[M, P]`` → ``[M, num_parameters]``."""
+        pieces = flat.split(self.sizes, dim=1)
+        return torch.stack([torch.linalg.vector_norm(piece, dim=1) for piece in pieces], dim=1)
+
     @cached_property
     def _segments(self) -> Tensor:
         return torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))

@@ -19,6 +19,7 @@ from envs.population.optimizer import TrainedRows
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -176,6 +177,19 @@ class SeedBank:
         gate = np.array([name in (GATE_WEIGHT, GATE_BIAS) for name in self.layout.specs])
         in_use = (~gate | self.gated[:, None]) & (self._level_of <= self.levels[:, None])
         return torch.from_numpy(in_use).to(self.rows.flat.device)
+
+    def relative_change(self, before: Tensor) -> FloatArray:
+        """``[m]`` norm of the change since the parameters were ``before`` (``[m, P]``), over the norm that they have.
+
+        Only parameters that take part count.
+        """
+        in_use = self.parameters_in_use()
+        changes, sizes = (
+            torch.linalg.vector_norm(self.layout.norms(values) * in_use, dim=1)
+            for values in (self.rows.flat - before, self.rows.flat)
+        )
+        shares: FloatArray = (changes / sizes).double().cpu().numpy()
+        return shares
 
     def switched_on(self) -> Tensor | None:
         """``[m, P]`` parameters that may move, or None where internal levels hold none back."""

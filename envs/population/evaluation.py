@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from envs.hosts.base import Host
+from envs.hosts.base import Host, Observe
 from envs.population.blending import SlotSeeds, grow
 
 IntArray = npt.NDArray[np.int64]
@@ -123,11 +123,11 @@ class SharedForward:
             self._parents.append(torch.from_numpy(level.parents).to(device) if grows else None)
             computed = level.members
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, observe: Observe | None = None) -> Tensor:
         """Logits of each of the last prefixes, see :meth:`envs.hosts.base.Host.head`; ``x`` is one batch for all."""
         activations = self._host.activations
         for slot in range(self._host.num_slots):
-            x = self._host.segment(slot, *self._state[slot], x, training=False)
+            x = self._host.segment(slot, *self._state[slot], x, training=False, observe=observe)
             if (parents := self._parents[slot + 1]) is not None:
                 x = x.index_select(0, parents)
             if slot in self._seeds:

@@ -74,6 +74,21 @@ class GradientMeter:
         self._batches += 1.0
         return self._squares
 
+    @property
+    def squares(self) -> Tensor:
+        """The sums so far, ``[m, num_parameters]``.
+
+        Raises:
+            RuntimeError: nothing was collected.
+        """
+        return self._collected[0]
+
+    @property
+    def _collected(self) -> tuple[Tensor, Tensor]:
+        if self._squares is None or self._batches is None:
+            raise RuntimeError("no gradient was collected in this epoch: nothing can be said about it")
+        return self._squares, self._batches
+
     def read(self, in_use: Tensor, first: int = 0) -> GradientHealth:
         """The epoch's statistics; empties the meter.
 
@@ -84,9 +99,8 @@ class GradientMeter:
         Raises:
             RuntimeError: nothing was collected.
         """
-        if self._squares is None or self._batches is None:
-            raise RuntimeError("no gradient was collected in this epoch: nothing can be said about its health")
-        norms = (self._squares[first : first + len(in_use)] / self._batches).sqrt()
+        squares, batches = self._collected
+        norms = (squares[first : first + len(in_use)] / batches).sqrt()
         self._squares = self._batches = None
         count = in_use.sum(1).clamp(min=1)
         vanishing = ((norms < VANISHING_NORM) & in_use).sum(1) / count
@@ -130,6 +144,8 @@ class EpochOptimizer:
 
     Attributes:
         leaves: What to compute with and differentiate by, ``[rows, *shape]``.
+        squared_norms: ``[rows]`` of each row's gradient in the last step, before clipping; what must not move counts
+            for nothing.
     """
 
     def __init__(self, groups: Sequence[TrainedRows], leaves: Sequence[Sequence[Part]]) -> None:
@@ -157,6 +173,7 @@ class EpochOptimizer:
             self._held = self._gathered(held)
         self._meter = GradientMeter()
         self._table = self._flat.new_zeros(len(self._lr), self._columns)
+        self.squared_norms = torch.zeros_like(self._lr)
         if not compiled(self._flat):
             self._row_of = torch.repeat_interleave(self._owner, self._lengths, output_size=len(self._flat))
             self._lr_of = self._lr[self._row_of]
@@ -166,18 +183,23 @@ class EpochOptimizer:
         lying = [packed(gradient).contiguous() for gradient in gradients]
         if compiled(self._flat):
             torch.ops.esper.sgd_step(
-                *(self._flat, self._momentum, self._meter.collector(self._table), lying),
+                *(self._flat, self._momentum, self._meter.collector(self._table), self.squared_norms, lying),
                 *(self._lengths, self._owner, self._cells, self._held, self._lr, CLIP_NORM, MOMENTUM),
             )
             return
         gradient = _flattened(lying)
-        squares = self._squared_norms(gradient.square())
-        self._meter.add(squares)
         if self._held is not None:
             gradient = gradient.masked_fill(self._held, 0.0)
-            squares = self._squared_norms(gradient.square())
-        norm = squares.sum(1).sqrt().index_select(0, self._row_of)
+        squares = self._squared_norms(gradient.square())
+        self._meter.add(squares)
+        torch.sum(squares, 1, out=self.squared_norms)
+        norm = self.squared_norms.sqrt().index_select(0, self._row_of)
         sgd_step(self._flat, gradient, self._momentum, self._lr_of, norm)
+
+    @property
+    def squares(self) -> Tensor:
+        """Squared norms of each parameter's gradients, summed over the steps so far, ``[rows, most parameters]``."""
+        return self._meter.squares
 
     def _squared_norms(self, squares: Tensor) -> Tensor:
         """Sum of ``squares`` within each parameter, ``[rows, columns]``; 0 where a row has fewer than others."""

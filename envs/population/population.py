@@ -18,6 +18,7 @@ from torch import Tensor
 from envs.batched.parameters import ParameterLayout
 from envs.blueprints import blueprints_for
 from envs.episode_state import EpisodeState
+from envs.hosts.base import Observe
 from envs.lifecycle import Lifecycle
 from envs.limits import ParameterCosts
 from envs.measurements import SeedGradients
@@ -27,6 +28,7 @@ from envs.population.capture import Repeater
 from envs.population.evaluation import Prefixes, SharedForward, loss_and_hits, number_of_chunks, share_prefixes
 from envs.population.flops import FORWARDS_PER_TRAINING_STEP, variant_flops
 from envs.population.optimizer import EpochOptimizer, Part, TrainedRows
+from envs.population.record import EpochMotion, EpochRecord
 from envs.population.training import TrainingData, TrainingEpoch
 from envs.population.variants import VariantTables
 from envs.seeding import HostChance
@@ -172,17 +174,29 @@ class Population(EpisodeState):
             epoch: ``[N]`` epochs done in each member's episode, which is the index of the one to train.
             lifecycle: Stages and alphas during this epoch; the banks must be in sync with it.
         """
-        epoch = np.minimum(epoch, self.max_epochs - 1)
+        return self._train(epoch, lifecycle, None)
+
+    def train_recorded(self, epoch: IntArray, lifecycle: Lifecycle) -> tuple[SeedGradients, EpochMotion]:
+        """:meth:`train_epoch`, and what it did to hosts and seeds. Neither learns anything else by being watched."""
+        record = EpochRecord(self._trained_hosts(epoch))
+        banks = [bank for bank in self.banks.values() if len(bank.rows.members)]
+        before = [bank.rows.flat.clone() for bank in banks]
+        gradients = self._train(epoch, lifecycle, record)
+        change = np.full((self.num_members, self.task.slots.num_slots), np.nan)
+        for bank, flat in zip(banks, before, strict=True):
+            change[bank.rows.members, bank.slot] = bank.relative_change(flat)
+        return gradients, EpochMotion(record.read(), change)
+
+    def _train(self, epoch: IntArray, lifecycle: Lifecycle, record: EpochRecord | None) -> SeedGradients:
         banks = self._banks_by_slot()
         seeds = {
             slot: SlotSeeds([self._training_run(bank, lifecycle) for bank in of_slot])
             for slot, of_slot in banks.items()
         }
         optimizer = self._optimizer(epoch, banks, seeds)
-        names = list(self.layout.specs)
-        TrainingEpoch(self.task.host, names, self.buffers, seeds, optimizer, self._mini_batches(epoch)).run(
-            self.repeater
-        )
+        names, batches = list(self.layout.specs), self._mini_batches(np.minimum(epoch, self.max_epochs - 1))
+        training = TrainingEpoch(self.task.host, names, self.buffers, seeds, optimizer, batches, record)
+        training.run(self.repeater)
         samples = self.task.batches_per_epoch * self.task.batch_size
         self.training_flops += FORWARDS_PER_TRAINING_STEP * samples * self.forward_flops(lifecycle)
         return self._gradients([bank for of_slot in banks.values() for bank in of_slot], optimizer)
@@ -197,15 +211,24 @@ class Population(EpisodeState):
         self, epoch: IntArray, banks: dict[int, list[SeedBank]], seeds: dict[int, SlotSeeds]
     ) -> EpochOptimizer:
         """Of all hosts, and of all seeds slot by slot."""
-        rates = self._to_device(self._rates[epoch] * self.lr_factor)
-        present = self._tables.parameters_present(self.variant)
-        absent = None if present is None else present == 0.0
-        groups = [TrainedRows(self.layout, self.flat, self.momentum, rates, absent)]
+        hosts = self._trained_hosts(epoch)
+        groups = [hosts]
         leaves: list[list[Part]] = [[(0, name)] for name in self.layout.specs]
         for slot, of_slot in seeds.items():
             leaves += [[(len(groups) + run, name) for run, name in parts] for parts in of_slot.parts]
-            groups += [bank.trained(rates) for bank in banks[slot]]
+            groups += [bank.trained(hosts.lr) for bank in banks[slot]]
         return EpochOptimizer(groups, leaves)
+
+    def _trained_hosts(self, epoch: IntArray) -> TrainedRows:
+        present = self._tables.parameters_present(self.variant)
+        absent = None if present is None else present == 0.0
+        rates = self._to_device(self.learning_rates(epoch))
+        return TrainedRows(self.layout, self.flat, self.momentum, rates, absent)
+
+    def learning_rates(self, epoch: IntArray) -> npt.NDArray[np.float32]:
+        """Rate at which each host trains in the epoch with this index (``[N]``); behind the last one the last's."""
+        rates: npt.NDArray[np.float32] = self._rates[np.minimum(epoch, self.max_epochs - 1)] * self.lr_factor
+        return rates
 
     def _banks_by_slot(self) -> dict[int, list[SeedBank]]:
         """Banks that hold any member; kinds with equal tails side by side, so that merging them copies little."""
@@ -292,12 +315,7 @@ class Population(EpisodeState):
         levels, place = share_prefixes(members, np.where(lifecycle.computing[members], alpha, 0.0))
         if split != "test":
             self._book_evaluation(levels, lifecycle, len(y))
-        seeds = {
-            slot: SlotSeeds(runs)
-            for slot, banks in self._banks_by_slot().items()
-            if (runs := [run for bank in banks for run in self._evaluation_runs(bank, levels[slot + 1], lifecycle)])
-        }
-        forward = SharedForward(self.task.host, self.layout.views(self.flat), self.buffers, levels, seeds)
+        forward = self._forward(levels, lifecycle)
         loss = torch.zeros(len(levels[-1].members), device=self.device)
         hits = torch.zeros_like(loss)
         parts = number_of_chunks(levels, y)
@@ -308,6 +326,30 @@ class Population(EpisodeState):
         results = loss / len(y), 100.0 * hits / y.numel()
         loss_of_row, accuracy_of_row = (values.double().cpu().numpy()[place] for values in results)
         return loss_of_row, accuracy_of_row
+
+    @torch.no_grad()
+    def show(self, members: IntArray, lifecycle: Lifecycle, samples: int, observe: Observe) -> None:
+        """Let somebody watch some members, in ascending order, read validation samples; it costs no training FLOPs.
+
+        Args:
+            members: ``[m]`` which hosts.
+            lifecycle: Stages and alphas.
+            samples: How many there are at most, evenly spaced.
+            observe: Called by each layer that an activation function follows, with the rows of ``members``.
+        """
+        x, _ = self._data["validation"]
+        chosen = torch.linspace(0, len(x) - 1, min(samples, len(x)), device=self.device).long()
+        alpha = np.where(lifecycle.computing[members], lifecycle.alpha[members], 0.0)
+        levels, _ = share_prefixes(members, alpha)
+        self._forward(levels, lifecycle)(x[chosen], observe)
+
+    def _forward(self, levels: list[Prefixes], lifecycle: Lifecycle) -> SharedForward:
+        seeds = {
+            slot: SlotSeeds(runs)
+            for slot, banks in self._banks_by_slot().items()
+            if (runs := [run for bank in banks for run in self._evaluation_runs(bank, levels[slot + 1], lifecycle)])
+        }
+        return SharedForward(self.task.host, self.layout.views(self.flat), self.buffers, levels, seeds)
 
     def _book_evaluation(self, levels: list[Prefixes], lifecycle: Lifecycle, samples: int) -> None:
         """Add to ``training_flops`` what an evaluation of these prefixes computes."""

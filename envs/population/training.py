@@ -15,6 +15,7 @@ from envs.hosts.base import Host, forward
 from envs.population.blending import SlotSeeds, grow
 from envs.population.capture import Repeater
 from envs.population.optimizer import EpochOptimizer
+from envs.population.record import EpochRecord
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class TrainingEpoch:
         seeds: Slot → its seeds; they compute with the optimiser's other leaves.
         optimizer: Of hosts and seeds.
         data: Mini-batches.
+        record: Is told of every step, if somebody asks.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class TrainingEpoch:
         seeds: dict[int, SlotSeeds],
         optimizer: EpochOptimizer,
         data: TrainingData,
+        record: EpochRecord | None = None,
     ) -> None:
         self._host, self._buffers, self._seeds = host, buffers, seeds
-        self._optimizer, self._data = optimizer, data
+        self._optimizer, self._data, self._record = optimizer, data, record
         self._parameters = dict(zip(names, optimizer.leaves, strict=False))
         rest = iter(optimizer.leaves[len(names) :])
         for of_slot in seeds.values():
@@ -80,8 +83,11 @@ class TrainingEpoch:
         x, y = self._samples(index), data.y[index]
         logits = forward(self._host, self._parameters, self._buffers, x, self._grow_slot, True)
         # Each member's own mean; added up, so that one backward gives each of them its own gradient.
-        loss = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="sum") / y[0].numel()
-        self._optimizer.step(torch.autograd.grad(loss, self._optimizer.leaves))
+        losses = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(len(y), -1).mean(1)
+        gradients = torch.autograd.grad(losses.sum(), self._optimizer.leaves)
+        self._optimizer.step(gradients)
+        if self._record is not None:
+            self._record.add(losses.detach(), gradients[: len(self._parameters)], self._optimizer)
         self._batch += 1
 
     def _samples(self, index: Tensor) -> Tensor:

@@ -313,6 +313,7 @@ def _sgd_step(
     flat: Tensor,
     momentum: Tensor,
     squares: Tensor,
+    totals: Tensor,
     gradients: list[Tensor],
     lengths: Tensor,
     owners: Tensor,
@@ -324,7 +325,6 @@ def _sgd_step(
 ) -> None:
     addresses = (_POINTER * len(gradients))(*(gradient.data_ptr() for gradient in gradients))
     sizes = (_COUNT * len(gradients))(*(gradient.numel() for gradient in gradients))
-    totals = torch.empty_like(rates)
     _library().sgd_step(
         *(flat.data_ptr(), momentum.data_ptr(), addresses, sizes, len(gradients)),
         *_pointers(lengths, owners, cells, held, squares, totals, rates),
@@ -351,8 +351,9 @@ for _schema, _implementation in {
     "graft_backward(Tensor gradient, Tensor h, Tensor[] deltas, Tensor members, Tensor strength, Tensor multiplies,"
     " Tensor incubating, Tensor attached, Tensor gated, Tensor? gate_weight, Tensor? gate_bias, Tensor statistics)"
     " -> (Tensor, Tensor[], Tensor, Tensor)": _graft_backward,
-    "sgd_step(Tensor(a!) flat, Tensor(b!) momentum, Tensor(c!) squares, Tensor[] gradients, Tensor lengths,"
-    " Tensor owners, Tensor cells, Tensor? held, Tensor rates, float clip, float decay) -> ()": _sgd_step,
+    "sgd_step(Tensor(a!) flat, Tensor(b!) momentum, Tensor(c!) squares, Tensor(d!) totals, Tensor[] gradients,"
+    " Tensor lengths, Tensor owners, Tensor cells, Tensor? held, Tensor rates, float clip, float decay)"
+    " -> ()": _sgd_step,
 }.items():
     _OPERATORS.define(_schema)
     _OPERATORS.impl(_schema.partition("(")[0], _implementation, "CPU")
