@@ -115,8 +115,9 @@ class Checkpoint:
     commit: str | None
 
     def network(self) -> GraphPolicyNetwork:
-        """A network with these weights."""
-        network = GraphPolicyNetwork(self.config)
+        """A network with these weights; torch's randomness is as it was before."""
+        with torch.random.fork_rng(devices=()):
+            network = GraphPolicyNetwork(self.config)
         network.load_state_dict(self.weights)
         return network
 
