@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
+import tyro
+
 from envs.ranges import LARGEST, Finite, Range, check_numbers
 
 COLDEST = 0.01
@@ -15,6 +17,8 @@ would overflow."""
 Temperature = Annotated[float, Range(COLDEST, LARGEST)]
 Width = Annotated[int, Range(1, 2**16, whole=True)]
 Kind = Literal["flat", "graph"]
+KIND_FLAG = "network.kind"
+"""What the kind is called among all settings, where ``kind`` would not say of what."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class NetworkConfig:
     """Temperature at which the policy draws its actions wherever it does not explore: in evaluations, replays, exports
     and the service. Below 1 it takes the likelier ones more often. Rollouts of training explore at 1."""
 
-    kind: Kind = "flat"
+    kind: Annotated[Kind, tyro.conf.arg(name=KIND_FLAG)] = "flat"
     """flat reads the numbers of one world with as many slots as that has, by an LSTM; graph reads hosts of any layers
     and any number of slots as graphs, and remembers nothing."""
     sage_width: Annotated[int, Range(2, 2**12, whole=True)] = 256

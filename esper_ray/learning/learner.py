@@ -184,6 +184,8 @@ class FactoredLearner(OpenLearner, TorchLearner):
         """Of every head and of the other parts of the network, under their metrics' names."""
         groups: dict[str, list[Tensor]] = {}
         for name, parameter in self.module[module_id].unwrapped().network.named_parameters():
+            if not parameter.requires_grad:
+                continue
             parts = name.split(".")
             group = parts[1] if parts[0] == "heads" else parts[0]
             groups.setdefault(f"gradient_norm/{group}", []).append(gradients[self.get_param_ref(parameter)])

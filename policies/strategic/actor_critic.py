@@ -70,6 +70,8 @@ class GraphActorCritic(PolicyNetwork):
         self.graphs = GraphPolicyNetwork(
             GraphNetworkConfig(config.sage_width, config.gat_width, config.attention_heads, op_bias=config.op_bias)
         )
+        for head in self.graphs.heads.beside_the_action:
+            head.requires_grad_(False)  # rewards say nothing of them; several learners would wait for their gradients
         self.return_scale = ReturnScale(len(worlds.layouts))
         self.normalisers = Normalisers(self.graphs.scale, self.return_scale, self._observed)
         self.tables = ActionTables(heads)

@@ -43,9 +43,7 @@ class GraphScale(RunningMoments):
         def scaled(name: str, numbers: Tensor) -> Tensor:
             columns, place = _SCALED[name], _PLACES[name]
             values, masks = numbers.split([columns.width, len(columns.blocks)], dim=-1)
-            relative = ((values - mean[place]) / deviation[place]).clamp(
-                -ObservationScale.LIMIT, ObservationScale.LIMIT
-            )
+            relative = ((values - mean[place]) / deviation[place]).clamp(-limit, limit)
             known = (masks[:, columns.block_of] > 0) & (count[place] > 0)
             return torch.cat([torch.where(known, relative, values), masks], dim=-1)
 
