@@ -80,30 +80,34 @@ class GraphMeasurements(EpisodeState):
         self._read_by[tuple(self._structure.edges["influences"].T)] = True
 
     def start(self, hosts: IntArray) -> None:
-        """See :class:`envs.episode_state.EpisodeState`."""
+        """See :class:`envs.episode_state.EpisodeState`; the hosts are drawn already."""
         self._values[hosts] = np.nan
+        for key, of_variant in self._sizes.items():
+            self._get(key)[hosts] = of_variant[self._population.variant[hosts]]
         self._fates.start(hosts)
         self._losses.start(hosts)
 
     # ------------------------------------------------------------------ what training did
+    @np.errstate(divide="ignore", invalid="ignore", over="ignore")  # what comes of it is not known
     def book_training(self, motion: EpochMotion) -> None:
-        """Take in an epoch's training."""
+        """Take in an epoch's training; the hosts are still as they were measured before it, but for what it did."""
         hosts = motion.hosts
         squares = self._of_layers(hosts.squared_gradient).sum(axis=2)
-        change, size = np.sqrt(self._of_layers(hosts.squared_change).sum(axis=2)), self._weight_norms()
+        # Whatever got a gradient in an earlier epoch is moved by momentum at every step.
+        frequency = self._get("layers.update_frequency")
+        self._set("layers.update_frequency", np.where(frequency > 0.0, 1.0, self._of_layers(hosts.pushed).max(axis=2)))
         self._losses.book(hosts.loss)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # what comes of it is not known
-            update = change / size
-            self._set("tunes.convergence_rate", 1.0 - update / self._get("tunes.update_magnitude"))
-            self._set("tunes.update_magnitude", update)
-            self._set("layers.gradient_norm", np.sqrt(squares))
-            self._set("layers.loss_share", squares / squares.sum(axis=1, keepdims=True))
-            before = np.sqrt(squares[:, self._structure.edges["feeds"][:, 0]])
-            self._set("activations.gradient_flow", before / np.sqrt(squares @ self._read_by.T))
-            spread = np.maximum(hosts.squared_gradient - hosts.squared_mean_gradient, 0.0).sum(axis=1, keepdims=True)
-            variance = spread / self._population.costs.host[:, None]
-            delta = self._losses.recent[:, -1] - self._losses.recent[:, -2]
-        self._set("layers.update_frequency", self._of_layers(hosts.moved).max(axis=2))
+        change = np.sqrt(self._of_layers(hosts.squared_change).sum(axis=2))
+        update = change / self._get("layers.weight_norm")
+        self._set("tunes.convergence_rate", 1.0 - update / self._get("tunes.update_magnitude"))
+        self._set("tunes.update_magnitude", update)
+        self._set("layers.gradient_norm", np.sqrt(squares))
+        self._set("layers.loss_share", squares / squares.sum(axis=1, keepdims=True))
+        before = np.sqrt(squares[:, self._structure.edges["feeds"][:, 0]])
+        self._set("activations.gradient_flow", before / np.sqrt(squares @ self._read_by.T))
+        spread = np.maximum(hosts.squared_gradient - hosts.squared_mean_gradient, 0.0).sum(axis=1, keepdims=True)
+        variance = spread / self._population.costs.host[:, None]
+        delta = self._losses.recent[:, -1] - self._losses.recent[:, -2]
         self._set("parameters.gradient_variance", variance)
         self._set("seeds.activity_level", motion.seed_change)
         self._set("metrics.loss", hosts.loss[:, None])
@@ -122,6 +126,7 @@ class GraphMeasurements(EpisodeState):
         return np.sqrt(self._of_layers(norms**2).sum(axis=2))
 
     # ------------------------------------------------------------------ what hosts are
+    @np.errstate(over="ignore")  # what no float32 holds is not known
     def measure(
         self,
         observation: npt.NDArray[np.float32],
@@ -141,8 +146,6 @@ class GraphMeasurements(EpisodeState):
         due = np.flatnonzero(epoch % ACTIVITY_INTERVAL == 0)
         if len(due):
             self._measure_activity(due, lifecycle)
-        for key, of_variant in self._sizes.items():
-            self._set(key, of_variant[population.variant])
         rates = population.learning_rates(epoch)[:, None].astype(float)
         self._fates.look(lifecycle)
         self._set(OBSERVATION, observation)
@@ -185,8 +188,7 @@ class GraphMeasurements(EpisodeState):
         return self._values[:, self.layout.places[key]]
 
     def _set(self, key: str, values: npt.NDArray[Any]) -> None:
-        with np.errstate(over="ignore"):  # what no float32 holds is not known
-            self._get(key)[:] = values
+        self._get(key)[:] = values
 
 
 def _sizes(task: Task, layout: GraphLayout) -> dict[str, FloatArray]:

@@ -179,16 +179,13 @@ class SeedBank:
         return torch.from_numpy(in_use).to(self.rows.flat.device)
 
     def relative_change(self, before: Tensor) -> FloatArray:
-        """``[m]`` norm of the change since the parameters were ``before`` (``[m, P]``), over the norm that they have.
+        """``[m]`` norm of the change since the parameters were ``before`` (``[m, P]``), over the norm of these.
 
-        Only parameters that take part count.
+        Only parameters that take part count; no other moves.
         """
-        in_use = self.parameters_in_use()
-        changes, sizes = (
-            torch.linalg.vector_norm(self.layout.norms(values) * in_use, dim=1)
-            for values in (self.rows.flat - before, self.rows.flat)
-        )
-        shares: FloatArray = (changes / sizes).double().cpu().numpy()
+        change = torch.linalg.vector_norm(self.rows.flat - before, dim=1)
+        size = torch.linalg.vector_norm(self.layout.norms(before) * self.parameters_in_use(), dim=1)
+        shares: FloatArray = (change / size).double().cpu().numpy()
         return shares
 
     def switched_on(self) -> Tensor | None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from envs.batched.parameters import packed, unpacked
 from envs.population.optimizer import EpochOptimizer, TrainedRows
 
 FloatArray = npt.NDArray[np.float64]
@@ -25,7 +26,7 @@ class HostMotion:
         gradient_norm: ``[N]`` norm of the whole gradient, mean over the steps.
         squared_gradient: ``[N, n]`` squared norm of each parameter's gradient, mean over the steps.
         squared_mean_gradient: ``[N, n]`` squared norm of the gradient's mean over the steps.
-        moved: ``[N, n]`` share of the steps that changed the parameter.
+        pushed: ``[N, n]`` share of the steps by which the parameter had got a gradient in this epoch.
         squared_change: ``[N, n]`` squared norm of what the epoch changed.
     """
 
@@ -33,7 +34,7 @@ class HostMotion:
     gradient_norm: FloatArray
     squared_gradient: FloatArray
     squared_mean_gradient: FloatArray
-    moved: FloatArray
+    pushed: FloatArray
     squared_change: FloatArray
 
 
@@ -62,13 +63,12 @@ class EpochRecord:
 
     def __init__(self, hosts: TrainedRows) -> None:
         self._hosts, self._before = hosts, hosts.flat.clone()
-        # Once there was a gradient, momentum changes a parameter at every step.
-        self._moves_at_once = hosts.layout.norms(hosts.momentum) != 0.0
-        self._moved = torch.zeros_like(self._moves_at_once, dtype=torch.float32)
+        self._pushed = hosts.flat.new_zeros(len(hosts.flat), len(hosts.layout.specs))
         self._loss = hosts.flat.new_zeros(len(hosts.flat))
         self._norm = torch.zeros_like(self._loss)
-        self._sum = [torch.zeros_like(view) for view in hosts.layout.views(hosts.flat).values()]
-        self._squares = torch.zeros_like(self._moved)
+        views = hosts.layout.views(hosts.flat).values()
+        self._sum = [torch.zeros(packed(view).shape, device=view.device) for view in views]
+        self._squares = self._pushed
         self._steps = self._loss.new_zeros(())
 
     def add(self, losses: Tensor, gradients: tuple[Tensor, ...], optimizer: EpochOptimizer) -> None:
@@ -79,29 +79,26 @@ class EpochRecord:
             gradients: Of each of the hosts' parameters, ``[N, *shape]``.
             optimizer: That has just taken the step; hosts are the first of its rows, and of its leaves.
         """
-        hosts, parameters = self._moved.shape
+        hosts, parameters = self._pushed.shape
         self._steps += 1.0
         self._loss += losses
         self._norm += optimizer.squared_norms[:hosts].sqrt()
-        torch._foreach_add_(self._sum, gradients)
-        self._squares.copy_(optimizer.squares[:hosts, :parameters])
-        self._moved += self._moves_at_once | (self._squares != 0.0)
+        torch._foreach_add_(self._sum, tuple(packed(gradient) for gradient in gradients))
+        self._squares = optimizer.squares[:hosts, :parameters]  # the same tensor all through the epoch
+        self._pushed += self._squares != 0.0
 
     def read(self) -> HostMotion:
         """What the epoch did; its results must have been written back to the hosts."""
         layout, held = self._hosts.layout, self._hosts.held
-        mean = torch.cat([total.flatten(1) for total in self._sum], dim=1) / self._steps
-        mean = mean if held is None else mean.masked_fill(held, 0.0)
-        per_step = (self._loss, self._norm, self._squares)
-        loss, norm, squares = (_numbers(total / self._steps) for total in per_step)
-        return HostMotion(
-            loss=loss,
-            gradient_norm=norm,
-            squared_gradient=squares,
-            squared_mean_gradient=_numbers(layout.norms(mean)) ** 2,
-            moved=_numbers(self._moved / self._steps),
-            squared_change=_numbers(layout.norms(self._hosts.flat - self._before)) ** 2,
+        total = torch.cat([unpacked(of_one).flatten(1) for of_one in self._sum], dim=1)
+        if held is not None:
+            total.masked_fill_(held, 0.0)
+        change = torch.sub(self._hosts.flat, self._before, out=self._before)
+        loss, norm, squares, pushed, mean = (
+            _numbers(values / self._steps)
+            for values in (self._loss, self._norm, self._squares, self._pushed, layout.norms(total))
         )
+        return HostMotion(loss, norm, squares, mean**2, pushed, _numbers(layout.norms(change)) ** 2)
 
 
 def _numbers(values: Tensor) -> FloatArray:
