@@ -18,6 +18,8 @@ from envs.live.places import LiveError
 from envs.live.planting import card_of, prune_empty
 from envs.live.slot import GROWTH, Growth
 from envs.measurements import SeedGradients
+from envs.seed_report import SeedReport
+from envs.slots import SlotConfig
 from envs.vocabulary import HEAD_NAMES, LifecycleOp, SeedStage
 from envs.watch import HostWatch
 from esper_ray.live.commitment import choose
@@ -25,6 +27,7 @@ from esper_ray.live.policies import Decider
 from esper_ray.live.records import Decision, Kept, Report, in_words, slot_state
 from esper_ray.live.refusals import refuse_processes
 from esper_ray.measuring.course import Course
+from policies.bundle import Observations
 from policies.player import Player
 
 FORMAT = "esper-ray grower 1"
@@ -267,6 +270,20 @@ class Grower:
     def _validate(self, alpha: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
         loss, accuracy = self._host.validate(_HOST, alpha[None], self._watch.lifecycle)
         return float(loss[0]), float(accuracy[0])
+
+    # ------------------------------------------------------------------ looking
+    def observe(self) -> Observations:
+        """What a policy would read now, ``N = 1``; nothing is changed by it."""
+        return self._watch.observe(self.max_epochs)
+
+    @property
+    def slot_config(self) -> SlotConfig:
+        """The policy's slots, of which the first ones are the model's."""
+        return self._watch.slots
+
+    def reports(self) -> list[SeedReport]:
+        """What each of the policy's slots is doing."""
+        return [self._watch.lifecycle.report(0, at) for at in range(self._watch.slots.num_slots)]
 
     # ------------------------------------------------------------------ copies
     def mirror(self, copied: nn.Module) -> None:

@@ -21,14 +21,13 @@ from policies.strategic.features import (
     Features,
 )
 from policies.strategic.graph import EdgeArrays, GraphArrays, NodeArrays
-from policies.strategic.measured import Measured, Names
+from policies.strategic.measured import TABLES, Measured, Names
 from policies.strategic.normaliser import MetricNormaliser
 from policies.strategic.registries import UNKNOWN, RegistryViews
 from policies.strategic.schema import FORWARD_RELATIONS, NODE_TYPES, SLOT_NUMBERS
 
 MOST_GUESSED = 3
 """Layers that a slot is taken to monitor where nobody says: those with the largest loss share."""
-_TABLES = {"layer": "layers", "seed": "seeds", "activation": "activations", "parameter": "parameters"}
 _NOBODY = -1
 
 
@@ -65,7 +64,7 @@ class GraphBuilder:
             ],
             "parameter": [self._codes(measured, "parameter.optimizer_family")],
         }
-        values = {name: self._numbers(measured, of, measured.rows(_TABLES[name])) for name, of in NODE_FEATURES.items()}
+        values = {name: self._numbers(measured, of, measured.rows(TABLES[name])) for name, of in NODE_FEATURES.items()}
         values["seed"] = _seed_numbers(measured, values["seed"])
         nodes = {
             name: NodeArrays(

@@ -95,7 +95,7 @@ NODE_FEATURES: Mapping[str, tuple[Features, ...]] = MappingProxyType(
             Features(
                 tuple(f"step_{metric}" for metric in SCALED_METRICS),
                 tuple(f"metrics.{metric}" for metric in SCALED_METRICS),
-                ("sign(z) · log(1 + |z|), where z is x in deviations from the running mean",) * len(SCALED_METRICS),
+                ("sign(z) · log(1 + abs z), where z is x in deviations from the running mean",) * len(SCALED_METRICS),
                 _step_metrics,
             ),
         ),

@@ -63,7 +63,7 @@ class _Nodes(Columns):
 
 
 class Layers(_Nodes):
-    """Layers: modules of the host that have parameters, or change the shape of what passes."""
+    """Layers: modules of the host that have parameters. What has none, such as pooling, is no node."""
 
     name: Annotated[Names, Field(max_length=MOST_LAYERS)]
     """What the source calls it; no two are called the same."""

@@ -21,6 +21,8 @@ from policies.strategic.graph_columns import Columns
 from policies.strategic.messages import KEYS, SeedState, SystemState
 from policies.strategic.packet_values import METRICS
 
+TABLES = {"layer": "layers", "seed": "seeds", "activation": "activations", "parameter": "parameters"}
+"""Node type → its table in a packet."""
 NODE_TABLES = ("layers", "activations", "parameters")
 """Tables of nodes, beside the slots."""
 EDGE_TABLES = ("connects", "feeds", "influences", "tunes")

@@ -23,6 +23,7 @@ from policies.strategic.features import (
 )
 from policies.strategic.graph import GraphBatch
 from policies.strategic.graph_columns import Graph, Layers
+from policies.strategic.input_page import GREENHOUSE, GROWER, PAGE_FILE, PROBE, page, read_keys
 from policies.strategic.measured import NUMBERS, TEXTS, Measured, Names
 from policies.strategic.messages import KEYS, SystemState
 from policies.strategic.network import GraphPolicyNetwork
@@ -30,6 +31,7 @@ from policies.strategic.network_config import SMALL
 from policies.strategic.normaliser import MetricNormaliser
 from policies.strategic.registries import Capacities, Registries, RegistryViews
 from policies.strategic.schema import CONTEXT, NODE_TYPES, SLOT_NUMBERS
+from tests.places import ROOT
 from tests.policies.strategic.graphs import tensors_of
 from tests.policies.strategic.packets import packets
 from tests.policies.strategic.states import chain, changed, seed, state
@@ -296,3 +298,21 @@ def test_a_packet_survives_its_way_through_json():
     packet = SystemState.model_validate_json(state().model_dump_json())
     for name, nodes in built(packet).nodes.items():
         torch.testing.assert_close(nodes.values, built(state()).nodes[name].values, equal_nan=True)
+
+
+def test_the_page_of_inputs_is_what_the_code_says():
+    written = (ROOT / "docs" / PAGE_FILE).read_text()
+    assert written == page(), "run: python -m policies.strategic.input_page docs"
+
+
+def test_the_page_has_every_input():
+    """By its name and its key, each once in the table of its kind."""
+    sections = dict(section.split("\n", 1) for section in page().split("\n## ")[1:])
+    for title, kind in [(f"{name.capitalize()} nodes", kind) for name, kind in NODE_TYPES.items()]:
+        rows = [
+            line.split(" | ")[0].removeprefix("| ") for line in sections[title].splitlines() if line.startswith("| ")
+        ]
+        named = [name for row in rows[1:] for name in row.split(", ")]
+        assert named == [*kind.columns.names, *(code.name for code in kind.codes)]
+    assert all(f"`{key}`" in page() for key in KEYS)
+    assert read_keys() >= GREENHOUSE | PROBE | GROWER

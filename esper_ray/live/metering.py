@@ -1,0 +1,139 @@
+"""What an optimiser's steps did to a model's parameters, summed up as they happen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """An epoch of P parameters. All of it is NaN where there was no step.
+
+    Attributes:
+        steps: Steps that there were.
+        sizes: Numbers in each parameter ``[P]``.
+        square: Squared norm of each, now ``[P]``.
+        change: Squared norm of its change in the epoch ``[P]``.
+        gradient: Squared norm of its gradient, mean over steps ``[P]``.
+        spread: Sum over its numbers of their gradient's variance over the steps ``[P]``.
+        updated: Share of the steps that gave it a gradient that is not 0 ``[P]``.
+        norm: Norm of the whole gradient, mean over steps.
+        hook_ms: Time that measuring took in the last step, milliseconds.
+        step_ms: Time from the last step but one to the last, milliseconds.
+        seconds: Time from the first step to the last.
+        hook_seconds: Time that measuring took in all steps.
+    """
+
+    steps: int
+    sizes: FloatArray
+    square: FloatArray
+    change: FloatArray
+    gradient: FloatArray
+    spread: FloatArray
+    updated: FloatArray
+    norm: float
+    hook_ms: float
+    step_ms: float
+    seconds: float
+    hook_seconds: float
+
+
+class StepMeter:
+    """Watches the parameters of a model in an optimiser's steps, of which it changes nothing.
+
+    It keeps the parameters as they were when the epoch began, and a sum of their gradients: twice their memory.
+
+    Args:
+        parameters: P of them. Of one whose gradients are sparse nothing is known of its gradients.
+        optimizer: That trains them.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
+        self.parameters = tuple(parameters)
+        self._handle = optimizer.register_step_pre_hook(self._before_step)
+        self.begin()
+
+    def remove(self) -> None:
+        """Watch no longer."""
+        self._handle.remove()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Begin an epoch."""
+        self._start = [parameter.clone() for parameter in self.parameters]
+        self._sums = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self._device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        zeros = torch.zeros(len(self.parameters), device=self._device)
+        self._squares, self._updates, self._norms = zeros, zeros.clone(), zeros.new_zeros(())
+        self._steps, self._times, self._hook_ms, self._hook_seconds = 0, list[float](), math.nan, 0.0
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        started = time.perf_counter()
+        gradients: dict[int, Tensor] = {}
+        for row, parameter in enumerate(self.parameters):
+            if parameter.grad is not None and parameter.grad.layout == torch.strided:
+                gradients[row] = parameter.grad
+            elif parameter.grad is not None:
+                self._squares[row] = self._updates[row] = torch.nan
+        if gradients:
+            self._add(gradients)
+        self._steps += 1
+        ended = time.perf_counter()
+        self._times = [*self._times[:1], *self._times[1:][-1:], ended]
+        self._hook_ms, self._hook_seconds = 1e3 * (ended - started), self._hook_seconds + ended - started
+
+    def _add(self, gradients: Mapping[int, Tensor]) -> None:
+        """Sum up a step's gradients, by row."""
+        values = list(gradients.values())
+        torch._foreach_add_([self._sums[row] for row in gradients], values)
+        norms = torch.stack([norm.to(self._device) for norm in torch._foreach_norm(values, dtype=torch.float32)])
+        rows = torch.tensor(list(gradients), device=self._device)
+        self._squares.index_add_(0, rows, norms.square())
+        self._updates.index_add_(0, rows, (norms > 0).float())
+        self._norms += norms.square().sum().sqrt()
+
+    @torch.no_grad()
+    def end(self) -> Motion:
+        """What there was since :meth:`begin`."""
+        steps = self._steps or math.nan
+        squares = self._numbers(list(self._squares))
+        sums = self._squared(self._sums)
+        sizes = np.array([float(parameter.numel()) for parameter in self.parameters])
+        changes = [now - before for now, before in zip(self.parameters, self._start, strict=True)]
+        return Motion(
+            steps=self._steps,
+            sizes=sizes,
+            square=self._squared(self.parameters),
+            change=self._squared(changes) + 0.0 * steps,
+            gradient=squares / steps,
+            spread=np.maximum(squares / steps - sums / steps**2, 0.0),
+            updated=self._numbers(list(self._updates)) / steps,
+            norm=self._norms.item() / steps,
+            hook_ms=self._hook_ms,
+            step_ms=1e3 * (self._times[-1] - self._times[-2]) if len(self._times) > 1 else math.nan,
+            seconds=self._times[-1] - self._times[0] if len(self._times) > 1 else math.nan,
+            hook_seconds=self._hook_seconds,
+        )
+
+    def _squared(self, tensors: Sequence[Tensor]) -> FloatArray:
+        """Squared norms ``[P]``."""
+        return self._numbers(torch._foreach_norm(list(tensors), dtype=torch.float32)) ** 2 if tensors else np.zeros(0)
+
+    def _numbers(self, scalars: Sequence[Tensor]) -> FloatArray:
+        """Scalars of any device ``[P]``, read at once."""
+        if not scalars:
+            return np.zeros(0)
+        return torch.stack([scalar.to(self._device) for scalar in scalars]).cpu().double().numpy()

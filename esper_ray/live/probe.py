@@ -1,0 +1,274 @@
+"""What the strategic policy reads of somebody's training run: a packet per epoch, from a model as it is."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from envs.live.host import checked_result
+from envs.live.places import Example, batch_size, shortened
+from envs.live.slot import GROWTH, Growth, LiveSlot
+from envs.seed_report import SeedReport
+from envs.vocabulary import LIVING_STAGES
+from esper_ray.live.arrays import model_arrays, update_magnitudes
+from esper_ray.live.grower import Grower
+from esper_ray.live.metering import Motion, StepMeter
+from esper_ray.live.refusals import refuse_model
+from esper_ray.live.tracing import Trace, trace
+from policies.strategic.graph_columns import Monitors
+from policies.strategic.measured import BLUEPRINT_NAMES, Measured
+from policies.strategic.messages import Hardware, SeedState, SystemState
+from policies.strategic.packet_values import LARGEST_NUMBER
+from policies.strategic.sampling import sample
+from policies.strategic.sending import graph_of, monitors_of
+
+SAMPLES = 32
+"""Inputs on which activation functions are watched."""
+VOLATILITY_EPOCHS = 5
+
+DECLARED = (
+    *("run.max_epochs", "run.global_step", "run.training_loss", "run.validation_loss", "run.validation_accuracy"),
+    "run.hardware",
+    *("metrics.loss", "metrics.gradient_norm", "metrics.samples_per_s", "metrics.hook_latency_ms"),
+    *("metrics.step_latency_ms", "metrics.loss_delta", "metrics.loss_volatility", "metrics.grad_var"),
+    "metrics.optimizer_lr",
+    *("layers.layer_type", "layers.input_channels", "layers.output_channels", "layers.activation_type"),
+    *("layers.dropout_rate", "layers.weight_norm", "layers.gradient_norm", "layers.update_frequency"),
+    *("layers.loss_share", "layers.in_degree", "layers.out_degree", "layers.depth"),
+    *("activations.activation_type", "activations.saturation_rate", "activations.gradient_flow"),
+    "activations.computational_cost",
+    *("parameters.count", "parameters.learning_rate", "parameters.momentum", "parameters.gradient_variance"),
+    "parameters.optimizer_family",
+    *("connects.connection_strength", "connects.data_flow_volume"),
+    *("feeds.activation_frequency", "feeds.saturation_events"),
+    *("influences.gradient_contribution", "influences.nonlinearity_strength"),
+    *("tunes.update_magnitude", "tunes.convergence_rate"),
+)
+"""What a probe can measure of any model."""
+DECLARED_OF_GROWERS = (
+    *("run.observation", "run.blueprint_indices", "run.action_mask"),
+    *("seeds.blueprint", "seeds.alpha", "seeds.alpha_target", "seeds.age_epochs", "seeds.internal_level"),
+    *("seeds.internal_max_level", "seeds.monitored_layers", "seeds.scope", "seeds.activity_level"),
+)
+"""What it can measure besides where a grower is at work."""
+
+
+class Probe:
+    """Watches a model while somebody's own loop trains it, and changes nothing of the training, not a bit.
+
+    Between two epochs it holds one hook, in the optimiser, and twice the memory of the parameters.
+
+    Args:
+        model: What is trained; not compiled yet.
+        optimizer: That trains it.
+        inputs: Validation inputs as the loop passes them, a tensor, a tuple or a dict of arguments: the first 32 run
+            through the model at the end of every epoch.
+        grower: That grows it, if one does.
+        max_epochs: Epochs that it will be trained for; the grower's if there is one.
+        run_id: Of the run.
+        batch_axis: Axis of the batch in the inputs.
+
+    Raises:
+        LiveError: something that cannot be measured.
+
+    Attributes:
+        seconds: Time that measuring has taken so far, the CPU's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        inputs: Example,
+        *,
+        grower: Grower | None = None,
+        max_epochs: int | None = None,
+        run_id: str = "run",
+        batch_axis: int = 0,
+    ) -> None:
+        refuse_model(model)
+        size = batch_size(inputs, batch_axis)
+        self._samples = min(size, SAMPLES)
+        self._inputs = shortened(inputs, batch_axis, size, self._samples)
+        self._model, self._optimizer, self._grower, self._run_id = model, optimizer, grower, run_id
+        self._max_epochs = max_epochs if grower is None else grower.max_epochs
+        self._epochs, self._steps, self.seconds = 0, 0, 0.0
+        self._losses: list[float] = []
+        self._magnitudes: dict[str, float] = {}
+        trace(model, self._inputs, self._samples)  # what does not run is refused now
+        host = [p for name, p in model.named_parameters() if name.partition(".")[0] != GROWTH]
+        self._meter = StepMeter(host, optimizer)
+        self._seeds = self._seed_values()
+
+    def remove(self) -> None:
+        """Watch no longer: model and optimiser are as if there had never been a probe."""
+        self._meter.remove()
+
+    def end_epoch(
+        self,
+        training_loss: float | None = None,
+        validation_loss: float | None = None,
+        validation_accuracy: float | None = None,
+        samples: int | None = None,
+    ) -> SystemState:
+        """End an epoch, which is whatever was trained since the last call, and measure it.
+
+        Args:
+            training_loss: Mean over the epoch, if the loop knows it.
+            validation_loss: Likewise at its end; the grower's if there is one.
+            validation_accuracy: Likewise, in percent.
+            samples: That were trained on.
+
+        Returns:
+            What was measured. What was not, or is not finite, is left out.
+
+        Raises:
+            LiveError: the model does not run any more, or an accuracy is no percentage; the call can be repeated.
+        """
+        started = time.perf_counter()
+        if self._grower is not None and validation_loss is None:
+            validation_loss, validation_accuracy = self._grower.decision.loss, self._grower.decision.accuracy
+        if validation_loss is not None and validation_accuracy is not None:
+            checked_result((validation_loss, validation_accuracy), "end_epoch() was given")
+        motion = self._meter.end()
+        seen = trace(self._model, self._inputs, self._samples, self._slots)
+        self._epochs, self._steps = self._epochs + 1, self._steps + motion.steps
+        packet_id = str(self._epochs)
+        whole = self._measured(seen, motion)
+        self._magnitudes = update_magnitudes(whole)
+        loss = _finite(training_loss)
+        metrics = self._metrics(motion, loss, samples)
+        part = sample(whole, packet_id)
+        packet = SystemState(
+            run_id=self._run_id,
+            packet_id=packet_id,
+            timestamp_ns=time.time_ns(),
+            declared=self._declared(),
+            epoch=self._epochs,
+            max_epochs=self._max_epochs,
+            global_step=self._steps,
+            training_loss=loss,
+            validation_loss=_finite(validation_loss),
+            validation_accuracy=_finite(validation_accuracy),
+            metrics={name: value for name, value in metrics.items() if _finite(value) is not None},
+            graph=graph_of(part),
+            hardware=Hardware(device=self._device.type, cpu_cores=os.cpu_count()),
+            **self._growing(part),
+        )
+        self._meter.begin()
+        self._seeds = self._seed_values()
+        self.seconds += time.perf_counter() - started + motion.hook_seconds
+        return packet
+
+    # ------------------------------------------------------------------ parts of a packet
+    @property
+    def _slots(self) -> tuple[str, ...]:
+        """Modules that are slots."""
+        return () if self._grower is None else self._grower.slots
+
+    @property
+    def _device(self) -> torch.device:
+        return next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
+
+    def _declared(self) -> tuple[str, ...]:
+        on_cuda = ("metrics.gpu_mem_free_gb",) if self._device.type == "cuda" else ()
+        return DECLARED + on_cuda + (() if self._grower is None else DECLARED_OF_GROWERS)
+
+    def _measured(self, seen: Trace, motion: Motion) -> Measured:
+        """The whole graph. A slot watches the layers that its module's output is made of, and those that read it."""
+        watched = {slot: seen.around[name] for slot, name in enumerate(self._slots) if name in seen.around}
+        slots = None if self._grower is None else self._grower.slot_config
+        return model_arrays(seen, motion, self._meter.parameters, self._optimizer, self._magnitudes, watched, slots)
+
+    def _metrics(self, motion: Motion, loss: float | None, samples: int | None) -> dict[str, float]:
+        before = self._losses[-1] if self._losses else math.nan
+        self._losses = [*self._losses, math.nan if loss is None else loss][-VOLATILITY_EPOCHS:]
+        known = [value for value in self._losses if math.isfinite(value)]
+        taken = math.nan if samples is None or motion.steps < 2 else samples * (1.0 - 1.0 / motion.steps)
+        metrics = {
+            "loss": self._losses[-1],
+            "gradient_norm": motion.norm,
+            "samples_per_s": taken / motion.seconds if motion.seconds > 0 else math.nan,
+            "hook_latency_ms": motion.hook_ms,
+            "step_latency_ms": motion.step_ms,
+            "loss_delta": self._losses[-1] - before,
+            "loss_volatility": float(np.std(known)) if len(known) > 1 else math.nan,
+            "grad_var": motion.spread.sum() / motion.sizes.sum() if len(motion.sizes) else math.nan,
+            "optimizer_lr": float(self._optimizer.param_groups[0]["lr"]),
+        }
+        if self._device.type == "cuda":
+            metrics["gpu_mem_free_gb"] = torch.cuda.mem_get_info(self._device)[0] / 1e9
+        return metrics
+
+    # ------------------------------------------------------------------ what grows
+    def _growing(self, part: Measured) -> dict[str, Any]:
+        """What a packet says of slots."""
+        grower = self._grower
+        if grower is None:
+            return {}
+        reports, observations = grower.reports(), grower.observe()
+        names = [*grower.slots, *(report.slot_id for report in reports[len(grower.slots) :])]
+        seeds = zip(names, reports, monitors_of(part), strict=True)
+        return {
+            "seeds": tuple(
+                _seed_state(name, report, monitors, part.layer_count, self._activity(at))
+                for at, (name, report, monitors) in enumerate(seeds)
+            ),
+            "internal_levels": grower.slot_config.internal_levels,
+            "observation": tuple(observations["obs"][0].tolist()),
+            "blueprint_indices": tuple(observations["blueprint_indices"][0].tolist()),
+            "action_mask": tuple(observations["action_mask"][0].tolist()),
+        }
+
+    def _live_slots(self) -> list[LiveSlot]:
+        growth = getattr(self._model, GROWTH, None)
+        return growth.slots() if isinstance(growth, Growth) else []
+
+    def _seed_values(self) -> list[dict[str, Tensor]]:
+        """Copies of each seed's parameters, by slot."""
+        return [{name: p.detach().clone() for name, p in slot.named().items()} for slot in self._live_slots()]
+
+    def _activity(self, at: int) -> float | None:
+        """Norm of the change of a seed's parameters in the epoch, over their norm; None where it is new, or none."""
+        slots = self._live_slots()
+        if at >= len(slots):
+            return None
+        before, now = self._seeds[at], slots[at].named()
+        if not now or {name: p.shape for name, p in before.items()} != {name: p.shape for name, p in now.items()}:
+            return None
+        changes = torch.cat([(p.detach() - before[name]).flatten().float() for name, p in now.items()])
+        norm = torch.cat([p.detach().flatten().float() for p in now.values()]).norm()
+        return _finite((changes.norm() / norm).item())
+
+
+def _seed_state(
+    name: str, report: SeedReport, monitors: Monitors | None, layers: int, activity: float | None
+) -> SeedState:
+    scope = None if monitors is None or not layers else monitors.size / layers
+    if report.stage not in LIVING_STAGES or report.blueprint is None:
+        return SeedState(slot=name, stage=report.stage, monitored_layers=monitors, scope=scope)
+    return SeedState(
+        slot=name,
+        stage=report.stage,
+        blueprint=BLUEPRINT_NAMES[report.blueprint],
+        alpha=report.alpha,
+        alpha_target=report.alpha_target,
+        age_epochs=report.epochs_in_stage,
+        internal_level=report.internal_level,
+        internal_max_level=report.internal_max_level,
+        monitored_layers=monitors,
+        scope=scope,
+        activity_level=activity,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that a packet takes; None in place of any other."""
+    return value if value is not None and abs(value) <= LARGEST_NUMBER else None

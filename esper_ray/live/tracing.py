@@ -1,0 +1,358 @@
+"""One forward of somebody's network, watched: which layers there are, who reads whom, what activation functions do.
+
+Data are followed by autograd: whatever is done between two modules, a sum, a view, a concatenation, leads from what one
+reads back to what another gave. Where gradients end (``no_grad``, whole numbers, what is computed outside of torch)
+nobody can tell, and nothing is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, count
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from envs.live.places import Example, LiveError, call
+from envs.live.quiet import untouched
+from envs.live.slot import GROWTH
+
+FLAT_SLOPE = 0.01
+"""A function is saturated where its slope is closer to 0."""
+_BENT, _CURVED = 1, 5  # FLOPs per number
+FUNCTION_FLOPS = MappingProxyType(
+    dict.fromkeys(("relu", "relu6", "leaky_relu", "hardtanh", "hardsigmoid", "hardswish", "threshold"), _BENT)
+    | dict.fromkeys(("gelu", "silu", "mish", "elu", "selu", "celu", "softplus", "softsign"), _CURVED)
+    | dict.fromkeys(("tanh", "sigmoid", "logsigmoid", "tanhshrink"), _CURVED)
+)
+"""Activation functions that are known, all of them elementwise, and what each costs per number."""
+_CONCATENATIONS = ("CatBackward", "StackBackward")
+_NORMS = ("num_features", "normalized_shape", "num_channels", "embed_dim")
+_INPUTS = ("in_channels", "in_features", "num_embeddings", "input_size", *_NORMS)
+_OUTPUTS = ("out_channels", "out_features", "embedding_dim", "hidden_size", *_NORMS)
+_LAYER, _ACTIVATION = "layer", "activation"
+
+
+@dataclass
+class LayerSeen:
+    """A module with parameters that was called.
+
+    Attributes:
+        name: Of the module; of the class in brackets where it has none.
+        layer_type: Its class in lower case.
+        parameters: Its own, and those of parts of it that are never called by themselves.
+        inputs: Channels or features that came in; None where no tensor did.
+        outputs: Likewise out.
+        volume: Numbers that it gave per sample.
+        reads: Where what it read came from.
+        dropout: Rate of the dropout that reads it.
+    """
+
+    name: str
+    layer_type: str
+    parameters: tuple[nn.Parameter, ...]
+    inputs: int | None
+    outputs: int | None
+    volume: float
+    reads: list[Node] = field(default_factory=list)
+    dropout: float | None = None
+
+
+@dataclass(frozen=True)
+class ActivationSeen:
+    """A call of an activation function.
+
+    Attributes:
+        name: Of its module, or of the function behind that of the module that called it.
+        function: Name.
+        reads: Where what it read came from.
+        volume: Numbers that it gave per sample.
+        saturated: Share of its outputs at which its slope is below :data:`FLAT_SLOPE`.
+        active: Share of its outputs that are not 0.
+        unexplained: Share of its outputs' variance that a line leaves unexplained; NaN where they do not vary.
+    """
+
+    name: str
+    function: str
+    reads: tuple[Node, ...]
+    volume: float
+    saturated: float
+    active: float
+    unexplained: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a forward showed.
+
+    Attributes:
+        layers: In the order in which they were done.
+        activations: In the order in which they were called.
+        connects: (source, target) of layers → whether the target reads the source beside others, side by side.
+        feeds: (layer, activation).
+        influences: (activation, layer).
+        around: Module name → layers whose outputs its own is made of, and after them those that read it. A module of
+            which nobody can tell is left out.
+    """
+
+    layers: tuple[LayerSeen, ...]
+    activations: tuple[ActivationSeen, ...]
+    connects: dict[tuple[int, int], bool]
+    feeds: tuple[tuple[int, int], ...]
+    influences: tuple[tuple[int, int], ...]
+    around: dict[str, tuple[int, ...]]
+
+
+def trace(model: nn.Module, inputs: Example, samples: int, places: Iterable[str] = ()) -> Trace:
+    """Run a model on some inputs, in mode ``eval``, and leave no trace in it.
+
+    Args:
+        model: What somebody trains.
+        inputs: As it takes them.
+        samples: How many they are.
+        places: Modules of which it shall be said which layers they are made of.
+
+    Raises:
+        LiveError: the model does not run on them.
+    """
+    watcher = _Watcher(model, samples, places)
+    with untouched(model), torch.enable_grad(), watcher.hooked(), watcher:
+        try:
+            call(model, _with_gradients(inputs))
+        except Exception as error:
+            raise LiveError(f"the model does not run on the probe's inputs: {type(error).__name__}: {error}") from error
+    return watcher.read()
+
+
+class _Watcher(TorchFunctionMode):
+    """Hooks of all modules, and an eye on activation functions."""
+
+    def __init__(self, model: nn.Module, samples: int, places: Iterable[str]) -> None:
+        super().__init__()
+        self._samples, self._places = samples, set(places)
+        self._names = {module: name for name, module in model.named_modules() if name.partition(".")[0] != GROWTH}
+        self._calls: list[tuple[nn.Module, list[Node]]] = []
+        self._called: set[nn.Module] = set()
+        self._ungrown: list[list[Node]] = []  # one entry for each module whose other hooks run now
+        self._layers: dict[nn.Module, int] = {}
+        self._seen: list[LayerSeen] = []
+        self._activations: list[ActivationSeen] = []
+        self._gave: dict[Node, tuple[str, int]] = {}
+        self._aliases: dict[Node, Node] = {}
+        self._made: dict[str, list[Node]] = {}
+        self._dropouts: list[tuple[float, list[Node]]] = []
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """The model with hooks in every module."""
+        handles: list[RemovableHandle] = []
+        for module in self._names:
+            handles.append(module.register_forward_pre_hook(self._begin, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._end, prepend=True))
+            handles.append(module.register_forward_hook(self._grown))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # ------------------------------------------------------------------ while it runs
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._calls.append((module, _origins((args, kwargs))))
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Before the module's other hooks: what it gave itself."""
+        _, reads = self._calls.pop()
+        self._called.add(module)
+        if module._parameters:
+            output = _followed(output)
+            if module not in self._layers:
+                self._layers[module] = len(self._seen)
+                self._seen.append(self._layer(module, args, output))
+            self._seen[self._layers[module]].reads.extend(reads)
+            for node in _origins(output):
+                self._gave.setdefault(node, (_LAYER, self._layers[module]))
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            self._dropouts.append((module.p, reads))
+        self._ungrown.append(_origins(output))
+        return output
+
+    def _grown(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After them: what a slot has added belongs to no layer."""
+        before, after = self._ungrown.pop(), _origins(output)
+        if len(before) == len(after):
+            self._aliases |= {new: old for new, old in zip(after, before, strict=True) if new is not old}
+        if self._names[module] in self._places:
+            self._made[self._names[module]] = before
+
+    def _layer(self, module: nn.Module, args: Any, output: Any) -> LayerSeen:
+        parts = [p for p in module.modules() if p is module or (p in self._names and p not in self._called)]
+        parameters = dict.fromkeys(p for part in parts for p in part.parameters(recurse=False))
+        kind = type(module).__name__
+        read, gave = next(_tensors(args), None), next(_tensors(output), None)
+        return LayerSeen(
+            self._names[module] or f"({kind})",
+            kind.lower(),
+            tuple(parameters),
+            _width(module, _INPUTS, read),
+            _width(module, _OUTPUTS, gave),
+            math.nan if gave is None else gave.numel() / self._samples,
+        )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See activation functions."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").removesuffix("_")
+        known = name in FUNCTION_FLOPS and not self._ungrown
+        if not known or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+            return func(*args, **kwargs)
+        x, reads = args[0].detach().clone(), _origins(args[0])
+        output = func(*args, **kwargs)
+        for node in _origins(output):
+            self._gave.setdefault(node, (_ACTIVATION, len(self._activations)))
+        y, slope = _value_and_slope(lambda z: func(z, *args[1:], **kwargs), x)
+        self._activations.append(
+            ActivationSeen(
+                self._name_of(name),
+                name,
+                tuple(reads),
+                y.numel() / self._samples,
+                (slope.abs() < FLAT_SLOPE).double().mean().item(),
+                (y != 0.0).double().mean().item(),
+                _unexplained(x.double().flatten(), y.double().flatten()),
+            )
+        )
+        return output
+
+    def _name_of(self, function: str) -> str:
+        module = self._calls[-1][0] if self._calls else None
+        where = "" if module is None else self._names[module]
+        is_module = type(module).__name__.lower() == function.replace("_", "")
+        name = where if is_module else f"{where}.{function}" if where else function
+        taken = {seen.name for seen in self._activations}
+        return next(n for n in chain([name], (f"{name}:{again}" for again in count(2))) if n not in taken)
+
+    # ------------------------------------------------------------------ afterwards
+    def read(self) -> Trace:
+        """What there was."""
+        connects: dict[tuple[int, int], bool] = {}
+        influences: list[tuple[int, int]] = []
+        readers: dict[Node, list[int]] = {}
+        for target, layer in enumerate(self._seen):
+            found, passed = self._walk(layer.reads, _LAYER)
+            connects |= {(source, target): beside for (_, source), beside in found.items()}
+            for node in passed:
+                readers.setdefault(node, []).append(target)
+            near = self._behind(layer.reads, _LAYER, _ACTIVATION)
+            influences += [(at, target) for kind, at in near if kind == _ACTIVATION]
+        for rate, reads in self._dropouts:
+            for _, source in self._behind(reads, _LAYER):
+                self._seen[source].dropout = rate
+        feeds = [
+            (source, at) for at, seen in enumerate(self._activations) for _, source in self._behind(seen.reads, _LAYER)
+        ]
+        around = {
+            name: tuple(
+                dict.fromkeys(
+                    chain((at for _, at in self._behind(nodes, _LAYER)), *(readers.get(n, []) for n in nodes))
+                )
+            )
+            for name, nodes in self._made.items()
+            if nodes
+        }
+        return Trace(tuple(self._seen), tuple(self._activations), connects, tuple(feeds), tuple(influences), around)
+
+    def _behind(self, nodes: Iterable[Node], *kinds: str) -> dict[tuple[str, int], bool]:
+        """What of some kinds comes first behind some nodes → whether side by side with something else."""
+        return self._walk(nodes, *kinds)[0]
+
+    def _walk(self, nodes: Iterable[Node], *kinds: str) -> tuple[dict[tuple[str, int], bool], set[Node]]:
+        """The same, and all nodes on the way."""
+        found: dict[tuple[str, int], bool] = {}
+        waiting, visited = [(node, False) for node in nodes], set[Node]()
+        while waiting:
+            node, beside = waiting.pop()
+            node = self._aliases.get(node, node)
+            if node in visited:
+                continue
+            visited.add(node)
+            gave = self._gave.get(node)
+            if gave is not None and gave[0] in kinds:
+                found[gave] = found.get(gave, False) or beside
+                continue
+            beside = beside or node.name().startswith(_CONCATENATIONS)
+            waiting += [(before, beside) for before, _ in node.next_functions if before is not None]
+        return dict(sorted(found.items())), visited
+
+
+def _with_gradients(inputs: Example) -> Example:
+    """Copies of the inputs that gradients lead back to; not leaves, which could not be written into."""
+
+    def followed(value: Any) -> Any:
+        return _followed(value.detach().clone()) if isinstance(value, Tensor) else value
+
+    if isinstance(inputs, Tensor):
+        copied: Tensor = followed(inputs)
+        return copied
+    if isinstance(inputs, Mapping):
+        return {name: followed(value) for name, value in inputs.items()}
+    return tuple(followed(value) for value in inputs)
+
+
+def _followed(value: Any) -> Any:
+    """A tensor that gradients lead back to, in place of one of floats that they do not."""
+    follows = isinstance(value, Tensor) and value.is_floating_point() and not value.is_inference()
+    if not follows or value.requires_grad:
+        return value
+    with torch.enable_grad():
+        return value.requires_grad_().clone()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in what a module takes or gives."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(_tensors(item) for item in value.values())
+    elif isinstance(value, tuple | list):
+        yield from chain.from_iterable(_tensors(item) for item in value)
+
+
+def _origins(value: Any) -> list[Node]:
+    return [tensor.grad_fn for tensor in _tensors(value) if tensor.grad_fn is not None]
+
+
+def _width(module: nn.Module, names: tuple[str, ...], tensor: Tensor | None) -> int | None:
+    """Channels or features: what the module says, or else the tensor's, in which they lie as they mostly do."""
+    for name in names:
+        said = getattr(module, name, None)
+        if isinstance(said, tuple) and said:
+            said = said[-1]
+        if isinstance(said, int):
+            return said
+    if tensor is None or tensor.dim() < 2:
+        return None
+    return tensor.shape[1 if tensor.dim() > 3 else -1]
+
+
+def _value_and_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of an elementwise function, which may write into what it reads."""
+    x = x.detach().requires_grad_()
+    y = function(x.clone())
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    return y.detach(), slope
+
+
+def _unexplained(x: Tensor, y: Tensor) -> float:
+    """1 − R² of a line through ``y`` over ``x``; NaN where one of them does not vary."""
+    x, y = x - x.mean(), y - y.mean()
+    varies = x.square().sum() * y.square().sum()
+    return (1.0 - (x * y).sum().square() / varies).clamp(0.0, 1.0).item() if varies > 0 else math.nan

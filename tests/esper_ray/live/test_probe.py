@@ -1,0 +1,377 @@
+"""The probe says what is measured of foreign models, leaves out what is not, and changes nothing of their training."""
+
+import math
+import subprocess
+import sys
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from envs.vocabulary import SeedStage
+from esper_ray.live import LiveError
+from esper_ray.live.probe import DECLARED, DECLARED_OF_GROWERS, SAMPLES, Probe
+from esper_ray.live.tracing import trace
+from policies.strategic.coverage import Coverage
+from policies.strategic.graph_columns import MOST_LAYERS
+from policies.strategic.input_page import GROWER, PROBE, read_keys
+from policies.strategic.messages import KEYS, SystemState
+from tests.esper_ray.live.models import ARCHITECTURES, Loop, growing, images
+
+torch.set_num_threads(1)
+
+
+class Wired(nn.Module):
+    """Residuals, concatenation, functions that are no modules, dropout, a frozen layer, a part that is never run."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.act = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace=True)
+        self.a, self.norm, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.drop, self.out, self.unused = nn.Dropout(0.3), nn.Linear(8, 4), nn.Linear(3, 3)
+        self.stem.requires_grad_(False)
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        y = F.gelu(self.norm(self.a(x))) + x
+        z = torch.cat([y, self.b(y)], dim=1)
+        return self.out(self.drop(z.mean((2, 3))))
+
+
+def wired():
+    return Loop(Wired, images)
+
+
+def bits(loop):
+    """Everything that training changes."""
+    state = loop.optimizer.state_dict()["state"].values()
+    return [
+        *loop.model.state_dict().values(),
+        *(value for entry in state for value in entry.values() if isinstance(value, torch.Tensor)),
+        torch.get_rng_state(),
+    ]
+
+
+def graph(packet):
+    """Edges of a packet by name, and the layers' rows."""
+    names = packet.graph.layers.name
+    return {
+        (names[s], names[t]) for s, t in zip(packet.graph.connects.source, packet.graph.connects.target, strict=True)
+    }
+
+
+def column(packet, table, name):
+    of = getattr(packet.graph, table)
+    return dict(zip(of.name, of.column(name), strict=True))
+
+
+# ------------------------------------------------------------------ nothing changes
+@pytest.mark.parametrize("name", ["residual", "TransformerEncoder"])
+def test_measuring_changes_not_a_bit_of_the_training(name):
+    model, data, _ = ARCHITECTURES[name]
+    alone, watched = Loop(model, data), Loop(model, data)
+    for loop in (alone, watched):
+        torch.manual_seed(1)
+        probe = Probe(loop.model, loop.optimizer, loop.validation[0]) if loop is watched else None
+        for _ in range(3):
+            loop.epoch()
+            if probe is not None:
+                probe.end_epoch()
+        loop.final = bits(loop)
+    assert all(map(torch.equal, alone.final, watched.final))
+    assert [module.training for module in alone.model.modules()] == [m.training for m in watched.model.modules()]
+
+
+def test_a_removed_probe_leaves_nothing_behind():
+    def hooks(loop):
+        found = [loop.optimizer._optimizer_step_pre_hooks, loop.optimizer._optimizer_step_post_hooks]
+        for module in loop.model.modules():
+            found += [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
+        return sum(map(len, found))
+
+    loop = wired()
+    keys, grads = list(loop.model.state_dict()), [p.requires_grad for p in loop.model.parameters()]
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    loop.epoch()
+    probe.end_epoch()
+    assert hooks(loop) == 1, "between epochs there is one hook, in the optimiser"
+    probe.remove()
+    assert hooks(loop) == 0
+    assert list(loop.model.state_dict()) == keys
+    assert [p.requires_grad for p in loop.model.parameters()] == grads
+
+
+def test_it_says_what_it_costs():
+    loop = wired()
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    assert probe.seconds == 0.0
+    loop.epoch()
+    first = probe.end_epoch()
+    cost = probe.seconds
+    assert cost > 0.0
+    assert first.metrics["hook_latency_ms"] > 0.0
+    loop.epoch()
+    probe.end_epoch()
+    assert probe.seconds > cost
+
+
+# ------------------------------------------------------------------ structure
+def test_who_reads_whom():
+    loop = wired()
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
+    layers = packet.graph.layers
+    assert layers.name == ("stem", "a", "norm", "b", "out")
+    assert layers.layer_type == ("conv2d", "conv2d", "batchnorm2d", "conv2d", "linear")
+    assert layers.input_channels == (1, 4, 4, 4, 8)
+    assert layers.output_channels == (4, 4, 4, 4, 4)
+    assert graph(packet) == {
+        *(("stem", "a"), ("a", "norm"), ("norm", "b"), ("stem", "b")),
+        *(("norm", "out"), ("stem", "out"), ("b", "out")),
+    }
+    assert column(packet, "layers", "in_degree") == {"stem": 0, "a": 1, "norm": 1, "b": 2, "out": 3}
+    assert layers.out_degree == (3, 1, 2, 1, 0)
+    assert layers.depth == (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert layers.activation_type == ("relu", None, "gelu", None, None)
+    assert layers.dropout_rate == (0.3, None, 0.3, 0.3, None)
+    strength = dict(zip(_ends(packet, "connects"), packet.graph.connects.connection_strength, strict=True))
+    assert strength["norm", "b"] == strength["stem", "b"] == 1.0, "what is added up is read by all weights"
+    assert strength["b", "out"] is None, "what lies side by side is read by some, and nobody says by which"
+    activations = packet.graph.activations
+    assert (activations.name, activations.activation_type) == (("act", "gelu"), ("relu", "gelu"))
+    assert activations.computational_cost == (4 * 256, 5 * 4 * 256)
+
+
+def _ends(packet, table):
+    names = packet.graph.layers.name
+    edges = getattr(packet.graph, table)
+    return [(names[s], names[t]) for s, t in zip(edges.source, edges.target, strict=True)]
+
+
+def test_activations_are_joined_to_the_layers_around_them():
+    loop = wired()
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
+    layers, activations = packet.graph.layers.name, packet.graph.activations.name
+    feeds, influences = packet.graph.feeds, packet.graph.influences
+    assert {(layers[s], activations[t]) for s, t in zip(feeds.source, feeds.target, strict=True)} == {
+        ("stem", "act"),
+        ("norm", "gelu"),
+    }
+    assert {(activations[s], layers[t]) for s, t in zip(influences.source, influences.target, strict=True)} == {
+        *(("act", "a"), ("act", "b"), ("act", "out"), ("gelu", "b"), ("gelu", "out")),
+    }
+
+
+def test_what_autograd_cannot_follow_is_unknown():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(256, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.b(torch.from_numpy(self.a(x.flatten(1)).detach().numpy()))
+
+    loop = Loop(Cut, images)
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
+    assert graph(packet) == set()
+    assert column(packet, "layers", "in_degree") == {"a": 0, "b": None}
+
+
+def test_a_part_that_is_never_called_belongs_to_the_layer_that_has_it():
+    """As the last product of multi-head attention, which is done by a function."""
+    loop = Loop(ARCHITECTURES["TransformerEncoder"][0], ARCHITECTURES["TransformerEncoder"][1])
+    seen = trace(loop.model, loop.validation[0], 32)
+    names = [layer.name for layer in seen.layers]
+    assert not [name for name in names if "out_proj" in name]
+    attention = seen.layers[names.index("encoder.layers.0.self_attn")]
+    own = dict(loop.model.encoder.layers[0].self_attn.named_parameters())
+    assert set(attention.parameters) == set(own.values())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_models_of_all_sorts(name):
+    model, data, _ = ARCHITECTURES[name]
+    loop = Loop(model, data)
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    loop.epoch()
+    probe.end_epoch(training_loss=1.0)
+    loop.epoch()
+    packet = probe.end_epoch(training_loss=0.9, samples=32)
+    again = SystemState.model_validate_json(packet.model_dump_json())
+    assert again == packet
+    with_parameters = {m for m in loop.model.modules() if m._parameters}
+    assert len(packet.graph.layers.name) + 2 * name.startswith("Transformer") == len(with_parameters)
+    missing = {key for key, share in Coverage.of(packet).keys.items() if share == 0.0}
+    assert missing <= {
+        *("layers.dropout_rate", "run.max_epochs", "run.validation_loss", "run.validation_accuracy"),
+        *("layers.activation_type", "influences.gradient_contribution", "activations.gradient_flow"),
+    }
+
+
+# ------------------------------------------------------------------ numbers
+def test_numbers_are_those_of_their_formulas():
+    """Against a plain account of every step's gradients."""
+    loop = wired()
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    kept, magnitudes = defaultdict(list), []
+
+    def keep(*_):
+        for name, parameter in loop.model.named_parameters():
+            if parameter.grad is not None:
+                kept[name].append(parameter.grad.clone())
+
+    loop.optimizer.register_step_pre_hook(keep)
+    for _ in range(2):
+        kept.clear()
+        before = {name: p.detach().clone() for name, p in loop.model.named_parameters()}
+        loop.epoch()
+        packet = probe.end_epoch()
+        change = sum((p.detach() - before[f"a.{n}"]).square().sum() for n, p in loop.model.a.named_parameters())
+        norm = sum(p.detach().square().sum() for p in loop.model.a.parameters())
+        magnitudes.append((change / norm).sqrt().item())
+    of = {
+        layer: sum(g.square().sum().item() for n, gs in kept.items() if n.startswith(f"{layer}.") for g in gs) / 2
+        for layer in packet.graph.layers.name
+    }
+    gradient = column(packet, "layers", "gradient_norm")
+    assert gradient == pytest.approx({layer: math.sqrt(square) for layer, square in of.items()}, rel=1e-4)
+    shares = column(packet, "layers", "loss_share")
+    assert shares == pytest.approx({layer: square / sum(of.values()) for layer, square in of.items()}, rel=1e-4)
+    assert column(packet, "layers", "update_frequency") == {"stem": 0.0, "a": 1.0, "norm": 1.0, "b": 1.0, "out": 1.0}
+    assert column(packet, "layers", "weight_norm")["a"] == pytest.approx(math.sqrt(norm), rel=1e-5)
+    tunes = packet.graph.tunes
+    at = tunes.target.index(packet.graph.layers.name.index("a"))
+    assert tunes.update_magnitude[at] == pytest.approx(magnitudes[1], rel=1e-4)
+    assert tunes.convergence_rate[at] == pytest.approx(1 - magnitudes[1] / magnitudes[0], rel=1e-3)
+    numbers = sum(p.numel() for p in loop.model.parameters())
+    variance = sum(torch.stack(gs).var(dim=0, unbiased=False).sum().item() for gs in kept.values()) / numbers
+    assert packet.graph.parameters.gradient_variance == pytest.approx((variance,), rel=1e-3)
+    assert packet.metrics["grad_var"] == pytest.approx(variance, rel=1e-3)
+    totals = [math.sqrt(sum(gs[step].square().sum().item() for gs in kept.values())) for step in range(2)]
+    assert packet.metrics["gradient_norm"] == pytest.approx(np.mean(totals), rel=1e-4)
+    group = packet.graph.parameters
+    assert (group.count, group.learning_rate, group.momentum) == ((numbers,), (0.05,), (0.9,))
+    assert group.optimizer_family == ("sgd",)
+
+
+def test_activations_are_watched_on_32_samples():
+    loop = Loop(Wired, images, size=50)
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
+    with torch.no_grad():
+        x = loop.model.stem(loop.validation[0][:SAMPLES])
+    silent = (x <= 0).float().mean().item()
+    assert column(packet, "activations", "saturation_rate")["act"] == pytest.approx(silent)
+    feeds = packet.graph.feeds
+    assert feeds.activation_frequency[0] == pytest.approx(1 - silent)
+    assert feeds.saturation_events[0] == pytest.approx(silent * x[0].numel())
+    unexplained = 1 - np.corrcoef(x.flatten(), x.relu().flatten())[0, 1] ** 2
+    assert packet.graph.influences.nonlinearity_strength[0] == pytest.approx(unexplained, abs=1e-5)
+
+
+def test_what_was_not_trained_or_given_is_unknown_and_not_zero():
+    loop = wired()
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch(training_loss=math.inf)
+    assert packet.training_loss is None
+    assert set(packet.metrics) == {"optimizer_lr"}
+    assert packet.graph.layers.gradient_norm is None
+    assert packet.graph.tunes.update_magnitude is None
+    assert packet.graph.layers.weight_norm is not None
+    assert packet.seeds == ()
+
+
+def test_losses_of_the_last_epochs():
+    loop = wired()
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0], max_epochs=9)
+    losses = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0]
+    for loss in losses:
+        loop.epoch()
+        packet = probe.end_epoch(loss, validation_loss=2.0, validation_accuracy=40.0, samples=32)
+    assert (packet.epoch, packet.max_epochs, packet.global_step) == (6, 9, 12)
+    assert (packet.metrics["loss"], packet.metrics["loss_delta"]) == (9.0, 4.0)
+    assert packet.metrics["loss_volatility"] == pytest.approx(np.std(losses[-5:]))
+    assert (packet.validation_loss, packet.validation_accuracy) == (2.0, 40.0)
+    assert packet.metrics["samples_per_s"] > 0
+
+
+# ------------------------------------------------------------------ large models, growers, errors
+def test_a_large_model_is_sampled():
+    loop = Loop(lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 4), *(nn.Linear(4, 4) for _ in range(200))), images)
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    loop.epoch()
+    packet = probe.end_epoch()
+    assert (packet.graph.layer_count, packet.graph.sampled) == (201, True)
+    assert len(packet.graph.layers.name) == MOST_LAYERS
+    depths = {name: (int(name) - 1) / 200 for name in packet.graph.layers.name}
+    assert column(packet, "layers", "depth") == pytest.approx(depths), "in the whole model"
+
+
+def test_with_a_grower_the_packet_has_its_slots():
+    loop = wired()
+    grower = growing(loop, ["stem", "a", "b"])
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0], grower=grower)
+    stages = set()
+    for _ in range(12):
+        loop.epoch()
+        grower.end_epoch()
+        packet = probe.end_epoch()
+        stages |= {seed.stage for seed in packet.seeds}
+    assert {SeedStage.TRAINING, SeedStage.BLENDING} <= stages
+    assert [seed.slot for seed in packet.seeds] == ["stem", "a", "b"]
+    observed = grower.observe()
+    assert packet.observation == pytest.approx(observed["obs"][0].tolist())
+    assert packet.blueprint_indices == tuple(observed["blueprint_indices"][0].tolist())
+    assert packet.action_mask == tuple(observed["action_mask"][0].tolist())
+    assert packet.graph.layers.name == ("stem", "a", "norm", "b", "out"), "seeds are no layers"
+    assert len(packet.graph.activations.name) == 2
+    names = packet.graph.layers.name
+    watched = [{names[row] for row in seed.monitored_layers.layer} for seed in packet.seeds]
+    assert watched == [{"stem", "a", "b", "out"}, {"a", "norm"}, {"b", "out"}]
+    assert [seed.scope for seed in packet.seeds] == [0.8, 0.4, 0.4]
+    assert packet.seeds[0].blueprint == "norm"
+    assert packet.seeds[0].activity_level > 0.0
+    assert packet.validation_loss == pytest.approx(grower.decision.loss)
+
+
+def test_a_grower_and_its_probe_change_no_bit_of_each_other():
+    finals = []
+    for watched in (False, True):
+        loop = wired()
+        grower = growing(loop, ["stem", "a", "b"])
+        probe = Probe(loop.model, loop.optimizer, loop.validation[0], grower=grower) if watched else None
+        for _ in range(8):
+            loop.epoch()
+            grower.end_epoch()
+            if probe is not None:
+                probe.end_epoch()
+        finals.append(bits(loop))
+    assert all(map(torch.equal, *finals))
+
+
+def test_what_it_declares_it_measures():
+    assert set(DECLARED) | set(DECLARED_OF_GROWERS) <= set(KEYS)
+    assert len(set(DECLARED + DECLARED_OF_GROWERS)) == len(DECLARED + DECLARED_OF_GROWERS)
+    assert {*DECLARED, "metrics.gpu_mem_free_gb"} & read_keys() == PROBE, "as docs/inputs.md says"
+    assert set(DECLARED_OF_GROWERS) & read_keys() == GROWER
+
+
+def test_inputs_that_the_model_does_not_take_are_refused():
+    loop = wired()
+    with pytest.raises(LiveError, match="the model does not run on the probe's inputs: RuntimeError"):
+        Probe(loop.model, loop.optimizer, torch.zeros(4, 3))
+    assert not loop.optimizer._optimizer_step_pre_hooks
+
+
+def test_an_accuracy_that_is_no_percentage_is_refused_and_the_call_can_be_repeated():
+    loop = wired()
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    loop.epoch()
+    with pytest.raises(LiveError, match=r"accuracy of 140: it must be in percent"):
+        probe.end_epoch(validation_loss=1.0, validation_accuracy=140.0)
+    assert probe.end_epoch(validation_loss=1.0, validation_accuracy=14.0).epoch == 1
+
+
+def test_it_needs_no_ray():
+    code = "import sys, esper_ray.live.probe; sys.exit(bool({'ray', 'lightning'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
