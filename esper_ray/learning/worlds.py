@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorObservationWrapper
 from gymnasium.vector.utils import batch_space
 
-from envs.action_masks import mask_size, split_mask
+from envs.action_masks import mask_places, mask_size
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
 from esper_ray.cluster import runner_device
@@ -62,12 +62,7 @@ class Alike(VectorObservationWrapper):
         self.single_action_space = spaces.MultiDiscrete([head.size for head in heads])
         self.action_space = batch_space(self.single_action_space, env.num_envs)
         self._size, self._mask_size = place.graph, mask_size(heads)
-        # Where each entry of the world's own mask is in the mask of all.
-        views = split_mask(np.arange(self._mask_size), heads)
-        shapes = {name: view.shape for name, view in split_mask(np.arange(mask_size(own)), own).items()}
-        self._places = np.concatenate(
-            [views[name][tuple(slice(end) for end in shape)].ravel() for name, shape in shapes.items()]
-        )
+        self._places = mask_places(own, heads)
         self._labels = np.full((env.num_envs, 1), place.number)
 
     def observations(self, observations: Any) -> Any:

@@ -9,18 +9,20 @@ from envs.tasks import make_task
 from policies.network_config import NetworkConfig
 from policies.return_scale import WORLD
 from policies.strategic.actor_critic import GraphActorCritic, GraphWorlds
+from policies.strategic.greenhouse import registry_names
 
 TINY = NetworkConfig(kind="graph", sage_width=16, gat_width=8, attention_heads=2, play_temperature=0.5)
 LAYOUTS = {name: GraphLayout.of(make_task(name)) for name in ("digits", "digits_scale", "tabular", "text")}
 """Three convolutional slots; five, with internal levels; three of an MLP; three of a transformer."""
 
 
-def graph_network(*tasks, slots=None, config=TINY, seed=0, only_seen=False, away=0.0):
-    """A network of some tasks' hosts, its weights ``away`` from their start."""
-    layouts = [LAYOUTS[task] for task in tasks]
+def graph_network(*tasks, trained_in=None, config=TINY, seed=0, only_seen=False, away=0.0):
+    """A network of some tasks' hosts, its weights ``away`` from their start, that knows the names of some or others."""
+    layouts = tuple(LAYOUTS[task] for task in tasks)
+    slots = max((layout.structure.slots for layout in layouts), key=lambda slots: slots.num_slots)
+    worlds = GraphWorlds(layouts, registry_names([LAYOUTS[task] for task in trained_in or tasks]))
     torch.manual_seed(seed)
-    slots = slots or max((layout.structure.slots for layout in layouts), key=lambda slots: slots.num_slots)
-    network = GraphActorCritic(slots.heads, GraphWorlds.to_train_in(layouts), config, only_seen)
+    network = GraphActorCritic(slots.heads, worlds, config, only_seen)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += away * torch.randn(parameter.shape)
