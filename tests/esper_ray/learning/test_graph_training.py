@@ -11,7 +11,7 @@ from rich.console import Console
 
 from envs.action_masks import split_mask
 from envs.graph.layout import GraphLayout
-from envs.live.host import IMAGE
+from envs.live.places import IMAGE, LiveError
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
 from envs.tasks import make_task
@@ -22,7 +22,6 @@ from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
 from esper_ray.learning.training import _played_in, train
 from esper_ray.learning.worlds import OneOfSeveral, make_env
 from esper_ray.live.policies import find_policy
-from esper_ray.live.refusals import LiveError
 from esper_ray.measuring.controls import make_policy
 from esper_ray.measuring.episodes import run_episodes
 from esper_ray.measuring.trained import Trained, World
@@ -81,7 +80,9 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(run, tmp_path):
 def test_an_export_plays_any_task_as_its_run_does(run, export):
     card, _ = load_export(export)
     assert card.network.kind == "graph"
-    assert json.loads((export / CARD_FILE).read_text())["names"]["layer_type"] == ["linear", "layernorm", "conv2d"]
+    assert json.loads((export / CARD_FILE).read_text())["names"]["layer_type"] == [
+        *("linear", "layernorm", "conv2d", "batchnorm2d"),
+    ]
     for task in (*TASKS, "text"):
         actions = []
         for place in (run.path, export):
@@ -123,11 +124,8 @@ def test_worlds_are_brought_to_one_size(task, others):
         size = GraphLayout.of(make_task(task)).size
         np.testing.assert_array_equal(obs["graph"][:, :size], own["graph"])
         assert not obs["graph"][:, size:].any()
-        wide, narrow = (
-            split_mask(obs["action_mask"], slots.heads),
-            split_mask(own["action_mask"], plain.task.slots.heads),
-        )
-        for name, view in narrow.items():
+        wide = split_mask(obs["action_mask"], slots.heads)
+        for name, view in split_mask(own["action_mask"], plain.task.slots.heads).items():
             inside = (slice(None), *(slice(end) for end in view.shape[1:]))
             np.testing.assert_array_equal(wide[name][inside], view)
             assert wide[name].sum() == view.sum()
@@ -159,6 +157,6 @@ def test_settings_that_cannot_be_are_refused(settings, says):
 
 
 def test_a_run_cannot_go_on_with_a_network_of_another_kind(run):
+    flat = with_settings(with_settings(CONFIG, {"tasks": ["tabular"]}), {"network.kind": "flat"})
     with pytest.raises(UserError, match=r"network\.kind from 'graph' to 'flat'"):
-        flat = with_settings(with_settings(CONFIG, {"tasks": ["tabular"]}), {"network.kind": "flat"})
         train(run, flat, QUIET)
