@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from envs.alpha import curve_value
+from envs.alpha import curve_value, ramp_value
 from envs.grown import GrownSeeds
 from envs.seed_report import check_internal_levels
 from envs.slot_states import KIND, MAX_LEVEL, START_LEVEL, Fate, SlotStates
@@ -20,6 +20,7 @@ from envs.vocabulary import (
     ALPHA_TARGET_VALUES,
     DEVELOPING_STAGES,
     NO_BLUEPRINT,
+    NO_SHAPE,
     STYLE_ALGORITHM,
     STYLE_CURVE,
     TEMPO_EPOCHS,
@@ -53,6 +54,34 @@ class Lifecycle(SlotStates):
     def book_measurement(self, measured: BoolArray) -> None:
         """Take in which seeds' contributions were measured in this epoch, ``[N, S]``."""
         self.measured_in_holding |= (self.stage == SeedStage.HOLDING) & measured
+
+    # ------------------------------------------------------------------ how seeds will be blended in
+    def shape_blending(
+        self, hosts: IntArray, slots: IntArray, shape: IntArray, start: FloatArray, end: FloatArray
+    ) -> None:
+        """Have seeds blended in by a shape of their own instead of their style's curve, as long as nobody retargets.
+
+        Args:
+            hosts: ``[m]`` indices, like all others; no seed twice.
+            slots: Each with a seed that is not blended in yet.
+            shape: ``RampShape``.
+            start: Share of the ramp that passes before the shape begins.
+            end: Share of it at which the shape ends.
+
+        Raises:
+            ValueError: a seed that is past TRAINING, or none; or not 0 <= start < end <= 1. Nothing was changed then.
+        """
+        stages = self.stage[hosts, slots]
+        late = ~np.isin(stages, (SeedStage.GERMINATED, SeedStage.TRAINING))
+        if late.any():
+            raise ValueError(
+                f"slot {self.slots.slot_ids[slots[late][0]]} of host {hosts[late][0]} is "
+                f"{SeedStage(int(stages[late][0])).name}: choose how a seed is blended in before it is"
+            )
+        ramp_value(shape, start, end, 0.0)
+        self.blend_shape[hosts, slots] = shape
+        self.blend_start[hosts, slots] = start
+        self.blend_end[hosts, slots] = end
 
     # ------------------------------------------------------------------ ops
     def apply(self, actions: IntArray) -> None:
@@ -113,6 +142,7 @@ class Lifecycle(SlotStates):
 
     def _set_alpha_target(self, hosts: IntArray, slots: IntArray, actions: IntArray) -> None:
         style, target, speed, curve = actions[:, 3], actions[:, 5], actions[:, 6], actions[:, 7]
+        self.blend_shape[hosts, slots] = NO_SHAPE
         held = self.stage[hosts, slots] == SeedStage.HOLDING
         self._enter(hosts[held], slots[held], SeedStage.BLENDING)
         self.algorithm[hosts, slots] = _STYLE_ALGORITHM[style]
@@ -123,6 +153,7 @@ class Lifecycle(SlotStates):
         at_once = epochs == 0
         self._leave(hosts[at_once], slots[at_once], SeedStage.PRUNED, Fate.PRUNED)
         h, s = hosts[~at_once], slots[~at_once]
+        self.blend_shape[h, s] = NO_SHAPE
         self._ramp(h, s, np.zeros(len(h)), epochs[~at_once], actions[~at_once, 7])
         self.pruning[h, s] = True
 
@@ -164,7 +195,9 @@ class Lifecycle(SlotStates):
         ramping = self.mode == AlphaMode.RAMP
         self.ramp_elapsed[ramping] += 1
         progress = self.ramp_elapsed[ramping] / self.ramp_epochs[ramping]
-        share = curve_value(self.curve[ramping], progress)
+        shape, window = self.blend_shape[ramping], (self.blend_start[ramping], self.blend_end[ramping])
+        by_curve = curve_value(self.curve[ramping], progress)
+        share = np.where(shape == NO_SHAPE, by_curve, ramp_value(shape, *window, progress))
         start, target = self.alpha_start[ramping], self.alpha_target[ramping]
         self.alpha[ramping] = np.where(progress >= 1.0, target, start + (target - start) * share)
         arrived = ramping & (self.ramp_elapsed >= self.ramp_epochs)

@@ -42,6 +42,10 @@ class Purpose(IntEnum):
     """Resampling for intervals."""
     HORIZON = 10
     """How long the episodes of an iteration are."""
+    COLLECTED_HOSTS = 11
+    """Seeds of the hosts whose episodes are recorded for the strategic policy."""
+    IMITATION = 12
+    """Order and dropout of a pass of imitation."""
 
 
 def seed_sequence(purpose: Purpose, seed: int | None, *key: int) -> np.random.SeedSequence:

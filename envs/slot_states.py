@@ -27,6 +27,7 @@ from envs.vocabulary import (
     INTERNAL_START_LEVEL,
     LIVING_STAGES,
     NO_BLUEPRINT,
+    NO_SHAPE,
     RETARGETABLE_STAGES,
     AlphaAlgorithm,
     AlphaCurve,
@@ -78,6 +79,9 @@ class SlotStates(EpisodeArrays):
         mode: ``AlphaMode``.
         curve: Shape of a ramp, that under way or the one that blending will begin with.
         tempo_epochs: Length of that one.
+        blend_shape: ``RampShape`` of the ramp of blending in place of the curve; ``NO_SHAPE`` where nobody chose one.
+        blend_start: Share of that ramp that passes before the shape begins.
+        blend_end: Share of it at which the shape ends.
         ramp_epochs: Length of the ramp under way.
         ramp_elapsed: Epochs of it that are done.
         epochs_in_stage: Age of the stage.
@@ -98,6 +102,9 @@ class SlotStates(EpisodeArrays):
     mode: IntArray = per_slot(AlphaMode.HOLD)
     curve: IntArray = per_slot(AlphaCurve.LINEAR)
     tempo_epochs: IntArray = per_slot(0)
+    blend_shape: IntArray = per_slot(NO_SHAPE)
+    blend_start: FloatArray = per_slot(0.0)
+    blend_end: FloatArray = per_slot(1.0)
     ramp_epochs: IntArray = per_slot(0)
     ramp_elapsed: IntArray = per_slot(0)
     epochs_in_stage: IntArray = per_slot(0)

@@ -167,6 +167,9 @@ class RampShape(IntEnum):
     SIGMOID = 3
 
 
+NO_SHAPE = -1
+"""In place of a ``RampShape``: the seed is blended in by the curve of its style."""
+
 BLENDING_METHODS = tuple(shape.name.lower() for shape in RampShape)
 """The shapes as they are spelled in messages and registries, in their order."""
 

@@ -90,6 +90,7 @@ def parse(arguments: Sequence[str]) -> Command:
     from esper_ray.commands.deployment import Export, Serve
     from esper_ray.commands.evaluation import Evaluate, Replay, Search
     from esper_ray.commands.inspection import Inspect
+    from esper_ray.commands.strategic import Strategic
     from esper_ray.commands.studies import Compare, Study, Tune
     from esper_ray.commands.training import Train
 
@@ -110,6 +111,9 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+        | Annotated[
+            Strategic, tyro.conf.subcommand("strategic", description="Record episodes, and teach a graph policy.")
+        ]
     )
     said = io.StringIO()
     try:

@@ -23,3 +23,16 @@ def writable(path: Path) -> Path:
     make_directories(path.parent)
     check_writable(path)  # reports replace the file before them
     return path
+
+
+def picture_name(path: Path) -> Path:
+    """The name of a picture of a kind that can be drawn.
+
+    Raises:
+        UserError: it ends otherwise.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
+        raise UserError(f"--output {path} names no picture: end it on .png, .svg or .pdf")
+    return path

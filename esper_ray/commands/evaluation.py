@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from envs.ranges import Count, Large, Processes, Range, check_numbers
-from esper_ray.commands.checks import WORKERS, writable
+from esper_ray.commands.checks import WORKERS, picture_name, writable
 from esper_ray.config import EnvConfig, Epochs
 from esper_ray.errors import UserError
 from esper_ray.fields import TaskArgs
@@ -245,8 +245,6 @@ class Replay:
             self._draw(path, console)
 
     def _draw(self, path: Path, console: Console) -> None:
-        from matplotlib.backend_bases import FigureCanvasBase
-
         from esper_ray.measuring.controls import make_policy
         from esper_ray.measuring.episodes import held_out_seeds
         from esper_ray.measuring.replay import draw_replay
@@ -259,8 +257,7 @@ class Replay:
         output = self.output or _results(self.trained, trained) / (
             "-".join(("replay", self.policy, str(self.seed), *world)) + ".png"
         )
-        if output.suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
-            raise UserError(f"--output {output} names no picture: end it on .png, .svg or .pdf")
+        picture_name(output)
         trained.env.load_data()
         policy = make_policy(self.policy, trained.env, trained)
         writable(output)

@@ -8,7 +8,7 @@ from envs.graph.layout import GraphLayout
 from esper_ray.config import EnvConfig
 from policies.bundle import PolicySettings
 from policies.network_config import NetworkConfig
-from policies.strategic.greenhouse import registry_names
+from policies.strategic.actor_critic import registry_names
 
 Names = Mapping[str, tuple[str, ...]]
 """Registry family → the names that a policy that reads graphs knows; none of one that does not."""

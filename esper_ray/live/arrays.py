@@ -44,15 +44,17 @@ def model_arrays(
         slots: Of the model; None where it has none.
     """
     groups = optimizer.param_groups
-    own = _layer_motion(seen.layers, motion, parameters)
     tunes = _tunes(seen.layers, groups)
-    change = np.sqrt(own["change"] / own["square"]) if len(seen.layers) else np.zeros(0)
-    last = np.array([before.get(layer.name, np.nan) for layer in seen.layers])
-    tuned = np.array([target for _, target in tunes], np.int64)
-    numbers = _layers(seen, own) | _activations(seen, own) | _edges(seen) | _groups(groups, motion, parameters)
-    numbers["tunes.update_magnitude"] = change[tuned]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        numbers["tunes.convergence_rate"] = (1.0 - change / last)[tuned]
+    with np.errstate(divide="ignore", invalid="ignore"):  # what comes out is not finite, and so not known
+        own = _layer_motion(seen.layers, motion, parameters)
+        change = np.sqrt(own["change"] / own["square"])
+        last = _column(before.get(layer.name) for layer in seen.layers)
+        numbers = _layers(seen, own) | _activations(seen, own) | _edges(seen) | _groups(groups, motion, parameters)
+        tuned = np.array([target for _, target in tunes], np.int64)
+        numbers["tunes.update_magnitude"], numbers["tunes.convergence_rate"] = (
+            change[tuned],
+            (1.0 - change / last)[tuned],
+        )
     monitors = [(slot, layer) for slot, layers in watched.items() for layer in layers]
     ends = {
         "connects": list(seen.connects),
@@ -128,9 +130,6 @@ def _layers(seen: Trace, own: Numbers) -> Numbers:
         reads[target] += 1
         is_read[source] += 1
     followed = np.array([bool(layer.reads) for layer in seen.layers], bool)
-    total = own["gradient"].sum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = own["gradient"] / total
     return {
         "layers.input_channels": _column(layer.inputs for layer in seen.layers),
         "layers.output_channels": _column(layer.outputs for layer in seen.layers),
@@ -138,7 +137,7 @@ def _layers(seen: Trace, own: Numbers) -> Numbers:
         "layers.weight_norm": np.sqrt(own["square"]),
         "layers.gradient_norm": np.sqrt(own["gradient"]),
         "layers.update_frequency": own["updated"],
-        "layers.loss_share": np.minimum(share, 1.0),
+        "layers.loss_share": np.minimum(own["gradient"] / own["gradient"].sum(), 1.0),
         "layers.in_degree": np.where(followed, reads, np.nan),
         "layers.out_degree": is_read,
         "layers.depth": np.arange(count) / max(count - 1, 1),
@@ -158,7 +157,7 @@ def _activations(seen: Trace, own: Numbers) -> Numbers:
     before = {activation: layer for layer, activation in reversed(seen.feeds)}
     after = dict(reversed(seen.influences))
     flow = [
-        norms[before[at]] / norms[after[at]] if at in before and at in after and norms[after[at]] > 0 else None
+        norms[before[at]] / norms[after[at]] if at in before and at in after else None
         for at in range(len(seen.activations))
     ]
     return {
@@ -175,7 +174,7 @@ def _groups(groups: Sequence[Mapping[str, Any]], motion: Motion, parameters: Seq
     of = [[rows[parameter] for parameter in group["params"] if parameter in rows] for group in groups]
     return {
         "parameters.count": _column(sum(parameter.numel() for parameter in group["params"]) for group in groups),
-        "parameters.learning_rate": _column(float(group["lr"]) for group in groups),
+        "parameters.learning_rate": _column(float(group.get("lr", np.nan)) for group in groups),
         "parameters.momentum": _column(_momentum(group) for group in groups),
         "parameters.gradient_variance": _column(
             motion.spread[rows].sum() / motion.sizes[rows].sum() if rows else None for rows in of

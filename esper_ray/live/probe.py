@@ -135,8 +135,8 @@ class Probe:
         started = time.perf_counter()
         if self._grower is not None and validation_loss is None:
             validation_loss, validation_accuracy = self._grower.decision.loss, self._grower.decision.accuracy
-        if validation_loss is not None and validation_accuracy is not None:
-            checked_result((validation_loss, validation_accuracy), "end_epoch() was given")
+        if _finite(validation_accuracy) is not None:
+            _, validation_accuracy = checked_result((0.0, validation_accuracy), "end_epoch() was given")
         motion = self._meter.end()
         seen = trace(self._model, self._inputs, self._samples, self._slots)
         self._epochs, self._steps = self._epochs + 1, self._steps + motion.steps
@@ -160,7 +160,7 @@ class Probe:
             metrics={name: value for name, value in metrics.items() if _finite(value) is not None},
             graph=graph_of(part),
             hardware=Hardware(device=self._device.type, cpu_cores=os.cpu_count()),
-            **self._growing(part),
+            **self._growing(whole, part),
         )
         self._meter.begin()
         self._seeds = self._seed_values()
@@ -201,25 +201,26 @@ class Probe:
             "loss_delta": self._losses[-1] - before,
             "loss_volatility": float(np.std(known)) if len(known) > 1 else math.nan,
             "grad_var": motion.spread.sum() / motion.sizes.sum() if len(motion.sizes) else math.nan,
-            "optimizer_lr": float(self._optimizer.param_groups[0]["lr"]),
+            "optimizer_lr": float(self._optimizer.param_groups[0].get("lr", math.nan)),
         }
         if self._device.type == "cuda":
             metrics["gpu_mem_free_gb"] = torch.cuda.mem_get_info(self._device)[0] / 1e9
         return metrics
 
     # ------------------------------------------------------------------ what grows
-    def _growing(self, part: Measured) -> dict[str, Any]:
-        """What a packet says of slots."""
+    def _growing(self, whole: Measured, part: Measured) -> dict[str, Any]:
+        """What a packet says of slots, whose layers are rows of what is sent."""
         grower = self._grower
         if grower is None:
             return {}
         reports, observations = grower.reports(), grower.observe()
         names = [*grower.slots, *(report.slot_id for report in reports[len(grower.slots) :])]
-        seeds = zip(names, reports, monitors_of(part), strict=True)
+        watched = torch.bincount(whole.ends["monitors"][0, :, 0], minlength=len(names)).tolist()
+        seeds = zip(names, reports, monitors_of(part), watched, strict=True)
         return {
             "seeds": tuple(
-                _seed_state(name, report, monitors, part.layer_count, self._activity(at))
-                for at, (name, report, monitors) in enumerate(seeds)
+                _seed_state(name, report, monitors, layers / max(whole.layer_count, 1), self._activity(at))
+                for at, (name, report, monitors, layers) in enumerate(seeds)
             ),
             "internal_levels": grower.slot_config.internal_levels,
             "observation": tuple(observations["obs"][0].tolist()),
@@ -249,9 +250,9 @@ class Probe:
 
 
 def _seed_state(
-    name: str, report: SeedReport, monitors: Monitors | None, layers: int, activity: float | None
+    name: str, report: SeedReport, monitors: Monitors | None, share: float, activity: float | None
 ) -> SeedState:
-    scope = None if monitors is None or not layers else monitors.size / layers
+    scope = None if monitors is None else share
     if report.stage not in LIVING_STAGES or report.blueprint is None:
         return SeedState(slot=name, stage=report.stage, monitored_layers=monitors, scope=scope)
     return SeedState(

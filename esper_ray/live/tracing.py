@@ -172,7 +172,7 @@ class _Watcher(TorchFunctionMode):
         """Before the module's other hooks: what it gave itself."""
         _, reads = self._calls.pop()
         self._called.add(module)
-        if module._parameters:
+        if next(module.parameters(recurse=False), None) is not None:
             output = _followed(output)
             if module not in self._layers:
                 self._layers[module] = len(self._seen)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from envs.action_masks import mask_size
 from envs.graph.layout import GraphLayout
 from envs.vocabulary import HeadSpec
 from policies.distribution import ActionTables, FactoredDistribution
@@ -17,9 +18,9 @@ from policies.normalisers import Normalisers
 from policies.policy_network import PolicyNetwork
 from policies.results import ActorCriticResult, HiddenState
 from policies.return_scale import WORLD, ReturnScale
-from policies.strategic.builder import GraphBuilder
+from policies.strategic.builder import GraphBuilder, vocabulary
 from policies.strategic.graph import GraphArrays, GraphBatch
-from policies.strategic.greenhouse import measured, registry_names
+from policies.strategic.greenhouse import ACTION_MASK, GRAPH, GreenhouseReader
 from policies.strategic.heads import GraphPolicyResult
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.network_config import GraphNetworkConfig
@@ -45,6 +46,19 @@ class GraphWorlds:
         return cls(tuple(layouts), registry_names(layouts))
 
 
+def registry_names(layouts: Iterable[GraphLayout]) -> dict[str, tuple[str, ...]]:
+    """Registry family → the names that the hosts of some worlds use, first seen first, behind those it begins with."""
+    names = {family: dict.fromkeys(first) for family, first in RegistryViews.fresh(Capacities()).names.items()}
+    for layout in layouts:
+        nobody = {
+            GRAPH: torch.empty(0, layout.size),
+            ACTION_MASK: torch.empty(0, mask_size(layout.structure.slots.heads)),
+        }
+        for family, used in vocabulary(GreenhouseReader(layout).measured(nobody)).items():
+            names[family].update(dict.fromkeys(used))
+    return {family: tuple(used) for family, used in names.items()}
+
+
 class GraphActorCritic(PolicyNetwork):
     """Reads hosts of any layers and any number of slots as graphs; it remembers nothing.
 
@@ -67,6 +81,7 @@ class GraphActorCritic(PolicyNetwork):
         super().__init__()
         self.head_specs, self.config = tuple(heads), config
         self.layouts, self.only_seen = worlds.layouts, only_seen
+        self._readers = tuple(GreenhouseReader(layout) for layout in worlds.layouts)
         self.graphs = GraphPolicyNetwork(
             GraphNetworkConfig(config.sage_width, config.gat_width, config.attention_heads, op_bias=config.op_bias)
         )
@@ -84,7 +99,7 @@ class GraphActorCritic(PolicyNetwork):
 
     def forward(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> ActorCriticResult:
         """See :meth:`PolicyNetwork.forward`."""
-        shape = obs["graph"].shape[:-1]
+        shape = obs[GRAPH].shape[:-1]
         rows, arrays = zip(*self._arrays({name: leaf.flatten(0, 1) for name, leaf in obs.items()}), strict=True)
         results: list[GraphPolicyResult] = [self.graphs(GraphBatch.from_arrays(of), self.tables) for of in arrays]
         order = torch.cat(rows).argsort()
@@ -104,13 +119,13 @@ class GraphActorCritic(PolicyNetwork):
 
     def _arrays(self, obs: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, GraphArrays]]:
         """Of each world that is among the observations ``[N, ...]``: which rows are of it, and their graphs."""
-        vectors, mask = obs["graph"].float(), obs["action_mask"]
+        vectors, mask = obs[GRAPH].float(), obs[ACTION_MASK]
         world = obs[WORLD].squeeze(-1) if len(self.layouts) > 1 else mask.new_zeros(len(mask))
-        for number, layout in enumerate(self.layouts):
+        for number, (layout, reader) in enumerate(zip(self.layouts, self._readers, strict=True)):
             rows = (world == number).nonzero().squeeze(-1)
             if len(rows):
-                graphs = self._builder.build(measured(layout, vectors[rows, : layout.size], mask[rows]))
-                yield rows, self._fitted(graphs)
+                measured = reader.measured({GRAPH: vectors[rows, : layout.size], ACTION_MASK: mask[rows]})
+                yield rows, self._fitted(self._builder.build(measured))
 
     def _fitted(self, graphs: GraphArrays) -> GraphArrays:
         """Graphs with as many slots as the heads, and in play with nothing that training never showed."""

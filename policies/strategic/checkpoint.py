@@ -77,6 +77,8 @@ class Manifest(Message):
     """Of the code that trained it; null outside a checkout."""
     never_seen: NeverSeen
     """What training never showed."""
+    return_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Reward units per unit of the network's values."""
     manifest_sha256: Digest | None = None
     """Of all the others, as canonical JSON."""
 
@@ -104,6 +106,7 @@ class Checkpoint:
         seen: What training showed.
         tasks: What it was trained on.
         commit: Of the code that trained it; None outside a checkout.
+        return_scale: Reward units per unit of the network's values; 1 before any return was seen.
     """
 
     config: GraphNetworkConfig
@@ -113,6 +116,7 @@ class Checkpoint:
     seen: Seen
     tasks: tuple[str, ...]
     commit: str | None
+    return_scale: float = 1.0
 
     def network(self) -> GraphPolicyNetwork:
         """A network with these weights; torch's randomness is as it was before."""
@@ -167,6 +171,7 @@ class Checkpoint:
             tasks=self.tasks,
             commit=self.commit,
             never_seen=NeverSeen(**self.seen.never),
+            return_scale=self.return_scale,
         )
         return manifest.model_copy(update={"manifest_sha256": manifest.own_digest})
 
@@ -194,7 +199,9 @@ class Checkpoint:
         seen = _named("never_seen", lambda: Seen.all_but(dict(manifest.never_seen)))
         if manifest.manifest_sha256 != manifest.own_digest:
             raise ValueError("manifest_sha256: the manifest was edited, it is not what training wrote")
-        return cls(config, weights, registries, normaliser, seen, manifest.tasks, manifest.commit)
+        return cls(
+            config, weights, registries, normaliser, seen, manifest.tasks, manifest.commit, manifest.return_scale
+        )
 
 
 def _parsed(content: bytes) -> Manifest:

@@ -52,11 +52,11 @@ def _as_is(**keys: str) -> Features:
     return _alike("x", lambda x: x, **keys)
 
 
-def _edges(kind: str, relation: str) -> tuple[Features, ...]:
+def _edges(relation: str) -> tuple[Features, ...]:
     """The attributes of a relation, which the batch divides by the largest of each graph."""
     names = next(of.attributes.names for of in FORWARD_RELATIONS if of.name == relation)
     formula = "x over the largest magnitude in the graph"
-    return (Features(names, tuple(f"{kind}.{name}" for name in names), (formula,) * len(names), lambda x, _: x),)
+    return (Features(names, tuple(f"{relation}.{name}" for name in names), (formula,) * len(names), lambda x, _: x),)
 
 
 def _magnitude(x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ CONTEXT_FEATURES = (
 """The context's numbers, but for those of Obs V3."""
 
 EDGE_FEATURES: Mapping[str, tuple[Features, ...]] = MappingProxyType(
-    {relation: _edges(relation, relation) for relation in ("connects", "monitors", "feeds", "influences", "tunes")}
+    {relation: _edges(relation) for relation in ("connects", "monitors", "feeds", "influences", "tunes")}
 )
 """Relation → its numbers. Those of ``allowed`` are its method."""
 

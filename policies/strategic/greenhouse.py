@@ -1,69 +1,92 @@
-"""What the greenhouse measured of its hosts, as a packet's arrays: all hosts of a world at once."""
+"""The world's own observations as what was measured: the way of all hosts of a world at once into graphs.
+
+Shapes: ``N`` is the number of hosts, ``S`` of slots.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from envs.action_masks import mask_size
 from envs.graph.layout import BLUEPRINTS, OBSERVATION, GraphLayout
 from envs.observation import ObservationLayout
 from envs.vocabulary import BLENDING_METHODS, SeedStage
-from policies.strategic.builder import vocabulary
-from policies.strategic.measured import BLUEPRINT_NAMES, NODE_TABLES, NUMBERS, TEXTS, Measured, Names
-from policies.strategic.registries import Capacities, RegistryViews
+from policies.strategic.measured import BLUEPRINT_NAMES, EDGE_TABLES, NODE_TABLES, NUMBERS, TEXTS, Measured, Names
+
+GRAPH, ACTION_MASK = "graph", "action_mask"
+"""Leaves of an observation: the layout's vector, and the flat mask."""
 
 
-def measured(layout: GraphLayout, vectors: Tensor, action_mask: Tensor) -> Measured:
-    """What was measured of N hosts of one world.
+class GreenhouseReader:
+    """Reads the observations of one world.
 
     Args:
         layout: Of the world's vectors.
-        vectors: ``[N, layout.size]``.
-        action_mask: Flat mask ``[N, mask_size]`` of the slots' heads, or of more slots than the hosts have.
+        methods_allowed: Whether seeds may be blended in by any method. If not, none says which it allows, and linear is
+            left.
     """
-    structure, views, hosts = layout.structure, layout.views(vectors), len(vectors)
-    observation = views[OBSERVATION]
-    edges = {name: torch.from_numpy(ends).to(vectors.device) for name, ends in structure.edges.items()}
-    ends = {name: of.expand(hosts, -1, -1) for name, of in edges.items()}
-    slots = structure.slots.num_slots
-    texts = {key: _on(Names.of(structure.names[key]), vectors).expand(hosts) for key in TEXTS if key in structure.names}
-    return Measured(
-        slots=structure.slots,
-        present=layout.present(vectors),
-        nodes={name: tuple(str(of) for of in structure.names[f"{name}.name"]) for name in NODE_TABLES},
-        ends=ends | {"allowed": ends["tunes"].new_empty(hosts, 0, 2)},  # the greenhouse blends by other means
-        methods=ends["tunes"].new_empty(hosts, 0),
-        watched=vectors.new_ones(hosts, slots, dtype=torch.bool),
-        numbers={key: views[key] for key in NUMBERS if key in views},
-        texts=texts | {"seeds.blueprint": Names(BLUEPRINT_NAMES, views[BLUEPRINTS].long())},
-        allowed_methods=vectors.new_full((hosts, slots, len(BLENDING_METHODS)), torch.nan),
-        stages=_stages(ObservationLayout(structure.slots), observation),
-        observation=observation,
-        action_mask=action_mask,
-        layer_count=len(structure.layers),
-    )
 
+    def __init__(self, layout: GraphLayout, methods_allowed: bool = False) -> None:
+        self.layout, self._allowed = layout, 1.0 if methods_allowed else torch.nan
+        self.slots = layout.structure.slots
 
-def registry_names(layouts: Iterable[GraphLayout]) -> dict[str, tuple[str, ...]]:
-    """Registry family → the names that the hosts of some worlds use, first seen first, and those it begins with."""
-    names = {family: dict.fromkeys(first) for family, first in RegistryViews.fresh(Capacities()).names.items()}
-    for layout in layouts:
-        none = measured(layout, torch.empty(0, layout.size), torch.empty(0, mask_size(layout.structure.slots.heads)))
-        for family, used in vocabulary(none).items():
-            names[family].update(dict.fromkeys(used))
-    return {family: tuple(used) for family, used in names.items()}
+    def flat(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the flat policy reads: the leaves ``obs``, ``blueprint_indices`` and ``action_mask``, ``[N, ...]``."""
+        views = self.layout.views(observations[GRAPH])
+        return {
+            "obs": views[OBSERVATION],
+            "blueprint_indices": views[BLUEPRINTS].long(),
+            "action_mask": observations[ACTION_MASK],
+        }
 
+    def measured(self, observations: Mapping[str, Tensor]) -> Measured:
+        """What was measured of N hosts.
 
-def _on(names: Names, other: Tensor) -> Names:
-    return Names(names.vocabulary, names.index.to(other.device))
+        Args:
+            observations: The leaves ``graph`` float32 ``[N, layout.size]`` and ``action_mask`` ``[N, mask_size]``.
+        """
+        vectors = observations[GRAPH]
+        hosts, structure, views = len(vectors), self.layout.structure, self.layout.views(vectors)
+        ends = {name: of.to(vectors.device).expand(hosts, -1, -1) for name, of in self._ends.items()}
+        blueprints = Names(BLUEPRINT_NAMES, views[BLUEPRINTS].long())
+        return Measured(
+            slots=self.slots,
+            present=self.layout.present(vectors),
+            nodes={table: tuple(map(str, structure.names[f"{table}.name"])) for table in NODE_TABLES},
+            ends=ends,
+            methods=torch.zeros(hosts, 0, dtype=torch.int64, device=vectors.device),
+            watched=torch.ones(hosts, self.slots.num_slots, dtype=torch.bool, device=vectors.device),
+            numbers={key: views[key] for key in NUMBERS if key in views},
+            texts={**self._texts(hosts, vectors.device), "seeds.blueprint": blueprints},
+            allowed_methods=vectors.new_full((hosts, self.slots.num_slots, len(BLENDING_METHODS)), self._allowed),
+            stages=self._stages(views[OBSERVATION]),
+            observation=views[OBSERVATION],
+            action_mask=observations[ACTION_MASK],
+            layer_count=len(structure.layers),
+        )
 
+    @cached_property
+    def _ends(self) -> dict[str, Tensor]:
+        """Relation → ends ``[e, 2]``. Hosts grow by lifecycle, not by methods of blending that somebody allows."""
+        edges = self.layout.structure.edges
+        ends = {name: torch.from_numpy(edges[name]) for name in (*EDGE_TABLES, "monitors")}
+        return ends | {"allowed": torch.zeros(0, 2, dtype=torch.int64)}
 
-def _stages(layout: ObservationLayout, observation: Tensor) -> Tensor:
-    """``SeedStage`` of every slot, int64 ``[N, S]``; a slot without any is DORMANT."""
-    index = {field.name: at for at, field in enumerate(layout.fields)}
-    places = [[index[f"{slot}.stage_{stage.name}"] for stage in SeedStage] for slot in layout.slots.slot_ids]
-    flags = observation[:, torch.tensor(places, device=observation.device)] > 0
-    return torch.where(flags.any(dim=-1), flags.int().argmax(dim=-1), int(SeedStage.DORMANT))
+    def _texts(self, hosts: int, device: torch.device) -> dict[str, Names]:
+        names = self.layout.structure.names
+        of_one = {key: Names.of(names[key]) for key in TEXTS if key in names}
+        return {key: Names(of.vocabulary, of.index.to(device)).expand(hosts) for key, of in of_one.items()}
+
+    def _stages(self, observation: Tensor) -> Tensor:
+        """``SeedStage`` of each slot, int64 ``[N, S]``; where no flag is set it is DORMANT."""
+        flags = observation[:, self._stage_places.to(observation.device)]
+        return torch.where((flags > 0).any(dim=-1), flags.argmax(dim=-1), int(SeedStage.DORMANT))
+
+    @cached_property
+    def _stage_places(self) -> Tensor:
+        """Where Obs V3 has each slot's flags of stages, ``[S, stages]``."""
+        index = {field.name: at for at, field in enumerate(ObservationLayout(self.slots).fields)}
+        return torch.tensor([[index[f"{slot}.stage_{s.name}"] for s in SeedStage] for slot in self.slots.slot_ids])

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from envs.action_masks import build_mask, marginal_mask, mask_size, split_mask
-from envs.alpha import curve_value
+from envs.alpha import curve_value, ramp_value
 from envs.limits import LifecycleRules
 from envs.slots import SlotConfig
-from envs.vocabulary import TRANSITIONS, AlphaCurve, LifecycleOp, SeedStage
+from envs.vocabulary import NO_SHAPE, TRANSITIONS, AlphaCurve, LifecycleOp, RampShape, SeedStage
 from tests.envs.plain_lifecycle import (
     MOVES,
     OPS,
@@ -207,3 +208,53 @@ def test_sizes_follow_from_the_slots():
 def test_impossible_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+WINDOWS = st.tuples(st.floats(0.0, 0.95), st.floats(0.0, 1.0)).map(
+    lambda drawn: (drawn[0], min(drawn[0] + 0.05 + (0.95 - drawn[0]) * drawn[1], 1.0))
+)
+
+
+@given(st.sampled_from(RampShape), WINDOWS, st.integers(0, 2), st.integers(0, 2), st.integers(0, 1))
+def test_a_seed_is_blended_in_by_the_shape_that_was_chosen_for_it(shape, window, tempo, target, early):
+    life, _ = build(FREE)
+    step(life, LifecycleOp.GERMINATE, tempo=tempo, target=target)
+    for epoch in range(2):
+        if epoch == early:
+            life.shape_blending(*(np.array([x]) for x in (0, 0, shape, *window)))
+        step(life, LifecycleOp.ADVANCE)
+    epochs, goal = (3, 5, 8)[tempo], (0.5, 0.7, 1.0)[target]
+    alphas = [life.alpha[0, 0]]
+    while len(alphas) < epochs:
+        step(life)
+        alphas.append(life.alpha[0, 0])
+    np.testing.assert_allclose(alphas, goal * ramp_value(shape, *window, np.arange(1, epochs + 1) / epochs), atol=1e-12)
+    assert alphas[-1] == goal
+
+
+def test_whoever_retargets_a_seed_takes_its_shape_from_it():
+    life, _ = build(FREE)
+    step(life, LifecycleOp.GERMINATE, tempo=1)
+    life.shape_blending(*(np.array([x]) for x in (0, 0, RampShape.WARMUP_HOLD, 0.0, 0.1)))
+    for _ in range(2):
+        step(life, LifecycleOp.ADVANCE)
+    for _ in range(4):
+        assert life.alpha[0, 0] == 0.5
+        step(life)
+    assert life.alpha[0, 0] == 1.0
+    step(life, LifecycleOp.SET_ALPHA_TARGET, target=0, speed=2)
+    np.testing.assert_allclose(life.alpha[0, 0], 0.9)
+
+
+def test_a_shape_is_chosen_before_blending_begins_and_fits_its_window():
+    life, _ = build(FREE)
+    step(life, LifecycleOp.GERMINATE)
+    with pytest.raises(ValueError, match=r"slot r0c1 of host 0 is DORMANT: choose how a seed is blended in before"):
+        life.shape_blending(*(np.array([x]) for x in (0, 1, RampShape.COSINE, 0.0, 1.0)))
+    with pytest.raises(ValueError, match="0 <= start < end <= 1"):
+        life.shape_blending(*(np.array([x]) for x in (0, 0, RampShape.COSINE, 0.5, 0.5)))
+    for _ in range(2):
+        step(life, LifecycleOp.ADVANCE)
+    with pytest.raises(ValueError, match="is BLENDING"):
+        life.shape_blending(*(np.array([x]) for x in (0, 0, RampShape.COSINE, 0.0, 1.0)))
+    assert (life.blend_shape == NO_SHAPE).all()

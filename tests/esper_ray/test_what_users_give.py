@@ -20,6 +20,7 @@ from esper_ray.cli import parse
 from esper_ray.commands.deployment import Export, Serve
 from esper_ray.commands.evaluation import Evaluate, Replay, Search
 from esper_ray.commands.inspection import Inspect
+from esper_ray.commands.strategic import Collect, EvaluateStrategic, Imitate
 from esper_ray.commands.studies import Compare, Study, Tune
 from esper_ray.commands.training import Train
 from esper_ray.config import DEFAULT_TASK, EnvConfig, LearnerConfig, RunConfig, load_config, with_settings
@@ -33,6 +34,7 @@ from esper_ray.stopping import one_line
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
 from policies.network_config import NetworkConfig
+from policies.strategic.imitation_config import ImitationConfig
 from policies.weights import save_weights
 from tests.places import ROOT
 
@@ -47,14 +49,18 @@ COMMANDS = {
     ("tune", "tuning.yaml"): (Tune,),
     ("compare", "one", "other"): (Compare,),
     ("inspect", DEFAULT_TASK): (Inspect,),
+    ("strategic", "collect", "store"): (Collect,),
+    ("strategic", "imitate", "store", "out"): (Imitate, ImitationConfig),
+    ("strategic", "evaluate", "trained", "store"): (EvaluateStrategic,),
 }
-POSITIONAL = {"trained", "world", "run_dir", "export", "out", "study", "tuning", "runs"}
+POSITIONAL = {"trained", "world", "run_dir", "export", "out", "study", "tuning", "runs", "store"}
 FLAGS = [
     (*command, f"--{field.name.replace('_', '-')}")
     for command, kinds in COMMANDS.items()
     for kind in kinds
     for field in dataclasses.fields(kind)
-    if (kind is Train or field.name not in POSITIONAL) and field.name not in ("config", "service")
+    if (kind is Train or field.name not in POSITIONAL)
+    and field.name not in ("config", "service", "imitation", "network")
 ]
 SETTINGS = [field.name for part in vars(DEBUG).values() for field in dataclasses.fields(part)]
 

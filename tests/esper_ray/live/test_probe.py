@@ -41,6 +41,13 @@ class Wired(nn.Module):
         return self.out(self.drop(z.mean((2, 3))))
 
 
+class Last(nn.Module):
+    """The last state of a sequence."""
+
+    def forward(self, states):
+        return states[0][:, -1]
+
+
 def wired():
     return Loop(Wired, images)
 
@@ -188,6 +195,50 @@ def test_a_part_that_is_never_called_belongs_to_the_layer_that_has_it():
     attention = seen.layers[names.index("encoder.layers.0.self_attn")]
     own = dict(loop.model.encoder.layers[0].self_attn.named_parameters())
     assert set(attention.parameters) == set(own.values())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(256, affine=False), nn.Linear(256, 4)),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 4), nn.Sigmoid()),
+        lambda: nn.Sequential(nn.Linear(16, 1), nn.Flatten(), nn.Unflatten(1, (4, 4)), nn.LSTM(4, 4), Last()),
+    ],
+    ids=["a layer without parameters", "a function at the end", "a tuple between layers"],
+)
+def test_odd_models(model):
+    loop = Loop(model, images)
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    loop.epoch()
+    packet = probe.end_epoch()
+    assert len(packet.graph.layers.name) == len([m for m in loop.model.modules() if [*m.parameters(recurse=False)]])
+    assert all(column(packet, "layers", "gradient_norm").values())
+
+
+def test_a_model_without_any_layer():
+    model = nn.Flatten()
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=0.1)
+    packet = Probe(model, optimizer, torch.zeros(2, 3)).end_epoch()
+    assert packet.graph.layers.name == ()
+
+
+def test_a_sparse_gradient_is_unknown_and_so_are_all_shares():
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(11, 5, sparse=True), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.out(self.embed(x).mean(1))
+
+    loop = Loop(Bag, ARCHITECTURES["LSTM, its sequences"][1], lambda of: torch.optim.SGD(of, lr=0.1))
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    loop.epoch()
+    packet = probe.end_epoch()
+    norms = column(packet, "layers", "gradient_norm")
+    assert norms["embed"] is None
+    assert norms["out"] > 0
+    assert packet.graph.layers.loss_share is None
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -368,8 +419,9 @@ def test_an_accuracy_that_is_no_percentage_is_refused_and_the_call_can_be_repeat
     probe = Probe(loop.model, loop.optimizer, loop.validation[0])
     loop.epoch()
     with pytest.raises(LiveError, match=r"accuracy of 140: it must be in percent"):
-        probe.end_epoch(validation_loss=1.0, validation_accuracy=140.0)
-    assert probe.end_epoch(validation_loss=1.0, validation_accuracy=14.0).epoch == 1
+        probe.end_epoch(validation_accuracy=140.0)
+    packet = probe.end_epoch(validation_loss=1.0, validation_accuracy=100.0001)
+    assert (packet.epoch, packet.validation_accuracy) == (1, 100.0), "means of percentages are rounded"
 
 
 def test_it_needs_no_ray():

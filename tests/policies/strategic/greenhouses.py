@@ -8,8 +8,7 @@ from envs.graph.layout import BLUEPRINTS, OBSERVATION, UNKNOWN, GraphLayout
 from envs.tasks import make_task
 from policies.network_config import NetworkConfig
 from policies.return_scale import WORLD
-from policies.strategic.actor_critic import GraphActorCritic, GraphWorlds
-from policies.strategic.greenhouse import registry_names
+from policies.strategic.actor_critic import GraphActorCritic, GraphWorlds, registry_names
 
 TINY = NetworkConfig(kind="graph", sage_width=16, gat_width=8, attention_heads=2, play_temperature=0.5)
 LAYOUTS = {name: GraphLayout.of(make_task(name)) for name in ("digits", "digits_scale", "tabular", "text")}

@@ -17,11 +17,8 @@ from policies.factory import build_policy
 from policies.learned import LEARNED
 from policies.player import Player
 from policies.return_scale import WORLD
-from policies.strategic.builder import GraphBuilder
+from policies.strategic.actor_critic import registry_names
 from policies.strategic.graph import GraphBatch
-from policies.strategic.greenhouse import measured, registry_names
-from policies.strategic.normaliser import MetricNormaliser
-from policies.strategic.registries import Capacities, RegistryViews
 from policies.strategic.scale import GraphScale
 from policies.strategic.schema import NODE_TYPES
 from tests.policies.strategic.greenhouses import LAYOUTS, TINY, graph_network, graph_observations, vectors
@@ -199,13 +196,3 @@ def test_a_rollout_of_real_hosts_is_replayed_to_the_bit():
     seen = network(obs, network.initial_hidden(3)).evaluated(torch.stack([r.actions for r in stored], dim=1))
     expected = torch.stack([result.head_log_probs for result in stored], dim=1)
     torch.testing.assert_close(seen.head_log_probs, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_rows_of_zeros_are_no_hosts():
-    layout = LAYOUTS["digits"]
-    builder = GraphBuilder(RegistryViews.of(registry_names([layout]), Capacities()), MetricNormaliser())
-    rows = torch.cat([vectors(layout, 2), torch.zeros(1, layout.size)])
-    graphs = builder.build(measured(layout, rows, torch.zeros(3, 56)))
-    for nodes in graphs.nodes.values():
-        assert nodes.present[:2].all()
-        assert not nodes.present[2].any()

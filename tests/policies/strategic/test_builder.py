@@ -241,9 +241,13 @@ def test_every_input_reaches_the_answer(network, key):
         state(Graph(), seeds=()),
         state(seeds=()),
         state(Graph(layers=Layers(name=("one",)), layer_count=1), seeds=()),
-        changed(state(seeds=(seed(monitored_layers=None),), graph=Graph(), slots=SlotConfig.for_row(1))),
+        state(Graph(), seeds=(seed(monitored_layers=None),), slots=SlotConfig.for_row(1)),
+        state(
+            Graph(layers=Layers(name=("a", "b")), layer_count=2),
+            seeds=(seed(monitored_layers=None), seed("r0c1", monitored_layers=None)),
+        ),
     ],
-    ids=["nothing", "no seeds", "one node", "no layers"],
+    ids=["nothing", "no seeds", "one node", "no layers", "no edges"],
 )
 def test_graphs_that_lack_something_are_read(network, packet):
     for name, tensor in answers(network, packet, None).items():

@@ -34,6 +34,7 @@ def checkpoint(tmp_path_factory):
         seen=Seen.all_but({"inputs": ("layer.depth",), "ops": ("GROW_INTERNAL",), "blueprints": ("ATTENTION",)}),
         tasks=("digits_mixed", "text"),
         commit="0123456789abcdef0123456789abcdef01234567",
+        return_scale=0.25,
     )
 
 
@@ -93,6 +94,7 @@ TAMPERED = {
     "tasks": (lambda old: [], "tasks: Tuple should have at least 1 item"),
     "commit": (lambda old: "yesterday", "commit: String should match pattern"),
     "never_seen": (lambda old: {**old, "ops": ["JUMP"]}, "never_seen: there is nothing called 'JUMP' among the ops"),
+    "return_scale": (lambda old: 0.0, "return_scale: Input should be greater than 0"),
     "manifest_sha256": (lambda old: "0" * 64, "manifest_sha256: the manifest was edited"),
 }
 

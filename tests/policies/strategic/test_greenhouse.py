@@ -1,100 +1,114 @@
-"""What the greenhouse measures of a host, said in a packet, is the same graph."""
+"""The world's vectors arrive in graphs as what the world is, host by host."""
 
-import math
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from envs.graph.layout import BLUEPRINTS, OBSERVATION
+from envs.graph.layout import GraphLayout
 from envs.morphogenesis import MorphogenesisVectorEnv
-from envs.vocabulary import SeedStage
+from envs.tasks import make_task
+from policies.player import Player
+from policies.scripted import RandomValid
 from policies.strategic.builder import GraphBuilder, vocabulary
-from policies.strategic.graph_columns import Graph, Monitors
-from policies.strategic.greenhouse import measured, registry_names
-from policies.strategic.measured import BLUEPRINT_NAMES, Measured
-from policies.strategic.messages import KEYS, SeedState, SystemState
+from policies.strategic.graph import GraphBatch
+from policies.strategic.greenhouse import GreenhouseReader
+from policies.strategic.input_page import GREENHOUSE, read_keys
+from policies.strategic.measured import BLUEPRINT_NAMES, NUMBERS, TEXTS
 from policies.strategic.normaliser import MetricNormaliser
-from policies.strategic.registries import Capacities, RegistryViews
-from tests.policies.strategic.greenhouses import LAYOUTS
+from policies.strategic.registries import Registries
+from policies.strategic.schema import NODE_TYPES
 
 torch.set_num_threads(1)
+HOSTS = 4
 
 
-def known(values):
-    return tuple(None if math.isnan(value) else value for value in values.tolist())
+@pytest.fixture(scope="module", params=["digits_mixed", "tabular", "text"])
+def played(request):
+    """A world after some epochs of random growth, its reader, and its observations as tensors."""
+    env = MorphogenesisVectorEnv(HOSTS, task=request.param, graph=True, max_epochs=20)
+    observations, _ = env.reset(seed=3)
+    reader = GreenhouseReader(GraphLayout.of(make_task(request.param)))
+    player = Player(RandomValid(reader.slots), HOSTS, seed=0)
+    for _ in range(5):
+        observations, *_ = env.step(player.act(flat(reader, observations)))
+    assert env.lifecycle.living.any()
+    return env, reader, tensors(observations)
 
 
-def packet_of(layout, views, mask, stages, host):
-    """What is known of a host, as somebody else would send it."""
-    structure = layout.structure
-    columns = {key: known(values[host]) for key, values in views.items() if "." in key and not key.startswith("run.")}
-    columns |= {key: tuple(names) for key, names in structure.names.items()}
-    whole = ("input_channels", "output_channels", "in_degree", "out_degree", "count")
-    tables = {}
-    for name, table in Graph.model_fields.items():
-        own = {key.partition(".")[2]: column for key, column in columns.items() if key.startswith(f"{name}.")}
-        own |= {key: tuple(int(of) for of in own[key]) for key in whole if key in own}
-        if name in structure.edges:
-            own |= dict(zip(("source", "target"), map(tuple, structure.edges[name].T.tolist()), strict=True))
-        if own:
-            tables[name] = table.annotation(**own)
-    observation = views[OBSERVATION][host]
-    slots = structure.slots
-    seeds = []
-    for slot, name in enumerate(slots.slot_ids):
-        index = int(views[BLUEPRINTS][host, slot])
-        layers = tuple(layer for of, layer in structure.edges["monitors"].tolist() if of == slot)
-        seeds.append(
-            SeedState(
-                slot=name,
-                stage=SeedStage(int(stages[slot])),
-                blueprint=None if index < 0 else BLUEPRINT_NAMES[index],
-                monitored_layers=Monitors(layer=layers, monitoring_frequency=(1.0,) * len(layers)),
-                **{key: columns[f"seeds.{key}"][slot] for key in ("learning_rate", "activity_level", "success_rate")},
-                **{key: columns[f"seeds.{key}"][slot] for key in ("layer_depth", "scope")},
-            )
-        )
-    metrics = {key.partition(".")[2]: of[0] for key, of in columns.items() if key.startswith("metrics.")}
-    return SystemState(
-        run_id="greenhouse",
-        packet_id=str(host),
-        timestamp_ns=0,
-        declared=tuple(KEYS),
-        epoch=0,
-        metrics={name: value for name, value in metrics.items() if value is not None},
-        graph=Graph(**tables, layer_count=len(structure.layers)),
-        seeds=tuple(seeds),
-        internal_levels=slots.internal_levels,
-        observation=tuple(observation.tolist()),
-        action_mask=tuple(mask[host].tolist()),
-    )
+def tensors(observations):
+    return {name: torch.from_numpy(leaf.copy()) for name, leaf in observations.items()}
 
 
-@pytest.mark.parametrize("task", ["digits", "text", "digits_scale"])
-def test_both_ways_in_make_the_same_graph(task):
-    layout = LAYOUTS[task]
-    env = MorphogenesisVectorEnv(2, task=task, max_epochs=12, graph=True)
-    observation, _ = env.reset(seed=0)
-    for _ in range(6):
-        actions = np.zeros((2, 8), np.int64)
-        actions[0, :3] = [1, 1, 4 if task != "text" else 3]
-        observation, *_ = env.step(actions)
-    vectors, mask = (torch.from_numpy(observation[name]) for name in ("graph", "action_mask"))
-    builder = GraphBuilder(RegistryViews.of(registry_names([layout]), Capacities()), MetricNormaliser())
-    together = builder.build(measured(layout, vectors, mask))
-    for host in range(2):
-        packet = Measured.of(packet_of(layout, layout.views(vectors), mask, env.lifecycle.stage[host], host))
-        assert not builder.registries.unknown(vocabulary(packet))
-        alone = builder.build(packet)
-        for name, nodes in together.nodes.items():
-            torch.testing.assert_close(nodes.values[host], alone.nodes[name].values[0], equal_nan=True)
-            assert torch.equal(nodes.codes[host], alone.nodes[name].codes[0])
-        for name, edges in together.edges.items():
-            exists = (alone.edges[name].ends[0] >= 0).all(dim=-1)  # guesses of what is not known may be nobody's
-            assert torch.equal(edges.ends[host][(edges.ends[host] >= 0).all(dim=-1)], alone.edges[name].ends[0][exists])
-            there = (edges.ends[host] >= 0).all(dim=-1)
-            torch.testing.assert_close(edges.values[host][there], alone.edges[name].values[0][exists], equal_nan=True)
-        torch.testing.assert_close(together.context[host], alone.context[0], equal_nan=True)
-        assert torch.equal(together.seeds[host], alone.seeds[0])
-        assert torch.equal(together.action_mask[host], alone.action_mask[0])
+def flat(reader, observations):
+    return {name: leaf.numpy() for name, leaf in reader.flat(tensors(observations)).items()}
+
+
+def built(reader, observations, path):
+    measured = reader.measured(observations)
+    registries = Registries(path / "registries.json").register(vocabulary(measured))
+    return GraphBuilder(registries, MetricNormaliser()).build(measured)
+
+
+def test_the_flat_policy_reads_what_it_reads_without_a_graph(played):
+    env, reader, observations = played
+    wanted = env.watch.observe(env.max_epochs)
+    found = {name: leaf.numpy() for name, leaf in reader.flat(observations).items()}
+    assert found.keys() == wanted.keys()
+    for name, leaf in wanted.items():
+        assert found[name].dtype == leaf.dtype
+        assert np.array_equal(found[name], leaf)
+
+
+def test_slots_are_as_the_lifecycle_has_them(played):
+    env, reader, observations = played
+    measured = reader.measured(observations)
+    assert np.array_equal(measured.stages.numpy(), env.lifecycle.stage)
+    names = measured.texts["seeds.blueprint"]
+    assert names.vocabulary == BLUEPRINT_NAMES
+    assert np.array_equal(names.index.numpy(), env.lifecycle.blueprint)
+    assert np.array_equal(measured.observation.numpy(), env.watch.observe(env.max_epochs)["obs"])
+
+
+def test_what_is_measured_is_what_the_page_of_inputs_says(played):
+    _, reader, observations = played
+    measured = reader.measured(observations)
+    given = measured.numbers.keys() | measured.texts.keys()
+    assert given & read_keys() == GREENHOUSE & {*NUMBERS, *TEXTS}
+
+
+def test_every_host_has_the_whole_graph_of_the_structure(played, tmp_path):
+    _, reader, observations = played
+    structure = reader.layout.structure
+    graphs = GraphBatch.from_arrays(built(reader, observations, tmp_path))
+    counts = {"layer": len(structure.layers), "seed": reader.slots.num_slots, "parameter": 1}
+    counts["activation"] = len(structure.activations)
+    assert {name: len(nodes.graph) for name, nodes in graphs.nodes.items()} == {
+        name: HOSTS * count for name, count in counts.items()
+    }
+    edges = sum(len(ends) for ends in structure.edges.values())
+    assert graphs.edges.graph.bincount().tolist() == [edges] * HOSTS
+    layer_types = graphs.nodes["layer"].codes[:, 0]
+    assert (layer_types > 0).all()
+
+
+def test_a_padded_row_is_a_graph_without_nodes(played, tmp_path):
+    _, reader, observations = played
+    padded = {name: torch.cat([leaf[:1], torch.zeros_like(leaf[:1])]) for name, leaf in observations.items()}
+    graphs = GraphBatch.from_arrays(built(reader, padded, tmp_path))
+    assert all((nodes.graph == 0).all() for nodes in graphs.nodes.values())
+    assert (graphs.edges.graph == 0).all()
+    assert graphs.seeds[1].tolist() == [-1] * reader.slots.num_slots
+
+
+def test_hosts_are_read_one_by_one_as_together(played, tmp_path):
+    _, reader, observations = played
+    together = built(reader, observations, tmp_path)
+    for host in range(HOSTS):
+        alone = built(reader, {name: leaf[host : host + 1] for name, leaf in observations.items()}, tmp_path)
+        for name in NODE_TYPES:
+            for field in dataclasses.fields(alone.nodes[name]):
+                found, wanted = (getattr(of.nodes[name], field.name) for of in (alone, together))
+                assert torch.equal(found.nan_to_num(nan=-7.0), wanted[host : host + 1].nan_to_num(nan=-7.0))
+        assert torch.equal(alone.context.nan_to_num(), together.context[host : host + 1].nan_to_num())

@@ -106,6 +106,15 @@ def test_the_scale_of_loss_and_gradients_stays_that_of_training(policy):
     assert same(first, run.read(state()))
 
 
+def test_sixty_packets_without_a_metric_leave_its_scale_alone(policy):
+    run = policy.open_run("run")
+    first = run.read(state())
+    for at in range(60):
+        run.read(changed(state(), packet_id=str(at), metrics={"loss": 0.7}))
+        run.commit()
+    assert same(first, run.read(state()))
+
+
 def test_runs_do_not_see_each_other(policy):
     one, other = policy.open_run("run"), policy.open_run("run")
     before = other.read(state())

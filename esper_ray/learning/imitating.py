@@ -1,0 +1,172 @@
+"""Imitation in a directory: a policy that anything may start from, and all that is needed to go on later."""
+
+from __future__ import annotations
+
+import functools
+import json
+import operator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esper_ray.errors import UserError
+from esper_ray.keeping.revision import git_commit
+from esper_ray.keeping.writing import replace_text, writing
+from esper_ray.measuring.recording import RecordedWorld
+from policies.strategic.builder import GraphBuilder
+from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint
+from policies.strategic.imitation import Imitation, PassReport
+from policies.strategic.imitation_config import ImitationConfig
+from policies.strategic.lessons import Lessons, held_out_rows, measure
+from policies.strategic.network import GraphPolicyNetwork
+from policies.strategic.network_config import GraphNetworkConfig
+from policies.strategic.registries import Registries
+from policies.strategic.replay_store import INDEX_FILE, Replay, held_out
+from policies.strategic.student import GraphStudent, Survey
+
+POLICY, STATE, REPORT, REGISTRIES = "policy", "imitation.safetensors", "imitation.json", "registries.json"
+
+
+def open_replay(path: Path) -> Replay:
+    """What is recorded in a store.
+
+    Raises:
+        UserError: there is no store, or it cannot be read.
+    """
+    if not (path / INDEX_FILE).is_file():
+        raise UserError(f"{path} holds no recorded episodes: make some with esper-ray strategic collect")
+    try:
+        return Replay.open(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+class ImitationRun:
+    """Imitation that keeps its passes in a directory, and goes on after those that are there.
+
+    Args:
+        path: The directory; the caller holds it (:func:`esper_ray.keeping.lock.held`).
+        store: What is imitated.
+        config: How.
+        network: Widths and the like.
+
+    Raises:
+        UserError: a store or a directory that cannot be used, or one that was begun with other settings.
+    """
+
+    def __init__(self, path: Path, store: Path, config: ImitationConfig, network: GraphNetworkConfig) -> None:
+        self._path = path
+        replay = open_replay(store)
+        worlds = {world: RecordedWorld.read(world) for world in replay.worlds}
+        readers = {world: of.reader() for world, of in worlds.items()}
+        self._network = network
+        self._tasks = tuple(sorted({of.task for of in worlds.values()}))
+        try:
+            learnt, _ = (held_out_rows(replay, config.held_out, side) for side in (False, True))
+            registries = Registries(path / REGISTRIES)
+            self._survey = Survey.of(replay, learnt, readers, registries, config.batch_size)
+            torch.manual_seed(config.seed)
+            student = GraphStudent(GraphPolicyNetwork(network), self._survey.builder, readers)
+            self._imitation = Imitation(student, replay, config)
+            if (path / STATE).is_file():
+                self._imitation.load(path / STATE)
+                self._keep()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    @property
+    def history(self) -> list[PassReport]:
+        """A report per pass."""
+        return self._imitation.history
+
+    @property
+    def best_pass(self) -> int:
+        """Number of the pass whose weights the policy has, from 1."""
+        return self._imitation.best_pass
+
+    def run_pass(self) -> PassReport:
+        """One more pass, kept when this returns.
+
+        Raises:
+            UserError: a record that contradicts itself, or a disk that is full.
+        """
+        try:
+            report = self._imitation.run_pass()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self._keep()
+        return report
+
+    def _keep(self) -> None:
+        imitation, survey = self._imitation, self._survey
+        report = {
+            "config": asdict(imitation.config),
+            "best_pass": imitation.best_pass,
+            "return_scale": imitation.return_scale,
+            "passes": [asdict(report) for report in imitation.history],
+        }
+        with writing(self._path):
+            imitation.save(self._path / STATE)
+            if imitation.best_pass == len(imitation.history):
+                Checkpoint(
+                    config=self._network,
+                    weights=imitation.best,
+                    registries=survey.builder.registries,
+                    normaliser=survey.builder.normaliser,
+                    seen=survey.seen,
+                    tasks=self._tasks,
+                    commit=git_commit(),
+                    return_scale=imitation.return_scale,
+                ).save(self._path / POLICY)
+        replace_text(self._path / REPORT, json.dumps(report, indent=2) + "\n")
+
+
+def load_policy(path: Path) -> Checkpoint:
+    """A strategic policy: a checkpoint, or the one in the directory of an imitation.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+    """
+    places = [place for place in (path, path / POLICY) if (place / MANIFEST_FILE).is_file()]
+    if not places:
+        raise UserError(f"{path} holds no strategic policy: give what esper-ray strategic imitate wrote")
+    try:
+        return Checkpoint.load(places[0])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def examine(policy: Checkpoint, store: Path, share: float, batch_size: int) -> dict[str, dict[str, Any]]:
+    """How a policy agrees with recorded episodes of held-out hosts.
+
+    Args:
+        policy: Who is examined.
+        store: Where the episodes are.
+        share: Of the hosts that are held out; 1 takes all.
+        batch_size: Steps that are read at a time.
+
+    Returns:
+        World and source → :meth:`policies.strategic.agreement.Agreement.to_json`.
+
+    Raises:
+        UserError: a store that cannot be used, or no episode of such hosts.
+    """
+    replay = open_replay(store)
+    worlds = {world: RecordedWorld.read(world) for world in replay.worlds}
+    readers = {world: of.reader() for world, of in worlds.items()}
+    builder = GraphBuilder(policy.registries, policy.normaliser)
+    lessons = Lessons(GraphStudent(policy.network(), builder, readers, policy.seen), replay)
+    found = {}
+    for world, record in replay.worlds.items():
+        for source in dict.fromkeys(record.sources):
+            of_source = [at for at, who in enumerate(record.sources) if who == source]
+            episodes = [at for at in of_source if held_out(record.hosts[at], share)]
+            if episodes:
+                rows = {world: record.rows_of(episodes)}
+                found[f"{worlds[world].label}: {source}"] = measure(lessons, rows, policy.return_scale, batch_size)
+    if not found:
+        raise UserError(f"no recorded episode of {store} is of a held-out host: collect more, or give --held-out 1")
+    together = {"all": functools.reduce(operator.add, found.values())} if len(found) > 1 else {}
+    return {label: of.to_json() for label, of in (found | together).items()}
