@@ -78,7 +78,7 @@ class Lifecycle(SlotStates):
                 f"slot {self.slots.slot_ids[slots[late][0]]} of host {hosts[late][0]} is "
                 f"{SeedStage(int(stages[late][0])).name}: choose how a seed is blended in before it is"
             )
-        ramp_value(shape, start, end, 0.0)
+        ramp_value(shape, start, end, 0.0)  # refuses what is no window
         self.blend_shape[hosts, slots] = shape
         self.blend_start[hosts, slots] = start
         self.blend_end[hosts, slots] = end

@@ -24,6 +24,21 @@ Owner = tuple[LiveSlot, str]
 """Whose parameter it is: the slot, and the name in its seed."""
 
 
+def check_hooks(optimizer: object) -> None:
+    """Refuse what cannot be watched while it steps.
+
+    Raises:
+        LiveError: no optimiser of torch, or one that takes no hooks.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise LiveError(f"the optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise LiveError(
+            f"the {type(optimizer).__name__} wraps an optimizer and takes no hooks: pass the torch.optim.Optimizer "
+            "that it wraps"
+        )
+
+
 class SeedOptimizer:
     """Lets the user's optimiser train the seeds beside the host.
 
@@ -46,16 +61,10 @@ class SeedOptimizer:
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, slots: list[LiveSlot], lr_scale: float) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise LiveError(f"the optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+        check_hooks(optimizer)
         for kind, reason in _UNFIT.items():
             if isinstance(optimizer, kind):
                 raise LiveError(f"{kind.__name__} {reason}: grow with SGD, Adam or AdamW")
-        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-            raise LiveError(
-                f"the {type(optimizer).__name__} wraps an optimizer and takes no hooks: pass the torch.optim.Optimizer "
-                "that it wraps"
-            )
         self.optimizer, self._slots, self._lr_scale = optimizer, slots, lr_scale
         self._groups = {slot: self._group_of(model, slot.place.name) for slot in slots}
         self._owners: dict[nn.Parameter, Owner] = {}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import operator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from esper_ray.errors import UserError
 from esper_ray.keeping.revision import git_commit
 from esper_ray.keeping.writing import replace_text, writing
 from esper_ray.measuring.recording import RecordedWorld
+from policies.strategic.agreement import Agreement
 from policies.strategic.builder import GraphBuilder
 from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint
 from policies.strategic.imitation import Imitation, PassReport
@@ -22,11 +21,10 @@ from policies.strategic.imitation_config import ImitationConfig
 from policies.strategic.lessons import Lessons, held_out_rows, measure
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.network_config import GraphNetworkConfig
-from policies.strategic.registries import Registries
 from policies.strategic.replay_store import INDEX_FILE, Replay, held_out
 from policies.strategic.student import GraphStudent, Survey
 
-POLICY, STATE, REPORT, REGISTRIES = "policy", "imitation.safetensors", "imitation.json", "registries.json"
+POLICY, STATE, REPORT = "policy", "imitation.safetensors", "imitation.json"
 
 
 def open_replay(path: Path) -> Replay:
@@ -65,14 +63,12 @@ class ImitationRun:
         self._tasks = tuple(sorted({of.task for of in worlds.values()}))
         try:
             learnt, _ = (held_out_rows(replay, config.held_out, side) for side in (False, True))
-            registries = Registries(path / REGISTRIES)
-            self._survey = Survey.of(replay, learnt, readers, registries, config.batch_size)
+            self._survey = Survey.of(replay, learnt, readers, config.batch_size)
             torch.manual_seed(config.seed)
             student = GraphStudent(GraphPolicyNetwork(network), self._survey.builder, readers)
             self._imitation = Imitation(student, replay, config)
             if (path / STATE).is_file():
                 self._imitation.load(path / STATE)
-                self._keep()
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -107,8 +103,8 @@ class ImitationRun:
             "return_scale": imitation.return_scale,
             "passes": [asdict(report) for report in imitation.history],
         }
+        # The state last: whoever is cut off before it makes the same pass again.
         with writing(self._path):
-            imitation.save(self._path / STATE)
             if imitation.best_pass == len(imitation.history):
                 Checkpoint(
                     config=self._network,
@@ -121,6 +117,8 @@ class ImitationRun:
                     return_scale=imitation.return_scale,
                 ).save(self._path / POLICY)
         replace_text(self._path / REPORT, json.dumps(report, indent=2) + "\n")
+        with writing(self._path):
+            imitation.save(self._path / STATE)
 
 
 def load_policy(path: Path) -> Checkpoint:
@@ -158,7 +156,7 @@ def examine(policy: Checkpoint, store: Path, share: float, batch_size: int) -> d
     readers = {world: of.reader() for world, of in worlds.items()}
     builder = GraphBuilder(policy.registries, policy.normaliser)
     lessons = Lessons(GraphStudent(policy.network(), builder, readers, policy.seen), replay)
-    found = {}
+    found: dict[str, Agreement] = {}
     for world, record in replay.worlds.items():
         for source in dict.fromkeys(record.sources):
             of_source = [at for at, who in enumerate(record.sources) if who == source]
@@ -168,5 +166,5 @@ def examine(policy: Checkpoint, store: Path, share: float, batch_size: int) -> d
                 found[f"{worlds[world].label}: {source}"] = measure(lessons, rows, policy.return_scale, batch_size)
     if not found:
         raise UserError(f"no recorded episode of {store} is of a held-out host: collect more, or give --held-out 1")
-    together = {"all": functools.reduce(operator.add, found.values())} if len(found) > 1 else {}
+    together = {"all": Agreement.sum([*found.values()])} if len(found) > 1 else {}
     return {label: of.to_json() for label, of in (found | together).items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from envs.live.host import checked_result
+from envs.live.optimizer import check_hooks
 from envs.live.places import Example, batch_size, shortened
 from envs.live.slot import GROWTH, Growth, LiveSlot
 from envs.seed_report import SeedReport
@@ -66,7 +67,7 @@ class Probe:
     Between two epochs it holds one hook, in the optimiser, and twice the memory of the parameters.
 
     Args:
-        model: What is trained; not compiled yet.
+        model: What is trained; not compiled yet (it may be later).
         optimizer: That trains it.
         inputs: Validation inputs as the loop passes them, a tensor, a tuple or a dict of arguments: the first 32 run
             through the model at the end of every epoch.
@@ -94,6 +95,7 @@ class Probe:
         batch_axis: int = 0,
     ) -> None:
         refuse_model(model)
+        check_hooks(optimizer)
         size = batch_size(inputs, batch_axis)
         self._samples = min(size, SAMPLES)
         self._inputs = shortened(inputs, batch_axis, size, self._samples)

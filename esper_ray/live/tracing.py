@@ -124,7 +124,7 @@ def trace(model: nn.Module, inputs: Example, samples: int, places: Iterable[str]
         LiveError: the model does not run on them.
     """
     watcher = _Watcher(model, samples, places)
-    with untouched(model), torch.enable_grad(), watcher.hooked(), watcher:
+    with untouched(model), torch.enable_grad(), _uncompiled(model), watcher.hooked(), watcher:
         try:
             call(model, _with_gradients(inputs))
         except Exception as error:
@@ -291,6 +291,16 @@ class _Watcher(TorchFunctionMode):
             beside = beside or node.name().startswith(_CONCATENATIONS)
             waiting += [(before, beside) for before, _ in node.next_functions if before is not None]
         return dict(sorted(found.items())), visited
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """What was compiled meanwhile runs as it is written, and is not compiled anew for being watched."""
+    if all(module._compiled_call_impl is None for module in model.modules()):
+        yield  # else torch would import its compiler
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _with_gradients(inputs: Example) -> Example:

@@ -5,6 +5,9 @@ Shapes: ``B`` is the number of steps of a batch, ``H`` of heads, ``C`` of risk c
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -71,9 +74,9 @@ class Agreement:
             torch.stack([error.square().sum(), gained.sum(), gained.square().sum()]),
         )
 
-    def __add__(self, other: Agreement) -> Agreement:
+    def __add__(self, other: Self) -> Self:
         """Over the steps of both."""
-        return Agreement(
+        return type(self)(
             self.heads,
             self.decided + other.decided,
             self.agreed + other.agreed,
@@ -81,6 +84,11 @@ class Agreement:
             self.confusion + other.confusion,
             self.errors + other.errors,
         )
+
+    @classmethod
+    def sum(cls, parts: Sequence[Self]) -> Self:
+        """Over the steps of all, at least one."""
+        return functools.reduce(operator.add, parts)
 
     @property
     def joint(self) -> float | None:

@@ -134,14 +134,14 @@ class Checkpoint:
         content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.weights.items()})
         manifest = self._manifest(hashlib.sha256(content).hexdigest())
         directory.mkdir(parents=True, exist_ok=True)
+        before = _weights_before(directory)
         with replacing(directory / manifest.weights_file) as unfinished:
             unfinished.write_bytes(content)
         with replacing(directory / MANIFEST_FILE) as unfinished:
             unfinished.write_text(manifest.model_dump_json(indent=1) + "\n")
-        for old in directory.glob("*.safetensors"):
-            if old.name != manifest.weights_file:
-                with suppress(OSError):  # it is only in the way
-                    old.unlink()
+        if before is not None and before.name != manifest.weights_file:
+            with suppress(OSError):  # it is only in the way
+                before.unlink()
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -202,6 +202,14 @@ class Checkpoint:
         return cls(
             config, weights, registries, normaliser, seen, manifest.tasks, manifest.commit, manifest.return_scale
         )
+
+
+def _weights_before(directory: Path) -> Path | None:
+    """The file of weights of the checkpoint that a directory holds; None where there is none that can be read."""
+    try:
+        return directory / _parsed((directory / MANIFEST_FILE).read_bytes()).weights_file
+    except (OSError, ValueError):
+        return None
 
 
 def _parsed(content: bytes) -> Manifest:

@@ -22,10 +22,11 @@ from policies.distribution import take_entry
 from policies.replacing import replacing
 from policies.return_scale import ReturnScale
 from policies.running_moments import power_sums
+from policies.strategic.agreement import Agreement
 from policies.strategic.heads import GraphPolicyResult
 from policies.strategic.imitation_config import ImitationConfig
 from policies.strategic.labels import UNKNOWN_RISK, Targets
-from policies.strategic.lessons import Lessons, Student, held_out_rows, measure
+from policies.strategic.lessons import Lessons, Student, held_out_rows
 from policies.strategic.replay_store import Replay, minibatches
 from policies.strategic.schema import RISK_CLASSES
 
@@ -85,16 +86,14 @@ class Imitation:
         """Learn from every step once, then look at the held-out hosts.
 
         Raises:
-            RuntimeError: a gradient that is not finite.
-            ValueError: a recorded action that its mask refuses.
+            ValueError: a gradient that is not finite, or a recorded action that its mask refuses.
         """
         number = len(self.history) + 1
         order, dropout = seed_sequence(Purpose.IMITATION, self.config.seed, number).generate_state(2).tolist()
         with torch.random.fork_rng():
             torch.manual_seed(dropout)
             learnt = self._learn(torch.Generator().manual_seed(order))
-        kept = self._validate()
-        agreement = measure(self._lessons, self._held_out, self.return_scale, self.config.batch_size)
+        kept, agreement = self._validate()
         if not self.best_pass or kept["total"] < self.history[self.best_pass - 1].held_out["total"]:
             self.best_pass, self.best = number, _copy(self._network)
         self.history.append(PassReport(learnt, kept, agreement.to_json()))
@@ -106,18 +105,22 @@ class Imitation:
             losses = self._losses(*self._lessons.read(world, rows, imitating=True))
             self._optimizer.zero_grad()
             losses["total"].backward()
-            nn.utils.clip_grad_norm_(self._network.parameters(), self.config.grad_clip, error_if_nonfinite=True)
+            norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.config.grad_clip)
+            if not norm.isfinite():
+                raise ValueError(f"a gradient is not finite: begin elsewhere with a smaller lr than {self.config.lr:g}")
             self._optimizer.step()
             seen.append(({name: loss.detach() for name, loss in losses.items()}, len(rows)))
         return _means(seen)
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        return _means(
-            (self._losses(*self._lessons.read(world, rows)), len(rows))
-            for world, of in self._held_out.items()
-            for rows in of.split(self.config.batch_size)
-        )
+    def _validate(self) -> tuple[dict[str, float], Agreement]:
+        seen, parts = [], []
+        for world, of in self._held_out.items():
+            for rows in of.split(self.config.batch_size):
+                result, targets = self._lessons.read(world, rows)
+                seen.append((self._losses(result, targets), len(rows)))
+                parts.append(Agreement.of(result, targets, self.return_scale))
+        return _means(seen), Agreement.sum(parts)
 
     def _losses(self, result: GraphPolicyResult, targets: Targets) -> dict[str, Tensor]:
         """What is minimised, ``total``, and its parts; scalars."""

@@ -5,8 +5,6 @@ Shapes: ``B`` is the number of steps that are read at a time.
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -81,10 +79,8 @@ def held_out_rows(replay: Replay, share: float, wanted: bool = True) -> dict[str
             rows[name] = world.rows_of(chosen)
     if not examples:
         total = sum(sum(world.exemplary) for world in replay.worlds.values())
-        raise ValueError(
-            f"none of the {total} recorded episodes that are examples is of a {'' if wanted else 'not '}held-out host: "
-            "collect more"
-        )
+        lacking = "held out" if wanted else "left to learn from"
+        raise ValueError(f"of the {total} recorded episodes that are examples none is {lacking}: collect more")
     return rows
 
 
@@ -98,9 +94,10 @@ def measure(lessons: Lessons, rows: Mapping[str, Tensor], return_scale: float, b
         batch_size: Steps that are read at a time.
     """
     with torch.no_grad():
-        parts = [
-            Agreement.of(*lessons.read(world, batch), return_scale)
-            for world, of in rows.items()
-            for batch in of.split(batch_size)
-        ]
-    return functools.reduce(operator.add, parts)
+        return Agreement.sum(
+            [
+                Agreement.of(*lessons.read(world, batch), return_scale)
+                for world, of in rows.items()
+                for batch in of.split(batch_size)
+            ]
+        )

@@ -154,7 +154,8 @@ class ReplayStore:
 
     def __init__(self, path: Path, capacity: int | None = None) -> None:
         self.path = path
-        if not (path / INDEX_FILE).exists() and any(not other.name.startswith(".") for other in path.iterdir()):
+        visible = {other.name for other in path.iterdir() if not other.name.startswith(".")}
+        if visible and INDEX_FILE not in visible:  # of a store that another process is making it is the first
             raise ValueError(f"{path} holds something else: choose another directory for recorded episodes")
         with self._locked():
             if not (path / INDEX_FILE).exists():

@@ -19,7 +19,7 @@ from policies.strategic.heads import GraphPolicyResult
 from policies.strategic.labels import observations_in
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.normaliser import SCALED_METRICS, MetricNormaliser, metric_sums
-from policies.strategic.registries import Registries
+from policies.strategic.registries import Capacities, RegistryViews
 from policies.strategic.replay_store import Replay
 from policies.strategic.seen import Seen
 
@@ -84,7 +84,6 @@ class Survey:
         replay: Replay,
         rows: Mapping[str, Tensor],
         readers: Mapping[str, GreenhouseReader],
-        registries: Registries,
         batch_size: int,
     ) -> Survey:
         """Look at some steps of a record.
@@ -93,16 +92,17 @@ class Survey:
             replay: The record.
             rows: World → the steps, some of them exemplary.
             readers: World → who reads its observations.
-            registries: Take in the names.
             batch_size: Steps to look at at a time.
+
+        Raises:
+            ValueError: more names than a registry has room for.
         """
         sums = torch.zeros(3, len(SCALED_METRICS), dtype=torch.float64)
         examples = {world: of[replay.worlds[world].exemplary_rows[of]] for world, of in rows.items()}
         for world, observations in _batches(replay, examples, batch_size):
             measured = readers[world].measured(observations)
-            registries.register(vocabulary(measured))
             sums += metric_sums(torch.cat([measured.number(f"metrics.{name}") for name in SCALED_METRICS], dim=1))
-        builder = GraphBuilder(registries.views, _normaliser(sums))
+        builder = GraphBuilder(_registries(replay, rows, readers), _normaliser(sums))
         seen = Seen()
         for world, observations in _batches(replay, rows, batch_size):
             reader = readers[world]
@@ -115,6 +115,16 @@ def _batches(replay: Replay, rows: Mapping[str, Tensor], size: int) -> Iterator[
     for world, of in rows.items():
         for batch in of.split(size):
             yield world, observations_in(replay.worlds[world].take(batch))
+
+
+def _registries(replay: Replay, rows: Mapping[str, Tensor], readers: Mapping[str, GreenhouseReader]) -> RegistryViews:
+    """Numbers for the names of all worlds; each has the same ones at every step."""
+    fresh = RegistryViews.fresh(Capacities())
+    names = {family: dict.fromkeys(known) for family, known in fresh.names.items()}
+    for world, observations in _batches(replay, {world: of[:1] for world, of in rows.items()}, 1):
+        for family, new in vocabulary(readers[world].measured(observations)).items():
+            names[family].update(dict.fromkeys(new))
+    return RegistryViews.of(names, Capacities())
 
 
 def _normaliser(sums: Tensor) -> MetricNormaliser:

@@ -1,8 +1,6 @@
 """The probe says what is measured of foreign models, leaves out what is not, and changes nothing of their training."""
 
 import math
-import subprocess
-import sys
 from collections import defaultdict
 
 import numpy as np
@@ -358,6 +356,14 @@ def test_a_large_model_is_sampled():
     assert column(packet, "layers", "depth") == pytest.approx(depths), "in the whole model"
 
 
+def test_a_model_that_is_compiled_later_is_watched_as_it_is_written():
+    loop = wired()
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    before = probe.end_epoch().graph
+    loop.model.compile(backend="eager")
+    assert probe.end_epoch().graph == before
+
+
 def test_with_a_grower_the_packet_has_its_slots():
     loop = wired()
     grower = growing(loop, ["stem", "a", "b"])
@@ -414,6 +420,14 @@ def test_inputs_that_the_model_does_not_take_are_refused():
     assert not loop.optimizer._optimizer_step_pre_hooks
 
 
+def test_what_is_no_optimizer_or_no_plain_model_is_refused():
+    loop = wired()
+    with pytest.raises(LiveError, match=r"must be a torch.optim.Optimizer, got a list"):
+        Probe(loop.model, [], loop.validation[0])
+    with pytest.raises(LiveError, match=r"nn.DataParallel"):
+        Probe(nn.DataParallel(loop.model), loop.optimizer, loop.validation[0])
+
+
 def test_an_accuracy_that_is_no_percentage_is_refused_and_the_call_can_be_repeated():
     loop = wired()
     probe = Probe(loop.model, loop.optimizer, loop.validation[0])
@@ -422,8 +436,3 @@ def test_an_accuracy_that_is_no_percentage_is_refused_and_the_call_can_be_repeat
         probe.end_epoch(validation_accuracy=140.0)
     packet = probe.end_epoch(validation_loss=1.0, validation_accuracy=100.0001)
     assert (packet.epoch, packet.validation_accuracy) == (1, 100.0), "means of percentages are rounded"
-
-
-def test_it_needs_no_ray():
-    code = "import sys, esper_ray.live.probe; sys.exit(bool({'ray', 'lightning'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

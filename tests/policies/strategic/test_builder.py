@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
@@ -39,21 +40,17 @@ from tests.policies.strategic.states import chain, changed, seed, state
 TABLES = {"layer": "layers", "activation": "activations", "parameter": "parameters"}
 
 
-def views(measured):
-    """Registries that know the names of hosts."""
-    fresh = RegistryViews.fresh(Capacities())
-    new = vocabulary(measured)
-    return RegistryViews(
-        {
-            family: replace(view, names=view.names + view.unknown(new.get(family, ())))
-            for family, view in fresh.views.items()
-        }
-    )
+def views(*packets):
+    """Registries that know the names of packets."""
+    known = RegistryViews.fresh(Capacities()).views
+    for packet in packets:
+        new = vocabulary(Measured.of(packet))
+        known = {family: replace(of, names=of.names + of.unknown(new.get(family, ()))) for family, of in known.items()}
+    return RegistryViews(known)
 
 
 def built(packet, registries=None):
-    measured = Measured.of(packet)
-    return GraphBuilder(registries or views(measured), MetricNormaliser()).build(measured)
+    return GraphBuilder(registries or views(packet), MetricNormaliser()).build(Measured.of(packet))
 
 
 def column(arrays, kind, name):
@@ -191,7 +188,7 @@ def test_names_are_numbered_by_the_registries(tmp_path):
 
 
 def test_an_activation_falls_back_on_the_layer_that_feeds_it():
-    registries = views(Measured.of(state()))
+    registries = views(state())
     codes = built(state(), registries).nodes["activation"].codes[0, :, 1]
     both = [registries["layer_type"].index(name) for name in ("conv2d", "linear")]
     assert codes.tolist() == [both[0], *[max(both)] * 3], "of several the largest"
@@ -217,6 +214,7 @@ def _with_number(packet, key, row, value):
 
 
 READ = [
+    *(key for of in CONTEXT_FEATURES for key in of.keys),
     *(key for features in NODE_FEATURES.values() for of in features for key in of.keys),
     *(key for relation in ("connects", "feeds", "influences", "tunes") for key in EDGE_FEATURES[relation][0].keys),
 ]
@@ -226,12 +224,76 @@ WHOLE = {"layers.input_channels", "layers.output_channels", "layers.in_degree", 
 @pytest.mark.parametrize("key", READ)
 def test_every_input_reaches_the_answer(network, key):
     value = 7 if key in WHOLE else True if key == "seeds.quarantine_only" else 0.9
-    registries = views(Measured.of(state()))
+    registries = views(state())
     before = answers(network, state(), registries)
     after = answers(
         network, _with_number(state(), key, 1 if len(state().measurements(key)) > 1 else 0, value), registries
     )
     assert any(not torch.equal(before[name], after[name]) for name in before), key
+
+
+def _with_name(packet, key, name):
+    kind, field = key.split(".")
+    if kind == "seeds":
+        return changed(packet, seeds=(changed(packet.seeds[0], **{field: name}), *packet.seeds[1:]))
+    table = getattr(packet.graph, kind)
+    names = (name, *getattr(table, field)[1:])
+    return changed(packet, graph=changed(packet.graph, **{kind: changed(table, **{field: names})}))
+
+
+@pytest.mark.parametrize("key", sorted(CODES.values()))
+def test_every_name_reaches_the_answer(network, key):
+    other = _with_name(state(), key, "another")
+    registries = views(state(), other)
+    before, after = answers(network, state(), registries), answers(network, other, registries)
+    assert any(not torch.equal(before[name], after[name]) for name in before), key
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        state(seeds=(seed(stage=SeedStage.HOLDING), state().seeds[1])),
+        state(seeds=(seed(monitored_layers=None), state().seeds[1])),
+        state(seeds=(seed(allowed_blending_methods=("cosine",)), state().seeds[1])),
+        changed(state(), observation=(0.25, *state().observation[1:])),
+        changed(state(), observation=(*state().observation[:-1], 0.25)),
+        changed(state(), graph=changed(chain(), allowed=changed(chain().allowed, method=("cosine", "sigmoid")))),
+    ],
+    ids=["stage", "monitors", "methods", "obs v3 of the host", "obs v3 of a slot", "allowed combinations"],
+)
+def test_so_does_what_is_no_number_of_its_own(network, other):
+    registries = views(state())
+    before, after = answers(network, state(), registries), answers(network, other, registries)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def _relabelled(packet, order):
+    """The packet with its layers in another order."""
+    row = {old: new for new, old in enumerate(order)}
+
+    def moved(table, *ends):
+        return changed(table, **{end: tuple(row[at] for at in getattr(table, end)) for end in ends})
+
+    graph = packet.graph
+    columns = {name: tuple(values[old] for old in order) for name, values in dict(graph.layers).items()}
+    graph = changed(
+        graph,
+        layers=changed(graph.layers, **columns),
+        connects=moved(graph.connects, "source", "target"),
+        feeds=moved(graph.feeds, "source"),
+        influences=moved(graph.influences, "target"),
+        tunes=moved(graph.tunes, "target"),
+    )
+    first = changed(packet.seeds[0], monitored_layers=moved(packet.seeds[0].monitored_layers, "layer"))
+    return changed(packet, graph=graph, seeds=(first, *packet.seeds[1:]))
+
+
+@given(st.permutations(range(4)))
+def test_the_order_of_layers_does_not_matter(network, order):
+    registries = views(state())
+    before, after = (answers(network, packet, registries) for packet in (state(), _relabelled(state(), order)))
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=1e-5)
 
 
 # ------------------------------------------------------------------ shapes of all kinds
@@ -266,7 +328,7 @@ def test_many_hosts_at_once_are_each_alone():
     """Three hosts of one structure, the second of which is a padded row."""
     alone = [Measured.of(packet) for packet in (state(), _with_number(state(), "layers.weight_norm", 0, 0.9))]
     alone.insert(1, replace(alone[0], present=torch.zeros(1, dtype=torch.bool)))
-    registries = views(alone[0])
+    registries = views(state())
 
     def together(values):
         first = values[0]

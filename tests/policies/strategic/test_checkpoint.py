@@ -61,8 +61,10 @@ def test_it_is_the_same_file_each_time(checkpoint, saved, tmp_path):
 
 def test_a_new_one_takes_the_place_of_the_old_one(checkpoint, saved):
     other = replace(checkpoint, weights=GraphPolicyNetwork(SMALL).state_dict())
+    (saved / "mine.safetensors").write_bytes(b"mine")
     other.save(saved)
-    assert len(list(saved.iterdir())) == 2
+    assert len(list(saved.iterdir())) == 3, "the old weights are gone, and nothing else"
+    assert (saved / "mine.safetensors").is_file()
     loaded = Checkpoint.load(saved)
     assert all(torch.equal(loaded.weights[name], tensor) for name, tensor in other.weights.items())
 

@@ -259,18 +259,27 @@ def test_an_action_that_its_mask_refuses_is_named(arrays, tmp_path):
         imitation.run_pass()
 
 
+def test_what_cannot_be_learnt_from_is_refused(arrays, tmp_path):
+    endless = dataclasses.replace(arrays, context=arrays.context.clone())
+    endless.context[:, VALUE] = torch.inf
+    imitation = Imitation(ArraysStudent(arrays), record(tmp_path, endless), CONFIG)
+    with pytest.raises(ValueError, match=r"a gradient is not finite: begin elsewhere with a smaller lr than 0.005"):
+        imitation.run_pass()
+
+
 def test_records_without_hosts_on_both_sides_are_refused(arrays, tmp_path):
     few = record(tmp_path, rows(arrays, torch.arange(LENGTH)))
-    with pytest.raises(ValueError, match=r"none of the 1 recorded episodes .* is of a (not )?held-out host"):
+    with pytest.raises(ValueError, match=r"of the 1 recorded episodes .* none is (held out|left to learn from)"):
         Imitation(ArraysStudent(arrays), few, CONFIG)
 
 
 def test_going_on_needs_the_same_settings_record_and_network(arrays, replay, tmp_path):
-    state = tmp_path / "state"
+    state, other = tmp_path / "state", tmp_path / "other"
     taught(arrays, replay, 1).save(state)
+    other.mkdir()
     others = [
         ("lr", Imitation(ArraysStudent(arrays), replay, dataclasses.replace(CONFIG, lr=0.1))),
-        ("records", Imitation(ArraysStudent(arrays), record(tmp_path, rows(arrays, torch.arange(100))), CONFIG)),
+        ("records", Imitation(ArraysStudent(arrays), record(other, rows(arrays, torch.arange(100))), CONFIG)),
         ("network.gat_width", Imitation(ArraysStudent(arrays, GraphNetworkConfig(16, 8, 2)), replay, CONFIG)),
     ]
     for name, imitation in others:
