@@ -46,6 +46,13 @@ def split_mask(mask: MaskT, heads: Sequence[HeadSpec]) -> dict[str, MaskT]:
     return views
 
 
+def mask_places(heads: Sequence[HeadSpec], wider: Sequence[HeadSpec]) -> npt.NDArray[np.int64]:
+    """Where each entry of a flat mask stands in that of heads with as many choices or more: ``[mask_size(heads)]``."""
+    views = split_mask(np.arange(mask_size(wider)), wider)
+    own = split_mask(np.arange(mask_size(heads)), heads)
+    return np.concatenate([views[name][tuple(slice(end) for end in view.shape)].ravel() for name, view in own.items()])
+
+
 def build_mask(lifecycle: Lifecycle) -> npt.NDArray[np.int8]:
     """The flat mask ``[N, mask_size]`` of what the lifecycle would execute now.
 

@@ -29,7 +29,7 @@ from envs.ranges import (
 from esper_ray.errors import UserError
 from esper_ray.fields import FirstTaskArgs, Horizons, TaskArgs, Tasks
 from esper_ray.reading import describe_problems, read_json
-from policies.network_config import NetworkConfig
+from policies.network_config import KIND_FLAG, NetworkConfig
 
 if TYPE_CHECKING:
     from envs.slots import SlotConfig
@@ -117,8 +117,8 @@ class EnvConfig:
     task: str = DEFAULT_TASK
     """Data and host, by name."""
     tasks: Tasks = ()
-    """In place of one task several whose slots agree, such as digits_impaired,digits: the runners take turns in them,
-    and arguments and data_dir go to each; only with ppo."""
+    """In place of one task several, such as digits_impaired,digits: the runners take turns in them, and arguments and
+    data_dir go to each; only with ppo. Their slots must agree, unless the network reads graphs."""
     data_dir: Path | None = None
     """Directory with the data of a task that brings none along."""
     task_args: TaskArgs = field(default_factory=dict)
@@ -173,16 +173,27 @@ class EnvConfig:
         object.__setattr__(self, "task_args", resolved)
 
     def _check_tasks(self) -> None:
-        """Refuse tasks that one policy cannot act in: those whose slots, and with them its heads, are others."""
+        """Refuse a task that is named twice, or does not exist."""
         if len({*self.tasks}) < len(self.tasks):
             raise UserError(f"tasks must differ from each other, got {', '.join(self.tasks)}")
-        slots = {world.task: world.make_task().slots for world in self.worlds} if self.tasks else {}
-        for task, other in slots.items():
-            if other != slots[self.task]:
-                raise UserError(
-                    f"one policy cannot act in tasks {self.task!r} and {task!r}: they have "
-                    f"{described_slots(slots[self.task])}, and {described_slots(other)}"
-                )
+        if self.tasks:
+            self.slots_by_task()
+
+    def slots_by_task(self) -> dict[str, SlotConfig]:
+        """Every task's slots, the first one's first."""
+        return {world.task: world.make_task().slots for world in self.worlds}
+
+    @property
+    def slots(self) -> SlotConfig:
+        """The task's slots; of several tasks that differ in them as many as any has."""
+        from envs.slots import SlotConfig
+
+        first, *others = self.slots_by_task().values()
+        if all(slots == first for slots in others):
+            return first
+        every = (first, *others)
+        internal_levels = any(slots.internal_levels for slots in every)
+        return SlotConfig.for_row(max(slots.num_slots for slots in every), internal_levels)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -348,8 +359,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_names()
-        if self.run.first_iterations and self.first_env.make_task().slots != self.env.make_task().slots:
-            raise UserError(f"first_task_args must leave the task's slots as they are, got {self.run.first_task_args}")
+        self._check_worlds()
         if not {self.first_env.horizons[0], self.first_env.longest} <= {*self.env.horizons}:
             raise UserError(
                 f"first_max_epochs must lie within max_epochs, {self.env.max_epochs}, got {self.run.first_max_epochs}"
@@ -373,12 +383,33 @@ class TrainConfig:
             shares = shares if learners == 1 else f"num_learners × minibatches, which is {learners} × {minibatches}"
             raise UserError(f"the {hosts} hosts of {of} must be a multiple of {shares}: change one of them")
 
+    def _check_worlds(self) -> None:
+        """Refuse worlds that the network cannot act in, or not one after the other."""
+        graph = self.network.kind == "graph"
+        slots = self.env.slots_by_task() if self.env.tasks and not graph else {}
+        for task, other in slots.items():
+            if other != slots[self.env.task]:
+                raise UserError(
+                    f"one policy cannot act in tasks {self.env.task!r} and {task!r}: they have "
+                    f"{described_slots(slots[self.env.task])}, and {described_slots(other)} (--network.kind graph can)"
+                )
+        if self.run.first_iterations:
+            first, later = self.first_env.make_task(), self.env.make_task()
+            if first.slots != later.slots:
+                raise UserError(
+                    f"first_task_args must leave the task's slots as they are, got {self.run.first_task_args}"
+                )
+            if graph and first.host.layers(first.host.widest) != later.host.layers(later.host.widest):
+                raise UserError(
+                    f"first_task_args must leave the host's layers as they are, got {self.run.first_task_args}"
+                )
+
     def _check_names(self) -> None:
         """Hold the names of ops and heads to those of the world."""
         from envs.vocabulary import HEAD_NAMES, INTERNAL_OPS, ops_in_use
 
         internal = any(op.name in self.network.op_bias for op in INTERNAL_OPS)
-        ops = tuple(op.name for op in ops_in_use(internal and self.env.make_task().slots.internal_levels))
+        ops = tuple(op.name for op in ops_in_use(internal and self.env.slots.internal_levels))
         for setting, names, known in (
             ("op_bias", self.network.op_bias, ops),
             ("deep_heads", self.network.deep_heads, HEAD_NAMES),
@@ -436,6 +467,11 @@ CHANGEABLE = {field.name for field in dataclasses.fields(LearnerConfig)} | {
 world and the network are, and what is drawn: with another one it would be two runs in one."""
 
 
+def _spelled(name: str) -> str:
+    """What a field is called on the command line and in files of settings."""
+    return KIND_FLAG if name == "kind" else name
+
+
 def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
     """Refuse to go on with a run in another world, or with another network.
 
@@ -447,7 +483,7 @@ def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
         UserError: a setting that cannot change has changed.
     """
     old, new = (
-        {name: value for part in dataclasses.asdict(config).values() for name, value in part.items()}
+        {_spelled(name): value for part in dataclasses.asdict(config).values() for name, value in part.items()}
         for config in (before, now)
     )
     if changed := [name for name in old if name not in CHANGEABLE and old[name] != new[name]]:
@@ -490,12 +526,13 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
         parts["env"] |= {"task_args": {}, "data_dir": None}
     if "tasks" in settings or "task" in settings:
         parts["env"] |= {"task": DEFAULT_TASK, "tasks": ()}  # either takes the place of both
-    owners = {name: part for part, fields in parts.items() for name in fields}
+    owners = {_spelled(name): (part, name) for part, fields in parts.items() for name in fields}
     for name, value in settings.items():
         if name not in owners:
             close = difflib.get_close_matches(name, owners, n=1)
             raise UserError(f"unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
-        parts[owners[name]][name] = value
+        part, field_name = owners[name]
+        parts[part][field_name] = value
     for part, name in (("env", "task_args"), ("run", "first_task_args")):
         if isinstance(parts[part][name], Mapping):  # anything else is refused below
             parts[part][name] = {key: str(value) for key, value in parts[part][name].items()}

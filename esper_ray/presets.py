@@ -11,7 +11,13 @@ QUICKSTART = TrainConfig(
     run=RunConfig(iterations=36, num_env_runners=2, hosts_per_runner=16, replay_interval=5),
     env=EnvConfig(task="digits_impaired", max_epochs=60),
     network=NetworkConfig(
-        feature_dim=128, hidden_dim=128, head_dim=64, op_bias=RARE_PRUNING, play_temperature=PLAY_TEMPERATURE
+        feature_dim=128,
+        hidden_dim=128,
+        head_dim=64,
+        op_bias=RARE_PRUNING,
+        play_temperature=PLAY_TEMPERATURE,
+        sage_width=64,
+        gat_width=32,
     ),
     learner=LearnerConfig(
         lr=1e-3,
@@ -34,7 +40,13 @@ DEBUG = TrainConfig(
     run=RunConfig(iterations=2, num_env_runners=0, hosts_per_runner=4, replay_interval=2),
     env=EnvConfig(max_epochs=12),
     network=NetworkConfig(
-        feature_dim=32, hidden_dim=32, head_dim=16, op_bias=RARE_PRUNING, play_temperature=PLAY_TEMPERATURE
+        feature_dim=32,
+        hidden_dim=32,
+        head_dim=16,
+        op_bias=RARE_PRUNING,
+        play_temperature=PLAY_TEMPERATURE,
+        sage_width=16,
+        gat_width=8,
     ),
     learner=LearnerConfig(minibatches=2),
 )

@@ -16,12 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from envs.graph.layout import GraphLayout
 from envs.slots import SlotConfig
 from policies.network_config import NetworkConfig
 from policies.results import ActionResult, EvalResult, ForwardResult, HiddenState
 
 Observations = dict[str, npt.NDArray[Any]]
-"""Batched observations of the env: ``obs``, ``blueprint_indices``, ``action_mask``, each with leading axis N."""
+"""Batched observations of the env, each with leading axis N: ``obs``, ``blueprint_indices`` and ``action_mask``, or
+``graph`` and ``action_mask``."""
 
 Actions = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -39,11 +41,15 @@ class PolicySettings:
         slots: Slots of the task's hosts.
         max_epochs: Steps of an episode.
         network: Of a policy that has one: its widths, and how it is played.
+        graph: Of a policy that reads graphs: where everything is in its observations.
+        names: Of such a policy: registry family → the names that it knows.
     """
 
     slots: SlotConfig
     max_epochs: int
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    graph: GraphLayout | None = None
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class PolicyBundle(Protocol):
@@ -87,8 +93,13 @@ class PolicyBundle(Protocol):
         ...
 
     @property
+    def reads_graphs(self) -> bool:
+        """Whether the observations that it reads are hosts as graphs, in place of Obs V3."""
+        ...
+
+    @property
     def feature_dim(self) -> int:
-        """Length of the vector ``obs`` in the observations that it reads."""
+        """Length of the vector ``obs``, or ``graph``, in the observations that it reads."""
         ...
 
     @property

@@ -15,31 +15,45 @@ from policies.bundle import PolicySettings
 from policies.encoders import BlueprintEncoder
 from policies.network import RecurrentPolicyNetwork
 from policies.network_config import NetworkConfig
+from policies.policy_network import PolicyNetwork
 from policies.registry import register
 from policies.results import ActionResult, ActorCriticResult, EvalResult, HiddenState
+from policies.strategic.actor_critic import GraphActorCritic, GraphWorlds
 
 LEARNED = "learned"
 """Name of the trained policy in the registry."""
 
 
 def build_network(slots: SlotConfig, config: NetworkConfig) -> RecurrentPolicyNetwork:
-    """A network for our world, whose sizes follow from the slots."""
+    """A network for Obs V3, whose sizes follow from the slots."""
     encoder = BlueprintEncoder(
         ObservationLayout(slots).size, slots.num_slots, len(slots.blueprints), config.embedding_dim
     )
     return RecurrentPolicyNetwork(slots.heads, encoder, config)
 
 
+def build_graph_network(settings: PolicySettings) -> GraphActorCritic:
+    """A network that plays hosts of one world, and nothing that its training never showed.
+
+    Raises:
+        ValueError: it is not said what the hosts' graphs are.
+    """
+    if settings.graph is None:
+        raise ValueError("a policy that reads graphs needs the layout of its world's: give PolicySettings.graph")
+    worlds = GraphWorlds((settings.graph,), settings.names)
+    return GraphActorCritic(settings.slots.heads, worlds, settings.network, only_seen=True)
+
+
 @register(LEARNED)
 class LearnedPolicy:
-    """The recurrent network (see :class:`policies.bundle.PolicyBundle` for the methods).
+    """The trained network (see :class:`policies.bundle.PolicyBundle` for the methods).
 
     Args:
         slots: Slots of the hosts.
         network: Built for these slots.
     """
 
-    def __init__(self, slots: SlotConfig, network: RecurrentPolicyNetwork) -> None:
+    def __init__(self, slots: SlotConfig, network: PolicyNetwork) -> None:
         self._slots, self._network = slots, network
         self._temperature = network.config.play_temperature
         self._compiled = False
@@ -47,12 +61,14 @@ class LearnedPolicy:
     @classmethod
     def build(cls, settings: PolicySettings) -> Self:
         """With fresh weights."""
+        if settings.network.kind == "graph":
+            return cls(settings.slots, build_graph_network(settings))
         return cls(settings.slots, build_network(settings.slots, settings.network))
 
     @property
     def is_recurrent(self) -> bool:
-        """As the network's config says."""
-        return self._network.config.memory
+        """Whether the network has a state."""
+        return self._network.hidden_dim > 0
 
     @property
     def supports_off_policy(self) -> bool:
@@ -62,12 +78,12 @@ class LearnedPolicy:
     @property
     def device(self) -> torch.device:
         """That of the weights."""
-        return self._network.lstm_norm.weight.device
+        return next(self._network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """That of the weights."""
-        return self._network.lstm_norm.weight.dtype
+        return next(self._network.parameters()).dtype
 
     @property
     def slot_config(self) -> SlotConfig:
@@ -75,17 +91,24 @@ class LearnedPolicy:
         return self._slots
 
     @property
+    def reads_graphs(self) -> bool:
+        """As its network does."""
+        return isinstance(self._network, GraphActorCritic)
+
+    @property
     def feature_dim(self) -> int:
-        """Length of ``obs``; the blueprints come beside it."""
+        """Length of ``graph``, or of ``obs``, beside which the blueprints come."""
+        if isinstance(self._network, GraphActorCritic):
+            return self._network.layouts[0].size
         return ObservationLayout(self._slots).size
 
     @property
     def hidden_dim(self) -> int:
-        """Width of the LSTM."""
-        return self._network.config.hidden_dim if self.is_recurrent else 0
+        """As the network's."""
+        return self._network.hidden_dim
 
     @property
-    def network(self) -> RecurrentPolicyNetwork:
+    def network(self) -> PolicyNetwork:
         """The plain torch network."""
         return self._network
 
@@ -123,7 +146,7 @@ class LearnedPolicy:
             return self._network.initial_hidden(batch_size)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Weights and return scale."""
+        """Weights and running scales."""
         return self._network.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

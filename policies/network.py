@@ -20,7 +20,8 @@ from policies.distribution import ActionTables, FactoredDistribution, masked_log
 from policies.encoders import ObservationEncoder
 from policies.network_config import NetworkConfig
 from policies.normalisers import Normalisers
-from policies.results import ActionResult, ActorCriticResult, HiddenState
+from policies.policy_network import PolicyNetwork
+from policies.results import ActorCriticResult, HiddenState
 from policies.return_scale import ReturnScale
 
 
@@ -100,7 +101,7 @@ def op_bias(ops: Sequence[str], logits: Mapping[str, float]) -> Tensor:
     return torch.tensor([float(logits.get(op, 0.0)) for op in ops])
 
 
-class RecurrentPolicyNetwork(nn.Module):
+class RecurrentPolicyNetwork(PolicyNetwork):
     """Recurrent policy over a factored action, with a critic that knows the op.
 
     With a single head there are no arguments to judge, so the critic is v(s) alone: plain recurrent PPO.
@@ -155,24 +156,16 @@ class RecurrentPolicyNetwork(nn.Module):
         self.state_stream = _critic_stream(width, config.head_dim, 1)
         self.op_stream = _critic_stream(width, config.head_dim, num_ops) if len(heads) > 1 else None
         self.return_scale = ReturnScale(num_worlds)
-        self.normalisers = Normalisers(encoder.scale, self.return_scale)
+        self.normalisers = Normalisers(encoder.scale, self.return_scale, encoder.scale.sums)
         self.tables = ActionTables(heads)
 
-    def initial_hidden(self, batch_size: int) -> HiddenState:
-        """The state at the start of an episode: zeros, on the network's device."""
-        zeros = self.lstm_norm.weight.new_zeros(batch_size, self.config.hidden_dim if self.config.memory else 0)
-        return zeros, zeros.clone()
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the LSTM; 0 without one."""
+        return self.config.hidden_dim if self.config.memory else 0
 
     def forward(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> ActorCriticResult:
-        """Read whole sequences.
-
-        Args:
-            obs: Observation leaves with leading axes ``[B, T]``; no sequence spans two episodes.
-            hidden: State before the first step.
-
-        Returns:
-            Distribution and values of every step.
-        """
+        """See :meth:`PolicyNetwork.forward`."""
         features, hidden = self._features(obs, hidden)
         masks = self.tables.masks(self._action_mask(obs, features))
         log_probs = tuple(
@@ -182,39 +175,6 @@ class RecurrentPolicyNetwork(nn.Module):
         value = self.state_stream(features).squeeze(-1).float()
         q_values = self._q_values(features, value, distribution)
         return ActorCriticResult(distribution, hidden, value, q_values, self.return_scale.of(obs))
-
-    @torch.no_grad()
-    def act(
-        self,
-        obs: Mapping[str, Tensor],
-        hidden: HiddenState,
-        generator: torch.Generator | None = None,
-        deterministic: bool = False,
-        temperature: float = 1.0,
-    ) -> ActionResult:
-        """Decide one step for a batch of hosts.
-
-        Args:
-            obs: Observation leaves with leading axis ``[B]``.
-            hidden: State after the previous step, or :meth:`initial_hidden` at the start of an episode.
-            generator: Source of randomness; torch's global one if None.
-            deterministic: Take the most probable entry of every head.
-            temperature: Of the distribution that is drawn from, see :meth:`FactoredDistribution.at_temperature`.
-
-        Returns:
-            Actions, their log-probabilities, V(s) and Q(s, op drawn).
-        """
-        output: ActorCriticResult = self({name: leaf.unsqueeze(1) for name, leaf in obs.items()}, hidden)
-        distribution = output.distribution.at_temperature(temperature)
-        actions = distribution.sample(generator, deterministic)
-        return ActionResult(
-            actions=actions.squeeze(1),
-            head_log_probs=distribution.log_prob(actions).squeeze(1),
-            op_probs=distribution.op_log_probs.exp().squeeze(1),
-            hidden=output.hidden,
-            value=output.value.squeeze(1),
-            q_value=output.q_value(actions[..., 0]).squeeze(1),
-        )
 
     def _features(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> tuple[Tensor, HiddenState]:
         """What heads and critic read, ``[B, T, width]``, and the state after the last step."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal, get_args
+
+import tyro
 
 from envs.ranges import LARGEST, Finite, Range, check_numbers
 
@@ -14,11 +16,14 @@ would overflow."""
 
 Temperature = Annotated[float, Range(COLDEST, LARGEST)]
 Width = Annotated[int, Range(1, 2**16, whole=True)]
+Kind = Literal["flat", "graph"]
+KIND_FLAG = "network.kind"
+"""What the kind is called among all settings, where ``kind`` would not say of what."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network's widths and how it is played; the number of choices and features comes from the world."""
+    """What the network is, its widths and how it is played; the number of choices and features comes from the world."""
 
     feature_dim: Width = 512
     """Width of the feature net, which reads the observation before the LSTM."""
@@ -38,5 +43,17 @@ class NetworkConfig:
     """Temperature at which the policy draws its actions wherever it does not explore: in evaluations, replays, exports
     and the service. Below 1 it takes the likelier ones more often. Rollouts of training explore at 1."""
 
+    kind: Annotated[Kind, tyro.conf.arg(name=KIND_FLAG)] = "flat"
+    """flat reads the numbers of one world with as many slots as that has, by an LSTM; graph reads hosts of any layers
+    and any number of slots as graphs, and remembers nothing."""
+    sage_width: Annotated[int, Range(2, 2**12, whole=True)] = 256
+    """Of a graph network: width of its encoders, its two SAGE layers and its heads."""
+    gat_width: Annotated[int, Range(2, 2**12, whole=True)] = 128
+    """Of a graph network: width of its two GAT layers, and so of what the heads read of a node."""
+    attention_heads: Annotated[int, Range(1, 64, whole=True)] = 4
+    """Of a graph network: heads of each GAT layer, whose mean is taken."""
+
     def __post_init__(self) -> None:
         check_numbers(self)
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"the kind of a network must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from policies.observation_scale import ObservationScale
 from policies.return_scale import ReturnScale
-from policies.running_moments import power_sums
+from policies.running_moments import RunningMoments
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,14 @@ class Normalisers:
     the scale that the rollout was played with.
 
     Attributes:
-        observations: Of the numbers under ``obs``.
+        observations: Of what is observed.
         returns: Of the critic's targets.
+        observed: Sums of observations at real steps, as ``observations`` collects them.
     """
 
-    observations: ObservationScale
+    observations: RunningMoments
     returns: ReturnScale
+    observed: Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -64,7 +65,7 @@ class Normalisers:
                 "critic's weights are broken; resume from an earlier checkpoint"
             )
         self.returns.collect(average(self.returns.sums(returns, real, obs)))
-        self.observations.collect(average(power_sums(obs["obs"], real)))
+        self.observations.collect(average(self.observed(obs, real)))
 
     def commit_returns(self, decay: float) -> None:
         """From here on scale by the returns collected, too; nothing happens where none are left.

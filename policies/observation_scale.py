@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from policies.running_moments import RunningMoments
+from policies.running_moments import RunningMoments, power_sums
 
 
 class ObservationScale(RunningMoments):
@@ -28,3 +30,7 @@ class ObservationScale(RunningMoments):
         count, mean, _ = self.moments.unbind()
         scaled = (numbers - mean) / self.deviation(self.MINIMUM)
         return torch.where(count > 0, scaled.clamp(-self.LIMIT, self.LIMIT), numbers)
+
+    def sums(self, obs: Mapping[str, Tensor], real: Tensor) -> Tensor:
+        """Power sums of the numbers under ``obs`` at real steps (bool ``[...]``): float64 ``[3, num_features]``."""
+        return power_sums(obs["obs"], real)

@@ -20,8 +20,11 @@ from torch import Tensor
 from envs.vocabulary import HeadSpec
 from policies.encoders import EncoderFactory
 from policies.network import RecurrentPolicyNetwork
+from policies.network_config import NetworkConfig
+from policies.policy_network import PolicyNetwork
 from policies.results import ActorCriticResult
 from policies.return_scale import WORLD
+from policies.strategic.actor_critic import GraphActorCritic, GraphWorlds
 
 HEAD_LOG_PROBS = "head_log_probs"
 """Column of the rollout: log-probability of each head, ``[..., H]``."""
@@ -34,18 +37,19 @@ FORWARD_RESULT = "forward_result"
 
 
 class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
-    """RLlib's view of :class:`RecurrentPolicyNetwork`.
+    """RLlib's view of a :class:`PolicyNetwork`.
 
-    ``model_config`` holds ``heads`` (tuple of :class:`HeadSpec`), ``encoder`` (an :data:`EncoderFactory`), ``network``
-    (:class:`NetworkConfig`), ``max_seq_len`` (read by RLlib) and optionally ``deterministic_inference`` (bool, default
-    False): whether ``forward_inference`` takes the mode instead of drawing at the network's ``play_temperature``, and
-    ``bf16`` (bool, default False): whether ``forward_train`` multiplies in bfloat16.
+    ``model_config`` holds ``heads`` (tuple of :class:`HeadSpec`), ``encoder`` (an :data:`EncoderFactory`, or the
+    :class:`GraphWorlds` of a network that reads graphs), ``network`` (:class:`NetworkConfig`), ``max_seq_len`` (read by
+    RLlib) and optionally ``deterministic_inference`` (bool, default False): whether ``forward_inference`` takes the
+    mode instead of drawing at the network's ``play_temperature``, and ``bf16`` (bool, default False): whether
+    ``forward_train`` multiplies in bfloat16.
 
     Attributes:
         network: The plain torch network; its return scale says what the critic's outputs mean.
     """
 
-    network: RecurrentPolicyNetwork
+    network: PolicyNetwork
     model_config: dict[str, Any]
 
     def setup(self) -> None:
@@ -64,17 +68,19 @@ class FactoredRLModule(TorchRLModule, ValueFunctionAPI):
             )
         # cuDNN would round an LSTM's products to TF32, and runners on a CPU would disagree with the update.
         torch.backends.cudnn.allow_tf32 = False
-        encoder: EncoderFactory = self.model_config["encoder"]
-        assert isinstance(self.observation_space, gym.spaces.Dict)
-        world = self.observation_space.spaces.get(WORLD)
-        self.network = RecurrentPolicyNetwork(
-            heads,
-            encoder(self.observation_space),
-            self.model_config["network"],
-            int(world.high[0]) + 1 if isinstance(world, gym.spaces.Box) else 1,
-        )
+        self.network = self._build(heads, self.model_config["encoder"], self.model_config["network"])
         h, c = self.network.initial_hidden(1)
         self._initial_state = {"h": h[0], "c": c[0]}
+
+    def _build(
+        self, heads: tuple[HeadSpec, ...], encoder: EncoderFactory | GraphWorlds, config: NetworkConfig
+    ) -> PolicyNetwork:
+        if isinstance(encoder, GraphWorlds):
+            return GraphActorCritic(heads, encoder, config)
+        assert isinstance(self.observation_space, gym.spaces.Dict)
+        world = self.observation_space.spaces.get(WORLD)
+        num_worlds = int(world.high[0]) + 1 if isinstance(world, gym.spaces.Box) else 1
+        return RecurrentPolicyNetwork(heads, encoder(self.observation_space), config, num_worlds)
 
     def get_initial_state(self) -> dict[str, Tensor]:
         """The recurrent state at the start of an episode, without a batch axis; always the same, on the CPU.

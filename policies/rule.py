@@ -98,6 +98,11 @@ class RulePolicy(ABC):
         return self._slots
 
     @property
+    def reads_graphs(self) -> bool:
+        """Rules read Obs V3."""
+        return False
+
+    @property
     def feature_dim(self) -> int:
         """Length of ``obs``."""
         return self._layout.size

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from envs.slots import SlotConfig
 from esper_ray.config import EnvConfig, TrainConfig
 from esper_ray.errors import UserError
+from esper_ray.keeping.policy_settings import policy_settings, trained_names
 from esper_ray.keeping.run_directory import POLICY_FILE, Checkpoint, RunDirectory, Which
 from esper_ray.keeping.writing import make_directories, remove_empty, replace_bytes, replace_text, writing
 from esper_ray.reading import checked, read_json
@@ -94,8 +95,9 @@ class Card(_Strict):
         env: Task and world of the training, but for where this machine keeps the task's data. ``max_epochs`` is an
             interval if the training drew how long episodes are.
         slots: Slots of the task's hosts.
-        network: Its widths, and how it is played.
-        sizes: What follows from the three above in the code that wrote the card.
+        network: What it is, its widths, and how it is played.
+        names: Registry family → the names that a policy that reads graphs knows; empty if it does not.
+        sizes: What follows from the ones above in the code that wrote the card.
         git_commit: Of the code that trained; None if it was no checkout.
         iteration: Iterations that these weights were trained for.
         latest: The run's last iteration when it was exported.
@@ -107,12 +109,18 @@ class Card(_Strict):
     env: EnvConfig
     slots: SlotConfig
     network: NetworkConfig
+    names: dict[str, tuple[str, ...]] = {}
     sizes: Sizes
     git_commit: str | None
     iteration: int
     latest: Score
     best: Score
     weights_sha256: str
+
+    @property
+    def settings(self) -> PolicySettings:
+        """What the policy is built from, in the first world of its training."""
+        return policy_settings(self.env, self.network, self.names)
 
 
 def write_export(run: RunDirectory, which: Which, out: Path) -> Card:
@@ -131,12 +139,13 @@ def write_export(run: RunDirectory, which: Which, out: Path) -> Card:
     """
     config = run.config()
     index, weights = run.policy(which)
-    settings = PolicySettings(config.env.make_task().slots, config.env.longest, config.network)
+    settings = policy_settings(config.env, config.network, trained_names(config.env, config.network))
     policy = load_policy(settings, weights)
     card = Card(
         env=dataclasses.replace(config.env, data_dir=None),
         slots=settings.slots,
         network=settings.network,
+        names=dict(settings.names),
         sizes=Sizes.of(policy),
         git_commit=index[which].git_commit,
         iteration=index[which].iteration,
@@ -173,7 +182,7 @@ def load_export(path: Path) -> tuple[Card, PolicyBundle]:
         UserError: as :func:`read_export`, or the weights are not of this policy's sizes.
     """
     card, weights = read_export(path)
-    return card, load_policy(PolicySettings(card.slots, card.env.longest, card.network), weights)
+    return card, load_policy(card.settings, weights)
 
 
 def read_export(path: Path) -> tuple[Card, Weights]:
@@ -183,10 +192,9 @@ def read_export(path: Path) -> tuple[Card, Weights]:
         UserError: a file is missing, damaged or not of this kind, or the policy does not fit the task as it is here.
     """
     card = _read_card(path / CARD_FILE)
-    slots = card.env.make_task().slots
-    if slots != card.slots:
-        raise UserError(f"{path} was trained for {card.slots}, but task {card.env.task!r} has {slots} here")
-    settings = PolicySettings(slots, card.env.longest, card.network)
+    settings = card.settings
+    if settings.slots != card.slots:
+        raise UserError(f"{path} was trained for {card.slots}, but task {card.env.task!r} has {settings.slots} here")
     try:
         # On the meta device widths cost no memory, however wrong they are.
         sizes = Sizes.of(build_policy(LEARNED, settings, device="meta"))

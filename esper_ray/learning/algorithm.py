@@ -18,7 +18,6 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from envs.seeding import Purpose, seed_sequence
-from envs.slots import SlotConfig
 from envs.vocabulary import HeadSpec
 from esper_ray.config import LearnerConfig
 from esper_ray.errors import UserError
@@ -26,10 +25,9 @@ from esper_ray.learning.runner import HostRunner, failed_start, failures
 from esper_ray.process import release_memory, settle
 from esper_ray.ray_internals import actor_id, ask_for_reset, runner_actors
 from policies.encoders import EncoderFactory
-from policies.learned import build_network
-from policies.network import RecurrentPolicyNetwork
 from policies.network_config import NetworkConfig
 from policies.rl_module import FactoredRLModule
+from policies.strategic.actor_critic import GraphWorlds
 
 RUNNERS_PER_SEED = 4096
 """RLlib seeds runner k with seed + k, so that runs with neighbouring seeds would train the same hosts."""
@@ -168,14 +166,11 @@ class FactoredAlgorithm(Algorithm):
         learner = self.learner_group.get_state(components=component, inference_only=True)[COMPONENT_LEARNER]
         return {name: learner[name] for name in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
 
-    def newest_network(self, slots: SlotConfig, config: NetworkConfig) -> RecurrentPolicyNetwork:
-        """A copy of the network with the learner's newest weights, and of several scales of returns the first."""
-        network = build_network(slots, config)
+    def newest_policy(self) -> dict[str, torch.Tensor]:
+        """The learner's newest weights as a policy's state, with of several scales of returns the first."""
         weights = self.learner_group.get_weights()["default_policy"]
         state = {name.removeprefix("network."): torch.as_tensor(value) for name, value in weights.items()}
-        state["return_scale.moments"] = state["return_scale.moments"].reshape(3, -1)[:, 0]
-        network.load_state_dict(state)
-        return network
+        return state | {"return_scale.moments": state["return_scale.moments"].reshape(3, -1)[:, 0]}
 
 
 class Played(NamedTuple):
@@ -216,7 +211,7 @@ class FactoredConfig(AlgorithmConfig):
         env_id: str,
         env_config: Mapping[str, Any],
         heads: Sequence[HeadSpec],
-        encoder: EncoderFactory,
+        encoder: EncoderFactory | GraphWorlds,
         rollout_length: int,
         envs_per_runner: int,
         sequence_length: int | None = None,
@@ -243,7 +238,8 @@ class FactoredConfig(AlgorithmConfig):
                 admitted, the flat ``action_mask``.
             env_config: Keyword arguments of the env.
             heads: Parts of the action, op first.
-            encoder: Makes the part of the network that reads an observation.
+            encoder: Makes the part of the network that reads an observation; of a network that reads graphs, the
+                worlds that these are of.
             rollout_length: Steps that each env plays before they are handed to the learner.
             envs_per_runner: Envs per runner.
             sequence_length: Most steps that a gradient flows back through; an episode that is longer fills several

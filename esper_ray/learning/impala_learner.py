@@ -20,7 +20,7 @@ from esper_ray.learning.advantages import (
 from esper_ray.learning.learner import FactoredLearner, mean_over_learners
 from esper_ray.learning.loss import LossTerms, Minibatch, impala_loss
 from esper_ray.ray_internals import wrap_learner_thread
-from policies.network import RecurrentPolicyNetwork
+from policies.policy_network import PolicyNetwork
 from policies.results import ActorCriticResult
 from policies.rl_module import HEAD_LOG_PROBS
 
@@ -68,7 +68,7 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
 
     # The signals depend on the newest policy, but are constants to the gradient.
     @torch.no_grad()
-    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
+    def minibatch(self, network: PolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
         """V-trace of whole rollouts: a row is one, with its last observation at its end as an artificial step."""
         settings = self.settings
         actions, real = batch[Columns.ACTIONS].long(), batch[Columns.LOSS_MASK]

@@ -20,7 +20,7 @@ from esper_ray.config import LearnerConfig
 from esper_ray.learning.diagnostics import SATURATED_CLIPPING, alarms, lstm_diagnostics, minibatch_diagnostics, read
 from esper_ray.learning.loss import LossTerms, Minibatch, entropy_weights
 from esper_ray.ray_internals import OpenLearner
-from policies.network import RecurrentPolicyNetwork
+from policies.policy_network import PolicyNetwork
 from policies.results import ActorCriticResult
 from policies.rl_module import FORWARD_RESULT, STATE_NORMS
 
@@ -119,7 +119,7 @@ class FactoredLearner(OpenLearner, TorchLearner):
             yield
 
     @abstractmethod
-    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
+    def minibatch(self, network: PolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
         """The learning signals of RLlib's minibatch, given the network's pass over it.
 
         The network's normalisers have collected its observations and returns, here or before, and commit the returns
@@ -184,6 +184,8 @@ class FactoredLearner(OpenLearner, TorchLearner):
         """Of every head and of the other parts of the network, under their metrics' names."""
         groups: dict[str, list[Tensor]] = {}
         for name, parameter in self.module[module_id].unwrapped().network.named_parameters():
+            if not parameter.requires_grad:
+                continue
             parts = name.split(".")
             group = parts[1] if parts[0] == "heads" else parts[0]
             groups.setdefault(f"gradient_norm/{group}", []).append(gradients[self.get_param_ref(parameter)])

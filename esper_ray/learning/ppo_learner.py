@@ -13,7 +13,7 @@ from esper_ray.learning.advantages import FactoredAdvantages
 from esper_ray.learning.diagnostics import REPLAY_LIMIT, read
 from esper_ray.learning.learner import FactoredLearner, mean_over_learners
 from esper_ray.learning.loss import LossTerms, Minibatch, ppo_loss
-from policies.network import RecurrentPolicyNetwork
+from policies.policy_network import PolicyNetwork
 from policies.results import ActorCriticResult
 from policies.rl_module import HEAD_LOG_PROBS
 
@@ -45,7 +45,7 @@ class EsperPPOLearner(FactoredLearner, PPOTorchLearner):
         with self.transaction():
             return super().update(*args, num_total_minibatches=steps, **kwargs)
 
-    def minibatch(self, network: RecurrentPolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
+    def minibatch(self, network: PolicyNetwork, batch: dict[str, Any], output: ActorCriticResult) -> Minibatch:
         """As the connector computed it from the whole rollout, whose returns the scale takes in at the first one."""
         network.normalisers.commit_returns(self.settings.return_scale_decay)
         return Minibatch(

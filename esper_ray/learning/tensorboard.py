@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from esper_ray.config import TrainConfig
+from esper_ray.keeping.policy_settings import policy_settings, trained_names
 from esper_ray.keeping.writing import writing
 from esper_ray.learning.metrics import POLICY, SPEED, WORLD, named, readable_metrics
 from esper_ray.measuring.episodes import held_out_seeds
-from policies.learned import LearnedPolicy
+from policies.factory import build_policy
+from policies.learned import LEARNED
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -62,13 +64,14 @@ class TensorBoard(RLlibCallback):
         iteration = result["training_iteration"]
         self._write_horizon(writer, result, iteration, step)
         if iteration % config.replay_interval == 0 or iteration == config.iterations:
-            slots = self._config.env.make_task().slots
-            policy = LearnedPolicy(slots, algorithm.newest_network(slots, self._config.network))
+            state, names = algorithm.newest_policy(), trained_names(self._config.env, self._config.network)
             host_seed = held_out_seeds(config.seed, 1)[0]
             from esper_ray.measuring.replay import draw_replay
 
             for world in self._config.env.worlds:
                 title = f"held-out host of {world.task}, iteration {iteration}"
+                policy = build_policy(LEARNED, policy_settings(world, self._config.network, names))
+                policy.load_state_dict(state)
                 figure = draw_replay(policy, world.lasting(), host_seed, title)
                 of_task = f"/{world.task}" if self._config.env.tasks else ""
                 writer.add_figure(f"Replay/held_out_episode{of_task}", figure, step)
@@ -102,7 +105,7 @@ class TensorBoard(RLlibCallback):
     def _write_choices(self, writer: SummaryWriter, result: Mapping[str, Any], step: int) -> None:
         from esper_ray.learning.dashboard import write_choices
 
-        slots = self._config.env.make_task().slots
+        slots = self._config.env.slots
         counts = result["env_runners"].get("choices", {})
         for head, choices in (("op", slots.ops), ("blueprint", slots.blueprints)):
             made = {choice.name: float(counts.get(head, {}).get(choice.name, 0)) for choice in choices}

@@ -12,20 +12,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-from gymnasium import spaces
-from gymnasium.vector import VectorEnv, VectorObservationWrapper
-from gymnasium.vector.utils import batch_space
 from ray.tune.registry import register_env
 from rich.console import Console
 from rich.text import Text
 
 from envs import ENV_ID
-from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.vocabulary import LifecycleOp
-from esper_ray.cluster import connected, runner_device
+from esper_ray.cluster import connected
 from esper_ray.config import EnvConfig, TrainConfig, check_resumable
 from esper_ray.errors import UserError
+from esper_ray.keeping.policy_settings import graph_layouts
 from esper_ray.keeping.run_directory import POLICY_FILE, RLLIB_STATE, Checkpoint, RunDirectory
 from esper_ray.keeping.storage import Mirror
 from esper_ray.learning.algorithm import FactoredAlgorithm, FactoredConfig, Played
@@ -34,10 +30,12 @@ from esper_ray.learning.impala import EsperImpalaConfig
 from esper_ray.learning.metrics import EpisodeMetrics, flatten, named
 from esper_ray.learning.ppo import EsperPPOConfig
 from esper_ray.learning.tensorboard import TensorBoard
+from esper_ray.learning.worlds import OneOfSeveral, make_env
 from esper_ray.process import settle
 from esper_ray.terminal import command, under_way
-from policies.encoders import BlueprintEncoder
+from policies.encoders import BlueprintEncoder, EncoderFactory
 from policies.return_scale import WORLD
+from policies.strategic.actor_critic import GraphWorlds
 from policies.weights import save_weights
 
 CONFIGS: dict[str, type[FactoredConfig]] = {"ppo": EsperPPOConfig, "impala": EsperImpalaConfig}
@@ -131,7 +129,7 @@ def trained_iterations(
         saved = run.save(
             algorithm.iteration,
             score,
-            lambda path: _write_checkpoint(algorithm, config, path),
+            lambda path: _write_checkpoint(algorithm, path),
             config.run.keep_checkpoints,
             _scores_by_kind(config.env, played, {} if first else world),
         )
@@ -190,33 +188,11 @@ def _progress_line(
 
 
 # ---------------------------------------------------------------------- RLlib
-class _Labelled(VectorObservationWrapper):
-    """Observations say which of several worlds they are from."""
-
-    def __init__(self, env: MorphogenesisVectorEnv, world: int, num_worlds: int) -> None:
-        super().__init__(env)
-        label = spaces.Box(0, num_worlds - 1, (1,), np.int64)
-        assert isinstance(env.single_observation_space, spaces.Dict)
-        self.single_observation_space = spaces.Dict({**env.single_observation_space.spaces, WORLD: label})
-        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
-        self._labels = np.full((env.num_envs, 1), world)
-
-    def observations(self, observations: Any) -> Any:
-        """With the label beside the other leaves."""
-        return {**observations, WORLD: self._labels}
-
-
-def _make_env(env_config: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
-    keywords = dict(env_config)
-    label = keywords.pop(WORLD, None)
-    env = MorphogenesisVectorEnv(**keywords, device=runner_device())
-    return env if label is None else _Labelled(env, *label)
-
-
 def env_keywords(config: TrainConfig, env: EnvConfig) -> dict[str, Any]:
     """What a runner makes an env of: hosts compute on as many threads as it has CPUs."""
     threads = max(1, int(config.run.cpus_per_env_runner)) if config.run.num_env_runners else 1  # else it shares them
-    return {**env.keywords(), "gamma": config.learner.gamma, "num_threads": threads}
+    graph = config.network.kind == "graph"
+    return {**env.keywords(), "gamma": config.learner.gamma, "num_threads": threads, "graph": graph}
 
 
 def _played_in(config: TrainConfig, iteration: int) -> Played:
@@ -224,21 +200,23 @@ def _played_in(config: TrainConfig, iteration: int) -> Played:
     env = config.env_in(iteration)
     configs = [env_keywords(config, world) for world in env.worlds]
     if env.tasks:
-        configs = [{**keywords, WORLD: (number, len(configs))} for number, keywords in enumerate(configs)]
+        longest = max(layout.size for layout in graph_layouts(env)) if config.network.kind == "graph" else None
+        places = (OneOfSeveral(number, len(configs), env.slots, longest) for number in range(len(configs)))
+        configs = [{**keywords, WORLD: place} for keywords, place in zip(configs, places, strict=True)]
     first = iteration % len(configs)
     return Played(configs[first:] + configs[:first], env.longest)
 
 
 def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
-    register_env(ENV_ID, _make_env)
-    slots = config.env.make_task().slots
+    register_env(ENV_ID, make_env)
+    slots = config.env.slots
     algorithm_config = CONFIGS[config.run.algorithm].of(
         env_id=ENV_ID,
         env_config=_played_in(config, 0).env_configs[0],
         worlds=config.env.tasks,
         played_in=functools.partial(_played_in, config),
         heads=slots.heads,
-        encoder=functools.partial(BlueprintEncoder.from_space, embedding_dim=config.network.embedding_dim),
+        encoder=_encoder(config),
         rollout_length=config.env.longest,
         fresh_rollouts=True,
         envs_per_runner=config.run.hosts_per_runner,
@@ -258,10 +236,15 @@ def _algorithm_config(run: RunDirectory, config: TrainConfig) -> FactoredConfig:
     return algorithm_config
 
 
-def _write_checkpoint(algorithm: FactoredAlgorithm, config: TrainConfig, path: Path) -> None:
+def _encoder(config: TrainConfig) -> EncoderFactory | GraphWorlds:
+    if config.network.kind == "graph":
+        return GraphWorlds.to_train_in(graph_layouts(config.env))
+    return functools.partial(BlueprintEncoder.from_space, embedding_dim=config.network.embedding_dim)
+
+
+def _write_checkpoint(algorithm: FactoredAlgorithm, path: Path) -> None:
     algorithm.save_to_path(str(path / RLLIB_STATE))
-    network = algorithm.newest_network(config.env.make_task().slots, config.network)
-    save_weights(network.state_dict(), path / POLICY_FILE)
+    save_weights(algorithm.newest_policy(), path / POLICY_FILE)
 
 
 def _restore(algorithm: FactoredAlgorithm, path: Path) -> None:

@@ -85,6 +85,11 @@ def find_policy(policy: Policy | None, kind: Kind, num_slots: int, max_epochs: i
 
 def _exported(path: Path, kind: Kind, num_slots: int, max_epochs: int, force: bool) -> Decider:
     card, policy = load_export(path)
+    if policy.reads_graphs:
+        raise LiveError(
+            f"the policy in {path} reads hosts as graphs, and yours is observed as Obs V3: choose one whose network is "
+            "flat"
+        )
     trained_on = topologies(card)
     if kind.topology not in trained_on and not force:
         raise LiveError(

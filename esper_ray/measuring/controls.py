@@ -7,6 +7,7 @@ from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import load_policy
+from esper_ray.keeping.policy_settings import policy_settings
 from esper_ray.measuring.trained import Trained
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
@@ -66,7 +67,7 @@ def make_policy(
     """
     slots, max_epochs = env.make_task().slots, env.longest
     if name in (LEARNED, LEARNED_GREEDY) and trained is not None:
-        return load_policy(PolicySettings(slots, max_epochs, trained.network), trained.weights)
+        return load_policy(policy_settings(env, trained.network, trained.names), trained.weights)
     if name in (BEST_SCHEDULE, TRAINING_SCHEDULE) and schedule is not None:
         try:
             return FixedSchedule(slots, max_epochs, schedule)

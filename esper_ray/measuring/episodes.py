@@ -78,7 +78,7 @@ def run_episodes(
         grown: Seeds that the hosts start with; by default none.
         split: What the committed networks are measured on. Nothing is computed on test unless that is asked for.
     """
-    world = MorphogenesisVectorEnv(len(seeds), report_test=split == "test", **env.keywords())
+    world = MorphogenesisVectorEnv(len(seeds), report_test=split == "test", graph=policy.reads_graphs, **env.keywords())
     observations, _ = world.reset(seed=seeds, options={"grown": grown})
     variant = world.population.variant.copy()
     player = Player(policy, len(seeds), seeds[0], deterministic)

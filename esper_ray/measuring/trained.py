@@ -11,6 +11,7 @@ from typing import Literal
 from esper_ray.config import EnvConfig, described_slots
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE, read_export
+from esper_ray.keeping.policy_settings import Names, trained_names
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory, Which
 from policies.network_config import NetworkConfig
 from policies.weights import Weights
@@ -32,8 +33,12 @@ class World:
     data_dir: Path | None = None
     max_epochs: int | None = None
 
-    def of(self, env: EnvConfig) -> EnvConfig:
+    def of(self, env: EnvConfig, any_slots: bool = False) -> EnvConfig:
         """The world to play in, given the one of training.
+
+        Args:
+            env: Of training.
+            any_slots: Whether the policy plays whatever slots a task has.
 
         Raises:
             UserError: a task that does not exist, or one with other heads.
@@ -48,7 +53,7 @@ class World:
             task_args=arguments,
             data_dir=data_dir,
         )
-        if (other.task, other.task_args) == (env.task, env.task_args):
+        if any_slots or (other.task, other.task_args) == (env.task, env.task_args):
             return other
         trained_for, here = env.make_task().slots, other.make_task().slots
         if [head.size for head in here.heads] != [head.size for head in trained_for.heads]:
@@ -74,7 +79,8 @@ class Trained:
         iteration: Iterations that the policy was trained for.
         env: The world.
         tasks: Those of the training, the first one first.
-        network: Its widths, and how it is played.
+        network: What it is, its widths, and how it is played.
+        names: That it knows.
         weights: Of the policy.
     """
 
@@ -84,6 +90,7 @@ class Trained:
     env: EnvConfig
     tasks: tuple[str, ...]
     network: NetworkConfig
+    names: Names
     weights: Weights
 
     @classmethod
@@ -100,14 +107,15 @@ class Trained:
         """
         if any((path / name).is_file() for name in (CARD_FILE, POLICY_FILE)):
             card, weights = read_export(path)
-            env, of = card.env, cls(path.resolve(), "export", card.iteration, card.env, (), card.network, weights)
+            env = card.env
+            of = cls(path.resolve(), "export", card.iteration, env, (), card.network, card.names, weights)
         else:
             run = RunDirectory.open(path)
             config = run.config()
             index, weights = run.policy(which)
-            env = config.env
-            of = cls(run.path, which, index[which].iteration, env, (), config.network, weights)
-        return dataclasses.replace(of, env=world.of(env), tasks=env.task_names)
+            env, names = config.env, trained_names(config.env, config.network)
+            of = cls(run.path, which, index[which].iteration, env, (), config.network, names, weights)
+        return dataclasses.replace(of, env=world.of(env, of.network.kind == "graph"), tasks=env.task_names)
 
     def at_temperature(self, temperature: float) -> Trained:
         """The same policy, drawing at another temperature.

@@ -53,6 +53,11 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
         UserError: no usable export, token or port.
     """
     card, policy = load_export(export)
+    if policy.reads_graphs:
+        raise UserError(
+            f"the policy in {export} reads hosts as graphs, and the service takes Obs V3: play it with evaluate and "
+            "replay, or serve one whose network is flat"
+        )
     token = config.token()
     digest = None if token is None else hashlib.sha256(token.encode()).digest()
     _check_free(config.host, config.port)

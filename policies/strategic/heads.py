@@ -165,6 +165,11 @@ class GraphHeads(nn.Module):
         self.risk = _stream(width, width, len(RISK_CLASSES), _CHOICE_GAIN)
         self.telemetry = linear(width, TELEMETRY_WIDTH)
 
+    @property
+    def beside_the_action(self) -> tuple[nn.Module, ...]:
+        """What neither the action nor its values depend on."""
+        return self.seed_hidden, self.blending, self.window, self.risk, self.telemetry
+
     def forward(
         self,
         pooled: Tensor,

@@ -12,6 +12,7 @@ from policies.strategic.graph import GraphBatch
 from policies.strategic.heads import GraphHeads, GraphPolicyResult
 from policies.strategic.layers import GatLayer, Links, NodeEncoder, RelationalLayer, SageLayer, Wiring
 from policies.strategic.network_config import GraphNetworkConfig
+from policies.strategic.scale import GraphScale
 from policies.strategic.schema import CONTEXT, FULL_WIDTH, NODE_TYPES
 
 CHUNK = 100
@@ -30,6 +31,7 @@ class GraphPolicyNetwork(nn.Module):
     def __init__(self, config: GraphNetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.scale = GraphScale()
         encoded = {name: kind.encoded * config.sage_width // FULL_WIDTH for name, kind in NODE_TYPES.items()}
         sage, gat = dict.fromkeys(NODE_TYPES, config.sage_width), dict.fromkeys(NODE_TYPES, config.gat_width)
         everything, read = Wiring(NODE_TYPES), Wiring(("layer", "seed"))  # the heads read these two only
@@ -54,10 +56,11 @@ class GraphPolicyNetwork(nn.Module):
                 module is.
         """
         dropout = self.config.dropout if imitating else 0.0
-        parts = [self._read(chunk, dropout) for chunk in graphs.chunks(CHUNK)]
+        scaled: GraphBatch = self.scale(graphs)
+        parts = [self._read(chunk, dropout) for chunk in scaled.chunks(CHUNK)]
         pooled, slots = (torch.cat(part) for part in zip(*parts, strict=True))
         result: GraphPolicyResult = self.heads(
-            pooled, graphs.context, slots, _allowed_methods(graphs), graphs.action_mask, tables
+            pooled, scaled.context, slots, _allowed_methods(graphs), graphs.action_mask, tables
         )
         return result
 

@@ -29,8 +29,8 @@ def bundle(*without, **instead):
 
 def test_the_protocol_is_the_one_of_the_design():
     assert set(PROPERTIES) == {
-        *("is_recurrent", "supports_off_policy", "device", "dtype", "slot_config", "feature_dim", "hidden_dim"),
-        *("network", "is_compiled"),
+        *("is_recurrent", "supports_off_policy", "device", "dtype", "slot_config", "reads_graphs", "feature_dim"),
+        *("hidden_dim", "network", "is_compiled"),
     }
     assert set(METHODS) == {
         *("get_action", "forward", "evaluate_actions", "get_value", "initial_hidden", "state_dict"),

@@ -100,7 +100,7 @@ def test_the_exported_policy_decides_as_the_checkpoints(which, score, tmp_path):
 def test_the_card_says_what_the_policy_is(export):
     card = json.loads((export / CARD_FILE).read_text())
     assert set(card) == {
-        *("format", "env", "slots", "network", "sizes", "git_commit", "iteration", "latest", "best"),
+        *("format", "env", "slots", "network", "names", "sizes", "git_commit", "iteration", "latest", "best"),
         "weights_sha256",
     }
     assert card["env"]["task"] == "digits_impaired"
@@ -111,6 +111,17 @@ def test_the_card_says_what_the_policy_is(export):
     assert card["sizes"]["heads"]["blueprint"][4] == "DEPTHWISE"
     network = build_policy("learned", SETTINGS).network
     assert card["sizes"]["parameters"] == sum(weight.numel() for weight in network.parameters())
+
+
+def test_a_card_of_before_there_were_kinds_is_read(copy):
+    def age(card):
+        del card["names"]
+        for name in ("kind", "sage_width", "gat_width", "attention_heads"):
+            del card["network"][name]
+
+    edit_card(copy, age)
+    card, _ = load_export(copy)
+    assert (card.network.kind, card.names) == ("flat", {})
 
 
 def test_a_score_that_was_not_measured_is_null(tmp_path):
