@@ -125,8 +125,8 @@ class EnvConfig:
     """Further arguments of the task."""
     max_epochs: Horizons = 150
     """Training epochs of a host, that is steps of an episode. 15..150 draws a number for every iteration, the same for
-    all of its hosts and 15..30 as often as 75..150: the policy learns to finish in the time that it has; only with ppo.
-    What is played outside of training lasts as long as the longest."""
+    all of its hosts, 15..30 as often as 75..150: the policy learns to finish in the time that it has; only with ppo. What is played outside of
+    training lasts as long as the longest."""
     reward_mode: str = "score"
     """score pays every change of the score, sparse pays it at the end, shaped adds terms for stages."""
     parameter_rent: NotNegative | None = None
