@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from envs.tasks import Task
 
 DEFAULT_TASK = "digits_impaired"
-GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it, modulo 1, lie as evenly as any sequence's: no length of episodes is long without its turn."""
 
 Epochs = Annotated[int, Range(1, 10**6, whole=True)]
 """Of a host."""
@@ -125,7 +123,7 @@ class EnvConfig:
     """Further arguments of the task."""
     max_epochs: Horizons = 150
     """Training epochs of a host, that is steps of an episode. 15..150 draws a number for every iteration, the same for
-    all of its hosts, 15..30 as often as 75..150: the policy learns to finish in the time that it has; only with ppo. What is played outside of
+    all of its hosts: the policy learns to finish in the time that it has; only with ppo. What is played outside of
     training lasts as long as the longest."""
     reward_mode: str = "score"
     """score pays every change of the score, sparse pays it at the end, shaped adds terms for stages."""
@@ -236,12 +234,12 @@ class EnvConfig:
 
     @property
     def thirds(self) -> list[range]:
-        """The horizons from short to long, in three parts that are drawn equally often; fewer where there are fewer.
+        """The horizons from short to long, in three parts; fewer where there are fewer horizons.
 
         A host that trains for longer scores more: only scores of one part say how a policy does against another.
         """
-        cuts = sorted({_even_in_logarithm(self.horizons, part / 3) for part in range(3)})
-        return [range(start, end) for start, end in itertools.pairwise([*cuts, self.horizons.stop])]
+        cuts = [len(self.horizons) * part // 3 for part in range(4)]
+        return [self.horizons[start:end] for start, end in itertools.pairwise(cuts) if start < end]
 
     def lasting(self, epochs: int | None = None) -> EnvConfig:
         """The same world with episodes of this length, by default of the longest."""
@@ -252,14 +250,6 @@ class EnvConfig:
         settings = dataclasses.asdict(self)
         del settings["data_dir"], settings["tasks"]
         return settings | {"task_args": self._task_arguments(), "max_epochs": self.longest}
-
-
-def _even_in_logarithm(horizons: range, part: float) -> int:
-    """The horizon below which this part (of 1) of those lie that are drawn: 15..30 as often as 75..150.
-
-    An epoch more or less decides in a short episode what is finished, in a long one hardly anything.
-    """
-    return min(int(horizons.start * (horizons.stop / horizons.start) ** part), horizons[-1])
 
 
 def described_slots(slots: SlotConfig) -> str:
@@ -397,8 +387,8 @@ class TrainConfig:
 
         from envs.seeding import Purpose, seed_sequence
 
-        generator = np.random.default_rng(seed_sequence(Purpose.HORIZON, self.run.seed))
-        return _even_in_logarithm(self.env.horizons, (generator.random() + iteration * GOLDEN) % 1)
+        generator = np.random.default_rng(seed_sequence(Purpose.HORIZON, self.run.seed, iteration))
+        return self.env.horizons[generator.integers(len(self.env.horizons))]
 
     def host_epochs(self, iterations: int) -> int:
         """Epochs that all runners' hosts train in the first iterations, or as many with IMPALA."""
