@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from envs.tasks import Task
 
 DEFAULT_TASK = "digits_impaired"
-GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it, modulo 1, lie as evenly as any sequence's: no length of episodes is long without its turn."""
 
 Epochs = Annotated[int, Range(1, 10**6, whole=True)]
 """Of a host."""
@@ -125,8 +123,8 @@ class EnvConfig:
     """Further arguments of the task."""
     max_epochs: Horizons = 150
     """Training epochs of a host, that is steps of an episode. 15..150 draws a number for every iteration, the same for
-    all of its hosts and 15..30 as often as 75..150: the policy learns to finish in the time that it has; only with ppo.
-    What is played outside of training lasts as long as the longest."""
+    all of its hosts: the policy learns to finish in the time that it has; only with ppo. What is played outside of
+    training lasts as long as the longest."""
     reward_mode: str = "score"
     """score pays every change of the score, sparse pays it at the end, shaped adds terms for stages."""
     parameter_rent: NotNegative | None = None
@@ -247,12 +245,12 @@ class EnvConfig:
 
     @property
     def thirds(self) -> list[range]:
-        """The horizons from short to long, in three parts that are drawn equally often; fewer where there are fewer.
+        """The horizons from short to long, in three parts; fewer where there are fewer horizons.
 
         A host that trains for longer scores more: only scores of one part say how a policy does against another.
         """
-        cuts = sorted({_even_in_logarithm(self.horizons, part / 3) for part in range(3)})
-        return [range(start, end) for start, end in itertools.pairwise([*cuts, self.horizons.stop])]
+        cuts = [len(self.horizons) * part // 3 for part in range(4)]
+        return [self.horizons[start:end] for start, end in itertools.pairwise(cuts) if start < end]
 
     def lasting(self, epochs: int | None = None) -> EnvConfig:
         """The same world with episodes of this length, by default of the longest."""
@@ -263,14 +261,6 @@ class EnvConfig:
         settings = dataclasses.asdict(self)
         del settings["data_dir"], settings["tasks"]
         return settings | {"task_args": self._task_arguments(), "max_epochs": self.longest}
-
-
-def _even_in_logarithm(horizons: range, part: float) -> int:
-    """The horizon below which this part (of 1) of those lie that are drawn: 15..30 as often as 75..150.
-
-    An epoch more or less decides in a short episode what is finished, in a long one hardly anything.
-    """
-    return min(int(horizons.start * (horizons.stop / horizons.start) ** part), horizons[-1])
 
 
 def described_slots(slots: SlotConfig) -> str:
@@ -305,13 +295,10 @@ class RunConfig:
     seed: Annotated[int, Range(0, 2**20 - 1, whole=True)] = 0
     """Of weights, actions, hosts and data order."""
     first_iterations: Natural = 0
-    """Iterations at the beginning with --first-task-args or --first-max-epochs; only with ppo."""
+    """Iterations at the beginning in which hosts are drawn with --first-task-args; only with ppo."""
     first_task_args: FirstTaskArgs = field(default_factory=dict)
     """Arguments of the task in them, beside its others. In a mixture of hosts few of which need seeds a policy unlearns
     to grow before it can tell them apart; it may begin with those that do."""
-    first_max_epochs: Horizons | None = None
-    """The max_epochs in them; as later by default. What grows at random in a short episode is not finished, and does
-    harm: a policy may begin with the long ones, where growing pays."""
     replay_interval: Count = 10
     """Iterations between pictures of a held-out episode in TensorBoard."""
     keep_checkpoints: Count = 1
@@ -327,10 +314,8 @@ class RunConfig:
             _require(amount <= 1 or amount == int(amount), name, amount, "in [0, 1] or whole")
         if self.gpus_per_env_runner and not self.num_env_runners:
             raise UserError("gpus_per_env_runner is for runners of their own: give --num-env-runners of at least 1")
-        if bool(self.first_iterations) != (bool(self.first_task_args) or self.first_max_epochs is not None):
-            raise UserError(
-                "first_iterations need first_task_args or first_max_epochs, and these need them: give both or neither"
-            )
+        if bool(self.first_iterations) != bool(self.first_task_args):
+            raise UserError("first_iterations and first_task_args need each other: give both or neither")
         if self.first_iterations and self.algorithm != "ppo":
             raise UserError(f"first_iterations are for the algorithm ppo, got {self.algorithm!r}: leave them out")
         _require_one_of("algorithm", self.algorithm, get_args(Algorithm))
@@ -360,10 +345,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         self._check_names()
         self._check_worlds()
-        if not {self.first_env.horizons[0], self.first_env.longest} <= {*self.env.horizons}:
-            raise UserError(
-                f"first_max_epochs must lie within max_epochs, {self.env.max_epochs}, got {self.run.first_max_epochs}"
-            )
         impala, minibatches = self.run.algorithm == "impala", self.learner.minibatches
         learners = max(self.run.num_learners, 1)
         hosts = self.run.hosts_per_runner * (1 if impala else max(self.run.num_env_runners, 1))
@@ -425,33 +406,27 @@ class TrainConfig:
     @property
     def first_env(self) -> EnvConfig:
         """The world of the first iterations."""
-        first = self.run.first_max_epochs
-        return dataclasses.replace(
-            self.env,
-            task_args=self.env.task_args | self.run.first_task_args,
-            max_epochs=self.env.max_epochs if first is None else first,
-        )
+        return dataclasses.replace(self.env, task_args=self.env.task_args | self.run.first_task_args)
 
     def env_in(self, iteration: int) -> EnvConfig:
         """The world of the iteration that follows ``iteration`` others: it depends on that and the seed alone."""
         env = self.first_env if iteration < self.run.first_iterations else self.env
-        return env.lasting(self._horizon(env.horizons, iteration))
+        return env.lasting(self._horizon(iteration))
 
-    def _horizon(self, horizons: range, iteration: int) -> int:
+    def _horizon(self, iteration: int) -> int:
         import numpy as np
 
         from envs.seeding import Purpose, seed_sequence
 
-        generator = np.random.default_rng(seed_sequence(Purpose.HORIZON, self.run.seed))
-        return _even_in_logarithm(horizons, (generator.random() + iteration * GOLDEN) % 1)
+        generator = np.random.default_rng(seed_sequence(Purpose.HORIZON, self.run.seed, iteration))
+        return self.env.horizons[generator.integers(len(self.env.horizons))]
 
     def host_epochs(self, iterations: int) -> int:
         """Epochs that all runners' hosts train in the first iterations, or as many with IMPALA."""
-        hosts, first = self.run.hosts_per_runner * max(self.run.num_env_runners, 1), self.first_env.horizons
-        if len(self.env.horizons) == 1:
-            return hosts * iterations * self.env.longest
-        each = (first if i < self.run.first_iterations else self.env.horizons for i in range(iterations))
-        return hosts * sum(self._horizon(horizons, iteration) for iteration, horizons in enumerate(each))
+        hosts, horizons = self.run.hosts_per_runner * max(self.run.num_env_runners, 1), self.env.horizons
+        if len(horizons) == 1:
+            return hosts * iterations * horizons[0]
+        return hosts * sum(map(self._horizon, range(iterations)))
 
     def to_json(self) -> str:
         """The config as it is stored in a run directory."""

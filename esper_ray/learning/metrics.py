@@ -105,7 +105,7 @@ def readable_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def named(horizons: range) -> str:
-    """A name for some horizons: ``15..31``."""
+    """A name for some horizons: ``15..59``."""
     return f"{horizons[0]}..{horizons[-1]}"
 
 

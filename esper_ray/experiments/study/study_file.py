@@ -151,8 +151,9 @@ class Study(BaseModel):
         if not self.evaluations:
             return {world.task: world.lasting() for world in self.base.env.worlds}
         # How a training begins is no part of a world, and its arguments may be none of another task's.
-        no_beginning = dataclasses.replace(self.base.run, first_iterations=0, first_task_args={}, first_max_epochs=None)
-        base = dataclasses.replace(self.base, run=no_beginning)
+        base = dataclasses.replace(
+            self.base, run=dataclasses.replace(self.base.run, first_iterations=0, first_task_args={})
+        )
         changed = {
             name: self._config(base, given or {}, f"evaluation {name!r}") for name, given in self.evaluations.items()
         }
