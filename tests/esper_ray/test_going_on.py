@@ -8,7 +8,7 @@ import pytest
 
 from esper_ray.cli import parse
 from esper_ray.commands.training import _new_directories
-from esper_ray.config import CHANGEABLE, check_resumable
+from esper_ray.config import CHANGEABLE, _spelled, check_resumable
 from esper_ray.errors import UserError
 from esper_ray.keeping.lock import held
 from esper_ray.keeping.run_directory import RunDirectory
@@ -30,6 +30,7 @@ OTHERS = {
     "entropy_multipliers": {"op": 2.0},
     "centre_advantages": True,
     "bf16": True,
+    "kind": "graph",
 }
 """Values that settings which are no numbers do not have in DEBUG."""
 
@@ -52,7 +53,9 @@ def test_a_setting_may_change_or_is_named(name):
     if name in CHANGEABLE:
         check_resumable(DEBUG, with_another(name))
         return
-    with pytest.raises(UserError, match=f"cannot go on with another world or network, got {name} from ") as refused:
+    with pytest.raises(
+        UserError, match=f"cannot go on with another world or network, got {_spelled(name)} from "
+    ) as refused:
         check_resumable(DEBUG, with_another(name))
     assert "\n" not in str(refused.value)
 

@@ -22,6 +22,9 @@ from tests.policies.strategic.greenhouses import LAYOUTS
 torch.set_num_threads(1)
 
 
+MAX_EPOCHS = 12
+
+
 def known(values):
     return tuple(None if math.isnan(value) else value for value in values.tolist())
 
@@ -63,6 +66,7 @@ def packet_of(layout, views, mask, stages, host):
         timestamp_ns=0,
         declared=tuple(KEYS),
         epoch=0,
+        max_epochs=MAX_EPOCHS,
         metrics={name: value for name, value in metrics.items() if value is not None},
         graph=Graph(**tables, layer_count=len(structure.layers)),
         seeds=tuple(seeds),
@@ -75,7 +79,7 @@ def packet_of(layout, views, mask, stages, host):
 @pytest.mark.parametrize("task", ["digits", "text", "digits_scale"])
 def test_both_ways_in_make_the_same_graph(task):
     layout = LAYOUTS[task]
-    env = MorphogenesisVectorEnv(2, task=task, max_epochs=12, graph=True)
+    env = MorphogenesisVectorEnv(2, task=task, max_epochs=MAX_EPOCHS, graph=True)
     observation, _ = env.reset(seed=0)
     for _ in range(6):
         actions = np.zeros((2, 8), np.int64)
