@@ -6,9 +6,9 @@
 #
 # Settings are those of digits_mixed.yaml, a small bonus for entropy and a price on germination. Images are learnt on
 # digits_mixed and digits_impaired in turn: on digits_mixed alone, where three hosts of five are best left alone, the
-# policy learnt to leave foreign networks alone too. The discount makes it hurry: without one, what is grown late in a
-# long episode is worth as much, and so it is begun late in a short one, too (chosen on validation data;
-# docs/lab-book.md).
+# policy learnt to leave foreign networks alone too. The discount is there to make it hurry: without one, what is grown
+# late in a long episode is worth as much as what is grown early, and short ones end before it is finished (both chosen on
+# validation data; docs/lab-book.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs/shipped}
