@@ -74,21 +74,6 @@ class GradientMeter:
         self._batches += 1.0
         return self._squares
 
-    @property
-    def squares(self) -> Tensor:
-        """The sums so far, ``[m, num_parameters]``.
-
-        Raises:
-            RuntimeError: nothing was collected.
-        """
-        return self._collected[0]
-
-    @property
-    def _collected(self) -> tuple[Tensor, Tensor]:
-        if self._squares is None or self._batches is None:
-            raise RuntimeError("no gradient was collected in this epoch: nothing can be said about it")
-        return self._squares, self._batches
-
     def read(self, in_use: Tensor, first: int = 0) -> GradientHealth:
         """The epoch's statistics; empties the meter.
 
@@ -99,8 +84,9 @@ class GradientMeter:
         Raises:
             RuntimeError: nothing was collected.
         """
-        squares, batches = self._collected
-        norms = (squares[first : first + len(in_use)] / batches).sqrt()
+        if self._squares is None or self._batches is None:
+            raise RuntimeError("no gradient was collected in this epoch: nothing can be said about its health")
+        norms = (self._squares[first : first + len(in_use)] / self._batches).sqrt()
         self._squares = self._batches = None
         count = in_use.sum(1).clamp(min=1)
         vanishing = ((norms < VANISHING_NORM) & in_use).sum(1) / count
@@ -144,8 +130,9 @@ class EpochOptimizer:
 
     Attributes:
         leaves: What to compute with and differentiate by, ``[rows, *shape]``.
-        squared_norms: ``[rows]`` of each row's gradient in the last step, before clipping; what must not move counts
-            for nothing.
+        squares: Squared norms of each parameter's gradients, summed over the steps so far, ``[rows, most parameters]``;
+            before clipping, and what must not move counts for nothing.
+        squared_norms: The same of whole rows in the last step, ``[rows]``.
     """
 
     def __init__(self, groups: Sequence[TrainedRows], leaves: Sequence[Sequence[Part]]) -> None:
@@ -173,7 +160,7 @@ class EpochOptimizer:
             self._held = self._gathered(held)
         self._meter = GradientMeter()
         self._table = self._flat.new_zeros(len(self._lr), self._columns)
-        self.squared_norms = torch.zeros_like(self._lr)
+        self.squares, self.squared_norms = torch.zeros_like(self._table), torch.zeros_like(self._lr)
         if not compiled(self._flat):
             self._row_of = torch.repeat_interleave(self._owner, self._lengths, output_size=len(self._flat))
             self._lr_of = self._lr[self._row_of]
@@ -183,23 +170,20 @@ class EpochOptimizer:
         lying = [packed(gradient).contiguous() for gradient in gradients]
         if compiled(self._flat):
             torch.ops.esper.sgd_step(
-                *(self._flat, self._momentum, self._meter.collector(self._table), self.squared_norms, lying),
-                *(self._lengths, self._owner, self._cells, self._held, self._lr, CLIP_NORM, MOMENTUM),
+                *(self._flat, self._momentum, self._meter.collector(self._table), self.squares, self.squared_norms),
+                *(lying, self._lengths, self._owner, self._cells, self._held, self._lr, CLIP_NORM, MOMENTUM),
             )
             return
         gradient = _flattened(lying)
+        squares = self._squared_norms(gradient.square())
+        self._meter.add(squares)  # what is held as well: it may be broken
         if self._held is not None:
             gradient = gradient.masked_fill(self._held, 0.0)
-        squares = self._squared_norms(gradient.square())
-        self._meter.add(squares)
+            squares = self._squared_norms(gradient.square())
+        self.squares += squares
         torch.sum(squares, 1, out=self.squared_norms)
         norm = self.squared_norms.sqrt().index_select(0, self._row_of)
         sgd_step(self._flat, gradient, self._momentum, self._lr_of, norm)
-
-    @property
-    def squares(self) -> Tensor:
-        """Squared norms of each parameter's gradients, summed over the steps so far, ``[rows, most parameters]``."""
-        return self._meter.squares
 
     def _squared_norms(self, squares: Tensor) -> Tensor:
         """Sum of ``squares`` within each parameter, ``[rows, columns]``; 0 where a row has fewer than others."""

@@ -891,12 +891,14 @@ INLINE float squared(const float *restrict g, const uint8_t *restrict held, int6
 }
 
 /* Segments are parameters of one row (a host, a seed), side by side in the flat tensors: segment s has lengths[s]
-   scalars, belongs to row owners[s], and adds its squared norm to squares[cells[s]]; totals [rows] are those of the rows.
-   A row's gradient that is longer than clip is shortened to it. held, if given, marks scalars that stay where they are
-   and count for nothing. gradients: one address per leaf of leaf_sizes scalars, together as long as the flat tensors. */
+   scalars, belongs to row owners[s], and adds its squared norm to squares[cells[s]]. held, if given, marks scalars that
+   stay where they are and count for nothing but squares; without them moving_squares[cells[s]] adds up the same, and
+   totals [rows] are the step's squared norms of the rows. A row's gradient that is longer than clip is shortened to it.
+   gradients: one address per leaf of leaf_sizes scalars, together as long as the flat tensors. */
 void sgd_step(float *flat, float *momentum, const float *const *gradients, const int64_t *leaf_sizes, int64_t leaves,
               const int64_t *lengths, const int64_t *owners, const int64_t *cells, const uint8_t *held, float *squares,
-              float *totals, const float *rates, int64_t rows, int64_t segments, float clip, float decay) {
+              float *moving_squares, float *totals, const float *rates, int64_t rows, int64_t segments, float clip,
+              float decay) {
     memset(totals, 0, rows * sizeof(float));
     for (int pass = 0; pass < 2; pass++) {
         int64_t at = 0, leaf = 0, within = 0;
@@ -906,8 +908,8 @@ void sgd_step(float *flat, float *momentum, const float *const *gradients, const
             const float *restrict g = gradients[leaf] + within;
             const uint8_t *restrict mask = held ? held + at : 0;
             if (pass == 0) {
-                const float part = squared(g, mask, length);
-                squares[cells[s]] += part, totals[row] += part;
+                const float whole = squared(g, 0, length), part = mask ? squared(g, mask, length) : whole;
+                squares[cells[s]] += whole, moving_squares[cells[s]] += part, totals[row] += part;
             } else {
                 const float norm = sqrtf(totals[row]), factor = clip / (norm < clip ? clip : norm), by = rates[row];
                 float *restrict x = flat + at, *restrict v = momentum + at;

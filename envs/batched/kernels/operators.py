@@ -37,7 +37,7 @@ _SIGNATURES = {
     "batch_norm_backward": [*[_POINTER] * 8, *[_COUNT] * 7],
     "graft_forward": [*[_POINTER] * 10, *[_COUNT] * 3, _REAL],
     "graft_backward": [*[_POINTER] * 15, *[_COUNT] * 3],
-    "sgd_step": [*[_POINTER] * 4, _COUNT, *[_POINTER] * 7, _COUNT, _COUNT, _REAL, _REAL],
+    "sgd_step": [*[_POINTER] * 4, _COUNT, *[_POINTER] * 8, _COUNT, _COUNT, _REAL, _REAL],
 }
 """Arguments of the kernels; those over members have a range of them at the end (see ``_over_members``)."""
 
@@ -313,6 +313,7 @@ def _sgd_step(
     flat: Tensor,
     momentum: Tensor,
     squares: Tensor,
+    moving_squares: Tensor,
     totals: Tensor,
     gradients: list[Tensor],
     lengths: Tensor,
@@ -327,7 +328,7 @@ def _sgd_step(
     sizes = (_COUNT * len(gradients))(*(gradient.numel() for gradient in gradients))
     _library().sgd_step(
         *(flat.data_ptr(), momentum.data_ptr(), addresses, sizes, len(gradients)),
-        *_pointers(lengths, owners, cells, held, squares, totals, rates),
+        *_pointers(lengths, owners, cells, held, squares, moving_squares, totals, rates),
         *(len(rates), len(lengths), clip, decay),
     )
 
@@ -351,9 +352,9 @@ for _schema, _implementation in {
     "graft_backward(Tensor gradient, Tensor h, Tensor[] deltas, Tensor members, Tensor strength, Tensor multiplies,"
     " Tensor incubating, Tensor attached, Tensor gated, Tensor? gate_weight, Tensor? gate_bias, Tensor statistics)"
     " -> (Tensor, Tensor[], Tensor, Tensor)": _graft_backward,
-    "sgd_step(Tensor(a!) flat, Tensor(b!) momentum, Tensor(c!) squares, Tensor(d!) totals, Tensor[] gradients,"
-    " Tensor lengths, Tensor owners, Tensor cells, Tensor? held, Tensor rates, float clip, float decay)"
-    " -> ()": _sgd_step,
+    "sgd_step(Tensor(a!) flat, Tensor(b!) momentum, Tensor(c!) squares, Tensor(d!) moving_squares, Tensor(e!) totals,"
+    " Tensor[] gradients, Tensor lengths, Tensor owners, Tensor cells, Tensor? held, Tensor rates, float clip,"
+    " float decay) -> ()": _sgd_step,
 }.items():
     _OPERATORS.define(_schema)
     _OPERATORS.impl(_schema.partition("(")[0], _implementation, "CPU")
