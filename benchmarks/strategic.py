@@ -4,10 +4,10 @@ Run it with::
 
     python -m benchmarks.strategic --json strategic.json
 
-Hosts of the greenhouse are real ones. Another graph of L layer nodes has as many activations and parameters, 3 seeds that
-monitor 3 layers each, and layers that feed the next and the one after it: 128 is the most that a packet holds, and of
-larger models 128 layers are sampled in every pass. What was measured is there already as arrays; what measuring costs an
-env is the last table (``benchmarks/graph_features.py``).
+Hosts of the greenhouse are real ones. Another graph of L layer nodes has as many activations and parameters, 3 seeds
+that monitor 3 layers each, and layers that feed the next and the one after it: 128 is the most that a packet holds,
+and of larger models 128 layers are sampled in every pass. What was measured is there already as arrays; what
+measuring costs an env is the last table (``benchmarks/graph_features.py``).
 """
 
 from __future__ import annotations
