@@ -56,14 +56,13 @@ def row_of(name):
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    st.integers(MOST_LAYERS + 1, 600), st.integers(0, 2000), st.integers(0, 5), st.integers(1, MOST_LAYERS), st.data()
-)
-def test_a_sample_is_bounded_and_a_part_of_the_model(layers, edges, seed, size, data):
+@given(st.integers(MOST_LAYERS + 1, 600), st.integers(0, 2000), st.integers(0, 5), st.data())
+def test_a_sample_is_bounded_and_a_part_of_the_model(layers, edges, seed, data):
     whole = large(layers, edges, seed)
+    size = data.draw(st.integers(1, MOST_LAYERS))
     part = sample(whole, "packet", Sampling(size, data.draw(st.integers(1, size))))
     assert part.rows("layers") == size
-    assert all(part.rows(table) <= size for table in NODE_TABLES if table != "seeds")
+    assert all(part.rows(table) <= size for table in NODE_TABLES)
     assert part.layer_count == layers
     names = part.nodes["layers"]
     assert list(names) == sorted(names, key=row_of), "in the order in which data passes"
@@ -90,9 +89,8 @@ def test_what_slots_monitor_and_where_the_loss_is_is_always_there():
     whole = large(1000, 3000)
     part = set(sample(whole, "packet").nodes["layers"])
     watched = whole.ends["monitors"][0, :, 1].tolist()
-    largest = (
-        whole.numbers["layers.loss_share"][0].argsort(descending=True)[: SAMPLING.roots - len(set(watched))].tolist()
-    )
+    room = SAMPLING.roots - len(set(watched))
+    largest = whole.numbers["layers.loss_share"][0].argsort(descending=True)[:room].tolist()
     assert {f"layers{row}" for row in (*watched, *largest)} <= part
 
 
@@ -107,7 +105,7 @@ def test_neighbours_come_before_strangers():
 
 @pytest.mark.parametrize("sizes", [(MOST_LAYERS + 1, 1), (0, 0), (8, 9)])
 def test_a_packet_has_no_more_room(sizes):
-    with pytest.raises(ValueError, match="layers|roots"):
+    with pytest.raises(ValueError, match="layers"):
         Sampling(*sizes)
 
 
