@@ -67,7 +67,7 @@ class NodeEncoder(nn.Module):
             self.fallback = nn.Embedding(node_type.fallback.capacity + 1, columns.width + node_type.embedded)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.1)
+                nn.init.zeros_(module.weight)  # a name that nobody has trained says nothing
         self.linear = linear(node_type.raw, width)
         self.norm = nn.LayerNorm(width)
 

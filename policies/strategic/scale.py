@@ -23,11 +23,16 @@ _NAMED = {"inputs": INPUTS, "ops": OPS, "blueprints": BLUEPRINTS}
 _SIZES = tuple(len(names) for names in _NAMED.values())
 
 
+ROUNDING = 1e-4
+"""Deviations up to this share of the mean, or of 1, are those of sums."""
+
+
 class GraphScale(RunningMoments):
     """Shifts and scales what is known of nodes and of whole graphs by its mean and deviation in the rollouts so far.
 
-    All nodes of a type share a scale, in all graphs of all worlds. What is not known reads what it is filled with, and
-    never counts. Attributes of edges have their graph's own scale (:meth:`GraphBatch.from_arrays`).
+    All nodes of a type share a scale, in all graphs of all worlds. What is not known reads what it is filled with,
+    and never counts. What has been the same all along reads 0, whatever it becomes: nobody has trained its weights.
+    Attributes of edges have their graph's own scale (:meth:`GraphBatch.from_arrays`).
 
     Behind the moments of these numbers stand counts of what was ever shown: see :attr:`seen`.
     """
@@ -37,13 +42,14 @@ class GraphScale(RunningMoments):
 
     def forward(self, graphs: GraphBatch) -> GraphBatch:
         """The same graphs, scaled; unchanged before anything was seen."""
-        count, mean, _ = self.moments.unbind()
+        count, mean, squared = self.moments.unbind()
+        varied = squared > count * (ROUNDING * mean.abs().clamp(min=1.0)).square()
         deviation, limit = self.deviation(ObservationScale.MINIMUM), ObservationScale.LIMIT
 
         def scaled(name: str, numbers: Tensor) -> Tensor:
             columns, place = _SCALED[name], _PLACES[name]
             values, masks = numbers.split([columns.width, len(columns.blocks)], dim=-1)
-            relative = ((values - mean[place]) / deviation[place]).clamp(-limit, limit)
+            relative = ((values - mean[place]) / deviation[place]).clamp(-limit, limit) * varied[place]
             known = (masks[:, columns.block_of] > 0) & (count[place] > 0)
             return torch.cat([torch.where(known, relative, values), masks], dim=-1)
 

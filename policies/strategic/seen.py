@@ -31,8 +31,10 @@ _COLUMNS = (
     | {relation.name: relation.attributes for relation in FORWARD_RELATIONS}
     | {"context": CONTEXT}
 )
-INPUTS = (*(name for kind, columns in _COLUMNS.items() for name in _blocks(kind, columns)), *CODES)
-"""All that the network may be told, as KIND.NAME; numbers that are known together have the name of their first."""
+_EDGES = tuple(f"{relation.name}.edges" for relation in FORWARD_RELATIONS)
+INPUTS = (*(name for kind, columns in _COLUMNS.items() for name in _blocks(kind, columns)), *CODES, *_EDGES)
+"""All that the network may be told, as KIND.NAME; numbers that are known together have the name of their first, and
+RELATION.edges is that there are any."""
 OPS = tuple(op.name for op in LifecycleOp)
 BLUEPRINTS = tuple(blueprint.name for blueprint in Blueprint)
 
@@ -70,6 +72,7 @@ class Seen:
         numbers["context"] = graphs.context
         known = [(numbers[kind][:, columns.width :] > 0).any(dim=0) for kind, columns in _COLUMNS.items()]
         known.append(torch.stack([(_codes(graphs.nodes, code) != UNKNOWN).any() for code in CODES]))
+        known.append(torch.stack([(relation == at).any() for at in range(len(_EDGES))]))
         masks = split_mask(graphs.action_mask != 0, heads)
         return cls(
             frozenset(_chosen(INPUTS, torch.cat(known))),
@@ -102,7 +105,10 @@ class Seen:
             name: NodeArrays(of.present, self._hidden(name, of.values), self._hidden_codes(name, of.codes))
             for name, of in arrays.nodes.items()
         }
-        edges = {name: EdgeArrays(of.ends, self._hidden(name, of.values)) for name, of in arrays.edges.items()}
+        edges = {
+            name: EdgeArrays(self._hidden_ends(name, of.ends), self._hidden(name, of.values))
+            for name, of in arrays.edges.items()
+        }
         context = self._hidden("context", arrays.context)
         return replace(
             arrays, nodes=nodes, edges=edges, context=context, action_mask=self._admitted(arrays.action_mask, heads)
@@ -115,6 +121,9 @@ class Seen:
             return values
         shown = torch.tensor([seen[block] for block in columns.block_of], device=values.device)
         return values.where(shown, torch.nan)
+
+    def _hidden_ends(self, relation: str, ends: Tensor) -> Tensor:
+        return ends if f"{relation}.edges" in self.inputs else torch.full_like(ends, -1)
 
     def _hidden_codes(self, kind: str, codes: Tensor) -> Tensor:
         names = [f"{kind}.{code.name}" for code in NODE_TYPES[kind].codes]

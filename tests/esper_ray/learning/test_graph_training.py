@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 HOSTS, EPOCHS = 2, 4
 TASKS = ("tabular", "digits_scale")
 CONFIG = with_settings(
-    replace(DEBUG, run=replace(DEBUG.run, hosts_per_runner=HOSTS, iterations=3, replay_interval=3)),
+    replace(DEBUG, run=replace(DEBUG.run, num_env_runners=2, hosts_per_runner=HOSTS, iterations=3, replay_interval=3)),
     {"max_epochs": EPOCHS, "tasks": list(TASKS), "network.kind": "graph"},
 )
 QUIET = Console(quiet=True)
@@ -45,7 +45,7 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Three iterations: tabular, digits_scale, tabular."""
+    """Three iterations of two runners, one in each world; they change places every time."""
     path = tmp_path_factory.mktemp("graphs") / "run"
     run = RunDirectory.create(path, CONFIG)
     train(run, CONFIG, QUIET)
@@ -64,7 +64,18 @@ def test_what_was_played_is_what_is_learnt_from(run):
     assert [value for _, value in curves["Alarm/replay"]] == [0.0] * 3
     assert max(value for _, value in curves["Optimiser/replay_error"]) < 1e-4
     assert all(len(curves[f"Critic/return_scale/{task}"]) == 3 for task in TASKS)
-    assert [len(curves[f"World/score_by_task/{task}"]) for task in TASKS] == [2, 1]
+    assert [len(curves[f"World/score_by_task/{task}"]) for task in TASKS] == [3, 3]
+
+
+def test_impala_learns_from_graphs(tmp_path):
+    config = with_settings(CONFIG, {"tasks": [], "task": "tabular", "algorithm": "impala", "minibatches": 1})
+    run = RunDirectory.create(tmp_path / "run", config)
+    train(run, config, QUIET)
+    curves = scalars(run.path)
+    assert len(curves["World/score"]) == 3
+    assert all(np.isfinite(value) for _, value in curves["Optimiser/gradient_norm/all"])
+    first, last = (curves["Critic/return_scale"][at][1] for at in (0, -1))
+    assert first != last, "returns were learnt from"
 
 
 def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(run, tmp_path):

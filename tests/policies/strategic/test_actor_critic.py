@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from envs.action_masks import mask_places, mask_size, split_mask
 from envs.graph.layout import UNKNOWN
 from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.slots import SlotConfig
 from envs.tasks import make_task
 from envs.vocabulary import Blueprint, LifecycleOp
 from policies.bundle import PolicySettings
@@ -21,6 +22,7 @@ from policies.strategic.actor_critic import registry_names
 from policies.strategic.graph import GraphBatch
 from policies.strategic.scale import GraphScale
 from policies.strategic.schema import NODE_TYPES
+from tests.policies.strategic.graphs import random_arrays
 from tests.policies.strategic.greenhouses import LAYOUTS, TINY, graph_network, graph_observations, vectors
 
 torch.set_num_threads(1)
@@ -93,6 +95,22 @@ def test_what_is_known_is_scaled_and_what_is_not_changes_nothing():
     norms = numbers[:, column][numbers[:, columns.width + column] > 0]
     assert abs(norms.mean()) < 0.1
     assert 0.8 < norms.std() < 1.2
+
+
+def test_what_never_varied_in_training_is_not_read():
+    """Its weights got no gradient: whatever it becomes in play would act through what nobody has trained."""
+    graphs = GraphBatch.from_arrays(random_arrays(count=20, unknown=0.0))
+    same = graphs.context.clone()
+    same[:, 3] = 0.3
+    scale = GraphScale()
+    for _ in range(3):
+        scale.update(scale.sums(replace(graphs, context=same), SlotConfig.for_row(3).heads), decay=1.0)
+    other = same.clone()
+    other[:, 3] = 40.0
+    scaled, changed = (scale(replace(graphs, context=context)).context for context in (same, other))
+    assert torch.equal(scaled, changed)
+    assert not scaled[:, 3].any()
+    assert scaled[:, 4].std() > 0.5
 
 
 def test_steps_that_are_not_real_never_count():
@@ -182,7 +200,7 @@ def test_a_policy_plays_a_host_of_another_topology_with_more_slots():
         build_policy(LEARNED, replace(bound, graph=None))
 
 
-def test_a_rollout_of_real_hosts_is_replayed_to_the_bit():
+def test_a_rollout_of_real_hosts_is_replayed():
     network = graph_network("digits", away=0.05)
     env = MorphogenesisVectorEnv(3, task="digits", max_epochs=5, graph=True)
     observation, _ = env.reset(seed=1)

@@ -189,7 +189,11 @@ def test_bfloat16_says_about_the_same(checkpoint):
 @pytest.mark.parametrize("options", [{}, {"compiled": False}, {"reduced_precision": True, "compiled": False}])
 def test_a_gpu_says_about_the_same(checkpoint, policy, device, options):
     expected = policy.open_run("run").read(state()).result
-    on_gpu = StrategicPolicy(checkpoint, device, **options).open_run("run").read(state()).result
+    there = StrategicPolicy(checkpoint, device, **options)
+    on_gpu = there.open_run("run").read(state()).result
+    if options.get("compiled", True):
+        assert isinstance(there._forward, FallingBack)
+        assert there._forward._compiled is not None, "it did not fall back"
     tolerance = 0.02 if "reduced_precision" in options else 1e-3
     for first, second in zip(expected.distribution.log_probs, on_gpu.distribution.log_probs, strict=True):
         torch.testing.assert_close(second.exp(), first.exp(), atol=tolerance, rtol=0)

@@ -35,7 +35,9 @@ def seen_in(graphs):
 
 def test_everything_known_is_seen():
     assert seen_in(arrays(count=40, unknown=0.0)) == EVERYTHING
-    assert seen_in(arrays(count=40, unknown=1.0)).inputs == {name for name in INPUTS if "_type" in name} | {
+    assert seen_in(arrays(count=40, unknown=1.0)).inputs == {
+        name for name in INPUTS if "_type" in name or name.endswith(".edges")
+    } | {
         "seed.blueprint",
         "seed.seed_kind",
         "seed.specialisation",
