@@ -11,11 +11,12 @@ import torch
 
 from esper_ray.errors import UserError
 from esper_ray.keeping.revision import git_commit
+from esper_ray.keeping.strategic_policy import POLICY
 from esper_ray.keeping.writing import replace_text, writing
 from esper_ray.measuring.recording import RecordedWorld
 from policies.strategic.agreement import Agreement
 from policies.strategic.builder import GraphBuilder
-from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint
+from policies.strategic.checkpoint import Checkpoint
 from policies.strategic.imitation import Imitation, PassReport
 from policies.strategic.imitation_config import ImitationConfig
 from policies.strategic.lessons import Lessons, held_out_rows, measure
@@ -24,7 +25,7 @@ from policies.strategic.network_config import GraphNetworkConfig
 from policies.strategic.replay_store import INDEX_FILE, Replay, held_out
 from policies.strategic.student import GraphStudent, Survey
 
-POLICY, STATE, REPORT = "policy", "imitation.safetensors", "imitation.json"
+STATE, REPORT = "imitation.safetensors", "imitation.json"
 
 
 def open_replay(path: Path) -> Replay:
@@ -119,21 +120,6 @@ class ImitationRun:
         replace_text(self._path / REPORT, json.dumps(report, indent=2) + "\n")
         with writing(self._path):
             imitation.save(self._path / STATE)
-
-
-def load_policy(path: Path) -> Checkpoint:
-    """A strategic policy: a checkpoint, or the one in the directory of an imitation.
-
-    Raises:
-        UserError: there is none, or it cannot be used.
-    """
-    places = [place for place in (path, path / POLICY) if (place / MANIFEST_FILE).is_file()]
-    if not places:
-        raise UserError(f"{path} holds no strategic policy: give what esper-ray strategic imitate wrote")
-    try:
-        return Checkpoint.load(places[0])
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def examine(policy: Checkpoint, store: Path, share: float, batch_size: int) -> dict[str, dict[str, Any]]:
