@@ -15,18 +15,22 @@ POLICY = "policy"
 """Where in the directory of an imitation its policy is."""
 
 
+def checkpoint_in(path: Path) -> Path | None:
+    """Where in a directory the checkpoint of a strategic policy is: there itself, or where imitation has put it."""
+    return next((place for place in (path, path / POLICY) if (place / MANIFEST_FILE).is_file()), None)
+
+
 def load_strategic(path: Path) -> Checkpoint:
     """The strategic policy in a directory: a checkpoint, that of an imitation, or the export of a run.
 
     Raises:
         UserError: there is none, it reads no graphs, or it cannot be used.
     """
-    for place in (path, path / POLICY):
-        if (place / MANIFEST_FILE).is_file():
-            try:
-                return Checkpoint.load(place)
-            except ValueError as error:
-                raise UserError(str(error)) from error
+    if (place := checkpoint_in(path)) is not None:
+        try:
+            return Checkpoint.load(place)
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from error
     if not (path / CARD_FILE).is_file():
         raise UserError(
             f"{path} holds no strategic policy: give what esper-ray strategic imitate wrote, or an export of a run "

@@ -120,7 +120,7 @@ class PacketDecider:
 
     shares_passes = False
 
-    def __init__(self, checkpoint: Checkpoint, play_temperature: float) -> None:
+    def __init__(self, checkpoint: Checkpoint, play_temperature: float = 1.0) -> None:
         self._policy, self._temperature = StrategicPolicy(checkpoint), play_temperature
         self._return_scale = checkpoint.return_scale
 

@@ -38,12 +38,12 @@ class PacketInterface:
 
     Attributes:
         task: That it was trained on, or several with commas between them.
-        iteration: Iterations that it was trained for.
+        iteration: Iterations that it was trained for; None if it has learnt by imitation.
         seen: What its training showed.
     """
 
     task: str
-    iteration: int
+    iteration: int | None
     seen: Seen
 
     def described(self) -> dict[str, Any]:

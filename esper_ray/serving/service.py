@@ -20,7 +20,7 @@ from rich.console import Console
 from esper_ray.cluster import start_ray
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import load_export
-from esper_ray.keeping.strategic_policy import exported
+from esper_ray.keeping.strategic_policy import checkpoint_in, exported, load_strategic
 from esper_ray.serving.deciding import Decider, ObservationDecider, PacketDecider
 from esper_ray.serving.gateway import Gateway
 from esper_ray.serving.messages import Interface, ObservationInterface
@@ -87,7 +87,10 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
 
 
 def _opened(export: Path) -> tuple[Interface, Decider]:
-    """What clients of an export's policy send and get, and what decides."""
+    """What clients of a policy send and get, and what decides."""
+    if checkpoint_in(export) is not None:
+        checkpoint = load_strategic(export)
+        return PacketInterface(", ".join(checkpoint.tasks), None, checkpoint.seen), PacketDecider(checkpoint)
     card, policy = load_export(export)
     task = ", ".join(card.env.task_names)
     if not policy.reads_graphs:

@@ -6,13 +6,14 @@ import pickle
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
 from envs.vocabulary import SeedStage
 from esper_ray.keeping.export import load_export
-from esper_ray.keeping.strategic_policy import exported, load_strategic
+from esper_ray.keeping.strategic_policy import POLICY, exported, load_strategic
 from esper_ray.measuring.controls import make_policy
 from esper_ray.measuring.trained import Trained, World
 from esper_ray.serving.client import PolicyClient, ServiceError
@@ -20,7 +21,7 @@ from esper_ray.serving.deciding import PacketDecider
 from esper_ray.serving.messages import Refusal, RefusedError
 from esper_ray.serving.packets import PacketInterface
 from esper_ray.serving.replica import SessionKeeper
-from esper_ray.serving.service import running
+from esper_ray.serving.service import _opened, running
 from esper_ray.serving.settings import ServiceConfig
 from policies.player import Player
 from policies.strategic.inference import StrategicPolicy
@@ -119,6 +120,18 @@ def test_a_step_asked_for_again_gets_its_answer_and_moves_neither_draws_nor_scal
     assert repeated == [once[0], once[0], once[1], once[1], once[2]]
     assert [said["value"] for _, said in once] == values
     assert len(set(values)) == 3
+
+
+def test_what_imitation_wrote_is_served_as_it_is(graph_export, tmp_path):
+    checkpoint = load_strategic(graph_export)
+    checkpoint.save(tmp_path / POLICY)
+    interface, decider = _opened(tmp_path)
+    assert interface.described()["iteration"] is None
+    assert interface.described()["never_seen"] == _opened(graph_export)[0].described()["never_seen"]
+    (said,) = decider.decide_all([(decider.start(3, greedy=False), state())])
+    reading = StrategicPolicy(checkpoint).open_run("run").read(state())
+    drawn = reading.result.distribution.sample(torch.Generator().manual_seed(3))
+    assert said["action"] == drawn[0].tolist()
 
 
 def test_a_packet_of_another_run_is_refused_and_moves_nothing(keeper):
