@@ -99,7 +99,7 @@ def test_an_export_plays_any_task_as_its_run_does(run, export):
     assert np.isfinite(results.score).all()
 
 
-def test_what_takes_obs_v3_alone_says_so(export):
+def test_a_grower_takes_obs_v3_alone_and_says_so(export):
     with pytest.raises(LiveError, match="reads hosts as graphs"):
         find_policy(str(export), IMAGE, 2, EPOCHS, force=True)
 
