@@ -11,11 +11,14 @@ import time
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from benchmarks.harness import Table, median_ratio, paired_seconds
+from envs.graph.layout import GraphLayout
 from envs.morphogenesis import MorphogenesisVectorEnv
 from policies.player import Player
 from policies.scripted import RandomValid
+from policies.strategic.greenhouse import GreenhouseReader
 
 CELLS = (("digits_mixed", 32), ("digits_mixed", 8), ("digits_scale", 32), ("tabular", 32), ("text", 32))
 """Tasks and hosts; the first cell is a runner's default, and the headline."""
@@ -44,6 +47,16 @@ def feature_costs(rounds: int) -> tuple[float, Table]:
         rows.append((task, str(hosts), *epoch, f"{shares[-1]:.1%}"))
     header = ("task", "hosts", "ms an epoch without", "with", "share")
     return shares[0], Table("Measuring hosts as graphs, seconds of the processor", header, rows)
+
+
+def one_host(task: str) -> tuple[GreenhouseReader, dict[str, torch.Tensor]]:
+    """A host of a task after half an episode of random-valid actions: who reads it, and what is observed of it."""
+    env = MorphogenesisVectorEnv(1, task=task, max_epochs=2 * EPOCHS, graph=True)
+    observation, _ = env.reset(seed=SEED)
+    for action in _actions(task, 1):
+        observation, *_ = env.step(action)
+    leaves = {name: torch.from_numpy(leaf) for name, leaf in observation.items()}
+    return GreenhouseReader(GraphLayout.of(env.task)), leaves
 
 
 def _actions(task: str, hosts: int) -> list[npt.NDArray[np.int64]]:

@@ -301,6 +301,9 @@ class RunConfig:
     to grow before it can tell them apart; it may begin with those that do."""
     replay_interval: Count = 10
     """Iterations between pictures of a held-out episode in TensorBoard."""
+    begin_from: Path | None = None
+    """What `esper-ray strategic imitate` wrote: a graph network begins with its weights; by default it has learnt
+    nothing yet."""
     keep_checkpoints: Count = 1
     """Latest checkpoints that are kept, beside the best."""
     storage: str | None = None
@@ -367,6 +370,11 @@ class TrainConfig:
     def _check_worlds(self) -> None:
         """Refuse worlds that the network cannot act in, or not one after the other."""
         graph = self.network.kind == "graph"
+        if self.run.begin_from is not None and not graph:
+            raise UserError(
+                f"begin_from is for networks that read graphs, got {self.run.begin_from}: leave it out, "
+                "or give --network.kind graph"
+            )
         slots = self.env.slots_by_task() if self.env.tasks and not graph else {}
         for task, other in slots.items():
             if other != slots[self.env.task]:

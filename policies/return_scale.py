@@ -41,7 +41,12 @@ class ReturnScale(RunningMoments):
 
     def sums(self, returns: Tensor, real: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """Power sums of the returns ``[...]`` at real steps, ``[3]``, or of several worlds ``[3, K]``."""
+        sums = torch.stack([power_sums(returns, steps) for steps in self.by_world(real, obs)], dim=-1)
+        return sums if self.value.ndim else sums.squeeze(-1)
+
+    def by_world(self, steps: Tensor, obs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Which of some steps, bool ``[...]``, are of each world."""
         if not self.value.ndim:
-            return power_sums(returns, real)
+            return [steps]
         world = obs[WORLD].squeeze(-1)
-        return torch.stack([power_sums(returns, real & (world == k)) for k in range(len(self.value))], dim=-1)
+        return [steps & (world == k) for k in range(len(self.value))]

@@ -1,4 +1,4 @@
-"""From rewards to learning signals: λ-returns and V-trace, two advantage streams, one scale.
+"""From rewards to learning signals: λ-returns and V-trace, two advantage streams, one scale in each world.
 
 The functions are plain torch. :class:`FactoredAdvantages` puts them at the end of RLlib's learner pipeline, in the
 place of its own generalised advantage estimation.
@@ -6,7 +6,7 @@ place of its own generalised advantage estimation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -241,25 +241,32 @@ def advantage_means(streams: Tensor, counted: Tensor, mean_over_learners: MeanOv
 
 
 def scaled_advantages(
-    streams: Tensor, output: ActorCriticResult, real: Tensor, centre: bool, mean_over_learners: MeanOverLearners
+    streams: Tensor,
+    output: ActorCriticResult,
+    worlds: Sequence[Tensor],
+    centre: bool,
+    mean_over_learners: MeanOverLearners,
 ) -> Tensor:
-    """Both advantage streams over the scale of the first.
+    """Both advantage streams over the scale that the first has in its world.
 
     Args:
         streams: ``[..., 2]``, see :func:`advantage_streams`.
         output: Policy at these steps; forced steps take no part in the statistics.
-        real: bool ``[...]``.
+        worlds: Real steps of each world, bool ``[...]``: one whose scores differ more would have all of the gradient.
         centre: Subtract each stream's mean first.
         mean_over_learners: Averages over learner processes.
 
     Returns:
         ``[..., 2]``, 0 where not real.
     """
-    counted = real & ~output.distribution.forced
-    if centre:
-        streams = streams - advantage_means(streams, counted, mean_over_learners)
-    scaled = streams / advantage_scale(streams[..., 0], counted, mean_over_learners)
-    return torch.where(real.unsqueeze(-1), scaled, 0.0)
+    scaled = torch.zeros_like(streams)
+    for real in worlds:
+        counted = real & ~output.distribution.forced
+        means = advantage_means(streams, counted, mean_over_learners) if centre else 0.0
+        centred = streams - means
+        of_world = centred / advantage_scale(centred[..., 0], counted, mean_over_learners)
+        scaled = torch.where(real.unsqueeze(-1), of_world, scaled)
+    return scaled
 
 
 class FactoredAdvantages(ConnectorV2):
@@ -321,8 +328,9 @@ class FactoredAdvantages(ConnectorV2):
         )
         module.network.normalisers.collect(columns[Columns.OBS], returns, real, self.mean_over_learners)
         streams = advantage_streams(returns, value, q_value, settings.critic_baseline)
+        worlds = module.network.return_scale.by_world(real, columns[Columns.OBS])
         columns[Postprocessing.ADVANTAGES] = scaled_advantages(
-            streams, output, real, settings.centre_advantages, self.mean_over_learners
+            streams, output, worlds, settings.centre_advantages, self.mean_over_learners
         )
         columns[Postprocessing.VALUE_TARGETS] = returns
         log_ratios, _ = decided_log_ratios(output, actions, columns[HEAD_LOG_PROBS], real)

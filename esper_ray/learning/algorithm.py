@@ -98,7 +98,7 @@ class FactoredAlgorithm(Algorithm):
                     raise
             gc.collect()  # the runners that were made, whose places the next ones need
         if reason := failed_start():
-            self.stop()
+            self.cleanup()  # Tune's own stop needs what it makes after the set-up
             raise UserError(f"an env runner cannot start: {reason}")
 
     def training_step(self) -> None:
@@ -152,6 +152,17 @@ class FactoredAlgorithm(Algorithm):
         weights until the learner has made up for the updates taken back.
         """
         super().restore_from_path(path, *args, **kwargs)
+        self._hand_out_weights()
+
+    def begin_with(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over some entries of a policy's state before anything was learnt."""
+        weights = self.learner_group.get_weights()["default_policy"]
+        weights |= {f"network.{name}": tensor.numpy() for name, tensor in state.items()}
+        self.learner_group.set_weights({"default_policy": weights})
+        self._hand_out_weights()
+
+    def _hand_out_weights(self) -> None:
+        """Every runner has the learner's newest weights, leaves its episodes, and draws anew."""
         weights, stream = self.newest_weights(), self.iteration
 
         def take_over(env_runner: Any) -> None:

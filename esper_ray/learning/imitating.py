@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from esper_ray.errors import UserError
 from esper_ray.keeping.revision import git_commit
-from esper_ray.keeping.strategic_policy import POLICY
+from esper_ray.keeping.strategic_policy import POLICY, load_strategic
 from esper_ray.keeping.writing import replace_text, writing
 from esper_ray.measuring.recording import RecordedWorld
+from policies.network_config import NetworkConfig
+from policies.strategic.actor_critic import GraphWorlds
 from policies.strategic.agreement import Agreement
 from policies.strategic.builder import GraphBuilder
 from policies.strategic.checkpoint import Checkpoint
@@ -22,8 +25,9 @@ from policies.strategic.imitation_config import ImitationConfig
 from policies.strategic.lessons import Lessons, held_out_rows, measure
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.network_config import GraphNetworkConfig
+from policies.strategic.registries import Capacities, RegistryViews
 from policies.strategic.replay_store import INDEX_FILE, Replay, held_out
-from policies.strategic.student import GraphStudent, Survey
+from policies.strategic.student import GraphStudent, survey
 
 STATE, REPORT = "imitation.safetensors", "imitation.json"
 
@@ -64,10 +68,10 @@ class ImitationRun:
         self._tasks = tuple(sorted({of.task for of in worlds.values()}))
         try:
             learnt, _ = (held_out_rows(replay, config.held_out, side) for side in (False, True))
-            self._survey = Survey.of(replay, learnt, readers, config.batch_size)
             torch.manual_seed(config.seed)
-            student = GraphStudent(GraphPolicyNetwork(network), self._survey.builder, readers)
-            self._imitation = Imitation(student, replay, config)
+            self._student = GraphPolicyNetwork(network)
+            self._builder = survey(self._student, replay, learnt, readers, config.batch_size)
+            self._imitation = Imitation(GraphStudent(self._student, self._builder, readers), replay, config)
             if (path / STATE).is_file():
                 self._imitation.load(path / STATE)
         except ValueError as error:
@@ -97,7 +101,7 @@ class ImitationRun:
         return report
 
     def _keep(self) -> None:
-        imitation, survey = self._imitation, self._survey
+        imitation, builder = self._imitation, self._builder
         report = {
             "config": asdict(imitation.config),
             "best_pass": imitation.best_pass,
@@ -110,9 +114,9 @@ class ImitationRun:
                 Checkpoint(
                     config=self._network,
                     weights=imitation.best,
-                    registries=survey.builder.registries,
-                    normaliser=survey.builder.normaliser,
-                    seen=survey.seen,
+                    registries=builder.registries,
+                    normaliser=builder.normaliser,
+                    seen=self._student.scale.seen,
                     tasks=self._tasks,
                     commit=git_commit(),
                     return_scale=imitation.return_scale,
@@ -120,6 +124,29 @@ class ImitationRun:
         replace_text(self._path / REPORT, json.dumps(report, indent=2) + "\n")
         with writing(self._path):
             imitation.save(self._path / STATE)
+
+
+def weights_to_begin_with(path: Path, network: NetworkConfig, worlds: GraphWorlds) -> dict[str, Tensor]:
+    """What an actor and critic takes over of a strategic policy; the scale of its returns stays its own.
+
+    Args:
+        path: As for :func:`esper_ray.keeping.strategic_policy.load_strategic`.
+        network: Of the actor and critic.
+        worlds: That it reads.
+
+    Returns:
+        Entries of the state of :class:`policies.strategic.actor_critic.GraphActorCritic`.
+
+    Raises:
+        UserError: there is none, it cannot be used, or its network has other widths.
+    """
+    policy = load_strategic(path)
+    for name in ("sage_width", "gat_width", "attention_heads"):
+        theirs, ours = getattr(policy.config, name), getattr(network, name)
+        if theirs != ours:
+            raise UserError(f"the policy in {path} has {name} {theirs}, this network {ours}: train with the same")
+    weights = policy.weights_for(RegistryViews.of(worlds.names, Capacities()))
+    return {f"graphs.{name}": tensor for name, tensor in weights.items()}
 
 
 def examine(policy: Checkpoint, store: Path, share: float, batch_size: int) -> dict[str, dict[str, Any]]:

@@ -89,10 +89,11 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
         # A minibatch is that part of a rollout.
         network.normalisers.commit_returns(settings.return_scale_decay ** (1 / settings.minibatches))
         scale = network.return_scale.of(batch[Columns.OBS])
+        worlds = network.return_scale.by_world(real, batch[Columns.OBS])
         return Minibatch(
             actions=actions,
             old_log_probs=batch[HEAD_LOG_PROBS],
-            advantages=scaled_advantages(streams, output, real, settings.centre_advantages, mean_over_learners),
+            advantages=scaled_advantages(streams, output, worlds, settings.centre_advantages, mean_over_learners),
             scaled_returns=targets / scale,
             real=real,
             scaled_q_returns=worth / scale,

@@ -15,6 +15,7 @@ from typing import Any
 from ray.tune.registry import register_env
 from rich.console import Console
 from rich.text import Text
+from torch import Tensor
 
 from envs import ENV_ID
 from envs.vocabulary import LifecycleOp
@@ -26,6 +27,7 @@ from esper_ray.keeping.run_directory import POLICY_FILE, RLLIB_STATE, Checkpoint
 from esper_ray.keeping.storage import Mirror
 from esper_ray.learning.algorithm import FactoredAlgorithm, FactoredConfig, Played
 from esper_ray.learning.diagnostics import spoken_alarms
+from esper_ray.learning.imitating import weights_to_begin_with
 from esper_ray.learning.impala import EsperImpalaConfig
 from esper_ray.learning.metrics import EpisodeMetrics, flatten, named
 from esper_ray.learning.ppo import EsperPPOConfig
@@ -95,7 +97,10 @@ def build(run: RunDirectory, config: TrainConfig, console: Console) -> FactoredA
         UserError: a checkpoint that cannot be read, or one of other sizes; runners that cannot start.
     """
     checkpoint = run.checkpoint("latest")[1] if run.index() else None  # damage is found before anything starts
+    beginning = _beginning(config) if checkpoint is None else {}
     algorithm = _algorithm_config(run, config).build_algo()
+    if beginning:
+        algorithm.begin_with(beginning)
     if checkpoint is not None:
         _restore(algorithm, checkpoint)
         console.print(f"resumed after iteration {algorithm.iteration}")
@@ -240,6 +245,14 @@ def _encoder(config: TrainConfig) -> EncoderFactory | GraphWorlds:
     if config.network.kind == "graph":
         return GraphWorlds.to_train_in(graph_layouts(config.env))
     return functools.partial(BlueprintEncoder.from_space, embedding_dim=config.network.embedding_dim)
+
+
+def _beginning(config: TrainConfig) -> dict[str, Tensor]:
+    """The part of the policy's state that a new run does not draw."""
+    if config.run.begin_from is None:
+        return {}
+    worlds = GraphWorlds.to_train_in(graph_layouts(config.env))
+    return weights_to_begin_with(config.run.begin_from, config.network, worlds)
 
 
 def _write_checkpoint(algorithm: FactoredAlgorithm, path: Path) -> None:

@@ -27,7 +27,7 @@ from policies.strategic.graph_columns import Monitors
 from policies.strategic.measured import BLUEPRINT_NAMES, Measured
 from policies.strategic.messages import Hardware, SeedState, SystemState
 from policies.strategic.packet_values import LARGEST_NUMBER
-from policies.strategic.sampling import sample
+from policies.strategic.sampling import SAMPLING, Sampling, sample
 from policies.strategic.sending import graph_of, monitors_of
 
 SAMPLES = 32
@@ -75,6 +75,7 @@ class Probe:
         max_epochs: Epochs that it will be trained for; the grower's if there is one.
         run_id: Of the run.
         batch_axis: Axis of the batch in the inputs.
+        sampling: How much of a large model a packet has.
 
     Raises:
         LiveError: something that cannot be measured.
@@ -93,6 +94,7 @@ class Probe:
         max_epochs: int | None = None,
         run_id: str = "run",
         batch_axis: int = 0,
+        sampling: Sampling = SAMPLING,
     ) -> None:
         refuse_model(model)
         check_hooks(optimizer)
@@ -100,6 +102,7 @@ class Probe:
         self._samples = min(size, SAMPLES)
         self._inputs = shortened(inputs, batch_axis, size, self._samples)
         self._model, self._optimizer, self._grower, self._run_id = model, optimizer, grower, run_id
+        self._sampling = sampling
         self._max_epochs = max_epochs if grower is None else grower.max_epochs
         self._epochs, self._steps, self.seconds = 0, 0, 0.0
         self._losses: list[float] = []
@@ -147,7 +150,7 @@ class Probe:
         self._magnitudes = update_magnitudes(whole)
         loss = _finite(training_loss)
         metrics = self._metrics(motion, loss, samples)
-        part = sample(whole, packet_id)
+        part = sample(whole, packet_id, self._sampling)
         packet = SystemState(
             run_id=self._run_id,
             packet_id=packet_id,

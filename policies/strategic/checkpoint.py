@@ -125,6 +125,21 @@ class Checkpoint:
         network.load_state_dict(self.weights)
         return network
 
+    def weights_for(self, registries: RegistryViews) -> dict[str, Tensor]:
+        """The weights of a network whose names have other numbers; names that are new to it begin as unknown ones."""
+        weights = dict(self.weights)
+        for kind, node_type in NODE_TYPES.items():
+            tables = {f"embeddings.{code.name}": code.name for of in node_type.embeddings for code in of.codes}
+            if node_type.fallback is not None:
+                tables["fallback"] = node_type.fallback.name
+            for table, family in tables.items():
+                if family in registries.views:
+                    name = f"encoders.{kind}.{table}.weight"
+                    numbers = [self.registries[family].index(known) for known in registries[family].names]
+                    weights[name] = weights[name].clone()
+                    weights[name][1 : len(numbers) + 1] = self.weights[name][numbers]
+        return weights
+
     def save(self, directory: Path) -> None:
         """Write it into a directory, which is made; a checkpoint that is there is replaced whole or not at all.
 

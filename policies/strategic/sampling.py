@@ -4,52 +4,77 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from envs.ranges import Range, check_numbers
 from policies.strategic.graph_columns import MOST_LAYERS
 from policies.strategic.measured import TABLES, Measured, Names
 from policies.strategic.schema import FORWARD_RELATIONS
 
-MOST_ROOTS = 32
-"""Layers that a sample grows from."""
 _ENDS = {relation.name: (TABLES[relation.source], TABLES[relation.target]) for relation in FORWARD_RELATIONS}
 _NOBODY = -1
 
 IntArray = npt.NDArray[np.int64]
 
 
-def sample(measured: Measured, packet_id: str) -> Measured:
-    """At most 128 layers of a host, and what touches them; a host that has no more is given back as it is.
+@dataclass(frozen=True)
+class Sampling:
+    """What is sent of a large model.
 
-    It begins with at most 32 layers: those that slots monitor, then those with the largest loss shares. Around these
-    it takes neighbours at random, nearer ones first, and where there are none left any layers. Degrees and depths stay
-    those of the whole model. The same packet id and the same host give the same sample.
+    Attributes:
+        layers: Of a sample; a packet holds no more than 128.
+        roots: Layers that it grows from, at most: those that slots monitor, then those with the largest loss shares.
+
+    Raises:
+        ValueError: a number out of range, or more roots than layers.
+    """
+
+    layers: Annotated[int, Range(1, MOST_LAYERS, whole=True)] = MOST_LAYERS
+    roots: Annotated[int, Range(1, MOST_LAYERS, whole=True)] = 32
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if self.roots > self.layers:
+            raise ValueError(f"a sample of {self.layers} layers cannot grow from {self.roots}: give fewer roots")
+
+
+SAMPLING = Sampling()
+
+
+def sample(measured: Measured, packet_id: str, sampling: Sampling = SAMPLING) -> Measured:
+    """Some layers of a host, and what touches them; a host that has no more is given back as it is.
+
+    Around the roots it takes neighbours at random, nearer ones first, and where there are none left any layers. Degrees
+    and depths stay those of the whole model. The same packet id and the same host give the same sample.
 
     Args:
         measured: One host, N = 1.
         packet_id: Seed of what is drawn.
+        sampling: How much.
     """
     layers = measured.rows("layers")
-    if layers <= MOST_LAYERS:
+    if layers <= sampling.layers:
         return measured
     digest = hashlib.sha256(packet_id.encode()).digest()
     generator = np.random.default_rng(int.from_bytes(digest))
     ends = {name: pairs[0].numpy() for name, pairs in measured.ends.items()}
-    chosen = _grown(_roots(measured, ends["monitors"]), ends["connects"], layers, generator)
+    roots = _roots(measured, ends["monitors"], sampling.roots)
+    chosen = _grown(roots, ends["connects"], layers, sampling.layers - len(roots), generator)
     near = {table: _near(ends, table, chosen) for table in ("activations", "parameters")}
     return _only(measured, ends, {"layers": chosen} | near)
 
 
-def _roots(measured: Measured, monitors: IntArray) -> IntArray:
+def _roots(measured: Measured, monitors: IntArray, most: int) -> IntArray:
     watched = monitors[:, 1]
     shares = measured.number("layers.loss_share")[0].nan_to_num(nan=-1.0).numpy()
-    largest = np.argsort(-shares, kind="stable")[:MOST_ROOTS]
-    return _first_of_each(np.concatenate([watched[watched >= 0], largest]))[:MOST_ROOTS]
+    largest = np.argsort(-shares, kind="stable")[:most]
+    return _first_of_each(np.concatenate([watched[watched >= 0], largest]))[:most]
 
 
 def _first_of_each(values: IntArray) -> IntArray:
@@ -57,12 +82,12 @@ def _first_of_each(values: IntArray) -> IntArray:
     return values[np.sort(first)]
 
 
-def _grown(roots: IntArray, connects: IntArray, layers: int, generator: np.random.Generator) -> IntArray:
-    """The rows of a sample around its roots, in order."""
+def _grown(roots: IntArray, connects: IntArray, layers: int, room: int, generator: np.random.Generator) -> IntArray:
+    """The rows of a sample around its roots, in order; there is room for so many more."""
     starts, neighbours = _adjacency(connects, layers)
     chosen = np.zeros(layers, bool)
     chosen[roots] = True
-    room, frontier = MOST_LAYERS - len(roots), roots
+    frontier = roots
     while room and len(frontier):
         around = np.concatenate([neighbours[starts[at] : starts[at + 1]] for at in frontier])
         new = np.unique(around[~chosen[around]])
@@ -90,7 +115,7 @@ def _near(ends: Mapping[str, IntArray], table: str, layers: IntArray) -> IntArra
         if set(tables) == {table, "layers"}:
             own, layer = ends[name][:, tables.index(table)], ends[name][:, tables.index("layers")]
             found.append(own[np.isin(layer, layers) & (own >= 0)])
-    return np.unique(np.concatenate(found))[:MOST_LAYERS]
+    return np.unique(np.concatenate(found))[: len(layers)]
 
 
 def _only(measured: Measured, ends: Mapping[str, IntArray], kept: dict[str, IntArray]) -> Measured:

@@ -6,9 +6,7 @@ Shapes: ``B`` is the number of steps that are read at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from policies.distribution import ActionTables
@@ -18,7 +16,7 @@ from policies.strategic.greenhouse import GreenhouseReader
 from policies.strategic.heads import GraphPolicyResult
 from policies.strategic.labels import observations_in
 from policies.strategic.network import GraphPolicyNetwork
-from policies.strategic.normaliser import SCALED_METRICS, MetricNormaliser, metric_sums
+from policies.strategic.normaliser import MetricNormaliser
 from policies.strategic.registries import Capacities, RegistryViews
 from policies.strategic.replay_store import Replay
 from policies.strategic.seen import Seen
@@ -65,50 +63,37 @@ class GraphStudent:
         return result
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a record shows before anything is learnt from it.
+def survey(
+    network: GraphPolicyNetwork,
+    replay: Replay,
+    rows: Mapping[str, Tensor],
+    readers: Mapping[str, GreenhouseReader],
+    batch_size: int,
+) -> GraphBuilder:
+    """Look at a record before anything is learnt from it.
 
-    Attributes:
-        builder: With numbers for all names on record, and metrics on the scale that they have in exemplary steps: of
-            hosts that were driven into the ground a single one may be a million times off.
-        seen: Inputs, ops and blueprints on record.
+    The network's running scale becomes that of the exemplary steps, as rollouts would have made it; with it, it is
+    known what training shows. Of hosts that were driven into the ground a single number may be a million times off.
+
+    Args:
+        network: As it begins.
+        replay: The record.
+        rows: World → the steps, some of them exemplary.
+        readers: World → who reads its observations.
+        batch_size: Steps to look at at a time.
+
+    Returns:
+        Who makes graphs for it, with numbers for all names on record.
+
+    Raises:
+        ValueError: more names than a registry has room for.
     """
-
-    builder: GraphBuilder
-    seen: Seen
-
-    @classmethod
-    def of(
-        cls,
-        replay: Replay,
-        rows: Mapping[str, Tensor],
-        readers: Mapping[str, GreenhouseReader],
-        batch_size: int,
-    ) -> Survey:
-        """Look at some steps of a record.
-
-        Args:
-            replay: The record.
-            rows: World → the steps, some of them exemplary.
-            readers: World → who reads its observations.
-            batch_size: Steps to look at at a time.
-
-        Raises:
-            ValueError: more names than a registry has room for.
-        """
-        sums = torch.zeros(3, len(SCALED_METRICS), dtype=torch.float64)
-        examples = {world: of[replay.worlds[world].exemplary_rows[of]] for world, of in rows.items()}
-        for world, observations in _batches(replay, examples, batch_size):
-            measured = readers[world].measured(observations)
-            sums += metric_sums(torch.cat([measured.number(f"metrics.{name}") for name in SCALED_METRICS], dim=1))
-        builder = GraphBuilder(_registries(replay, rows, readers), _normaliser(sums))
-        seen = Seen()
-        for world, observations in _batches(replay, rows, batch_size):
-            reader = readers[world]
-            graphs = GraphBatch.from_arrays(builder.build(reader.measured(observations)))
-            seen |= Seen.of(graphs, reader.slots.heads)
-        return cls(builder, seen)
+    builder = GraphBuilder(_registries(replay, rows, readers), MetricNormaliser())
+    examples = {world: of[replay.worlds[world].exemplary_rows[of]] for world, of in rows.items()}
+    for world, observations in _batches(replay, examples, batch_size):
+        graphs = GraphBatch.from_arrays(builder.build(readers[world].measured(observations)))
+        network.scale.update(network.scale.sums(graphs, readers[world].slots.heads), decay=1.0)
+    return builder
 
 
 def _batches(replay: Replay, rows: Mapping[str, Tensor], size: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -125,15 +110,3 @@ def _registries(replay: Replay, rows: Mapping[str, Tensor], readers: Mapping[str
         for family, new in vocabulary(readers[world].measured(observations)).items():
             names[family].update(dict.fromkeys(new))
     return RegistryViews.of(names, Capacities())
-
-
-def _normaliser(sums: Tensor) -> MetricNormaliser:
-    """Means and variances of what was measured, ``[3, M]``; of what never was, those of a fresh normaliser."""
-    normaliser = MetricNormaliser()
-    content = normaliser.to_json()
-    for metric, (count, total, squares) in zip(SCALED_METRICS, sums.T.tolist(), strict=True):
-        if count:
-            mean = total / count
-            content[metric] = {"mean": mean, "variance": max(squares / count - mean**2, 0.0)}
-    normaliser.load_json(content)
-    return normaliser

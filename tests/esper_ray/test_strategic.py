@@ -5,10 +5,16 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
+import torch
 from rich.console import Console
 
 from esper_ray.cli import parse
+from esper_ray.config import with_settings
 from esper_ray.errors import UserError
+from esper_ray.keeping.run_directory import RunDirectory
+from esper_ray.learning.training import train
+from esper_ray.presets import DEBUG
 from policies.strategic.checkpoint import Checkpoint
 from policies.strategic.replay_store import Replay
 from tests.esper_ray.graph_exports import make_export
@@ -75,7 +81,28 @@ def test_what_is_taught_is_a_policy_that_says_what_it_was_taught(taught):
     assert "linear" in checkpoint.registries["layer_type"].names
     losses = [entry["held_out"]["total"] for entry in report["passes"]]
     assert losses[report["best_pass"] - 1] == min(losses)
-    assert checkpoint.normaliser.to_json()["loss"] != {"mean": 0.8, "variance": 0.3**2}
+    scale = checkpoint.network().scale
+    assert scale.seen == checkpoint.seen
+    assert scale.moments[0].max() >= 96 * 0.6, "that of the examples learnt from"
+
+
+def test_a_graph_network_may_begin_with_what_was_taught(taught, tmp_path):
+    widths = {"sage_width": 16, "gat_width": 8, "attention_heads": 2, "network.kind": "graph"}
+    settings = {"task": "tabular", "max_epochs": 4, "iterations": 1, "lr": 1e-12, "begin_from": taught, **widths}
+    config = with_settings(DEBUG, settings)
+    run = RunDirectory.create(tmp_path / "run", config)
+    train(run, config, Console(quiet=True))
+    after = safetensors.torch.load(run.policy("latest")[1].content)
+    policy = Checkpoint.load(taught / "policy")
+    numbered = ("embeddings", "fallback")
+    kept = {name: of for name, of in policy.weights.items() if not any(table in name for table in numbered)}
+    scale = kept.pop("scale.moments")
+    for name, tensor in kept.items():
+        torch.testing.assert_close(after[f"graphs.{name}"], tensor, atol=1e-6, rtol=0, msg=name)
+    assert (after["graphs.scale.moments"][0] >= scale[0]).all(), "and goes on counting"
+    wider = with_settings(config, {"sage_width": 64})
+    with pytest.raises(UserError, match="has sage_width 16, this network 64: train with the same"):
+        train(RunDirectory.create(tmp_path / "wider", wider), wider, Console(quiet=True))
 
 
 def test_who_goes_on_ends_with_the_same_files(store, taught, tmp_path):

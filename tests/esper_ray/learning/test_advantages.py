@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from esper_ray.learning.advantages import (
     bootstrap_values,
     lambda_returns,
     returns_of_rows,
+    scaled_advantages,
 )
 
 torch.set_num_threads(1)
@@ -149,6 +152,22 @@ def test_cut_episodes_give_the_returns_of_whole_ones_from_the_cut_backwards(frag
         gae_lambda=0.95,
     )
     torch.testing.assert_close(parts.reshape(1, 150), whole)
+
+
+@pytest.mark.parametrize("centre", [True, False])
+def test_a_world_whose_rewards_are_ten_times_as_large_has_the_same_advantages(centre):
+    generator = torch.Generator().manual_seed(0)
+    streams = torch.randn(2, 30, 2, generator=generator, dtype=torch.float64)
+    first = torch.arange(30).expand(2, -1) < 12
+    real = torch.rand(2, 30, generator=generator) < 0.8
+    output = SimpleNamespace(distribution=SimpleNamespace(forced=torch.rand(2, 30, generator=generator) < 0.3))
+    worlds = [real & first, real & ~first]
+    scaled = scaled_advantages(streams, output, worlds, centre, alone)
+    larger = torch.where(first.unsqueeze(-1), 10.0 * streams, streams)
+    torch.testing.assert_close(scaled_advantages(larger, output, worlds, centre, alone), scaled)
+    assert not scaled[~real].any()
+    for of in worlds:
+        assert scaled[of & ~output.distribution.forced][:, 0].std(correction=0).item() == pytest.approx(1.0)
 
 
 def test_means_leave_out_what_is_not_counted_and_are_0_where_nothing_is():

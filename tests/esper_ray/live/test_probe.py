@@ -17,6 +17,7 @@ from policies.strategic.coverage import Coverage
 from policies.strategic.graph_columns import MOST_LAYERS
 from policies.strategic.input_page import GROWER, PROBE, read_keys
 from policies.strategic.messages import KEYS, SystemState
+from policies.strategic.sampling import Sampling
 from tests.esper_ray.live.models import ARCHITECTURES, Loop, growing, images
 
 torch.set_num_threads(1)
@@ -380,6 +381,9 @@ def test_a_large_model_is_sampled():
     assert len(packet.graph.layers.name) == MOST_LAYERS
     depths = {name: (int(name) - 1) / 200 for name in packet.graph.layers.name}
     assert column(packet, "layers", "depth") == pytest.approx(depths), "in the whole model"
+    probe.remove()
+    fewer = Probe(loop.model, loop.optimizer, loop.validation[0], sampling=Sampling(layers=20, roots=4)).end_epoch()
+    assert len(fewer.graph.layers.name) == 20
 
 
 def test_a_model_that_is_compiled_later_is_watched_as_it_is_written():

@@ -53,6 +53,21 @@ def test_it_comes_back_as_it_was(checkpoint, saved):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_whoever_numbers_names_otherwise_reads_the_same(checkpoint, tmp_path):
+    names = {"layer_type": ["embedding", "linear", "conv2d"], "blueprint": ["attention", "norm"]}
+    others = Registries(tmp_path / "registries.json").register(names)
+    theirs, ours = checkpoint.network(), checkpoint.network()
+    ours.load_state_dict(checkpoint.weights_for(others))
+    for family, of in names.items():
+        for table in (name for name, _ in theirs.named_parameters() if name.endswith(f"embeddings.{family}.weight")):
+            for name in of:
+                before = theirs.get_parameter(table)[checkpoint.registries[family].index(name)]
+                assert torch.equal(ours.get_parameter(table)[others[family].index(name)], before)
+    fallback = "encoders.activation.fallback.weight"
+    assert torch.equal(ours.get_parameter(fallback)[3], theirs.get_parameter(fallback)[1]), "of conv2d"
+    assert torch.equal(ours.get_parameter(fallback)[1], theirs.get_parameter(fallback)[0]), "nobody knew embedding"
+
+
 def test_it_is_the_same_file_each_time(checkpoint, saved, tmp_path):
     Checkpoint.load(saved).save(tmp_path / "again")
     for path in saved.iterdir():

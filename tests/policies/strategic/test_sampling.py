@@ -13,7 +13,7 @@ from policies.strategic.graph_columns import MOST_LAYERS, Graph
 from policies.strategic.measured import EDGE_TABLES, NODE_TABLES, NUMBERS, TABLES, TEXTS, Measured, Names
 from policies.strategic.normaliser import MetricNormaliser
 from policies.strategic.registries import Capacities, RegistryViews
-from policies.strategic.sampling import MOST_ROOTS, sample
+from policies.strategic.sampling import SAMPLING, Sampling, sample
 from policies.strategic.schema import FORWARD_RELATIONS
 from policies.strategic.sending import graph_of, metrics_of, monitors_of
 from tests.policies.strategic.packets import packets
@@ -56,12 +56,13 @@ def row_of(name):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(MOST_LAYERS + 1, 600), st.integers(0, 2000), st.integers(0, 5))
-def test_a_sample_is_bounded_and_a_part_of_the_model(layers, edges, seed):
+@given(st.integers(MOST_LAYERS + 1, 600), st.integers(0, 2000), st.integers(0, 5), st.data())
+def test_a_sample_is_bounded_and_a_part_of_the_model(layers, edges, seed, data):
     whole = large(layers, edges, seed)
-    part = sample(whole, "packet")
-    assert part.rows("layers") == MOST_LAYERS
-    assert all(part.rows(table) <= MOST_LAYERS for table in NODE_TABLES)
+    size = data.draw(st.integers(1, MOST_LAYERS))
+    part = sample(whole, "packet", Sampling(size, data.draw(st.integers(1, size))))
+    assert part.rows("layers") == size
+    assert all(part.rows(table) <= size for table in NODE_TABLES)
     assert part.layer_count == layers
     names = part.nodes["layers"]
     assert list(names) == sorted(names, key=row_of), "in the order in which data passes"
@@ -88,7 +89,8 @@ def test_what_slots_monitor_and_where_the_loss_is_is_always_there():
     whole = large(1000, 3000)
     part = set(sample(whole, "packet").nodes["layers"])
     watched = whole.ends["monitors"][0, :, 1].tolist()
-    largest = whole.numbers["layers.loss_share"][0].argsort(descending=True)[: MOST_ROOTS - len(set(watched))].tolist()
+    room = SAMPLING.roots - len(set(watched))
+    largest = whole.numbers["layers.loss_share"][0].argsort(descending=True)[:room].tolist()
     assert {f"layers{row}" for row in (*watched, *largest)} <= part
 
 
@@ -99,6 +101,12 @@ def test_neighbours_come_before_strangers():
     whole.numbers["layers.loss_share"][0] = torch.linspace(1.0, 0.0, 1000)
     whole = replace(whole, ends={**whole.ends, "monitors": torch.zeros(1, 4, 2, dtype=torch.int64)})
     assert {f"layers{row}" for row in range(61)} <= set(sample(whole, "packet").nodes["layers"])
+
+
+@pytest.mark.parametrize("sizes", [(MOST_LAYERS + 1, 1), (0, 0), (8, 9)])
+def test_a_packet_has_no_more_room(sizes):
+    with pytest.raises(ValueError, match="layers"):
+        Sampling(*sizes)
 
 
 def test_a_small_model_is_left_as_it_is():
