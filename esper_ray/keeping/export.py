@@ -225,7 +225,9 @@ def read_export(path: Path) -> tuple[Card, Weights]:
         try:
             card.registries.check_digests(card.registry_digests)
         except ValueError as error:
-            raise UserError(f"{path / CARD_FILE} was changed: {error}; copy or write the export again") from error
+            raise UserError(
+                f"{path / CARD_FILE} does not fit its weights: {error}; copy or write the export again"
+            ) from error
     try:
         weights = Weights.read(path / POLICY_FILE)
     except OSError as error:

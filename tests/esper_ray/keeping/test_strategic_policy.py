@@ -85,7 +85,7 @@ def forget(card):
     ("change", "reason"),
     [
         (rename, "the names of layer_type are not those that the weights were trained with"),
-        (forget, "there must be a digest of each of seed_kind, .*, got "),
+        (forget, "does not fit its weights: there must be a digest of each of seed_kind, .*, got none"),
         (lambda card: card["names"].pop("hazard"), "there must be the families"),
     ],
 )
