@@ -39,6 +39,30 @@ def check_hooks(optimizer: object) -> None:
         )
 
 
+def with_gradients(args: Any, kwargs: Any, act: Callable[[], None]) -> tuple[Any, Any] | None:
+    """Act in a step's pre-hook when its gradients are there: at once, or after the closure that makes them.
+
+    Args:
+        args: Of the hook, positional ones of the step; the first one is the optimiser itself.
+        kwargs: Likewise those by name.
+        act: Called after each call of the closure.
+
+    Returns:
+        What the hook returns: the arguments with a closure that acts, or None where there is no closure.
+    """
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        act()
+        return None
+
+    def acting() -> Any:
+        result = closure()
+        act()
+        return result
+
+    return ((args[0], acting), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": acting})
+
+
 class SeedOptimizer:
     """Lets the user's optimiser train the seeds beside the host.
 
@@ -177,23 +201,7 @@ class SeedOptimizer:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if self._idle:
             return None
-        # Of the positional arguments the first one is the optimiser itself.
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._treat()
-            return None
-        treated = self._closing(closure)
-        return ((args[0], treated), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": treated})
-
-    def _closing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure, after whose backward the seeds' gradients are treated."""
-
-        def treated() -> Any:
-            result = closure()
-            self._treat()
-            return result
-
-        return treated
+        return with_gradients(args, kwargs, self._treat)
 
     def set_gradients_aside(self) -> None:
         """Let nobody see the seeds' gradients until the step, which has them back."""

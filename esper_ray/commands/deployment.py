@@ -36,10 +36,10 @@ class Export:
 
 @dataclass(frozen=True)
 class Serve:
-    """Answer actions for observations over HTTP, each session with its own memory (docs/serving.md)."""
+    """Answer actions for observations or packets over HTTP, each session with its own memory (docs/serving.md)."""
 
     export: tyro.conf.Positional[str]
-    """What `esper-ray export` wrote; a path, or a URI (s3://, gs://, hdfs://, file://)."""
+    """What `esper-ray export` or `strategic imitate` wrote; a path, or a URI (s3://, gs://, hdfs://, file://)."""
     service: tyro.conf.OmitArgPrefixes[ServiceConfig] = field(default_factory=ServiceConfig)
 
     def run(self, console: Console) -> None:

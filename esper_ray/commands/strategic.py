@@ -174,7 +174,8 @@ class Imitate:
 
     def run(self, console: Console) -> None:
         """Learn pass by pass, and print how far the best agrees with the record."""
-        from esper_ray.learning.imitating import POLICY, ImitationRun
+        from esper_ray.keeping.strategic_policy import POLICY
+        from esper_ray.learning.imitating import ImitationRun
         from esper_ray.measuring.imitation_report import agreement_table, outcome_table
         from esper_ray.process import settle
 
@@ -215,7 +216,8 @@ class EvaluateStrategic:
     """Examine a graph policy on recorded episodes of hosts that imitation does not learn from."""
 
     trained: tyro.conf.Positional[Path]
-    """What `esper-ray strategic imitate` wrote, or a checkpoint of a strategic policy."""
+    """What `esper-ray strategic imitate` wrote, a checkpoint of a strategic policy, or an export of one that was
+    trained with --network.kind graph."""
     store: tyro.conf.Positional[Path]
     """What `esper-ray strategic collect` recorded."""
     held_out: Share = 0.2
@@ -231,13 +233,14 @@ class EvaluateStrategic:
 
     def run(self, console: Console) -> None:
         """Print the tables, and write them if asked."""
-        from esper_ray.learning.imitating import examine, load_policy
+        from esper_ray.keeping.strategic_policy import load_strategic
+        from esper_ray.learning.imitating import examine
         from esper_ray.measuring.imitation_report import agreement_table, outcome_table
         from esper_ray.process import settle
 
         settle()
         output = None if self.output is None else writable(self.output)
-        policy = load_policy(self.trained)
+        policy = load_strategic(self.trained)
         with under_way(console, "reading recorded episodes"):
             found = examine(policy, self.store, self.held_out, self.batch_size)
         console.print(agreement_table(f"{self.trained} beside what is on record", found))

@@ -24,6 +24,7 @@ from policies.factory import build_policy
 from policies.learned import LEARNED
 from policies.network_config import NetworkConfig
 from policies.replacing import UNFINISHED
+from policies.strategic.registries import Capacities, RegistryViews
 from policies.weights import Weights, load_weights
 
 CARD_FILE = "card.json"
@@ -97,6 +98,7 @@ class Card(_Strict):
         slots: Slots of the task's hosts.
         network: What it is, its widths, and how it is played.
         names: Registry family → the names that a policy that reads graphs knows; empty if it does not.
+        registry_digests: Registry family → the digest of its names, as they were when the card was written.
         sizes: What follows from the ones above in the code that wrote the card.
         git_commit: Of the code that trained; None if it was no checkout.
         iteration: Iterations that these weights were trained for.
@@ -110,12 +112,22 @@ class Card(_Strict):
     slots: SlotConfig
     network: NetworkConfig
     names: dict[str, tuple[str, ...]] = {}
+    registry_digests: dict[str, str] = {}
     sizes: Sizes
     git_commit: str | None
     iteration: int
     latest: Score
     best: Score
     weights_sha256: str
+
+    @property
+    def registries(self) -> RegistryViews:
+        """Numbers of the names.
+
+        Raises:
+            ValueError: they are no names that registries have, as those of a policy that reads no graphs.
+        """
+        return RegistryViews.of(self.names, Capacities())
 
     @property
     def settings(self) -> PolicySettings:
@@ -146,6 +158,7 @@ def write_export(run: RunDirectory, which: Which, out: Path) -> Card:
         slots=settings.slots,
         network=settings.network,
         names=dict(settings.names),
+        registry_digests=RegistryViews.of(settings.names, Capacities()).digests if settings.names else {},
         sizes=Sizes.of(policy),
         git_commit=index[which].git_commit,
         iteration=index[which].iteration,
@@ -208,6 +221,13 @@ def read_export(path: Path) -> tuple[Card, Weights]:
             raise UserError(
                 f"{path} does not fit this version: {name} is {there.get(name)} in its card, {here.get(name)} here"
             )
+    if card.names:
+        try:
+            card.registries.check_digests(card.registry_digests)
+        except ValueError as error:
+            raise UserError(
+                f"{path / CARD_FILE} does not fit its weights: {error}; copy or write the export again"
+            ) from error
     try:
         weights = Weights.read(path / POLICY_FILE)
     except OSError as error:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from esper_ray.errors import UserError
 from esper_ray.keeping.revision import git_commit
+from esper_ray.keeping.strategic_policy import POLICY, load_strategic
 from esper_ray.keeping.writing import replace_text, writing
 from esper_ray.measuring.recording import RecordedWorld
 from policies.network_config import NetworkConfig
 from policies.strategic.actor_critic import GraphWorlds
 from policies.strategic.agreement import Agreement
 from policies.strategic.builder import GraphBuilder
-from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint
+from policies.strategic.checkpoint import Checkpoint
 from policies.strategic.imitation import Imitation, PassReport
 from policies.strategic.imitation_config import ImitationConfig
 from policies.strategic.lessons import Lessons, held_out_rows, measure
@@ -28,7 +29,7 @@ from policies.strategic.registries import Capacities, RegistryViews
 from policies.strategic.replay_store import INDEX_FILE, Replay, held_out
 from policies.strategic.student import GraphStudent, survey
 
-POLICY, STATE, REPORT = "policy", "imitation.safetensors", "imitation.json"
+STATE, REPORT = "imitation.safetensors", "imitation.json"
 
 
 def open_replay(path: Path) -> Replay:
@@ -125,26 +126,11 @@ class ImitationRun:
             imitation.save(self._path / STATE)
 
 
-def load_policy(path: Path) -> Checkpoint:
-    """A strategic policy: a checkpoint, or the one in the directory of an imitation.
-
-    Raises:
-        UserError: there is none, or it cannot be used.
-    """
-    places = [place for place in (path, path / POLICY) if (place / MANIFEST_FILE).is_file()]
-    if not places:
-        raise UserError(f"{path} holds no strategic policy: give what esper-ray strategic imitate wrote")
-    try:
-        return Checkpoint.load(places[0])
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
 def weights_to_begin_with(path: Path, network: NetworkConfig, worlds: GraphWorlds) -> dict[str, Tensor]:
     """What an actor and critic takes over of a strategic policy; the scale of its returns stays its own.
 
     Args:
-        path: As for :func:`load_policy`.
+        path: As for :func:`esper_ray.keeping.strategic_policy.load_strategic`.
         network: Of the actor and critic.
         worlds: That it reads.
 
@@ -154,7 +140,7 @@ def weights_to_begin_with(path: Path, network: NetworkConfig, worlds: GraphWorld
     Raises:
         UserError: there is none, it cannot be used, or its network has other widths.
     """
-    policy = load_policy(path)
+    policy = load_strategic(path)
     for name in ("sage_width", "gat_width", "attention_heads"):
         theirs, ours = getattr(policy.config, name), getattr(network, name)
         if theirs != ours:

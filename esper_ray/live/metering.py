@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from envs.live.optimizer import with_gradients
+
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -63,6 +65,7 @@ class StepMeter:
     def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
         self.parameters = tuple(parameters)
         self._handle = optimizer.register_step_pre_hook(self._before_step)
+        self._due = False
         self.begin()
 
     def remove(self) -> None:
@@ -79,9 +82,16 @@ class StepMeter:
         self._squares, self._updates, self._norms = zeros, zeros.clone(), zeros.new_zeros(())
         self._steps, self._times, self._hook_ms, self._hook_seconds = 0, list[float](), math.nan, 0.0
 
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        self._due = True
+        return with_gradients(args, kwargs, self._look)
+
     @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        started = time.perf_counter()
+    def _look(self) -> None:
+        """Take in a step's gradients; of a closure that is called again in the step the first ones."""
+        if not self._due:
+            return
+        self._due, started = False, time.perf_counter()
         gradients: dict[int, Tensor] = {}
         for row, parameter in enumerate(self.parameters):
             if parameter.grad is not None and parameter.grad.layout == torch.strided:

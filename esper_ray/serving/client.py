@@ -31,11 +31,20 @@ class Decision:
         step: Decisions of the session before this one.
         action: Index in every head, as the env takes it.
         choices: Name of the choice in each head that matters.
+        value: Rewards still to come, as the policy expects them. It and the rest come with packets alone.
+        risk: Probability of each class of risk.
+        blending: By slot the ``method`` by which a seed there had best be blended in, and where in its ramp that had
+            best ``start`` and ``end``.
+        coverage: How much was measured of what the source declares: OK, WARNING or CRITICAL.
     """
 
     step: int
     action: list[int]
     choices: dict[str, str]
+    value: float | None = None
+    risk: dict[str, float] | None = None
+    blending: dict[str, dict[str, Any]] | None = None
+    coverage: str | None = None
 
 
 class PolicyClient:
@@ -150,7 +159,21 @@ class Session:
             name: getattr(values, "tolist", lambda values=values: list(values))()
             for name, values in observation.items()
         }
-        answer = self._client.request("POST", f"/sessions/{self.name}/actions", {**leaves, "step": self._step})
+        return self._decided(leaves)
+
+    def act_on(self, packet: Mapping[str, Any]) -> Decision:
+        """Decide about the host of a packet, where the policy reads packets (docs/packet.md).
+
+        Args:
+            packet: As JSON has it; of a ``SystemState`` its ``model_dump(mode="json")``.
+
+        Raises:
+            ServiceError: refused; with status 410 the session has ended, and what it knew of the run with it.
+        """
+        return self._decided({"packet": packet})
+
+    def _decided(self, content: Mapping[str, Any]) -> Decision:
+        answer = self._client.request("POST", f"/sessions/{self.name}/actions", {**content, "step": self._step})
         self._step += 1
         return Decision(**answer)
 

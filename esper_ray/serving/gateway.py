@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from esper_ray.ray_internals import AsgiDeployment
-from esper_ray.serving.messages import ActRequest, Interface, OpenRequest, Refusal, RefusedError, parse
+from esper_ray.serving.messages import Interface, OpenRequest, Refusal, RefusedError, parse
 from esper_ray.serving.sessions import SessionNames
 
 PROBE_SECONDS = 2.0
@@ -100,9 +100,9 @@ class Gateway(AsgiDeployment):
 
     async def _act(self, request: Request) -> Response:
         name, replica = self._session(request)
-        asked = parse(ActRequest, await self._body(request))
-        step, action = await self._ask(replica, "act", name, asked.step, self._interface.observation(asked))
-        return JSONResponse(self._interface.answer(step, action))
+        asked, observation = self._interface.read(await self._body(request))
+        step, decided = await self._ask(replica, "act", name, asked, observation)
+        return JSONResponse(self._interface.answer(step, decided))
 
     async def _close(self, request: Request) -> Response:
         name, replica = self._session(request)

@@ -1,10 +1,11 @@
-"""What clients send and get: JSON in, arrays out, and in between everything that can be wrong with it."""
+"""What clients send and get: JSON in, what a policy reads out, and in between everything that can be wrong with it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from envs.action_masks import mask_size, split_mask
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
+from envs.vocabulary import HeadSpec
 from policies.bundle import Actions, Observations
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -40,11 +42,13 @@ class RefusedError(Exception):
         self.refusal = Refusal(status, reason)
 
 
-class _Strict(BaseModel):
+class StrictRequest(BaseModel):
+    """A body with no fields but its own, which are of the kinds that it says."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class OpenRequest(_Strict):
+class OpenRequest(StrictRequest):
     """Body of ``POST /sessions``.
 
     Attributes:
@@ -56,7 +60,7 @@ class OpenRequest(_Strict):
     greedy: bool = False
 
 
-class ActRequest(_Strict):
+class ActRequest(StrictRequest):
     """Body of ``POST /sessions/NAME/actions``: one host's observation as the env gives it.
 
     Attributes:
@@ -84,14 +88,42 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
         problems = error.errors(include_url=False, include_input=False)
         if problems[0]["type"] == "json_invalid":
             raise RefusedError(400, f"the body is not JSON: {problems[0]['msg']}") from None
-        told = [f"{'.'.join(map(str, p['loc'])) or 'the body'}: {p['msg']}" for p in problems[:MOST_PROBLEMS]]
+        told = [
+            f"{'.'.join(map(str, p['loc'])) or 'the body'}: {p['msg'].removeprefix('Value error, ')}"
+            for p in problems[:MOST_PROBLEMS]
+        ]
         more = len(problems) - len(told)
         raise RefusedError(422, "; ".join(told) + (f"; and {more} more" if more else "")) from None
 
 
+class Interface(Protocol):
+    """What a policy reads and answers."""
+
+    def described(self) -> dict[str, Any]:
+        """For clients, as JSON."""
+        ...
+
+    def read(self, body: bytes) -> tuple[int | None, Any]:
+        """The step that a body of ``POST /sessions/NAME/actions`` asks for, and what is to be decided on.
+
+        Raises:
+            RefusedError: 400 if it is not JSON, 422 if the policy cannot read it.
+        """
+        ...
+
+    def answer(self, step: int, decided: Any) -> dict[str, Any]:
+        """A decision as JSON.
+
+        Args:
+            step: Decisions before it.
+            decided: What the policy's replica made of it.
+        """
+        ...
+
+
 @dataclass(frozen=True)
-class Interface:
-    """What a policy reads and answers.
+class ObservationInterface:
+    """Of a policy that reads Obs V3 (see :class:`Interface` for the methods).
 
     Attributes:
         task: That it was trained on, or several with commas between them.
@@ -114,8 +146,9 @@ class Interface:
         return np.array([field.low for field in fields]), np.array([field.high for field in fields])
 
     def described(self) -> dict[str, Any]:
-        """For clients, as JSON."""
+        """Names of all numbers, lengths and choices."""
         return {
+            "reads": "observation",
             "task": self.task,
             "iteration": self.iteration,
             "slots": list(self.slots.slot_ids),
@@ -124,6 +157,11 @@ class Interface:
             "action_mask": mask_size(self.slots.heads),
             "heads": {head.name: list(head.choices) for head in self.slots.heads},
         }
+
+    def read(self, body: bytes) -> tuple[int | None, Observations]:
+        """An observation, see :meth:`observation`."""
+        request = parse(ActRequest, body)
+        return request.step, self.observation(request)
 
     def observation(self, request: ActRequest) -> Observations:
         """The request's observation, leaves with leading axis 1.
@@ -160,39 +198,49 @@ class Interface:
             if admitted not in (0, 1):
                 raise RefusedError(422, f"action_mask[{place}] must be 0 or 1, got {admitted}")
         mask = np.array(request.action_mask, np.int8)
-        self._check_choices(mask)
+        check_choices(mask, slots.heads, "action_mask")
         return {
             "obs": obs.astype(np.float32)[None],
             "blueprint_indices": np.array(request.blueprint_indices, np.int64)[None],
             "action_mask": mask[None],
         }
 
-    def _check_choices(self, mask: np.ndarray[Any, Any]) -> None:
-        """Whatever op the policy takes, it must find a choice in every head that the op needs."""
-        op, *others = self.slots.heads
-        views = split_mask(mask, self.slots.heads)
-        admitted = np.flatnonzero(views[op.name])
-        if not len(admitted):
-            raise RefusedError(422, f"action_mask admits no {op.name}: at least WAIT is always possible")
-        for chosen in admitted.tolist():
-            for head in others:
-                view = views[head.name][chosen] if head.masked_by_op else views[head.name]
-                if chosen in head.needed_by and not view.any():
-                    raise RefusedError(
-                        422, f"action_mask admits the op {op.choices[chosen]}, but no {head.name}, which that op needs"
-                    )
+    def answer(self, step: int, decided: Actions) -> dict[str, Any]:
+        """Of the indices ``[num_heads]``."""
+        return {"step": step, **chosen(self.slots.heads, decided)}
 
-    def answer(self, step: int, action: Actions) -> dict[str, Any]:
-        """A decision as JSON.
 
-        Args:
-            step: Decisions before it.
-            action: ``[num_heads]`` head indices.
-        """
-        chosen = action.tolist()
-        needed = {
-            head.name: head.choices[index]
-            for head, index in zip(self.slots.heads, chosen, strict=True)
-            if chosen[0] in head.needed_by
-        }
-        return {"step": step, "action": chosen, "choices": needed}
+def check_choices(mask: np.ndarray[Any, Any], heads: Sequence[HeadSpec], where: str) -> None:
+    """Whatever op a policy takes, it must find a choice in every head that the op needs.
+
+    Args:
+        mask: Flat.
+        heads: That it is of.
+        where: In the request it is.
+
+    Raises:
+        RefusedError: 422 if there is none.
+    """
+    op, *others = heads
+    views = split_mask(mask, heads)
+    admitted = np.flatnonzero(views[op.name])
+    if not len(admitted):
+        raise RefusedError(422, f"{where} admits no {op.name}: at least WAIT is always possible")
+    for taken in admitted.tolist():
+        for head in others:
+            view = views[head.name][taken] if head.masked_by_op else views[head.name]
+            if taken in head.needed_by and not view.any():
+                raise RefusedError(
+                    422, f"{where} admits the op {op.choices[taken]}, but no {head.name}, which that op needs"
+                )
+
+
+def chosen(heads: Sequence[HeadSpec], action: Actions) -> dict[str, Any]:
+    """Indices ``[num_heads]`` as JSON, and the names of the choices that matter."""
+    indices = action.tolist()
+    needed = {
+        head.name: head.choices[index]
+        for head, index in zip(heads, indices, strict=True)
+        if indices[0] in head.needed_by
+    }
+    return {"action": indices, "choices": needed}

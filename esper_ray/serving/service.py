@@ -20,8 +20,11 @@ from rich.console import Console
 from esper_ray.cluster import start_ray
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import load_export
+from esper_ray.keeping.strategic_policy import checkpoint_in, exported, load_strategic
+from esper_ray.serving.deciding import Decider, ObservationDecider, PacketDecider
 from esper_ray.serving.gateway import Gateway
-from esper_ray.serving.messages import Interface
+from esper_ray.serving.messages import Interface, ObservationInterface
+from esper_ray.serving.packets import PacketInterface
 from esper_ray.serving.replica import PolicyReplica
 from esper_ray.serving.sessions import SessionNames
 from esper_ray.serving.settings import ServiceConfig
@@ -52,16 +55,10 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
     Raises:
         UserError: no usable export, token or port.
     """
-    card, policy = load_export(export)
-    if policy.reads_graphs:
-        raise UserError(
-            f"the policy in {export} reads hosts as graphs, and the service takes Obs V3: play it with evaluate and "
-            "replay, or serve one whose network is flat"
-        )
+    interface, decider = _opened(export)
     token = config.token()
     digest = None if token is None else hashlib.sha256(token.encode()).digest()
     _check_free(config.host, config.port)
-    interface = Interface(", ".join(card.env.task_names), card.slots, card.iteration)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     start_ray(_node_ip_address="127.0.0.1", num_cpus=config.replicas + 1)
     try:
@@ -71,8 +68,8 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
         # One deployment per replica: within one, Serve's routing by model id is a preference, and a busy replica's
         # request would go to another one, which does not know the session.
         limits = {"max_ongoing_requests": CONCURRENT, "max_queued_requests": CONCURRENT}
-        decider = serve.deployment(PolicyReplica, num_replicas=1, **limits)
-        replicas = [decider.options(name=f"policy-{number}").bind(policy, config) for number in range(config.replicas)]
+        replica = serve.deployment(PolicyReplica, num_replicas=1, **limits)
+        replicas = [replica.options(name=f"policy-{number}").bind(decider, config) for number in range(config.replicas)]
         gateway = serve.deployment(
             serve.ingress()(Gateway), name="gateway", num_replicas=1, ray_actor_options={"num_cpus": 0}, **limits
         )
@@ -87,6 +84,20 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _opened(export: Path) -> tuple[Interface, Decider]:
+    """What clients of a policy send and get, and what decides."""
+    if checkpoint_in(export) is not None:
+        checkpoint = load_strategic(export)
+        return PacketInterface(", ".join(checkpoint.tasks), None, checkpoint.seen), PacketDecider(checkpoint)
+    card, policy = load_export(export)
+    task = ", ".join(card.env.task_names)
+    if not policy.reads_graphs:
+        return ObservationInterface(task, card.slots, card.iteration), ObservationDecider(policy)
+    checkpoint = exported(card, policy)
+    decider = PacketDecider(checkpoint, card.network.play_temperature)
+    return PacketInterface(task, card.iteration, checkpoint.seen), decider
 
 
 def _check_free(host: str, port: int) -> None:

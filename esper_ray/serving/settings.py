@@ -32,8 +32,9 @@ class ServiceConfig:
     """A session that is not used for so long ends, and its state with it."""
     max_sessions: Count = 1000
     """Sessions that each replica holds at most."""
-    max_body_bytes: Count = 65_536
-    """Size of a request's body at most."""
+    max_body_bytes: Count = 1_048_576
+    """Size of a request's body at most. A packet of 128 layers, with 16 slots, has some 100,000 bytes; the largest
+    known, with 128 slots and layers that each read all before them, 750,000."""
     max_batch: Count = 64
     """Sessions that a replica decides for in one pass of the network at most."""
     batch_wait_seconds: Share = 0.002

@@ -172,7 +172,8 @@ class RegistryViews:
             ValueError: a family is missing or unknown, or has other names.
         """
         if set(expected) != set(self.views):
-            raise ValueError(f"there must be a digest of each of {', '.join(self.views)}, got {', '.join(expected)}")
+            got = ", ".join(expected) or "none"
+            raise ValueError(f"there must be a digest of each of {', '.join(self.views)}, got {got}")
         for family, digest in self.digests.items():
             if expected[family] != digest:
                 raise ValueError(

@@ -17,6 +17,7 @@ from esper_ray.learning.training import train
 from esper_ray.presets import DEBUG
 from policies.strategic.checkpoint import Checkpoint
 from policies.strategic.replay_store import Replay
+from tests.esper_ray.graph_exports import make_export
 
 TINY = ["--network.sage-width", 16, "--network.gat-width", 8, "--network.attention-heads", 2, "--held-out", 0.4]
 
@@ -134,6 +135,12 @@ def test_examined_on_the_hosts_held_out_in_training_it_agrees_as_it_did_there(st
     assert "tabular: random_valid" in said
     everybody = strategic("evaluate", taught / "policy", store, "--held-out", 1)
     assert "of" in everybody
+
+
+def test_what_a_run_exported_is_examined_likewise(store, tmp_path):
+    said = strategic("evaluate", make_export(tmp_path, "tabular"), store, "--held-out", 1)
+    assert "digits_mixed: heuristic" in said
+    assert "explained" in said
 
 
 def test_ramps_that_were_drawn_are_learnt_from(tmp_path):

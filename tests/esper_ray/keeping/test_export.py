@@ -101,7 +101,7 @@ def test_the_card_says_what_the_policy_is(export):
     card = json.loads((export / CARD_FILE).read_text())
     assert set(card) == {
         *("format", "env", "slots", "network", "names", "sizes", "git_commit", "iteration", "latest", "best"),
-        "weights_sha256",
+        *("registry_digests", "weights_sha256"),
     }
     assert card["env"]["task"] == "digits_impaired"
     assert card["iteration"] == 2
@@ -115,7 +115,7 @@ def test_the_card_says_what_the_policy_is(export):
 
 def test_a_card_of_before_there_were_kinds_is_read(copy):
     def age(card):
-        del card["names"]
+        del card["names"], card["registry_digests"]
         for name in ("kind", "sage_width", "gat_width", "attention_heads"):
             del card["network"][name]
 

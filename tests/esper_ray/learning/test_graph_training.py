@@ -26,8 +26,6 @@ from esper_ray.measuring.controls import make_policy
 from esper_ray.measuring.episodes import run_episodes
 from esper_ray.measuring.trained import Trained, World
 from esper_ray.presets import DEBUG
-from esper_ray.serving.service import running
-from esper_ray.serving.settings import ServiceConfig
 from policies.player import Player
 from policies.return_scale import WORLD
 from tests.esper_ray.learning.test_resume import scalars
@@ -112,9 +110,7 @@ def test_an_export_plays_any_task_as_its_run_does(run, export):
     assert np.isfinite(results.score).all()
 
 
-def test_what_takes_obs_v3_alone_says_so(export):
-    with pytest.raises(UserError, match="reads hosts as graphs"), running(export, ServiceConfig()):
-        pass
+def test_a_grower_takes_obs_v3_alone_and_says_so(export):
     with pytest.raises(LiveError, match="reads hosts as graphs"):
         find_policy(str(export), IMAGE, 2, EPOCHS, force=True)
 

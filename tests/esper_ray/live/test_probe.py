@@ -306,6 +306,32 @@ def test_numbers_are_those_of_their_formulas():
     assert group.optimizer_family == ("sgd",)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_steps_whose_gradients_a_closure_makes_are_measured_alike(by_name):
+    packets = []
+    for closed in (False, True):
+        loop = wired()
+        probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+        x, y = loop.train_set
+
+        def backward(loop=loop, x=x, y=y):
+            loop.optimizer.zero_grad()
+            loss = F.cross_entropy(loop.model(x), y)
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            if closed:
+                loop.optimizer.step(**{"closure": backward}) if by_name else loop.optimizer.step(backward)
+            else:
+                backward()
+                loop.optimizer.step()
+        packets.append(probe.end_epoch())
+    plain, closed = packets
+    assert closed.graph == plain.graph
+    assert closed.metrics["gradient_norm"] == plain.metrics["gradient_norm"] > 0.0
+
+
 def test_activations_are_watched_on_32_samples():
     loop = Loop(Wired, images, size=50)
     packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()

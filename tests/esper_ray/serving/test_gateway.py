@@ -12,7 +12,7 @@ import uvicorn
 
 from esper_ray.presets import DEBUG
 from esper_ray.serving import gateway
-from esper_ray.serving.messages import Interface
+from esper_ray.serving.messages import ObservationInterface
 from esper_ray.serving.sessions import SessionNames
 
 TOKEN = "a-token-of-this-test-alone"
@@ -21,7 +21,7 @@ SEND = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def port():
-    interface = Interface(DEBUG.env.task, DEBUG.env.make_task().slots, 1)
+    interface = ObservationInterface(DEBUG.env.task, DEBUG.env.make_task().slots, 1)
     digest = hashlib.sha256(TOKEN.encode()).digest()
     made = gateway.Gateway(interface, 1000, digest, SessionNames(b"k" * 32), [])
     with socket.create_server(("127.0.0.1", 0)) as listening:

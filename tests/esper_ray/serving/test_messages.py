@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from envs.action_masks import split_mask
 from esper_ray.presets import DEBUG
-from esper_ray.serving.messages import ActRequest, Interface, OpenRequest, RefusedError, parse
+from esper_ray.serving.messages import ActRequest, ObservationInterface, OpenRequest, RefusedError, parse
 
 SLOTS = DEBUG.env.make_task().slots
-INTERFACE = Interface("digits_impaired", SLOTS, 1)
+INTERFACE = ObservationInterface("digits_impaired", SLOTS, 1)
 FIELDS = INTERFACE.layout.fields
 MASK = 56
 JSON = st.recursive(

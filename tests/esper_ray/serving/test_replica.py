@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from esper_ray.keeping.export import load_export
+from esper_ray.serving.deciding import ObservationDecider
 from esper_ray.serving.messages import Refusal
-from esper_ray.serving.replica import ENDED, Episode, SessionKeeper, decide_all
+from esper_ray.serving.replica import ENDED, SessionKeeper
 from esper_ray.serving.settings import ServiceConfig
 from policies.player import Player
 
@@ -33,7 +34,7 @@ def shown(world):
 @pytest.fixture
 def replica(export, clock):
     config = ServiceConfig(session_seconds=10.0, max_sessions=2)
-    return SessionKeeper(load_export(export)[1], config, clock)
+    return SessionKeeper(ObservationDecider(load_export(export)[1]), config, clock)
 
 
 def test_an_expired_session_is_gone_and_one_in_use_is_kept(replica, clock, shown):
@@ -78,7 +79,7 @@ class Busy(SessionKeeper):
 
 def test_one_session_decides_one_step_at_a_time(export, shown):
     policy = load_export(export)[1]
-    replica = Busy(policy, ServiceConfig())
+    replica = Busy(ObservationDecider(policy), ServiceConfig())
 
     async def play():
         replica.free = asyncio.Event()
@@ -102,8 +103,9 @@ def test_one_session_decides_one_step_at_a_time(export, shown):
 def test_episodes_that_share_a_pass_decide_as_alone(export, world):
     """Each with its own observations, draws and memory, however they are put together."""
     policy = load_export(export)[1]
+    decider = ObservationDecider(policy)
     settings = [(1, False), (2, False), (1, True), (1, False)]
-    together = [Episode.start(policy, *setting) for setting in settings]
+    together = [decider.start(*setting) for setting in settings]
     alone = [Player(policy, 1, *setting) for setting in settings]
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -115,4 +117,4 @@ def test_episodes_that_share_a_pass_decide_as_alone(export, world):
             observation["action_mask"][:] = 1
             batch.append((together[number], observation))
             expected.append(alone[number].act(observation)[0])
-        np.testing.assert_array_equal(decide_all(policy, batch), expected)
+        np.testing.assert_array_equal(decider.decide_all(batch), expected)
