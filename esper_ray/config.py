@@ -302,8 +302,8 @@ class RunConfig:
     replay_interval: Count = 10
     """Iterations between pictures of a held-out episode in TensorBoard."""
     begin_from: Path | None = None
-    """What `esper-ray strategic imitate` wrote: a graph network begins with its weights; by default it has learnt
-    nothing yet."""
+    """What `esper-ray strategic imitate` wrote, or an export: a graph network begins with its weights; by default it
+    has learnt nothing yet."""
     keep_checkpoints: Count = 1
     """Latest checkpoints that are kept, beside the best."""
     storage: str | None = None

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import safetensors.torch
+import torch
+
+from esper_ray.config import PLAY_TEMPERATURE
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE, Card, load_export
 from policies.bundle import PolicyBundle
+from policies.network_config import NetworkConfig
 from policies.strategic.actor_critic import GraphActorCritic
 from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint
 from policies.strategic.normaliser import MetricNormaliser
+from policies.weights import Weights
 
 POLICY = "policy"
 """Where in the directory of an imitation its policy is."""
@@ -40,6 +46,31 @@ def load_strategic(path: Path) -> Checkpoint:
     if not policy.reads_graphs:
         raise UserError(f"the policy in {path} reads Obs V3: give one that was trained with --network.kind graph")
     return exported(card, policy)
+
+
+def network_of(policy: Checkpoint) -> NetworkConfig:
+    """The network of an actor and critic with a checkpoint's weights, played as trained policies are."""
+    config = policy.config
+    return NetworkConfig(
+        kind="graph",
+        sage_width=config.sage_width,
+        gat_width=config.gat_width,
+        attention_heads=config.attention_heads,
+        op_bias=config.op_bias,
+        play_temperature=PLAY_TEMPERATURE,
+    )
+
+
+def weights_of(policy: Checkpoint, path: Path) -> Weights:
+    """A checkpoint's weights as an actor and critic's.
+
+    Args:
+        policy: The checkpoint.
+        path: Where it was.
+    """
+    returns = torch.tensor([1.0, 0.0, policy.return_scale**2])  # one, around 0, that is as far from it as most
+    state = {f"graphs.{name}": tensor for name, tensor in policy.weights.items()} | {"return_scale.moments": returns}
+    return Weights(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()}))
 
 
 def exported(card: Card, policy: PolicyBundle) -> Checkpoint:

@@ -13,6 +13,7 @@ from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE, read_export
 from esper_ray.keeping.policy_settings import Names, trained_names
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory, Which
+from esper_ray.keeping.strategic_policy import checkpoint_in, load_strategic, network_of, weights_of
 from policies.network_config import NetworkConfig
 from policies.weights import Weights
 
@@ -69,7 +70,7 @@ TRAINING_WORLD = World()
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained policy and the world it was trained in: a checkpoint of a run, or an export.
+    """A trained policy and the world it was trained in: a checkpoint of a run, an export, or an imitation.
 
     Nothing of it is read again: the run may be trained on meanwhile.
 
@@ -98,13 +99,26 @@ class Trained:
         """Read what was trained.
 
         Args:
-            path: A run directory or an export.
-            which: Checkpoint of a run; an export has only one.
+            path: A run directory, an export, or what imitation wrote, which was taught in no world of its own: it
+                plays the first task that was on record.
+            which: Checkpoint of a run; the others have only one.
             world: Where it shall play, if not where it was trained.
 
         Raises:
             UserError: there is neither, it is damaged, or its heads do not fit the other world.
         """
+        if checkpoint_in(path) is not None:
+            policy = load_strategic(path)
+            return cls(
+                path.resolve(),
+                "export",
+                0,
+                world.of(EnvConfig(task=policy.tasks[0]), any_slots=True),
+                policy.tasks,
+                network_of(policy),
+                policy.registries.names,
+                weights_of(policy, path),
+            )
         if any((path / name).is_file() for name in (CARD_FILE, POLICY_FILE)):
             card, weights = read_export(path)
             env = card.env

@@ -14,6 +14,8 @@ from esper_ray.config import with_settings
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import RunDirectory
 from esper_ray.learning.training import train
+from esper_ray.measuring.controls import make_policy
+from esper_ray.measuring.trained import Trained, World
 from esper_ray.presets import DEBUG
 from policies.strategic.checkpoint import Checkpoint
 from policies.strategic.replay_store import Replay
@@ -103,6 +105,18 @@ def test_a_graph_network_may_begin_with_what_was_taught(taught, tmp_path):
     wider = with_settings(config, {"sage_width": 64})
     with pytest.raises(UserError, match="has sage_width 16, this network 64: train with the same"):
         train(RunDirectory.create(tmp_path / "wider", wider), wider, Console(quiet=True))
+
+
+def test_what_was_taught_is_evaluated_as_any_policy_is(taught, tmp_path):
+    taught = shutil.copytree(taught, tmp_path / "taught")  # results are written beside it
+    said = io.StringIO()
+    few = ["--episodes", "3", "--max-epochs", "5", "--policies", "learned", "never_grow", "--task", "digits_scale"]
+    parse(["evaluate", str(taught), *few]).run(Console(file=said, width=120))
+    assert "learned" in said.getvalue()
+    trained = Trained.open(taught, "best", World("tabular", max_epochs=5))
+    policy, checkpoint = make_policy("learned", trained.env, trained), Checkpoint.load(taught / "policy")
+    assert float(policy.network.return_scale.value) == pytest.approx(checkpoint.return_scale)
+    assert policy.network.graphs.scale.seen == checkpoint.seen
 
 
 def test_who_goes_on_ends_with_the_same_files(store, taught, tmp_path):
