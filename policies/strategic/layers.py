@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from envs.batched.kernels.products import products
 from policies.strategic.graph import GraphBatch, Nodes
 from policies.strategic.schema import ATTRIBUTE_WIDTH, NODE_TYPES, RELATIONS, NodeType
 
@@ -236,7 +237,7 @@ class RelationalLayer(nn.Module, ABC):
             links: Of the batch, by this layer's wiring.
             dropout: Chance that a number is dropped.
         """
-        messages = torch.cat([_rows(nodes[name], self.send[name]).flatten(0, 1) for name in self.wiring.sends])
+        messages = _table(nodes, self.send, self.wiring.sends)
         reached = self._by_type(links.reached, nodes)
         outputs = {}
         for name, received in self.inboxes(nodes, messages, links).items():
@@ -272,8 +273,8 @@ class SageLayer(RelationalLayer):
 
     def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
         """See :meth:`RelationalLayer.inboxes`."""
-        means = self._by_type(F.embedding_bag(links.message, messages, links.first, mode="mean"), nodes)
-        return {name: mean + _rows(nodes[name], self.own[name]) for name, mean in means.items()}
+        means = F.embedding_bag(links.message, messages, links.first, mode="mean")
+        return self._by_type(means + _table(nodes, self.own, self.wiring.receives), nodes)
 
 
 class GatLayer(RelationalLayer):
@@ -319,9 +320,9 @@ class GatLayer(RelationalLayer):
             torch.einsum("nrhw,wrh->nrh", part.unflatten(0, (-1, len(sends[name]))), self.attend_source[name])
             for name, part in zip(sends, by_head.split(rows), strict=True)
         ]
-        targets = [_rows(nodes[name], self.attend_target[name]) for name in self.wiring.receives]
+        targets = _table(nodes, self.attend_target, self.wiring.receives)
         source = torch.cat([part.flatten(0, 1) for part in sources])[links.message]
-        target = torch.cat([part.flatten(0, 1) for part in targets])[links.inbox]
+        target = targets[links.inbox]
         edge = torch.einsum("ea,aeh->eh", links.attributes, self.attend_edge[:, links.relation])
         return F.leaky_relu(source + target + edge, NEGATIVE_SLOPE)
 
@@ -337,6 +338,7 @@ def segment_softmax(scores: Tensor, links: Links) -> Tensor:
     return exponentials / totals[links.inbox]
 
 
-def _rows(nodes: Tensor, weight: Tensor) -> Tensor:
-    """Products ``[n, stack, outputs]`` of nodes ``[n, inputs]`` with stacked weights ``[inputs, stack, outputs]``."""
-    return (nodes @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+
+def _table(nodes: Mapping[str, Tensor], weights: nn.ParameterDict, roles: Iterable[str]) -> Tensor:
+    """A flat table ``[rows, outputs]``: products of each type's nodes with its weights ``[inputs, roles, outputs]``."""
+    return products([nodes[name] for name in roles], [weights[name] for name in roles])
