@@ -159,24 +159,22 @@ class Links:
     def of(cls, graphs: GraphBatch, wiring: Wiring) -> Links:
         """The edges of the relations that a layer computes, forward and in reverse."""
         edges, counts = graphs.edges, {name: len(nodes.graph) for name, nodes in graphs.nodes.items()}
-        forward, device = len(RELATIONS) // 2, edges.relation.device
-        relation = torch.cat([edges.relation, edges.relation + forward])
-        source = torch.cat([edges.source, edges.target])
-        target = torch.cat([edges.target, edges.source])
-        attributes = torch.cat([edges.attributes, edges.attributes])
         message_at, _ = _row_places(wiring.sends, counts)
         inbox_at, inboxes = _row_places(wiring.receives, counts)
-        place = torch.full((len(RELATIONS),), -1, device=device)
-        place[list(wiring.relations)] = torch.arange(len(wiring.relations), device=device)
-        kept = place[relation] >= 0
-        relation, source, target, attributes = relation[kept], source[kept], target[kept], attributes[kept]
-        message_offset, message_stride = torch.tensor(message_at, device=device)[relation].unbind(1)
-        inbox_offset, inbox_stride = torch.tensor(inbox_at, device=device)[relation].unbind(1)
-        inbox, order = torch.sort(inbox_offset + inbox_stride * target, stable=True)
-        message = (message_offset + message_stride * source)[order]
+        at = {relation: place for place, relation in enumerate(wiring.relations)}
+        table = [(at.get(r, -1), *message_at[r], *inbox_at[r]) for r in range(len(RELATIONS))]
+        relation = torch.cat([edges.relation, edges.relation + len(RELATIONS) // 2])
+        of = torch.tensor(table, device=relation.device)[relation]
+        place, message_offset, message_stride, inbox_offset, inbox_stride = of.unbind(1)
+        message = message_offset + message_stride * torch.cat([edges.source, edges.target])
+        inbox = inbox_offset + inbox_stride * torch.cat([edges.target, edges.source])
+        kept = (place >= 0).nonzero().squeeze(1)
+        inbox, order = torch.sort(inbox[kept], stable=True)
+        edge = kept[order]
         arrived = torch.bincount(inbox, minlength=inboxes)
-        reached = (arrived > 0).to(attributes.dtype).unsqueeze(1)
-        return cls(message, inbox, arrived.cumsum(0) - arrived, reached, place[relation[order]], attributes[order])
+        reached = (arrived > 0).to(edges.attributes.dtype).unsqueeze(1)
+        attributes = torch.cat([edges.attributes, edges.attributes])[edge]
+        return cls(message[edge], inbox, arrived.cumsum(0) - arrived, reached, place[edge], attributes)
 
 
 def _row_places(roles: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> tuple[list[tuple[int, int]], int]:
