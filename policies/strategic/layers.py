@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from envs.batched.kernels.products import products
+from envs.batched.kernels.tables import normed_sums, products
 from policies.strategic.graph import GraphBatch, Nodes
 from policies.strategic.schema import ATTRIBUTE_WIDTH, NODE_TYPES, RELATIONS, NodeType
 
@@ -218,8 +218,8 @@ class RelationalLayer(nn.Module, ABC):
         )
 
     @abstractmethod
-    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
-        """What each node receives along each relation, without bias: by type ``[n, relations, width]``.
+    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
+        """The table of inboxes ``[Q, width]``: what each node receives along each relation, without bias.
 
         Args:
             nodes: By type ``[n, inputs]``.
@@ -235,23 +235,14 @@ class RelationalLayer(nn.Module, ABC):
             links: Of the batch, by this layer's wiring.
             dropout: Chance that a number is dropped.
         """
-        messages = _table(nodes, self.send, self.wiring.sends)
-        reached = self._by_type(links.reached, nodes)
-        outputs = {}
-        for name, received in self.inboxes(nodes, messages, links).items():
-            centred = F.layer_norm(received + self.bias[name], (self.width,))
-            normed = torch.addcmul(self.shift[name], centred, self.gain[name])
-            total = F.gelu((normed * reached[name]).sum(dim=1))
-            outputs[name] = F.dropout(total, dropout, training=dropout > 0) + self.residual[name](nodes[name])
-        return outputs
-
-    def _by_type(self, table: Tensor, nodes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rows of an inbox table ``[Q, k]`` by type, ``[n, relations, k]``."""
-        receives = self.wiring.receives
-        parts = table.split([len(nodes[name]) * len(receives[name]) for name in receives])
+        targets = self.wiring.targets
+        received = self.inboxes(nodes, _table(nodes, self.send, self.wiring.sends), links)
+        roles = [[table[name] for name in targets] for table in (self.bias, self.gain, self.shift)]
+        counts = [len(nodes[name]) for name in targets]
+        sums = F.gelu(normed_sums(received, links.reached, *roles, counts))
+        sums = F.dropout(sums, dropout, training=dropout > 0)
         return {
-            name: part.unflatten(0, (len(nodes[name]), len(receives[name])))
-            for name, part in zip(receives, parts, strict=True)
+            name: of + self.residual[name](nodes[name]) for name, of in zip(targets, sums.split(counts), strict=True)
         }
 
 
@@ -269,10 +260,10 @@ class SageLayer(RelationalLayer):
         receives = wiring.receives
         self.own = nn.ParameterDict({t: xavier(inputs[t], len(receives[t]), width) for t in receives})
 
-    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
+    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
         """See :meth:`RelationalLayer.inboxes`."""
         means = F.embedding_bag(links.message, messages, links.first, mode="mean")
-        return self._by_type(means + _table(nodes, self.own, self.wiring.receives), nodes)
+        return means + _table(nodes, self.own, self.wiring.receives)
 
 
 class GatLayer(RelationalLayer):
@@ -296,19 +287,18 @@ class GatLayer(RelationalLayer):
         self.attend_target = nn.ParameterDict({t: xavier(inputs[t], len(receives[t]), heads) for t in receives})
         self.attend_edge = xavier(ATTRIBUTE_WIDTH, len(wiring.relations), heads)
 
-    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
+    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
         """See :meth:`RelationalLayer.inboxes`."""
         weights = segment_softmax(self._scores(nodes, messages, links), links)
         by_head = messages.view(-1, self.width)
         rows = links.message.unsqueeze(1) * self.heads + torch.arange(self.heads, device=messages.device)
-        means = F.embedding_bag(
+        return F.embedding_bag(
             rows.flatten(),
             by_head,
             links.first * self.heads,
             mode="sum",
             per_sample_weights=(weights / self.heads).flatten().to(by_head.dtype),
         )
-        return self._by_type(means, nodes)
 
     def _scores(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
         """How much each edge is attended to, before the softmax: ``[e, heads]``."""

@@ -924,6 +924,28 @@ void product(const float *x, const float *weight, float *y, int64_t all_rows, in
     }
 }
 
+/* y [nodes, width]: of each node's rows, shifted by its role's bias, those that count, each normed, scaled and shifted
+   by its role, and added up. x [nodes, roles, width], counts [nodes, roles], the others [roles, width]. */
+void normed_sums(const float *x, const float *counts, const float *bias, const float *gain, const float *shift,
+                 float *y, int64_t roles, int64_t width, float eps, int64_t begin, int64_t end) {
+    float row[width], ones[width];
+    for (int64_t c = 0; c < width; c++) ones[c] = 1.0f;
+    for (int64_t n = begin; n < end; n++) {
+        float *restrict to = y + n * width;
+        memset(to, 0, width * sizeof(float));
+        for (int64_t r = 0; r < roles; r++) {
+            if (counts[n * roles + r] == 0.0f) continue;
+            const float *restrict of = x + (n * roles + r) * width, *restrict b = bias + r * width;
+            const float *restrict g = gain + r * width, *restrict s = shift + r * width;
+            for (int64_t c = 0; c < width; c++) row[c] = of[c] + b[c];
+            const float mean = inner(row, ones, width) / width;
+            for (int64_t c = 0; c < width; c++) row[c] -= mean;
+            const float scale = 1.0f / sqrtf(inner(row, row, width) / width + eps);
+            for (int64_t c = 0; c < width; c++) to[c] += row[c] * scale * g[c] + s[c];
+        }
+    }
+}
+
 /* ------------------------------------------------------------------ SGD with momentum, each row clipped by itself */
 
 /* The same arithmetic with a mask and without: what is computed for a row must not depend on other rows' masks. */

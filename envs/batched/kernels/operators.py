@@ -38,6 +38,7 @@ _SIGNATURES = {
     "graft_forward": [*[_POINTER] * 10, *[_COUNT] * 3, _REAL],
     "graft_backward": [*[_POINTER] * 15, *[_COUNT] * 3],
     "product": [*[_POINTER] * 3, *[_COUNT] * 3],
+    "normed_sums": [*[_POINTER] * 6, _COUNT, _COUNT, _REAL],
     "sgd_step": [*[_POINTER] * 4, _COUNT, *[_POINTER] * 8, _COUNT, _COUNT, _REAL, _REAL],
 }
 """Arguments of the kernels; those over members have a range of them at the end (see ``_over_members``)."""
@@ -326,6 +327,18 @@ def _products(x: list[Tensor], weights: list[Tensor], width: int) -> Tensor:
     return y
 
 
+def _normed_sums(
+    x: Tensor, counts: Tensor, bias: list[Tensor], gain: list[Tensor], shift: list[Tensor], nodes: list[int], eps: float
+) -> Tensor:
+    y = x.new_empty(sum(nodes), x.shape[1])
+    row = node = 0
+    for count, *of_roles in zip(nodes, bias, gain, shift, strict=True):
+        pointers = (_rows(x, row), _rows(counts, row), *_pointers(*of_roles), _rows(y, node))
+        _over_members("normed_sums", count, *pointers, *of_roles[0].shape, eps)
+        row, node = row + count * len(of_roles[0]), node + count
+    return y
+
+
 def _sgd_step(
     flat: Tensor,
     momentum: Tensor,
@@ -370,6 +383,8 @@ for _schema, _implementation in {
     " Tensor incubating, Tensor attached, Tensor gated, Tensor? gate_weight, Tensor? gate_bias, Tensor statistics)"
     " -> (Tensor, Tensor[], Tensor, Tensor)": _graft_backward,
     "products(Tensor[] x, Tensor[] weights, int width) -> Tensor": _products,
+    "normed_sums(Tensor x, Tensor counts, Tensor[] bias, Tensor[] gain, Tensor[] shift, int[] nodes, float eps)"
+    " -> Tensor": _normed_sums,
     "sgd_step(Tensor(a!) flat, Tensor(b!) momentum, Tensor(c!) squares, Tensor(d!) moving_squares, Tensor(e!) totals,"
     " Tensor[] gradients, Tensor lengths, Tensor owners, Tensor cells, Tensor? held, Tensor rates, float clip,"
     " float decay) -> ()": _sgd_step,
