@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -138,12 +139,10 @@ class GraphBatch:
 
         Every edge attribute is divided by the largest magnitude that it has in its graph; 0 stays 0.
         """
-        # Where each present node stands among the batch's nodes of its type, -1 where nobody is.
-        places = {name: _places(nodes.present) for name, nodes in arrays.nodes.items()}
+        places, starts = _places(arrays.nodes)
         nodes = {name: _flat_nodes(nodes, NODE_TYPES[name].columns) for name, nodes in arrays.nodes.items()}
-        edges = _flat_edges(arrays.edges, places)
-        seeds = _look_up(places["seed"], arrays.seeds)
-        return cls(nodes, edges, seeds, CONTEXT.encode(arrays.context), arrays.action_mask)
+        seeds = _look_up(places, arrays.seeds, starts["seed"])
+        return cls(nodes, _flat_edges(arrays.edges, places, starts), seeds, CONTEXT.encode(arrays.context), arrays.action_mask)
 
     def chunks(self, size: int) -> list[GraphBatch]:
         """The same graphs in batches of at most ``size``, in order."""
@@ -180,46 +179,46 @@ class GraphBatch:
         return GraphBatch(kept, moved, seeds, self.context[start:end], self.action_mask[start:end])
 
 
-def _places(present: Tensor) -> Tensor:
-    """Index of each present node ``[N, n]`` among all present, -1 elsewhere; a last column of -1 is nobody's."""
-    counted = present.flatten().cumsum(0).view_as(present) - 1
-    return F.pad(torch.where(present, counted, -1), (0, 1), value=-1)
+def _places(nodes: Mapping[str, NodeArrays]) -> tuple[Tensor, dict[str, int]]:
+    """Index of each present node ``[N, all types]`` among the batch's of its type, and each type's first column.
+
+    It is -1 where nobody is, and in one column more, the last, which is nobody's.
+    """
+    present = torch.cat([of.present for of in nodes.values()], dim=1)
+    counted = torch.cat([of.present.flatten().cumsum(0).view_as(of.present) for of in nodes.values()], dim=1)
+    widths = [of.present.shape[1] for of in nodes.values()]
+    starts = dict(zip(nodes, accumulate(widths, initial=0), strict=False))
+    return F.pad(torch.where(present, counted - 1, -1), (0, 1), value=-1), starts
 
 
-def _look_up(places: Tensor, index: Tensor) -> Tensor:
-    """Indices ``[N, k]`` within each graph as indices among the batch's nodes; -1 stays, and so does nobody."""
-    return places.gather(1, torch.where(index >= 0, index, places.shape[1] - 1))
+def _look_up(places: Tensor, index: Tensor, starts: Tensor | int) -> Tensor:
+    """Indices ``[N, ...]`` within each graph's nodes of a type as the batch's; -1 stays, and so does nobody."""
+    columns = torch.where(index >= 0, index + starts, places.shape[1] - 1)
+    return places.gather(1, columns.flatten(1)).view_as(columns)
 
 
 def _flat_nodes(arrays: NodeArrays, columns: Columns) -> Nodes:
-    graph = torch.arange(len(arrays.present), device=arrays.present.device)
-    return Nodes(
-        columns.encode(arrays.values[arrays.present]),
-        arrays.codes[arrays.present],
-        graph.unsqueeze(1).expand_as(arrays.present)[arrays.present],
-    )
+    graph, node = arrays.present.nonzero(as_tuple=True)
+    return Nodes(columns.encode(arrays.values[graph, node]), arrays.codes[graph, node], graph)
 
 
-def _flat_edges(arrays: Mapping[str, EdgeArrays], places: Mapping[str, Tensor]) -> Edges:
-    relations, sources, targets, attributes = [], [], [], []
-    for index, relation in enumerate(FORWARD_RELATIONS):
-        of = arrays[relation.name]
-        source = _look_up(places[relation.source], of.ends[..., 0])
-        target = _look_up(places[relation.target], of.ends[..., 1])
-        encoded = relation.attributes.encode(_scaled(of.values, (source >= 0) & (target >= 0)))
-        relations.append(torch.full_like(source, index))
-        sources.append(source)
-        targets.append(target)
-        attributes.append(F.pad(encoded, (0, ATTRIBUTE_WIDTH - encoded.shape[-1])))
-    source, target = torch.cat(sources, dim=1), torch.cat(targets, dim=1)
-    exists = (source >= 0) & (target >= 0)
-    graph = torch.arange(len(exists), device=exists.device).unsqueeze(1).expand_as(exists)
-    relation_index, stacked = torch.cat(relations, dim=1), torch.cat(attributes, dim=1)
-    return Edges(relation_index[exists], source[exists], target[exists], stacked[exists], graph[exists])
+def _flat_edges(arrays: Mapping[str, EdgeArrays], places: Tensor, starts: Mapping[str, int]) -> Edges:
+    of = [arrays[relation.name] for relation in FORWARD_RELATIONS]
+    device = places.device
+    every = torch.repeat_interleave(torch.tensor([edges.ends.shape[1] for edges in of], device=device))
+    first = torch.tensor([(starts[each.source], starts[each.target]) for each in FORWARD_RELATIONS], device=device)
+    ends = _look_up(places, torch.cat([edges.ends for edges in of], dim=1), first[every])
+    graph, edge = (ends >= 0).all(dim=-1).nonzero(as_tuple=True)
+    encoded = [each.attributes.encode(edges.values) for each, edges in zip(FORWARD_RELATIONS, of, strict=True)]
+    wide = torch.cat([F.pad(rows, (0, ATTRIBUTE_WIDTH - rows.shape[-1])) for rows in encoded], dim=1)
+    relation = every[edge]
+    source, target = ends[graph, edge].unbind(1)
+    attributes = _scaled(wide[graph, edge], graph * len(of) + relation, len(places) * len(of))
+    return Edges(relation, source, target, attributes, graph)
 
 
-def _scaled(values: Tensor, exists: Tensor) -> Tensor:
-    """Attributes ``[N, e, a]`` by the largest magnitude of each in its graph, of what exists and is known."""
-    magnitudes = torch.where(exists.unsqueeze(-1) & values.isfinite(), values.abs(), 0.0)
-    largest = F.pad(magnitudes, (0, 0, 0, 1)).amax(dim=1, keepdim=True)  # padded: a graph may have no edges
-    return values / torch.where(largest > 0, largest, 1.0)
+def _scaled(attributes: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Attributes ``[e, k]`` by the largest magnitude of each in its group; masks are 0 or 1, and stay."""
+    largest = attributes.new_zeros(groups, attributes.shape[1])
+    largest.scatter_reduce_(0, group.unsqueeze(1).expand_as(attributes), attributes.abs(), "amax")
+    return attributes / torch.where(largest > 0, largest, 1.0)[group]

@@ -55,7 +55,7 @@ class GreenhouseReader:
         return Measured(
             slots=self.slots,
             present=self.layout.present(vectors),
-            nodes={table: tuple(map(str, structure.names[f"{table}.name"])) for table in NODE_TABLES},
+            nodes=self._nodes,
             ends=ends,
             methods=torch.zeros(hosts, 0, dtype=torch.int64, device=vectors.device),
             watched=torch.ones(hosts, self.slots.num_slots, dtype=torch.bool, device=vectors.device),
@@ -75,10 +75,19 @@ class GreenhouseReader:
         ends = {name: torch.from_numpy(edges[name]) for name in (*EDGE_TABLES, "monitors")}
         return ends | {"allowed": torch.zeros(0, 2, dtype=torch.int64)}
 
-    def _texts(self, hosts: int, device: torch.device) -> dict[str, Names]:
+    @cached_property
+    def _nodes(self) -> dict[str, tuple[str, ...]]:
         names = self.layout.structure.names
-        of_one = {key: Names.of(names[key]) for key in TEXTS if key in names}
-        return {key: Names(of.vocabulary, of.index.to(device)).expand(hosts) for key, of in of_one.items()}
+        return {table: tuple(map(str, names[f"{table}.name"])) for table in NODE_TABLES}
+
+    @cached_property
+    def _names(self) -> dict[str, Names]:
+        """One host's."""
+        names = self.layout.structure.names
+        return {key: Names.of(names[key]) for key in TEXTS if key in names}
+
+    def _texts(self, hosts: int, device: torch.device) -> dict[str, Names]:
+        return {key: Names(of.vocabulary, of.index.to(device)).expand(hosts) for key, of in self._names.items()}
 
     def _stages(self, observation: Tensor) -> Tensor:
         """``SeedStage`` of each slot, int64 ``[N, S]``; where no flag is set it is DORMANT."""

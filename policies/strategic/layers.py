@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from envs.batched.kernels.tables import normed_sums, products
 from policies.strategic.graph import GraphBatch, Nodes
 from policies.strategic.schema import ATTRIBUTE_WIDTH, NODE_TYPES, RELATIONS, NodeType
 
@@ -158,24 +159,22 @@ class Links:
     def of(cls, graphs: GraphBatch, wiring: Wiring) -> Links:
         """The edges of the relations that a layer computes, forward and in reverse."""
         edges, counts = graphs.edges, {name: len(nodes.graph) for name, nodes in graphs.nodes.items()}
-        forward, device = len(RELATIONS) // 2, edges.relation.device
-        relation = torch.cat([edges.relation, edges.relation + forward])
-        source = torch.cat([edges.source, edges.target])
-        target = torch.cat([edges.target, edges.source])
-        attributes = torch.cat([edges.attributes, edges.attributes])
         message_at, _ = _row_places(wiring.sends, counts)
         inbox_at, inboxes = _row_places(wiring.receives, counts)
-        place = torch.full((len(RELATIONS),), -1, device=device)
-        place[list(wiring.relations)] = torch.arange(len(wiring.relations), device=device)
-        kept = place[relation] >= 0
-        relation, source, target, attributes = relation[kept], source[kept], target[kept], attributes[kept]
-        message_offset, message_stride = torch.tensor(message_at, device=device)[relation].unbind(1)
-        inbox_offset, inbox_stride = torch.tensor(inbox_at, device=device)[relation].unbind(1)
-        inbox, order = torch.sort(inbox_offset + inbox_stride * target, stable=True)
-        message = (message_offset + message_stride * source)[order]
+        at = {relation: place for place, relation in enumerate(wiring.relations)}
+        table = [(at.get(r, -1), *message_at[r], *inbox_at[r]) for r in range(len(RELATIONS))]
+        relation = torch.cat([edges.relation, edges.relation + len(RELATIONS) // 2])
+        of = torch.tensor(table, device=relation.device)[relation]
+        place, message_offset, message_stride, inbox_offset, inbox_stride = of.unbind(1)
+        message = message_offset + message_stride * torch.cat([edges.source, edges.target])
+        inbox = inbox_offset + inbox_stride * torch.cat([edges.target, edges.source])
+        kept = (place >= 0).nonzero().squeeze(1)
+        inbox, order = torch.sort(inbox[kept], stable=True)
+        edge = kept[order]
         arrived = torch.bincount(inbox, minlength=inboxes)
-        reached = (arrived > 0).to(attributes.dtype).unsqueeze(1)
-        return cls(message, inbox, arrived.cumsum(0) - arrived, reached, place[relation[order]], attributes[order])
+        reached = (arrived > 0).to(edges.attributes.dtype).unsqueeze(1)
+        attributes = torch.cat([edges.attributes, edges.attributes])[edge]
+        return cls(message[edge], inbox, arrived.cumsum(0) - arrived, reached, place[edge], attributes)
 
 
 def _row_places(roles: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> tuple[list[tuple[int, int]], int]:
@@ -219,8 +218,8 @@ class RelationalLayer(nn.Module, ABC):
         )
 
     @abstractmethod
-    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
-        """What each node receives along each relation, without bias: by type ``[n, relations, width]``.
+    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
+        """The table of inboxes ``[Q, width]``: what each node receives along each relation, without bias.
 
         Args:
             nodes: By type ``[n, inputs]``.
@@ -236,23 +235,14 @@ class RelationalLayer(nn.Module, ABC):
             links: Of the batch, by this layer's wiring.
             dropout: Chance that a number is dropped.
         """
-        messages = torch.cat([_rows(nodes[name], self.send[name]).flatten(0, 1) for name in self.wiring.sends])
-        reached = self._by_type(links.reached, nodes)
-        outputs = {}
-        for name, received in self.inboxes(nodes, messages, links).items():
-            centred = F.layer_norm(received + self.bias[name], (self.width,))
-            normed = torch.addcmul(self.shift[name], centred, self.gain[name])
-            total = F.gelu((normed * reached[name]).sum(dim=1))
-            outputs[name] = F.dropout(total, dropout, training=dropout > 0) + self.residual[name](nodes[name])
-        return outputs
-
-    def _by_type(self, table: Tensor, nodes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rows of an inbox table ``[Q, k]`` by type, ``[n, relations, k]``."""
-        receives = self.wiring.receives
-        parts = table.split([len(nodes[name]) * len(receives[name]) for name in receives])
+        targets = self.wiring.targets
+        received = self.inboxes(nodes, _table(nodes, self.send, self.wiring.sends), links)
+        roles = [[table[name] for name in targets] for table in (self.bias, self.gain, self.shift)]
+        counts = [len(nodes[name]) for name in targets]
+        sums = F.gelu(normed_sums(received, links.reached, *roles, counts))
+        sums = F.dropout(sums, dropout, training=dropout > 0)
         return {
-            name: part.unflatten(0, (len(nodes[name]), len(receives[name])))
-            for name, part in zip(receives, parts, strict=True)
+            name: of + self.residual[name](nodes[name]) for name, of in zip(targets, sums.split(counts), strict=True)
         }
 
 
@@ -270,10 +260,10 @@ class SageLayer(RelationalLayer):
         receives = wiring.receives
         self.own = nn.ParameterDict({t: xavier(inputs[t], len(receives[t]), width) for t in receives})
 
-    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
+    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
         """See :meth:`RelationalLayer.inboxes`."""
-        means = self._by_type(F.embedding_bag(links.message, messages, links.first, mode="mean"), nodes)
-        return {name: mean + _rows(nodes[name], self.own[name]) for name, mean in means.items()}
+        means = F.embedding_bag(links.message, messages, links.first, mode="mean")
+        return means + _table(nodes, self.own, self.wiring.receives)
 
 
 class GatLayer(RelationalLayer):
@@ -297,19 +287,18 @@ class GatLayer(RelationalLayer):
         self.attend_target = nn.ParameterDict({t: xavier(inputs[t], len(receives[t]), heads) for t in receives})
         self.attend_edge = xavier(ATTRIBUTE_WIDTH, len(wiring.relations), heads)
 
-    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> dict[str, Tensor]:
+    def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
         """See :meth:`RelationalLayer.inboxes`."""
         weights = segment_softmax(self._scores(nodes, messages, links), links)
         by_head = messages.view(-1, self.width)
         rows = links.message.unsqueeze(1) * self.heads + torch.arange(self.heads, device=messages.device)
-        means = F.embedding_bag(
+        return F.embedding_bag(
             rows.flatten(),
             by_head,
             links.first * self.heads,
             mode="sum",
             per_sample_weights=(weights / self.heads).flatten().to(by_head.dtype),
         )
-        return self._by_type(means, nodes)
 
     def _scores(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
         """How much each edge is attended to, before the softmax: ``[e, heads]``."""
@@ -319,9 +308,9 @@ class GatLayer(RelationalLayer):
             torch.einsum("nrhw,wrh->nrh", part.unflatten(0, (-1, len(sends[name]))), self.attend_source[name])
             for name, part in zip(sends, by_head.split(rows), strict=True)
         ]
-        targets = [_rows(nodes[name], self.attend_target[name]) for name in self.wiring.receives]
+        targets = _table(nodes, self.attend_target, self.wiring.receives)
         source = torch.cat([part.flatten(0, 1) for part in sources])[links.message]
-        target = torch.cat([part.flatten(0, 1) for part in targets])[links.inbox]
+        target = targets[links.inbox]
         edge = torch.einsum("ea,aeh->eh", links.attributes, self.attend_edge[:, links.relation])
         return F.leaky_relu(source + target + edge, NEGATIVE_SLOPE)
 
@@ -337,6 +326,7 @@ def segment_softmax(scores: Tensor, links: Links) -> Tensor:
     return exponentials / totals[links.inbox]
 
 
-def _rows(nodes: Tensor, weight: Tensor) -> Tensor:
-    """Products ``[n, stack, outputs]`` of nodes ``[n, inputs]`` with stacked weights ``[inputs, stack, outputs]``."""
-    return (nodes @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+
+def _table(nodes: Mapping[str, Tensor], weights: nn.ParameterDict, roles: Iterable[str]) -> Tensor:
+    """A flat table ``[rows, outputs]``: products of each type's nodes with its weights ``[inputs, roles, outputs]``."""
+    return products([nodes[name] for name in roles], [weights[name] for name in roles])

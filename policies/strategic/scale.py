@@ -19,6 +19,7 @@ from policies.strategic.seen import BLUEPRINTS, INPUTS, OPS, Seen
 _SCALED: dict[str, Columns] = {name: kind.columns for name, kind in NODE_TYPES.items()} | {"context": CONTEXT}
 _ENDS = tuple(accumulate(columns.width for columns in _SCALED.values()))
 _PLACES = {name: slice(end - _SCALED[name].width, end) for name, end in zip(_SCALED, _ENDS, strict=True)}
+_BLOCKS = {name: torch.tensor(columns.block_of) for name, columns in _SCALED.items()}
 _NAMED = {"inputs": INPUTS, "ops": OPS, "blueprints": BLUEPRINTS}
 _SIZES = tuple(len(names) for names in _NAMED.values())
 
@@ -44,13 +45,13 @@ class GraphScale(RunningMoments):
         """The same graphs, scaled; unchanged before anything was seen."""
         count, mean, squared = self.moments.unbind()
         varied = squared > count * (ROUNDING * mean.abs().clamp(min=1.0)).square()
-        deviation, limit = self.deviation(ObservationScale.MINIMUM), ObservationScale.LIMIT
+        deviation, limit, counted = self.deviation(ObservationScale.MINIMUM), ObservationScale.LIMIT, count > 0
 
         def scaled(name: str, numbers: Tensor) -> Tensor:
             columns, place = _SCALED[name], _PLACES[name]
             values, masks = numbers.split([columns.width, len(columns.blocks)], dim=-1)
             relative = ((values - mean[place]) / deviation[place]).clamp(-limit, limit) * varied[place]
-            known = (masks[:, columns.block_of] > 0) & (count[place] > 0)
+            known = masks.index_select(-1, _BLOCKS[name].to(masks.device)).bool() & counted[place]
             return torch.cat([torch.where(known, relative, values), masks], dim=-1)
 
         nodes = {name: replace(of, numbers=scaled(name, of.numbers)) for name, of in graphs.nodes.items()}

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from envs.action_masks import split_mask
+from envs.action_masks import mask_size, split_mask
 from envs.vocabulary import Blueprint, HeadSpec, LifecycleOp
 from policies.strategic.features import CODES
 from policies.strategic.graph import EdgeArrays, GraphArrays, GraphBatch, NodeArrays, Nodes
@@ -31,8 +32,9 @@ _COLUMNS = (
     | {relation.name: relation.attributes for relation in FORWARD_RELATIONS}
     | {"context": CONTEXT}
 )
+_BLOCKS = {kind: _blocks(kind, columns) for kind, columns in _COLUMNS.items()}
 _EDGES = tuple(f"{relation.name}.edges" for relation in FORWARD_RELATIONS)
-INPUTS = (*(name for kind, columns in _COLUMNS.items() for name in _blocks(kind, columns)), *CODES, *_EDGES)
+INPUTS = (*(name for names in _BLOCKS.values() for name in names), *CODES, *_EDGES)
 """All that the network may be told, as KIND.NAME; numbers that are known together have the name of their first, and
 RELATION.edges is that there are any."""
 OPS = tuple(op.name for op in LifecycleOp)
@@ -115,11 +117,10 @@ class Seen:
         )
 
     def _hidden(self, kind: str, values: Tensor) -> Tensor:
-        columns = _COLUMNS[kind]
-        seen = [name in self.inputs for name in _blocks(kind, columns)]
+        seen = [name in self.inputs for name in _BLOCKS[kind]]
         if all(seen):
             return values
-        shown = torch.tensor([seen[block] for block in columns.block_of], device=values.device)
+        shown = torch.tensor([seen[block] for block in _COLUMNS[kind].block_of], device=values.device)
         return values.where(shown, torch.nan)
 
     def _hidden_ends(self, relation: str, ends: Tensor) -> Tensor:
@@ -132,18 +133,30 @@ class Seen:
 
     def _admitted(self, mask: Tensor, heads: Sequence[HeadSpec]) -> Tensor:
         """The flat mask without what was never admitted; what no op that is left needs is all zero."""
-        mask = mask.clone()
+        seen, plants, needs = (of.to(mask.device) for of in _gates(self, tuple(heads)))
+        mask = mask * seen
         views = split_mask(mask, heads)
-        blueprint = next(head for head in heads if head.name == "blueprint")
-        views["blueprint"] *= mask.new_tensor([name in self.blueprints for name in BLUEPRINTS[: blueprint.size]])
-        ops = views["op"]
-        seen = [op is LifecycleOp.WAIT or op.name in self.ops for op in list(LifecycleOp)[: heads[0].size]]
-        ops *= mask.new_tensor(seen)
-        ops[..., list(blueprint.needed_by)] *= views["blueprint"].any(dim=-1, keepdim=True).to(mask.dtype)
+        ops = views["op"] * (views["blueprint"].any(dim=-1, keepdim=True) | ~plants)
+        return mask * (ops.float() @ needs > 0)
+
+
+@lru_cache
+def _gates(seen: Seen, heads: tuple[HeadSpec, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Which entries of the flat mask were seen; which ops need a blueprint; which entries each op needs, itself one."""
+    shown = torch.ones(mask_size(heads), dtype=torch.bool)
+    needs = torch.zeros(heads[0].size, mask_size(heads))
+    views, needed = split_mask(shown, heads), split_mask(needs, heads)
+    for op in list(LifecycleOp)[: heads[0].size]:
+        views["op"][op] = op is LifecycleOp.WAIT or op.name in seen.ops
+        needed["op"][op, op] = 1.0
         for head in heads[1:]:
-            needed = ops if head.masked_by_op else ops[..., list(head.needed_by)].any(dim=-1).to(mask.dtype)
-            views[head.name] *= needed.unsqueeze(-1)
-        return mask
+            if head.masked_by_op:
+                needed[head.name][op, op] = 1.0
+            elif op in head.needed_by:
+                needed[head.name][op] = 1.0
+    for at in range(len(views["blueprint"])):
+        views["blueprint"][at] = BLUEPRINTS[at] in seen.blueprints
+    return shown, needed["blueprint"].any(dim=-1), needs
 
 
 _ALL: Mapping[str, tuple[str, ...]] = {"inputs": INPUTS, "ops": OPS, "blueprints": BLUEPRINTS}

@@ -21,6 +21,7 @@
 typedef float lanes1 __attribute__((vector_size(4), may_alias));
 typedef float lanes4 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float lanes8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float lanes16 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t bits1 __attribute__((vector_size(4)));
 typedef int32_t bits4 __attribute__((vector_size(16)));
 typedef int32_t bits8 __attribute__((vector_size(32)));
@@ -870,6 +871,79 @@ void graft_backward(const float *dy, const float *h, const float *delta, float *
             seed_backward(dy + of, h + of, delta + i * size, dh + of, ddelta + i * size, strength[i], 0, incubating[i],
                           attached[i], gate, kept, to_weight, to_bias, units, places, W);
     })
+}
+
+/* ------------------------------------------------------------------ few rows times weights */
+
+/* What takes the time is to fetch the weights from memory, each once: they are read in the order in which they lie. */
+enum { COLUMNS = 16, PANEL = 64 * COLUMNS, ROWS = 16, DEPTH = 8 };
+
+/* Adds the part of `depth` inputs to the sums of a panel, [columns, rows, COLUMNS]. */
+INLINE void deepen(const float *restrict x, const float *restrict w, float *restrict sums, int64_t rows, int64_t inputs,
+                   int64_t outputs, int64_t left, int64_t right, const int64_t depth) {
+    for (int64_t column = left; column < right; column += COLUMNS) {
+        const int64_t c = column + COLUMNS <= outputs ? column : outputs - COLUMNS; /* the last ones twice */
+        lanes16 weights[depth];
+        UNROLL for (int64_t i = 0; i < depth; i++) weights[i] = *AT(lanes16, w, i * outputs + c);
+        for (int64_t r = 0; r < rows; r++, sums += COLUMNS) {
+            lanes16 sum = *AT(lanes16, sums, 0);
+            UNROLL for (int64_t i = 0; i < depth; i++) sum += x[r * inputs + i] * weights[i];
+            *TO(lanes16, sums, 0) = sum;
+        }
+    }
+}
+
+/* y [rows, outputs] = x [rows, inputs] · weight [inputs, outputs]; by panels of the outputs. */
+void product(const float *x, const float *weight, float *y, int64_t all_rows, int64_t inputs, int64_t outputs,
+             int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; panel++) {
+        const int64_t left = panel * PANEL, right = left + PANEL < outputs ? left + PANEL : outputs;
+        for (int64_t top = 0; top < all_rows; top += ROWS) {
+            const int64_t rows = top + ROWS <= all_rows ? ROWS : all_rows - top;
+            const float *of = x + top * inputs;
+            float sums[ROWS * PANEL], *sum = sums, *to = y + top * outputs;
+            if (outputs < COLUMNS) {
+                memset(to, 0, rows * outputs * sizeof(float));
+                for (int64_t r = 0; r < rows; r++)
+                    for (int64_t i = 0; i < inputs; i++)
+                        for (int64_t o = 0; o < outputs; o++)
+                            to[r * outputs + o] += of[r * inputs + i] * weight[i * outputs + o];
+                continue;
+            }
+            memset(sums, 0, rows * PANEL * sizeof(float));
+            int64_t i = 0;
+            for (; i + DEPTH <= inputs; i += DEPTH)
+                deepen(of + i, weight + i * outputs, sums, rows, inputs, outputs, left, right, DEPTH);
+            for (; i < inputs; i++) deepen(of + i, weight + i * outputs, sums, rows, inputs, outputs, left, right, 1);
+            for (int64_t column = left; column < right; column += COLUMNS) {
+                const int64_t c = column + COLUMNS <= outputs ? column : outputs - COLUMNS;
+                for (int64_t r = 0; r < rows; r++, sum += COLUMNS)
+                    *TO(lanes16, to, r * outputs + c) = *AT(lanes16, sum, 0);
+            }
+        }
+    }
+}
+
+/* y [nodes, width]: of each node's rows, shifted by its role's bias, those that count, each normed, scaled and shifted
+   by its role, and added up. x [nodes, roles, width], counts [nodes, roles], the others [roles, width]. */
+void normed_sums(const float *x, const float *counts, const float *bias, const float *gain, const float *shift,
+                 float *y, int64_t roles, int64_t width, float eps, int64_t begin, int64_t end) {
+    float row[width], ones[width];
+    for (int64_t c = 0; c < width; c++) ones[c] = 1.0f;
+    for (int64_t n = begin; n < end; n++) {
+        float *restrict to = y + n * width;
+        memset(to, 0, width * sizeof(float));
+        for (int64_t r = 0; r < roles; r++) {
+            if (counts[n * roles + r] == 0.0f) continue;
+            const float *restrict of = x + (n * roles + r) * width, *restrict b = bias + r * width;
+            const float *restrict g = gain + r * width, *restrict s = shift + r * width;
+            for (int64_t c = 0; c < width; c++) row[c] = of[c] + b[c];
+            const float mean = inner(row, ones, width) / width;
+            for (int64_t c = 0; c < width; c++) row[c] -= mean;
+            const float scale = 1.0f / sqrtf(inner(row, row, width) / width + eps);
+            for (int64_t c = 0; c < width; c++) to[c] += row[c] * scale * g[c] + s[c];
+        }
+    }
 }
 
 /* ------------------------------------------------------------------ SGD with momentum, each row clipped by itself */

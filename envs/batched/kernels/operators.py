@@ -37,6 +37,8 @@ _SIGNATURES = {
     "batch_norm_backward": [*[_POINTER] * 8, *[_COUNT] * 7],
     "graft_forward": [*[_POINTER] * 10, *[_COUNT] * 3, _REAL],
     "graft_backward": [*[_POINTER] * 15, *[_COUNT] * 3],
+    "product": [*[_POINTER] * 3, *[_COUNT] * 3],
+    "normed_sums": [*[_POINTER] * 6, _COUNT, _COUNT, _REAL],
     "sgd_step": [*[_POINTER] * 4, _COUNT, *[_POINTER] * 8, _COUNT, _COUNT, _REAL, _REAL],
 }
 """Arguments of the kernels; those over members have a range of them at the end (see ``_over_members``)."""
@@ -309,6 +311,34 @@ def _graft_backward(
     return to_h, to_deltas, *to_gates
 
 
+PANEL = 1024
+"""Columns of a product that a thread computes at a time."""
+
+
+def _products(x: list[Tensor], weights: list[Tensor], width: int) -> Tensor:
+    sizes = [len(rows) * weight.shape[1] for rows, weight in zip(x, weights, strict=True)]
+    y = x[0].new_empty(sum(sizes) // width, width)
+    at = y.data_ptr()
+    for rows, weight, size in zip(x, weights, sizes, strict=True):
+        inputs, outputs = weight.shape
+        pointers = _pointers(rows.contiguous(), weight.contiguous())
+        _over_members("product", -(-outputs // PANEL), *pointers, at, len(rows), inputs, outputs)
+        at += size * y.element_size()
+    return y
+
+
+def _normed_sums(
+    x: Tensor, counts: Tensor, bias: list[Tensor], gain: list[Tensor], shift: list[Tensor], nodes: list[int], eps: float
+) -> Tensor:
+    y = x.new_empty(sum(nodes), x.shape[1])
+    row = node = 0
+    for count, *of_roles in zip(nodes, bias, gain, shift, strict=True):
+        pointers = (_rows(x, row), _rows(counts, row), *_pointers(*of_roles), _rows(y, node))
+        _over_members("normed_sums", count, *pointers, *of_roles[0].shape, eps)
+        row, node = row + count * len(of_roles[0]), node + count
+    return y
+
+
 def _sgd_step(
     flat: Tensor,
     momentum: Tensor,
@@ -352,6 +382,9 @@ for _schema, _implementation in {
     "graft_backward(Tensor gradient, Tensor h, Tensor[] deltas, Tensor members, Tensor strength, Tensor multiplies,"
     " Tensor incubating, Tensor attached, Tensor gated, Tensor? gate_weight, Tensor? gate_bias, Tensor statistics)"
     " -> (Tensor, Tensor[], Tensor, Tensor)": _graft_backward,
+    "products(Tensor[] x, Tensor[] weights, int width) -> Tensor": _products,
+    "normed_sums(Tensor x, Tensor counts, Tensor[] bias, Tensor[] gain, Tensor[] shift, int[] nodes, float eps)"
+    " -> Tensor": _normed_sums,
     "sgd_step(Tensor(a!) flat, Tensor(b!) momentum, Tensor(c!) squares, Tensor(d!) moving_squares, Tensor(e!) totals,"
     " Tensor[] gradients, Tensor lengths, Tensor owners, Tensor cells, Tensor? held, Tensor rates, float clip,"
     " float decay) -> ()": _sgd_step,
@@ -385,3 +418,8 @@ def _depthwise_flops(x: torch.Size, weight: torch.Size, **kwargs: object) -> int
 @register_flop_formula(torch.ops.esper.depthwise_backward)
 def _depthwise_backward_flops(gradient: torch.Size, x: torch.Size, weight: torch.Size, **kwargs: object) -> int:
     return 2 * _kernel_flops(x, weight)
+
+
+@register_flop_formula(torch.ops.esper.products)
+def _products_flops(x: list[torch.Size], weights: list[torch.Size], *args: object, **kwargs: object) -> int:
+    return sum(2 * rows[0] * math.prod(weight) for rows, weight in zip(x, weights, strict=True))
