@@ -1,8 +1,8 @@
 """One forward of somebody's network, watched: which layers there are, who reads whom, what activation functions do.
 
 Data are followed by autograd: whatever is done between two modules, a sum, a view, a concatenation, leads from what one
-reads back to what another gave. Where gradients end (``no_grad``, whole numbers, what is computed outside of torch)
-nobody can tell, and nothing is said.
+reads back to what another gave. Where gradients end (``no_grad``, whole numbers, what is computed outside of torch or
+under reentrant checkpointing) nobody can tell, and nothing is said.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import chain, count
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from envs.live.places import Example, LiveError, call
@@ -34,7 +35,11 @@ FUNCTION_FLOPS = MappingProxyType(
     | dict.fromkeys(("tanh", "sigmoid", "logsigmoid", "tanhshrink"), _CURVED)
 )
 """Activation functions that are known, all of them elementwise, and what each costs per number."""
+DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
+"""Functions that drop what they read; their modules call them."""
 _CONCATENATIONS = ("CatBackward", "StackBackward")
+_OPAQUE = "CheckpointFunctionBackward"
+"""What reentrant checkpointing leaves of all that it runs: one node that says nothing of what is in it."""
 _NORMS = ("num_features", "normalized_shape", "num_channels", "embed_dim")
 _INPUTS = ("in_channels", "in_features", "num_embeddings", "input_size", *_NORMS)
 _OUTPUTS = ("out_channels", "out_features", "embedding_dim", "hidden_size", *_NORMS)
@@ -51,9 +56,9 @@ class LayerSeen:
         parameters: Its own, and those of parts of it that are never called by themselves.
         inputs: Channels or features that came in; None where no tensor did.
         outputs: Likewise out.
-        volume: Numbers that it gave per sample.
-        reads: Where what it read came from.
-        dropout: Rate of the dropout that reads it.
+        reads: Where what it read came from → numbers per sample.
+        followed: Whether it was followed where all that came from.
+        dropout: Rate of the dropout that reads it, 0 where none does; None where nobody can tell.
     """
 
     name: str
@@ -61,8 +66,8 @@ class LayerSeen:
     parameters: tuple[nn.Parameter, ...]
     inputs: int | None
     outputs: int | None
-    volume: float
-    reads: list[Node] = field(default_factory=list)
+    reads: dict[Node, float] = field(default_factory=dict)
+    followed: bool = False
     dropout: float | None = None
 
 
@@ -89,6 +94,18 @@ class ActivationSeen:
     unexplained: float
 
 
+class Passage(NamedTuple):
+    """A way from what reads back to what gave.
+
+    Attributes:
+        volume: Numbers per sample of what is read that come along it; the most where there are several ways.
+        beside: Whether others come in beside it, side by side.
+    """
+
+    volume: float
+    beside: bool
+
+
 @dataclass(frozen=True)
 class Trace:
     """What a forward showed.
@@ -96,7 +113,7 @@ class Trace:
     Attributes:
         layers: In the order in which they were done.
         activations: In the order in which they were called.
-        connects: (source, target) of layers → whether the target reads the source beside others, side by side.
+        connects: (source, target) of layers → how the target reads the source.
         feeds: (layer, activation).
         influences: (activation, layer).
         around: Module name → layers whose outputs its own is made of, and after them those that read it. A module of
@@ -105,7 +122,7 @@ class Trace:
 
     layers: tuple[LayerSeen, ...]
     activations: tuple[ActivationSeen, ...]
-    connects: dict[tuple[int, int], bool]
+    connects: dict[tuple[int, int], Passage]
     feeds: tuple[tuple[int, int], ...]
     influences: tuple[tuple[int, int], ...]
     around: dict[str, tuple[int, ...]]
@@ -139,7 +156,7 @@ class _Watcher(TorchFunctionMode):
         super().__init__()
         self._samples, self._places = samples, set(places)
         self._names = {module: name for name, module in model.named_modules() if name.partition(".")[0] != GROWTH}
-        self._calls: list[tuple[nn.Module, list[Node]]] = []
+        self._calls: list[tuple[nn.Module, dict[Node, float]]] = []
         self._called: set[nn.Module] = set()
         self._ungrown: list[list[Node]] = []  # one entry for each module whose other hooks run now
         self._layers: dict[nn.Module, int] = {}
@@ -166,7 +183,7 @@ class _Watcher(TorchFunctionMode):
 
     # ------------------------------------------------------------------ while it runs
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._calls.append((module, _origins((args, kwargs))))
+        self._calls.append((module, self._volumes((args, kwargs))))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Before the module's other hooks: what it gave itself."""
@@ -177,11 +194,9 @@ class _Watcher(TorchFunctionMode):
             if module not in self._layers:
                 self._layers[module] = len(self._seen)
                 self._seen.append(self._layer(module, args, output))
-            self._seen[self._layers[module]].reads.extend(reads)
+            self._seen[self._layers[module]].reads.update(reads)
             for node in _origins(output):
                 self._gave.setdefault(node, (_LAYER, self._layers[module]))
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            self._dropouts.append((module.p, reads))
         self._ungrown.append(_origins(output))
         return output
 
@@ -204,15 +219,21 @@ class _Watcher(TorchFunctionMode):
             tuple(parameters),
             _width(module, _INPUTS, read),
             _width(module, _OUTPUTS, gave),
-            math.nan if gave is None else gave.numel() / self._samples,
         )
 
+    def _volumes(self, value: Any) -> dict[Node, float]:
+        """Where tensors came from → numbers per sample."""
+        return {t.grad_fn: t.numel() / self._samples for t in _tensors(value) if t.grad_fn is not None}
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See activation functions."""
+        """See activation functions and dropout."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").removesuffix("_")
-        known = name in FUNCTION_FLOPS and not self._ungrown
-        if not known or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        if self._ungrown or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+            return func(*args, **kwargs)
+        if name in DROPOUTS:
+            self._dropouts.append((args[1] if len(args) > 1 else kwargs.get("p", 0.5), _origins(args[0])))
+        if name not in FUNCTION_FLOPS:
             return func(*args, **kwargs)
         x, reads = args[0].detach().clone(), _origins(args[0])
         output = func(*args, **kwargs)
@@ -243,19 +264,18 @@ class _Watcher(TorchFunctionMode):
     # ------------------------------------------------------------------ afterwards
     def read(self) -> Trace:
         """What there was."""
-        connects: dict[tuple[int, int], bool] = {}
+        connects: dict[tuple[int, int], Passage] = {}
         influences: list[tuple[int, int]] = []
         readers: dict[Node, list[int]] = {}
         for target, layer in enumerate(self._seen):
             found, passed = self._walk(layer.reads, _LAYER)
-            connects |= {(source, target): beside for (_, source), beside in found.items()}
+            connects |= {(source, target): passage for (_, source), passage in found.items()}
+            layer.followed = bool(passed) and not any(node.name() == _OPAQUE for node in passed)
             for node in passed:
                 readers.setdefault(node, []).append(target)
             near = self._behind(layer.reads, _LAYER, _ACTIVATION)
             influences += [(at, target) for kind, at in near if kind == _ACTIVATION]
-        for rate, reads in self._dropouts:
-            for _, source in self._behind(reads, _LAYER):
-                self._seen[source].dropout = rate
+        self._read_dropouts()
         feeds = [
             (source, at) for at, seen in enumerate(self._activations) for _, source in self._behind(seen.reads, _LAYER)
         ]
@@ -270,27 +290,51 @@ class _Watcher(TorchFunctionMode):
         }
         return Trace(tuple(self._seen), tuple(self._activations), connects, tuple(feeds), tuple(influences), around)
 
-    def _behind(self, nodes: Iterable[Node], *kinds: str) -> dict[tuple[str, int], bool]:
-        """What of some kinds comes first behind some nodes → whether side by side with something else."""
-        return self._walk(nodes, *kinds)[0]
+    def _read_dropouts(self) -> None:
+        """Each layer's dropout; where none reads it there is none, if it is known what all of them read."""
+        if all(reads for _, reads in self._dropouts):
+            for kind, at in self._gave.values():
+                if kind == _LAYER:
+                    self._seen[at].dropout = 0.0
+        for rate, reads in self._dropouts:
+            for _, source in self._behind(reads, _LAYER):
+                self._seen[source].dropout = rate
 
-    def _walk(self, nodes: Iterable[Node], *kinds: str) -> tuple[dict[tuple[str, int], bool], set[Node]]:
-        """The same, and all nodes on the way."""
-        found: dict[tuple[str, int], bool] = {}
-        waiting, visited = [(node, False) for node in nodes], set[Node]()
+    def _behind(self, nodes: Iterable[Node], *kinds: str) -> Iterable[tuple[str, int]]:
+        """What of some kinds comes first behind some nodes."""
+        return self._walk(dict.fromkeys(nodes, math.nan), *kinds)[0]
+
+    def _walk(self, nodes: Mapping[Node, float], *kinds: str) -> tuple[dict[tuple[str, int], Passage], set[Node]]:
+        """The same from nodes of which so many numbers are read, with the ways to it, and all nodes on them."""
+        found: dict[tuple[str, int], Passage] = {}
+        waiting, visited = [(node, Passage(volume, beside=False)) for node, volume in nodes.items()], set[Node]()
         while waiting:
-            node, beside = waiting.pop()
+            node, passage = waiting.pop()
             node = self._aliases.get(node, node)
-            if node in visited:
-                continue
-            visited.add(node)
             gave = self._gave.get(node)
             if gave is not None and gave[0] in kinds:
-                found[gave] = found.get(gave, False) or beside
-                continue
-            beside = beside or node.name().startswith(_CONCATENATIONS)
-            waiting += [(before, beside) for before, _ in node.next_functions if before is not None]
+                other = found.get(gave, passage)
+                found[gave] = Passage(max(other.volume, passage.volume), other.beside or passage.beside)
+            elif node not in visited and node.name() != _OPAQUE:
+                waiting += _before(node, passage)
+            visited.add(node)
         return dict(sorted(found.items())), visited
+
+
+def _before(node: Node, passage: Passage) -> Iterator[tuple[Node, Passage]]:
+    """What a node was made of; of what lies side by side each has its part of the volume."""
+    side_by_side = node.name().startswith(_CONCATENATIONS)
+    for before, output in node.next_functions:
+        if before is not None and side_by_side:
+            share = _size(before, output) / max(_size(node, 0), 1)
+            yield before, Passage(passage.volume * share, beside=True)
+        elif before is not None:
+            yield before, passage
+
+
+def _size(node: Node, output: int) -> int:
+    """Numbers in the tensor that a node stands for."""
+    return math.prod(node._input_metadata[output].shape)
 
 
 @contextmanager
@@ -305,25 +349,19 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
 
 def _with_gradients(inputs: Example) -> Example:
     """Copies of the inputs that gradients lead back to; not leaves, which could not be written into."""
-
-    def followed(value: Any) -> Any:
-        return _followed(value.detach().clone()) if isinstance(value, Tensor) else value
-
     if isinstance(inputs, Tensor):
-        copied: Tensor = followed(inputs)
+        copied: Tensor = _followed(inputs.detach().clone())
         return copied
-    if isinstance(inputs, Mapping):
-        return {name: followed(value) for name, value in inputs.items()}
-    return tuple(followed(value) for value in inputs)
+    arguments = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
+    return tree_map_only(Tensor, lambda tensor: _followed(tensor.detach().clone()), arguments)
 
 
 def _followed(value: Any) -> Any:
-    """A tensor that gradients lead back to, in place of one of floats that they do not."""
+    """A tensor that gradients lead back to, in place of one of floats that they do not where they are wanted."""
     follows = isinstance(value, Tensor) and value.is_floating_point() and not value.is_inference()
-    if not follows or value.requires_grad:
+    if not follows or value.requires_grad or not torch.is_grad_enabled():
         return value
-    with torch.enable_grad():
-        return value.requires_grad_().clone()
+    return value.detach().requires_grad_().clone()  # detached, since it may be a buffer or a frozen parameter
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -334,6 +372,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from chain.from_iterable(_tensors(item) for item in value.values())
     elif isinstance(value, tuple | list):
         yield from chain.from_iterable(_tensors(item) for item in value)
+    elif is_dataclass(value):
+        yield from chain.from_iterable(_tensors(getattr(value, of.name, None)) for of in fields(value))
 
 
 def _origins(value: Any) -> list[Node]:
@@ -354,10 +394,19 @@ def _width(module: nn.Module, names: tuple[str, ...], tensor: Tensor | None) -> 
 
 
 def _value_and_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of an elementwise function, which may write into what it reads."""
-    x = x.detach().requires_grad_()
-    y = function(x.clone())
-    (slope,) = torch.autograd.grad(y.sum(), x)
+    """Of an elementwise function, which may write into what it reads, wherever the model calls it.
+
+    That may be where there are no gradients, or where checkpointing saves nothing for them.
+    """
+
+    def as_it_is(saved: Tensor) -> Tensor:
+        return saved
+
+    saved_tensors = torch.autograd.graph.saved_tensors_hooks(as_it_is, as_it_is)
+    with torch.inference_mode(False), torch.enable_grad(), saved_tensors:
+        x = x.clone().requires_grad_()  # a clone, which is no tensor of inference any more
+        y = function(x.clone())
+        (slope,) = torch.autograd.grad(y.sum(), x)
     return y.detach(), slope
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from policies.strategic.input_page import GROWER, PROBE, read_keys
 from policies.strategic.messages import KEYS, SystemState
 from policies.strategic.sampling import Sampling
 from tests.esper_ray.live.models import ARCHITECTURES, Loop, growing, images
+from tests.esper_ray.live.odd_models import ODD, Checkpointed, Dataclassed, FrozenBackbone
 
 torch.set_num_threads(1)
 
@@ -61,6 +63,10 @@ def bits(loop):
     ]
 
 
+def same(one, other):
+    return torch.equal(one.to_dense(), other.to_dense())
+
+
 def graph(packet):
     """Edges of a packet by name, and the layers' rows."""
     names = packet.graph.layers.name
@@ -75,9 +81,9 @@ def column(packet, table, name):
 
 
 # ------------------------------------------------------------------ nothing changes
-@pytest.mark.parametrize("name", ["residual", "TransformerEncoder"])
+@pytest.mark.parametrize("name", ["residual", "TransformerEncoder", *ODD])
 def test_measuring_changes_not_a_bit_of_the_training(name):
-    model, data, _ = ARCHITECTURES[name]
+    model, data = ARCHITECTURES[name][:2] if name in ARCHITECTURES else (ODD[name], images)
     alone, watched = Loop(model, data), Loop(model, data)
     for loop in (alone, watched):
         torch.manual_seed(1)
@@ -87,7 +93,9 @@ def test_measuring_changes_not_a_bit_of_the_training(name):
             if probe is not None:
                 probe.end_epoch()
         loop.final = bits(loop)
-    assert all(map(torch.equal, alone.final, watched.final))
+        loop.tensors = dict(chain(loop.model.named_parameters(), loop.model.named_buffers()))
+    assert all(map(same, alone.final, watched.final))
+    assert [t.requires_grad for t in alone.tensors.values()] == [t.requires_grad for t in watched.tensors.values()]
     assert [module.training for module in alone.model.modules()] == [m.training for m in watched.model.modules()]
 
 
@@ -141,10 +149,13 @@ def test_who_reads_whom():
     assert layers.out_degree == (3, 1, 2, 1, 0)
     assert layers.depth == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert layers.activation_type == ("relu", None, "gelu", None, None)
-    assert layers.dropout_rate == (0.3, None, 0.3, 0.3, None)
+    assert layers.dropout_rate == (0.3, 0.0, 0.3, 0.3, 0.0)
     strength = dict(zip(_ends(packet, "connects"), packet.graph.connects.connection_strength, strict=True))
     assert strength["norm", "b"] == strength["stem", "b"] == 1.0, "what is added up is read by all weights"
     assert strength["b", "out"] is None, "what lies side by side is read by some, and nobody says by which"
+    volume = dict(zip(_ends(packet, "connects"), packet.graph.connects.data_flow_volume, strict=True))
+    assert volume["norm", "b"] == volume["stem", "a"] == 4 * 256
+    assert volume["b", "out"] == volume["stem", "out"] == 4, "the mean of its half of the channels"
     activations = packet.graph.activations
     assert (activations.name, activations.activation_type) == (("act", "gelu"), ("relu", "gelu"))
     assert activations.computational_cost == (4 * 256, 5 * 4 * 256)
@@ -183,6 +194,53 @@ def test_what_autograd_cannot_follow_is_unknown():
     packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
     assert graph(packet) == set()
     assert column(packet, "layers", "in_degree") == {"a": 0, "b": None}
+
+
+@pytest.mark.parametrize(
+    ("reentrant", "edges"), [(False, {("a", "b"), ("b", "c"), ("c", "out")}), (True, {("a", "b")})]
+)
+def test_a_block_that_is_computed_again_hides_its_edges_or_has_them_right(reentrant, edges):
+    loop = Loop(lambda: Checkpointed(reentrant), images)
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
+    assert graph(packet) == edges
+    read = column(packet, "layers", "in_degree")
+    assert read == {"a": 0, "b": 1} | (dict.fromkeys(("c", "out")) if reentrant else {"c": 1, "out": 1})
+    assert packet.graph.activations.activation_type == ("relu", "gelu"), (
+        "functions are watched wherever they are called"
+    )
+
+
+def test_functions_are_watched_where_there_are_no_gradients():
+    loop = Loop(lambda: FrozenBackbone(torch.inference_mode), images)
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
+    assert packet.graph.activations.activation_type == ("gelu", "gelu", "relu")
+    assert all(rate is not None for rate in packet.graph.activations.saturation_rate)
+    assert column(packet, "layers", "in_degree")["out"] is None
+
+
+def test_edges_pass_through_dataclasses():
+    loop = Loop(Dataclassed, images)
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
+    assert graph(packet) == {("encoder", "out")}
+    assert packet.graph.layers.output_channels == (8, 4)
+
+
+def test_dropout_is_0_where_none_follows_and_unknown_where_one_may():
+    class Dropping(nn.Module):
+        def __init__(self, cut):
+            super().__init__()
+            self.a, self.b, self.out, self.cut = nn.Linear(256, 8), nn.Linear(8, 8), nn.Linear(8, 4), cut
+
+        def forward(self, x):
+            x = F.dropout(self.a(x.flatten(1)).relu(), 0.2, self.training)
+            x = self.b(x)
+            return self.out(F.dropout(x.detach() if self.cut else x, 0.4, self.training))
+
+    for cut, rates in ((False, {"a": 0.2, "b": 0.4, "out": 0.0}), (True, {"a": 0.2, "b": None, "out": None})):
+        model = Dropping(cut)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        packet = Probe(model, optimizer, torch.randn(4, 1, 16, 16)).end_epoch()
+        assert column(packet, "layers", "dropout_rate") == rates
 
 
 def test_a_part_that_is_never_called_belongs_to_the_layer_that_has_it():
@@ -279,7 +337,7 @@ def test_numbers_are_those_of_their_formulas():
         loop.epoch()
         packet = probe.end_epoch()
         change = sum((p.detach() - before[f"a.{n}"]).square().sum() for n, p in loop.model.a.named_parameters())
-        norm = sum(p.detach().square().sum() for p in loop.model.a.parameters())
+        norm = sum(before[f"a.{n}"].square().sum() for n, _ in loop.model.a.named_parameters())
         magnitudes.append((change / norm).sqrt().item())
     of = {
         layer: sum(g.square().sum().item() for n, gs in kept.items() if n.startswith(f"{layer}.") for g in gs) / 2
@@ -290,7 +348,12 @@ def test_numbers_are_those_of_their_formulas():
     shares = column(packet, "layers", "loss_share")
     assert shares == pytest.approx({layer: square / sum(of.values()) for layer, square in of.items()}, rel=1e-4)
     assert column(packet, "layers", "update_frequency") == {"stem": 0.0, "a": 1.0, "norm": 1.0, "b": 1.0, "out": 1.0}
-    assert column(packet, "layers", "weight_norm")["a"] == pytest.approx(math.sqrt(norm), rel=1e-5)
+    now = math.sqrt(sum(p.detach().square().sum() for p in loop.model.a.parameters()))
+    assert column(packet, "layers", "weight_norm")["a"] == pytest.approx(now, rel=1e-5)
+    flow = gradient["stem"] / math.hypot(*(gradient[reader] for reader in ("a", "b", "out")))
+    assert column(packet, "activations", "gradient_flow")["act"] == pytest.approx(flow, rel=1e-4), (
+        "all readers together"
+    )
     tunes = packet.graph.tunes
     at = tunes.target.index(packet.graph.layers.name.index("a"))
     assert tunes.update_magnitude[at] == pytest.approx(magnitudes[1], rel=1e-4)
@@ -304,6 +367,58 @@ def test_numbers_are_those_of_their_formulas():
     group = packet.graph.parameters
     assert (group.count, group.learning_rate, group.momentum) == ((numbers,), (0.05,), (0.9,))
     assert group.optimizer_family == ("sgd",)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_layer_without_a_gradient_is_moved_by_momentum_of_an_earlier_one(momentum):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+    probe = Probe(model, optimizer, torch.ones(4, 3))
+    shares = []
+    for scales in ((0.0, 1.0, 0.0, 0.0), (0.0, 0.0)):
+        moved = []
+        for scale in scales:
+            optimizer.zero_grad()
+            (scale * model(torch.ones(4, 3)).sum()).backward()
+            before = model.weight.detach().clone()
+            optimizer.step()
+            moved.append(not torch.equal(before, model.weight))
+        shares.append(np.mean(moved))
+        assert probe.end_epoch().graph.layers.update_frequency == (shares[-1],)
+    assert shares == ([0.75, 1.0] if momentum else [0.25, 0.0])
+
+
+def test_a_model_may_become_of_another_type():
+    loop = wired()
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    loop.epoch()
+    loop.model.double()
+    loop.train_set = loop.train_set[0].double(), loop.train_set[1]
+    loop.epoch()
+    packet = probe.end_epoch()
+    assert all(column(packet, "layers", "gradient_norm")[name] > 0.0 for name in ("a", "norm", "b", "out"))
+    loop.epoch()
+    again = probe.end_epoch()
+    assert graph(again) == graph(packet)
+    norm = math.sqrt(sum(p.detach().square().sum().item() for p in loop.model.a.parameters()))
+    assert column(again, "layers", "weight_norm")["a"] == pytest.approx(norm, rel=1e-12)
+
+
+def test_whole_numbers_among_the_parameters_are_unknown():
+    class Quantised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.codes = nn.Parameter(torch.arange(-4, 4, dtype=torch.int8), requires_grad=False)
+
+        def forward(self, x):
+            return x[:, :8] * self.codes
+
+    loop = Loop(lambda: nn.Sequential(nn.Flatten(), Quantised(), nn.Linear(8, 4)), images)
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    loop.epoch()
+    packet = probe.end_epoch()
+    assert column(packet, "layers", "weight_norm")["1"] is None
+    assert column(packet, "layers", "gradient_norm")["2"] > 0.0
 
 
 def test_activations_are_watched_on_32_samples():
@@ -428,8 +543,20 @@ def test_what_is_no_optimizer_or_no_plain_model_is_refused():
     loop = wired()
     with pytest.raises(LiveError, match=r"must be a torch.optim.Optimizer, got a list"):
         Probe(loop.model, [], loop.validation[0])
-    with pytest.raises(LiveError, match=r"nn.DataParallel"):
+    with pytest.raises(
+        LiveError, match=r"the model cannot be measured: nn.DataParallel .* give the probe .* its .module"
+    ):
         Probe(nn.DataParallel(loop.model), loop.optimizer, loop.validation[0])
+    with pytest.raises(LiveError, match=r"the module '1' is compiled already, .* make the probe first"):
+        Probe(nn.Sequential(loop.model, torch.compile(nn.Identity())), loop.optimizer, loop.validation[0])
+
+
+def test_complex_parameters_are_refused():
+    model = nn.Linear(3, 2, dtype=torch.complex64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(LiveError, match=r"^the parameter 'weight' is torch.complex64, and .* real numbers only: .*"):
+        Probe(model, optimizer, torch.zeros(4, 3, dtype=torch.complex64))
+    assert not optimizer._optimizer_step_pre_hooks
 
 
 def test_an_accuracy_that_is_no_percentage_is_refused_and_the_call_can_be_repeated():
