@@ -199,8 +199,6 @@ class Probe:
 
         if self._kind != now:
             self._kind, self._inputs = now, tree_map_only(Tensor, moved, self._inputs)
-                Tensor, lambda x: x.to(device, dtype if x.dtype == was else x.dtype), self._inputs
-            )
 
     def _declared(self) -> tuple[str, ...]:
         on_cuda = ("metrics.gpu_mem_free_gb",) if self._device.type == "cuda" else ()
