@@ -72,7 +72,7 @@ class StepMeter:
     def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
         self.parameters = tuple(parameters)
         self._optimizer = optimizer
-        self._pushed = torch.zeros(len(self.parameters))
+        self._moving = torch.zeros(len(self.parameters), dtype=torch.bool)
         self._handle = optimizer.register_step_pre_hook(self._before_step)
         self.begin()
 
@@ -88,8 +88,10 @@ class StepMeter:
         self._device = self.parameters[0].device if self.parameters else torch.device("cpu")
         zeros = torch.zeros(len(self.parameters), device=self._device)
         carried = {of for group in self._optimizer.param_groups if momentum_of(group) for of in group["params"]}
-        self._carried = zeros.new_tensor([parameter in carried for parameter in self.parameters])
-        self._pushed = self._pushed.to(self._device)
+        self._carried = torch.tensor(
+            [parameter in carried for parameter in self.parameters], device=self._device
+        ).bool()
+        self._moving = self._moving.to(self._device)
         self._squares, self._updates, self._norms = zeros, zeros.clone(), zeros.new_zeros(())
         self._steps, self._times, self._hook_ms, self._hook_seconds = 0, list[float](), math.nan, 0.0
 
@@ -112,17 +114,20 @@ class StepMeter:
     def _add(self, gradients: Mapping[int, Tensor]) -> None:
         """Sum up a step's gradients, by row."""
         for row, gradient in gradients.items():
-            if (gradient.dtype, gradient.device) != (self._sums[row].dtype, self._sums[row].device):
-                self._sums[row] = self._sums[row].to(gradient)  # as the model was
+            if gradient.get_device() != self._sums[row].get_device():
+                self._sums[row] = self._sums[row].to(gradient.device)  # where the model was moved to
         values = list(gradients.values())
         torch._foreach_add_([self._sums[row] for row in gradients], values)
-        norms = torch.stack([norm.to(self._device, torch.float32) for norm in _norms(values)])
-        rows = torch.tensor(list(gradients), device=self._device)
-        self._squares.index_add_(0, rows, norms.square())
-        moved = torch.maximum((norms > 0).float(), self._pushed[rows])
-        self._updates.index_add_(0, rows, moved)
-        self._pushed[rows] = moved * self._carried[rows]
-        self._norms += norms.square().sum().sqrt()
+        squares = torch.stack([norm.to(self._device, torch.float32) for norm in _norms(values)]).square_()
+        given = None
+        if len(gradients) < len(self.parameters):
+            rows = torch.tensor(list(gradients), device=self._device)
+            squares = torch.zeros_like(self._squares).index_copy_(0, rows, squares)
+            given = torch.zeros_like(self._moving).index_fill_(0, rows, True)
+        self._squares += squares
+        self._moving = (squares > 0) | (self._moving & self._carried)
+        self._updates += self._moving if given is None else self._moving & given
+        self._norms += squares.sum().sqrt()
 
     @torch.no_grad()
     def end(self) -> Motion:
