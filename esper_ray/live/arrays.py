@@ -151,8 +151,9 @@ def _following(seen: Trace) -> list[str | None]:
 
 
 def _activations(seen: Trace, own: Numbers) -> Numbers:
-    before = _summed(own["gradient"], ((layer, activation) for layer, activation in seen.feeds), len(seen.activations))
-    after = _summed(own["gradient"], ((layer, activation) for activation, layer in seen.influences), len(before))
+    squares, count = own["gradient"], len(seen.activations)
+    before = _summed(squares, seen.feeds, count)
+    after = _summed(squares, ((layer, activation) for activation, layer in seen.influences), count)
     return {
         "activations.saturation_rate": _column(activation.saturated for activation in seen.activations),
         "activations.gradient_flow": np.sqrt(before / after),
@@ -163,7 +164,7 @@ def _activations(seen: Trace, own: Numbers) -> Numbers:
 
 
 def _summed(values: FloatArray, pairs: Iterable[tuple[int, int]], size: int) -> FloatArray:
-    """The sum of what each of ``size`` rows is paired with by (row of the values, own row); NaN where that is none."""
+    """For each of ``size`` rows the sum of the values that it is paired with, (value, row); NaN where there is none."""
     of: list[list[int]] = [[] for _ in range(size)]
     for value, row in pairs:
         of[row].append(value)

@@ -1,19 +1,14 @@
-"""One forward of somebody's network, watched: which layers there are, who reads whom, what activation functions do.
-
-Data are followed by autograd: whatever is done between two modules, a sum, a view, a concatenation, leads from what one
-reads back to what another gave. Where gradients end (``no_grad``, whole numbers, what is computed outside of torch or
-under reentrant checkpointing) nobody can tell, and nothing is said.
-"""
+"""One forward of somebody's network, watched: which layers there are, who reads whom, what activation functions do."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from envs.live.places import Example, LiveError, call
 from envs.live.quiet import untouched
 from envs.live.slot import GROWTH
+from esper_ray.live.provenance import Passage, Provenance, is_opaque, origins, tensors
 
 FLAT_SLOPE = 0.01
 """A function is saturated where its slope is closer to 0."""
@@ -37,9 +33,6 @@ FUNCTION_FLOPS = MappingProxyType(
 """Activation functions that are known, all of them elementwise, and what each costs per number."""
 DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
 """Functions that drop what they read; their modules call them."""
-_CONCATENATIONS = ("CatBackward", "StackBackward")
-_OPAQUE = "CheckpointFunctionBackward"
-"""What reentrant checkpointing leaves of all that it runs: one node that says nothing of what is in it."""
 _NORMS = ("num_features", "normalized_shape", "num_channels", "embed_dim")
 _INPUTS = ("in_channels", "in_features", "num_embeddings", "input_size", *_NORMS)
 _OUTPUTS = ("out_channels", "out_features", "embedding_dim", "hidden_size", *_NORMS)
@@ -92,18 +85,6 @@ class ActivationSeen:
     saturated: float
     active: float
     unexplained: float
-
-
-class Passage(NamedTuple):
-    """A way from what reads back to what gave.
-
-    Attributes:
-        volume: Numbers per sample of what is read that come along it; the most where there are several ways.
-        beside: Whether others come in beside it, side by side.
-    """
-
-    volume: float
-    beside: bool
 
 
 @dataclass(frozen=True)
@@ -162,8 +143,7 @@ class _Watcher(TorchFunctionMode):
         self._layers: dict[nn.Module, int] = {}
         self._seen: list[LayerSeen] = []
         self._activations: list[ActivationSeen] = []
-        self._gave: dict[Node, tuple[str, int]] = {}
-        self._aliases: dict[Node, Node] = {}
+        self._provenance = Provenance()
         self._made: dict[str, list[Node]] = {}
         self._dropouts: list[tuple[float, list[Node]]] = []
 
@@ -195,16 +175,14 @@ class _Watcher(TorchFunctionMode):
                 self._layers[module] = len(self._seen)
                 self._seen.append(self._layer(module, args, output))
             self._seen[self._layers[module]].reads.update(reads)
-            for node in _origins(output):
-                self._gave.setdefault(node, (_LAYER, self._layers[module]))
-        self._ungrown.append(_origins(output))
+            self._provenance.give(output, _LAYER, self._layers[module])
+        self._ungrown.append(origins(output))
         return output
 
     def _grown(self, module: nn.Module, args: Any, output: Any) -> None:
         """After them: what a slot has added belongs to no layer."""
-        before, after = self._ungrown.pop(), _origins(output)
-        if len(before) == len(after):
-            self._aliases |= {new: old for new, old in zip(after, before, strict=True) if new is not old}
+        before = self._ungrown.pop()
+        self._provenance.replace(before, output)
         if self._names[module] in self._places:
             self._made[self._names[module]] = before
 
@@ -212,7 +190,7 @@ class _Watcher(TorchFunctionMode):
         parts = [p for p in module.modules() if p is module or (p in self._names and p not in self._called)]
         parameters = dict.fromkeys(p for part in parts for p in part.parameters(recurse=False))
         kind = type(module).__name__
-        read, gave = next(_tensors(args), None), next(_tensors(output), None)
+        read, gave = next(tensors(args), None), next(tensors(output), None)
         return LayerSeen(
             self._names[module] or f"({kind})",
             kind.lower(),
@@ -223,7 +201,7 @@ class _Watcher(TorchFunctionMode):
 
     def _volumes(self, value: Any) -> dict[Node, float]:
         """Where tensors came from → numbers per sample."""
-        return {t.grad_fn: t.numel() / self._samples for t in _tensors(value) if t.grad_fn is not None}
+        return {t.grad_fn: t.numel() / self._samples for t in tensors(value) if t.grad_fn is not None}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See activation functions and dropout."""
@@ -232,13 +210,12 @@ class _Watcher(TorchFunctionMode):
         if self._ungrown or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
             return func(*args, **kwargs)
         if name in DROPOUTS:
-            self._dropouts.append((args[1] if len(args) > 1 else kwargs.get("p", 0.5), _origins(args[0])))
+            self._dropouts.append((args[1] if len(args) > 1 else kwargs.get("p", 0.5), origins(args[0])))
         if name not in FUNCTION_FLOPS:
             return func(*args, **kwargs)
-        x, reads = args[0].detach().clone(), _origins(args[0])
+        x, reads = args[0].detach().clone(), origins(args[0])
         output = func(*args, **kwargs)
-        for node in _origins(output):
-            self._gave.setdefault(node, (_ACTIVATION, len(self._activations)))
+        self._provenance.give(output, _ACTIVATION, len(self._activations))
         y, slope = _value_and_slope(lambda z: func(z, *args[1:], **kwargs), x)
         self._activations.append(
             ActivationSeen(
@@ -267,23 +244,20 @@ class _Watcher(TorchFunctionMode):
         connects: dict[tuple[int, int], Passage] = {}
         influences: list[tuple[int, int]] = []
         readers: dict[Node, list[int]] = {}
+        behind = self._provenance.behind
         for target, layer in enumerate(self._seen):
-            found, passed = self._walk(layer.reads, _LAYER)
+            found, passed = self._provenance.ways(layer.reads, _LAYER)
             connects |= {(source, target): passage for (_, source), passage in found.items()}
-            layer.followed = bool(passed) and not any(node.name() == _OPAQUE for node in passed)
+            layer.followed = bool(passed) and not any(map(is_opaque, passed))
             for node in passed:
                 readers.setdefault(node, []).append(target)
-            near = self._behind(layer.reads, _LAYER, _ACTIVATION)
+            near = behind(layer.reads, _LAYER, _ACTIVATION)
             influences += [(at, target) for kind, at in near if kind == _ACTIVATION]
         self._read_dropouts()
-        feeds = [
-            (source, at) for at, seen in enumerate(self._activations) for _, source in self._behind(seen.reads, _LAYER)
-        ]
+        feeds = [(source, at) for at, seen in enumerate(self._activations) for _, source in behind(seen.reads, _LAYER)]
         around = {
             name: tuple(
-                dict.fromkeys(
-                    chain((at for _, at in self._behind(nodes, _LAYER)), *(readers.get(n, []) for n in nodes))
-                )
+                dict.fromkeys(chain((at for _, at in behind(nodes, _LAYER)), *(readers.get(n, []) for n in nodes)))
             )
             for name, nodes in self._made.items()
             if nodes
@@ -293,48 +267,11 @@ class _Watcher(TorchFunctionMode):
     def _read_dropouts(self) -> None:
         """Each layer's dropout; where none reads it there is none, if it is known what all of them read."""
         if all(reads for _, reads in self._dropouts):
-            for kind, at in self._gave.values():
-                if kind == _LAYER:
-                    self._seen[at].dropout = 0.0
+            for at in self._provenance.known(_LAYER):
+                self._seen[at].dropout = 0.0
         for rate, reads in self._dropouts:
-            for _, source in self._behind(reads, _LAYER):
+            for _, source in self._provenance.behind(reads, _LAYER):
                 self._seen[source].dropout = rate
-
-    def _behind(self, nodes: Iterable[Node], *kinds: str) -> Iterable[tuple[str, int]]:
-        """What of some kinds comes first behind some nodes."""
-        return self._walk(dict.fromkeys(nodes, math.nan), *kinds)[0]
-
-    def _walk(self, nodes: Mapping[Node, float], *kinds: str) -> tuple[dict[tuple[str, int], Passage], set[Node]]:
-        """The same from nodes of which so many numbers are read, with the ways to it, and all nodes on them."""
-        found: dict[tuple[str, int], Passage] = {}
-        waiting, visited = [(node, Passage(volume, beside=False)) for node, volume in nodes.items()], set[Node]()
-        while waiting:
-            node, passage = waiting.pop()
-            node = self._aliases.get(node, node)
-            gave = self._gave.get(node)
-            if gave is not None and gave[0] in kinds:
-                other = found.get(gave, passage)
-                found[gave] = Passage(max(other.volume, passage.volume), other.beside or passage.beside)
-            elif node not in visited and node.name() != _OPAQUE:
-                waiting += _before(node, passage)
-            visited.add(node)
-        return dict(sorted(found.items())), visited
-
-
-def _before(node: Node, passage: Passage) -> Iterator[tuple[Node, Passage]]:
-    """What a node was made of; of what lies side by side each has its part of the volume."""
-    side_by_side = node.name().startswith(_CONCATENATIONS)
-    for before, output in node.next_functions:
-        if before is not None and side_by_side:
-            share = _size(before, output) / max(_size(node, 0), 1)
-            yield before, Passage(passage.volume * share, beside=True)
-        elif before is not None:
-            yield before, passage
-
-
-def _size(node: Node, output: int) -> int:
-    """Numbers in the tensor that a node stands for."""
-    return math.prod(node._input_metadata[output].shape)
 
 
 @contextmanager
@@ -362,22 +299,6 @@ def _followed(value: Any) -> Any:
     if not follows or value.requires_grad or not torch.is_grad_enabled():
         return value
     return value.detach().requires_grad_().clone()  # detached, since it may be a buffer or a frozen parameter
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in what a module takes or gives."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from chain.from_iterable(_tensors(item) for item in value.values())
-    elif isinstance(value, tuple | list):
-        yield from chain.from_iterable(_tensors(item) for item in value)
-    elif is_dataclass(value):
-        yield from chain.from_iterable(_tensors(getattr(value, of.name, None)) for of in fields(value))
-
-
-def _origins(value: Any) -> list[Node]:
-    return [tensor.grad_fn for tensor in _tensors(value) if tensor.grad_fn is not None]
 
 
 def _width(module: nn.Module, names: tuple[str, ...], tensor: Tensor | None) -> int | None:
