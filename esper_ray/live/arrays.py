@@ -15,7 +15,7 @@ from envs.action_masks import mask_size
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from envs.vocabulary import BLENDING_METHODS, SeedStage
-from esper_ray.live.metering import Motion
+from esper_ray.live.metering import Motion, momentum_of
 from esper_ray.live.tracing import FUNCTION_FLOPS, ActivationSeen, LayerSeen, Trace
 from policies.strategic.measured import NOWHERE, Measured, Names
 
@@ -47,7 +47,7 @@ def model_arrays(
     tunes = _tunes(seen.layers, groups)
     with np.errstate(divide="ignore", invalid="ignore"):  # what comes out is not finite, and so not known
         own = _layer_motion(seen.layers, motion, parameters)
-        change = np.sqrt(own["change"] / own["square"])
+        change = np.sqrt(own["change"] / own["start"])
         last = _column(before.get(layer.name) for layer in seen.layers)
         numbers = _layers(seen, own) | _activations(seen, own) | _edges(seen) | _groups(groups, motion, parameters)
         tuned = np.array([target for _, target in tunes], np.int64)
@@ -115,7 +115,7 @@ def _layer_motion(layers: Sequence[LayerSeen], motion: Motion, parameters: Seque
     """Sums over each layer's parameters, and the most updated of them; NaN where one is not watched."""
     rows = {parameter: at for at, parameter in enumerate(parameters)}
     of = [[rows.get(parameter, -1) for parameter in layer.parameters] for layer in layers]
-    summed = {name: np.append(getattr(motion, name), np.nan) for name in ("square", "change", "gradient")}
+    summed = {name: np.append(getattr(motion, name), np.nan) for name in ("start", "square", "change", "gradient")}
     own = {name: _column(values[rows].sum() for rows in of) for name, values in summed.items()}
     updated = np.append(motion.updated, np.nan)
     return own | {"updated": _column(updated[rows].max() for rows in of)}
@@ -127,7 +127,7 @@ def _layers(seen: Trace, own: Numbers) -> Numbers:
     for source, target in seen.connects:
         reads[target] += 1
         is_read[source] += 1
-    followed = np.array([bool(layer.reads) for layer in seen.layers], bool)
+    followed = np.array([layer.followed for layer in seen.layers], bool)
     return {
         "layers.input_channels": _column(layer.inputs for layer in seen.layers),
         "layers.output_channels": _column(layer.outputs for layer in seen.layers),
@@ -151,20 +151,24 @@ def _following(seen: Trace) -> list[str | None]:
 
 
 def _activations(seen: Trace, own: Numbers) -> Numbers:
-    norms = np.sqrt(own["gradient"])
-    before = {activation: layer for layer, activation in reversed(seen.feeds)}
-    after = dict(reversed(seen.influences))
-    flow = [
-        norms[before[at]] / norms[after[at]] if at in before and at in after else None
-        for at in range(len(seen.activations))
-    ]
+    squares, count = own["gradient"], len(seen.activations)
+    before = _summed(squares, seen.feeds, count)
+    after = _summed(squares, ((layer, activation) for activation, layer in seen.influences), count)
     return {
         "activations.saturation_rate": _column(activation.saturated for activation in seen.activations),
-        "activations.gradient_flow": _column(flow),
+        "activations.gradient_flow": np.sqrt(before / after),
         "activations.computational_cost": _column(
             activation.volume * FUNCTION_FLOPS[activation.function] for activation in seen.activations
         ),
     }
+
+
+def _summed(values: FloatArray, pairs: Iterable[tuple[int, int]], size: int) -> FloatArray:
+    """For each of ``size`` rows the sum of the values that it is paired with, (value, row); NaN where there is none."""
+    of: list[list[int]] = [[] for _ in range(size)]
+    for value, row in pairs:
+        of[row].append(value)
+    return _column(values[rows].sum() if rows else None for rows in of)
 
 
 def _groups(groups: Sequence[Mapping[str, Any]], motion: Motion, parameters: Sequence[nn.Parameter]) -> Numbers:
@@ -173,16 +177,11 @@ def _groups(groups: Sequence[Mapping[str, Any]], motion: Motion, parameters: Seq
     return {
         "parameters.count": _column(sum(parameter.numel() for parameter in group["params"]) for group in groups),
         "parameters.learning_rate": _column(float(group.get("lr", np.nan)) for group in groups),
-        "parameters.momentum": _column(_momentum(group) for group in groups),
+        "parameters.momentum": _column(momentum_of(group) for group in groups),
         "parameters.gradient_variance": _column(
             motion.spread[rows].sum() / motion.sizes[rows].sum() if rows else None for rows in of
         ),
     }
-
-
-def _momentum(group: Mapping[str, Any]) -> float | None:
-    said = group.get("momentum", group.get("betas"))
-    return None if said is None else float(said[0] if isinstance(said, Sequence) else said)
 
 
 # ------------------------------------------------------------------ edges
@@ -202,8 +201,8 @@ def _edges(seen: Trace) -> Numbers:
     readers = np.bincount([at for at, _ in seen.influences], minlength=len(seen.activations))
     return {
         # What is added up comes in as one: all weights read each part of it. Of what lies side by side some do.
-        "connects.connection_strength": _column(None if beside else 1.0 for beside in seen.connects.values()),
-        "connects.data_flow_volume": _column(seen.layers[source].volume for source, _ in seen.connects),
+        "connects.connection_strength": _column(None if way.beside else 1.0 for way in seen.connects.values()),
+        "connects.data_flow_volume": _column(way.volume for way in seen.connects.values()),
         "feeds.activation_frequency": _column(activation.active for activation in feeding),
         "feeds.saturation_events": _column(activation.saturated * activation.volume for activation in feeding),
         # All gradient comes back along the only edge; how several share it is not measured.

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,12 @@ class Motion:
     Attributes:
         steps: Steps that there were.
         sizes: Numbers in each parameter ``[P]``.
-        square: Squared norm of each, now ``[P]``.
+        start: Squared norm of each as the epoch began ``[P]``.
+        square: Likewise now ``[P]``.
         change: Squared norm of its change in the epoch ``[P]``.
         gradient: Squared norm of its gradient, mean over steps ``[P]``.
         spread: Sum over its numbers of their gradient's variance over the steps ``[P]``.
-        updated: Share of the steps that gave it a gradient that is not 0 ``[P]``.
+        updated: Share of the steps that moved it ``[P]``, by a gradient that is not 0 or by momentum of one before.
         norm: Norm of the whole gradient, mean over steps.
         hook_ms: Time that measuring took in the last step, milliseconds.
         step_ms: Time from the last step but one to the last, milliseconds.
@@ -40,6 +42,7 @@ class Motion:
 
     steps: int
     sizes: FloatArray
+    start: FloatArray
     square: FloatArray
     change: FloatArray
     gradient: FloatArray
@@ -50,6 +53,12 @@ class Motion:
     step_ms: float
     seconds: float
     hook_seconds: float
+
+
+def momentum_of(group: Mapping[str, Any]) -> float | None:
+    """Momentum of SGD, or the first beta of Adam and its like; None of an optimiser that has neither."""
+    said = group.get("momentum", group.get("betas"))
+    return None if said is None else float(said[0] if isinstance(said, Sequence) else said)
 
 
 class StepMeter:
@@ -64,6 +73,8 @@ class StepMeter:
 
     def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
         self.parameters = tuple(parameters)
+        self._optimizer = optimizer
+        self._moving = torch.zeros(len(self.parameters), dtype=torch.bool)
         self._handle = optimizer.register_step_pre_hook(self._before_step)
         self._due = False
         self.begin()
@@ -79,6 +90,11 @@ class StepMeter:
         self._sums = [torch.zeros_like(parameter) for parameter in self.parameters]
         self._device = self.parameters[0].device if self.parameters else torch.device("cpu")
         zeros = torch.zeros(len(self.parameters), device=self._device)
+        carried = {of for group in self._optimizer.param_groups if momentum_of(group) for of in group["params"]}
+        self._carried = torch.tensor(
+            [parameter in carried for parameter in self.parameters], device=self._device
+        ).bool()
+        self._moving = self._moving.to(self._device)
         self._squares, self._updates, self._norms = zeros, zeros.clone(), zeros.new_zeros(())
         self._steps, self._times, self._hook_ms, self._hook_seconds = 0, list[float](), math.nan, 0.0
 
@@ -107,13 +123,21 @@ class StepMeter:
 
     def _add(self, gradients: Mapping[int, Tensor]) -> None:
         """Sum up a step's gradients, by row."""
+        for row, gradient in gradients.items():
+            if gradient.get_device() != self._sums[row].get_device():
+                self._sums[row] = self._sums[row].to(gradient.device)  # where the model was moved to
         values = list(gradients.values())
         torch._foreach_add_([self._sums[row] for row in gradients], values)
-        norms = torch.stack([norm.to(self._device) for norm in torch._foreach_norm(values, dtype=torch.float32)])
-        rows = torch.tensor(list(gradients), device=self._device)
-        self._squares.index_add_(0, rows, norms.square())
-        self._updates.index_add_(0, rows, (norms > 0).float())
-        self._norms += norms.square().sum().sqrt()
+        squares = torch.stack([norm.to(self._device, torch.float32) for norm in _norms(values)]).square_()
+        given = None
+        if len(gradients) < len(self.parameters):
+            rows = torch.tensor(list(gradients), device=self._device)
+            squares = torch.zeros_like(self._squares).index_copy_(0, rows, squares)
+            given = torch.zeros_like(self._moving).index_fill_(0, rows, True)
+        self._squares += squares
+        self._moving = (squares > 0) | (self._moving & self._carried)
+        self._updates += self._moving if given is None else self._moving & given
+        self._norms += squares.sum().sqrt()
 
     @torch.no_grad()
     def end(self) -> Motion:
@@ -122,10 +146,11 @@ class StepMeter:
         squares = self._numbers(list(self._squares))
         sums = self._squared(self._sums)
         sizes = np.array([float(parameter.numel()) for parameter in self.parameters])
-        changes = [now - before for now, before in zip(self.parameters, self._start, strict=True)]
+        changes = [now - before.to(now.device) for now, before in zip(self.parameters, self._start, strict=True)]
         return Motion(
             steps=self._steps,
             sizes=sizes,
+            start=self._squared(self._start),
             square=self._squared(self.parameters),
             change=self._squared(changes) + 0.0 * steps,
             gradient=squares / steps,
@@ -140,10 +165,16 @@ class StepMeter:
 
     def _squared(self, tensors: Sequence[Tensor]) -> FloatArray:
         """Squared norms ``[P]``."""
-        return self._numbers(torch._foreach_norm(list(tensors), dtype=torch.float32)) ** 2 if tensors else np.zeros(0)
+        return self._numbers(_norms(tensors)) ** 2 if tensors else np.zeros(0)
 
     def _numbers(self, scalars: Sequence[Tensor]) -> FloatArray:
         """Scalars of any device ``[P]``, read at once."""
         if not scalars:
             return np.zeros(0)
         return torch.stack([scalar.to(self._device) for scalar in scalars]).cpu().double().numpy()
+
+
+def _norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Norms of tensors of any types, in float32 or what holds more."""
+    widest = reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
+    return torch._foreach_norm(list(tensors), dtype=widest)

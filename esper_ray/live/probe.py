@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from envs.live.host import checked_result
 from envs.live.optimizer import check_hooks
@@ -21,7 +22,7 @@ from envs.vocabulary import LIVING_STAGES
 from esper_ray.live.arrays import model_arrays, update_magnitudes
 from esper_ray.live.grower import Grower
 from esper_ray.live.metering import Motion, StepMeter
-from esper_ray.live.refusals import refuse_model
+from esper_ray.live.refusals import refuse_to_measure
 from esper_ray.live.tracing import Trace, trace
 from policies.strategic.graph_columns import Monitors
 from policies.strategic.measured import BLUEPRINT_NAMES, Measured
@@ -96,7 +97,7 @@ class Probe:
         batch_axis: int = 0,
         sampling: Sampling = SAMPLING,
     ) -> None:
-        refuse_model(model)
+        refuse_to_measure(model)
         check_hooks(optimizer)
         size = batch_size(inputs, batch_axis)
         self._samples = min(size, SAMPLES)
@@ -107,9 +108,10 @@ class Probe:
         self._epochs, self._steps, self.seconds = 0, 0, 0.0
         self._losses: list[float] = []
         self._magnitudes: dict[str, float] = {}
+        self._kind = self._kind_of_model()
         trace(model, self._inputs, self._samples)  # what does not run is refused now
-        host = [p for name, p in model.named_parameters() if name.partition(".")[0] != GROWTH]
-        self._meter = StepMeter(host, optimizer)
+        host = (p for name, p in model.named_parameters() if name.partition(".")[0] != GROWTH)
+        self._meter = StepMeter([p for p in host if p.is_floating_point()], optimizer)
         self._seeds = self._seed_values()
 
     def remove(self) -> None:
@@ -143,6 +145,7 @@ class Probe:
         if _finite(validation_accuracy) is not None:
             _, validation_accuracy = checked_result((0.0, validation_accuracy), "end_epoch() was given")
         motion = self._meter.end()
+        self._follow_model()
         seen = trace(self._model, self._inputs, self._samples, self._slots)
         self._epochs, self._steps = self._epochs + 1, self._steps + motion.steps
         packet_id = str(self._epochs)
@@ -181,6 +184,21 @@ class Probe:
     @property
     def _device(self) -> torch.device:
         return next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
+
+    def _kind_of_model(self) -> tuple[torch.dtype, torch.device]:
+        of = (parameter for parameter in self._model.parameters() if parameter.is_floating_point())
+        return next(((p.dtype, p.device) for p in of), (torch.get_default_dtype(), torch.device("cpu")))
+
+    def _follow_model(self) -> None:
+        """Move the inputs where the model was moved to; those of its type become of its new type."""
+        (was, _), now = self._kind, self._kind_of_model()
+        dtype, device = now
+
+        def moved(x: Tensor) -> Tensor:
+            return x.to(device, dtype if x.dtype == was else x.dtype)
+
+        if self._kind != now:
+            self._kind, self._inputs = now, tree_map_only(Tensor, moved, self._inputs)
 
     def _declared(self) -> tuple[str, ...]:
         on_cuda = ("metrics.gpu_mem_free_gb",) if self._device.type == "cuda" else ()
@@ -242,7 +260,7 @@ class Probe:
         return [{name: p.detach().clone() for name, p in slot.named().items()} for slot in self._live_slots()]
 
     def _activity(self, at: int) -> float | None:
-        """Norm of the change of a seed's parameters in the epoch, over their norm; None where it is new, or none."""
+        """Norm of the change of a seed's parameters in the epoch, over their norm before; None of a new seed."""
         slots = self._live_slots()
         if at >= len(slots):
             return None
@@ -250,7 +268,7 @@ class Probe:
         if not now or {name: p.shape for name, p in before.items()} != {name: p.shape for name, p in now.items()}:
             return None
         changes = torch.cat([(p.detach() - before[name]).flatten().float() for name, p in now.items()])
-        norm = torch.cat([p.detach().flatten().float() for p in now.values()]).norm()
+        norm = torch.cat([values.flatten().float() for values in before.values()]).norm()
         return _finite((changes.norm() / norm).item())
 
 

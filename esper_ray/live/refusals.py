@@ -1,6 +1,8 @@
-"""What nothing can be grown with, and what to do instead: one sentence each, before anything is touched."""
+"""What nothing can be grown with, or measured, and what to do instead: a sentence each, before anything is touched."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from envs.live.places import LiveError
 
 _ALONE = "grow the module in one process, and wrap or copy it to others when it is committed"
-_WRAPPERS: dict[type, str] = {
+_NOT_GROWN: dict[type, str] = {
     nn.DataParallel: f"nn.DataParallel copies the model for every batch, and its copies cannot grow: {_ALONE}",
     DistributedDataParallel: (
         f"DistributedDataParallel fixes its gradient buckets when it is made, and knows no new parameters: {_ALONE}"
@@ -19,6 +21,14 @@ _WRAPPERS: dict[type, str] = {
     FullyShardedDataParallel: f"FullyShardedDataParallel has split the parameters, and knows no new ones: {_ALONE}",
     FSDPModule: f"fully_shard has split the parameters, and knows no new ones: {_ALONE}",
     torch.jit.ScriptModule: "a ScriptModule calls no hooks: grow the plain module, and export it when it is committed",
+}
+_INSIDE = "give the probe the module inside, its .module, which has the same parameters"
+_NOT_MEASURED: dict[type, str] = {
+    nn.DataParallel: f"nn.DataParallel copies the model for every batch, and nobody sees what the copies do: {_INSIDE}",
+    DistributedDataParallel: f"DistributedDataParallel waits in every forward for the other processes: {_INSIDE}",
+    FullyShardedDataParallel: "FullyShardedDataParallel has split the parameters, and a probe reads whole ones",
+    FSDPModule: "fully_shard has split the parameters, and a probe reads whole ones",
+    torch.jit.ScriptModule: "a ScriptModule calls no hooks: train the plain module with a probe, and export it later",
 }
 
 
@@ -28,6 +38,35 @@ def refuse_model(model: nn.Module) -> None:
     Raises:
         LiveError: no module, a wrapper, or a compiled model.
     """
+    _refuse(
+        model,
+        "cannot grow",
+        _NOT_GROWN,
+        "what was compiled does not see a slot: grow the plain module first, then torch.compile it",
+    )
+
+
+def refuse_to_measure(model: nn.Module) -> None:
+    """Refuse what a probe cannot measure.
+
+    Raises:
+        LiveError: no module, a wrapper, a compiled model, or complex parameters.
+    """
+    _refuse(
+        model,
+        "cannot be measured",
+        _NOT_MEASURED,
+        "hooks do not see into what was compiled: make the probe first, then torch.compile it",
+    )
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise LiveError(
+                f"the parameter {name!r} is {parameter.dtype}, and a probe measures real numbers only: give it the "
+                "part of the model that has no complex parameters"
+            )
+
+
+def _refuse(model: nn.Module, verdict: str, wrappers: Mapping[type, str], compiled: str) -> None:
     if not isinstance(model, nn.Module):
         raise LiveError(f"the model must be a torch.nn.Module, got a {type(model).__name__}")
     for name, parameter in model.named_parameters():
@@ -37,14 +76,11 @@ def refuse_model(model: nn.Module) -> None:
             )
     for name, module in model.named_modules():
         where = f"the module {name!r}" if name else "the model"
-        for wrapper, reason in _WRAPPERS.items():
+        for wrapper, reason in wrappers.items():
             if isinstance(module, wrapper):
-                raise LiveError(f"{where} cannot grow: {reason}")
+                raise LiveError(f"{where} {verdict}: {reason}")
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
-            raise LiveError(
-                f"{where} is compiled already, and what was compiled does not see a slot: grow the plain module first, "
-                "then torch.compile it"
-            )
+            raise LiveError(f"{where} is compiled already, and {compiled}")
 
 
 def refuse_processes() -> None:

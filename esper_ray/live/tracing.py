@@ -1,9 +1,4 @@
-"""One forward of somebody's network, watched: which layers there are, who reads whom, what activation functions do.
-
-Data are followed by autograd: whatever is done between two modules, a sum, a view, a concatenation, leads from what one
-reads back to what another gave. Where gradients end (``no_grad``, whole numbers, what is computed outside of torch)
-nobody can tell, and nothing is said.
-"""
+"""One forward of somebody's network, watched: which layers there are, who reads whom, what activation functions do."""
 
 from __future__ import annotations
 
@@ -19,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from envs.live.places import Example, LiveError, call
 from envs.live.quiet import untouched
 from envs.live.slot import GROWTH
+from esper_ray.live.provenance import Passage, Provenance, is_opaque, origins, tensors
 
 FLAT_SLOPE = 0.01
 """A function is saturated where its slope is closer to 0."""
@@ -34,7 +31,8 @@ FUNCTION_FLOPS = MappingProxyType(
     | dict.fromkeys(("tanh", "sigmoid", "logsigmoid", "tanhshrink"), _CURVED)
 )
 """Activation functions that are known, all of them elementwise, and what each costs per number."""
-_CONCATENATIONS = ("CatBackward", "StackBackward")
+DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
+"""Functions that drop what they read; their modules call them."""
 _NORMS = ("num_features", "normalized_shape", "num_channels", "embed_dim")
 _INPUTS = ("in_channels", "in_features", "num_embeddings", "input_size", *_NORMS)
 _OUTPUTS = ("out_channels", "out_features", "embedding_dim", "hidden_size", *_NORMS)
@@ -51,9 +49,9 @@ class LayerSeen:
         parameters: Its own, and those of parts of it that are never called by themselves.
         inputs: Channels or features that came in; None where no tensor did.
         outputs: Likewise out.
-        volume: Numbers that it gave per sample.
-        reads: Where what it read came from.
-        dropout: Rate of the dropout that reads it.
+        reads: Where what it read came from → numbers per sample.
+        followed: Whether it was followed where all that came from.
+        dropout: Rate of the dropout that reads it, 0 where none does; None where nobody can tell.
     """
 
     name: str
@@ -61,8 +59,8 @@ class LayerSeen:
     parameters: tuple[nn.Parameter, ...]
     inputs: int | None
     outputs: int | None
-    volume: float
-    reads: list[Node] = field(default_factory=list)
+    reads: dict[Node, float] = field(default_factory=dict)
+    followed: bool = False
     dropout: float | None = None
 
 
@@ -96,7 +94,7 @@ class Trace:
     Attributes:
         layers: In the order in which they were done.
         activations: In the order in which they were called.
-        connects: (source, target) of layers → whether the target reads the source beside others, side by side.
+        connects: (source, target) of layers → how the target reads the source.
         feeds: (layer, activation).
         influences: (activation, layer).
         around: Module name → layers whose outputs its own is made of, and after them those that read it. A module of
@@ -105,7 +103,7 @@ class Trace:
 
     layers: tuple[LayerSeen, ...]
     activations: tuple[ActivationSeen, ...]
-    connects: dict[tuple[int, int], bool]
+    connects: dict[tuple[int, int], Passage]
     feeds: tuple[tuple[int, int], ...]
     influences: tuple[tuple[int, int], ...]
     around: dict[str, tuple[int, ...]]
@@ -139,14 +137,13 @@ class _Watcher(TorchFunctionMode):
         super().__init__()
         self._samples, self._places = samples, set(places)
         self._names = {module: name for name, module in model.named_modules() if name.partition(".")[0] != GROWTH}
-        self._calls: list[tuple[nn.Module, list[Node]]] = []
+        self._calls: list[tuple[nn.Module, dict[Node, float]]] = []
         self._called: set[nn.Module] = set()
         self._ungrown: list[list[Node]] = []  # one entry for each module whose other hooks run now
         self._layers: dict[nn.Module, int] = {}
         self._seen: list[LayerSeen] = []
         self._activations: list[ActivationSeen] = []
-        self._gave: dict[Node, tuple[str, int]] = {}
-        self._aliases: dict[Node, Node] = {}
+        self._provenance = Provenance()
         self._made: dict[str, list[Node]] = {}
         self._dropouts: list[tuple[float, list[Node]]] = []
 
@@ -166,7 +163,7 @@ class _Watcher(TorchFunctionMode):
 
     # ------------------------------------------------------------------ while it runs
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._calls.append((module, _origins((args, kwargs))))
+        self._calls.append((module, self._volumes((args, kwargs))))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Before the module's other hooks: what it gave itself."""
@@ -177,19 +174,15 @@ class _Watcher(TorchFunctionMode):
             if module not in self._layers:
                 self._layers[module] = len(self._seen)
                 self._seen.append(self._layer(module, args, output))
-            self._seen[self._layers[module]].reads.extend(reads)
-            for node in _origins(output):
-                self._gave.setdefault(node, (_LAYER, self._layers[module]))
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            self._dropouts.append((module.p, reads))
-        self._ungrown.append(_origins(output))
+            self._seen[self._layers[module]].reads.update(reads)
+            self._provenance.give(output, _LAYER, self._layers[module])
+        self._ungrown.append(origins(output))
         return output
 
     def _grown(self, module: nn.Module, args: Any, output: Any) -> None:
         """After them: what a slot has added belongs to no layer."""
-        before, after = self._ungrown.pop(), _origins(output)
-        if len(before) == len(after):
-            self._aliases |= {new: old for new, old in zip(after, before, strict=True) if new is not old}
+        before = self._ungrown.pop()
+        self._provenance.replace(before, output)
         if self._names[module] in self._places:
             self._made[self._names[module]] = before
 
@@ -197,27 +190,32 @@ class _Watcher(TorchFunctionMode):
         parts = [p for p in module.modules() if p is module or (p in self._names and p not in self._called)]
         parameters = dict.fromkeys(p for part in parts for p in part.parameters(recurse=False))
         kind = type(module).__name__
-        read, gave = next(_tensors(args), None), next(_tensors(output), None)
+        read, gave = next(tensors(args), None), next(tensors(output), None)
         return LayerSeen(
             self._names[module] or f"({kind})",
             kind.lower(),
             tuple(parameters),
             _width(module, _INPUTS, read),
             _width(module, _OUTPUTS, gave),
-            math.nan if gave is None else gave.numel() / self._samples,
         )
 
+    def _volumes(self, value: Any) -> dict[Node, float]:
+        """Where tensors came from → numbers per sample."""
+        return {t.grad_fn: t.numel() / self._samples for t in tensors(value) if t.grad_fn is not None}
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See activation functions."""
+        """See activation functions and dropout."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").removesuffix("_")
-        known = name in FUNCTION_FLOPS and not self._ungrown
-        if not known or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        if self._ungrown or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
             return func(*args, **kwargs)
-        x, reads = args[0].detach().clone(), _origins(args[0])
+        if name in DROPOUTS:
+            self._dropouts.append((args[1] if len(args) > 1 else kwargs.get("p", 0.5), origins(args[0])))
+        if name not in FUNCTION_FLOPS:
+            return func(*args, **kwargs)
+        x, reads = args[0].detach().clone(), origins(args[0])
         output = func(*args, **kwargs)
-        for node in _origins(output):
-            self._gave.setdefault(node, (_ACTIVATION, len(self._activations)))
+        self._provenance.give(output, _ACTIVATION, len(self._activations))
         y, slope = _value_and_slope(lambda z: func(z, *args[1:], **kwargs), x)
         self._activations.append(
             ActivationSeen(
@@ -243,54 +241,37 @@ class _Watcher(TorchFunctionMode):
     # ------------------------------------------------------------------ afterwards
     def read(self) -> Trace:
         """What there was."""
-        connects: dict[tuple[int, int], bool] = {}
+        connects: dict[tuple[int, int], Passage] = {}
         influences: list[tuple[int, int]] = []
         readers: dict[Node, list[int]] = {}
+        behind = self._provenance.behind
         for target, layer in enumerate(self._seen):
-            found, passed = self._walk(layer.reads, _LAYER)
-            connects |= {(source, target): beside for (_, source), beside in found.items()}
+            found, passed = self._provenance.ways(layer.reads, _LAYER)
+            connects |= {(source, target): passage for (_, source), passage in found.items()}
+            layer.followed = bool(passed) and not any(map(is_opaque, passed))
             for node in passed:
                 readers.setdefault(node, []).append(target)
-            near = self._behind(layer.reads, _LAYER, _ACTIVATION)
+            near = behind(layer.reads, _LAYER, _ACTIVATION)
             influences += [(at, target) for kind, at in near if kind == _ACTIVATION]
-        for rate, reads in self._dropouts:
-            for _, source in self._behind(reads, _LAYER):
-                self._seen[source].dropout = rate
-        feeds = [
-            (source, at) for at, seen in enumerate(self._activations) for _, source in self._behind(seen.reads, _LAYER)
-        ]
+        self._read_dropouts()
+        feeds = [(source, at) for at, seen in enumerate(self._activations) for _, source in behind(seen.reads, _LAYER)]
         around = {
             name: tuple(
-                dict.fromkeys(
-                    chain((at for _, at in self._behind(nodes, _LAYER)), *(readers.get(n, []) for n in nodes))
-                )
+                dict.fromkeys(chain((at for _, at in behind(nodes, _LAYER)), *(readers.get(n, []) for n in nodes)))
             )
             for name, nodes in self._made.items()
             if nodes
         }
         return Trace(tuple(self._seen), tuple(self._activations), connects, tuple(feeds), tuple(influences), around)
 
-    def _behind(self, nodes: Iterable[Node], *kinds: str) -> dict[tuple[str, int], bool]:
-        """What of some kinds comes first behind some nodes → whether side by side with something else."""
-        return self._walk(nodes, *kinds)[0]
-
-    def _walk(self, nodes: Iterable[Node], *kinds: str) -> tuple[dict[tuple[str, int], bool], set[Node]]:
-        """The same, and all nodes on the way."""
-        found: dict[tuple[str, int], bool] = {}
-        waiting, visited = [(node, False) for node in nodes], set[Node]()
-        while waiting:
-            node, beside = waiting.pop()
-            node = self._aliases.get(node, node)
-            if node in visited:
-                continue
-            visited.add(node)
-            gave = self._gave.get(node)
-            if gave is not None and gave[0] in kinds:
-                found[gave] = found.get(gave, False) or beside
-                continue
-            beside = beside or node.name().startswith(_CONCATENATIONS)
-            waiting += [(before, beside) for before, _ in node.next_functions if before is not None]
-        return dict(sorted(found.items())), visited
+    def _read_dropouts(self) -> None:
+        """Each layer's dropout; where none reads it there is none, if it is known what all of them read."""
+        if all(reads for _, reads in self._dropouts):
+            for at in self._provenance.known(_LAYER):
+                self._seen[at].dropout = 0.0
+        for rate, reads in self._dropouts:
+            for _, source in self._provenance.behind(reads, _LAYER):
+                self._seen[source].dropout = rate
 
 
 @contextmanager
@@ -305,39 +286,19 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
 
 def _with_gradients(inputs: Example) -> Example:
     """Copies of the inputs that gradients lead back to; not leaves, which could not be written into."""
-
-    def followed(value: Any) -> Any:
-        return _followed(value.detach().clone()) if isinstance(value, Tensor) else value
-
     if isinstance(inputs, Tensor):
-        copied: Tensor = followed(inputs)
+        copied: Tensor = _followed(inputs.detach().clone())
         return copied
-    if isinstance(inputs, Mapping):
-        return {name: followed(value) for name, value in inputs.items()}
-    return tuple(followed(value) for value in inputs)
+    arguments = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
+    return tree_map_only(Tensor, lambda tensor: _followed(tensor.detach().clone()), arguments)
 
 
 def _followed(value: Any) -> Any:
-    """A tensor that gradients lead back to, in place of one of floats that they do not."""
+    """A tensor that gradients lead back to, in place of one of floats that they do not where they are wanted."""
     follows = isinstance(value, Tensor) and value.is_floating_point() and not value.is_inference()
-    if not follows or value.requires_grad:
+    if not follows or value.requires_grad or not torch.is_grad_enabled():
         return value
-    with torch.enable_grad():
-        return value.requires_grad_().clone()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in what a module takes or gives."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from chain.from_iterable(_tensors(item) for item in value.values())
-    elif isinstance(value, tuple | list):
-        yield from chain.from_iterable(_tensors(item) for item in value)
-
-
-def _origins(value: Any) -> list[Node]:
-    return [tensor.grad_fn for tensor in _tensors(value) if tensor.grad_fn is not None]
+    return value.detach().requires_grad_().clone()  # detached, since it may be a buffer or a frozen parameter
 
 
 def _width(module: nn.Module, names: tuple[str, ...], tensor: Tensor | None) -> int | None:
@@ -354,10 +315,19 @@ def _width(module: nn.Module, names: tuple[str, ...], tensor: Tensor | None) -> 
 
 
 def _value_and_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of an elementwise function, which may write into what it reads."""
-    x = x.detach().requires_grad_()
-    y = function(x.clone())
-    (slope,) = torch.autograd.grad(y.sum(), x)
+    """Of an elementwise function, which may write into what it reads, wherever the model calls it.
+
+    That may be where there are no gradients, or where checkpointing saves nothing for them.
+    """
+
+    def as_it_is(saved: Tensor) -> Tensor:
+        return saved
+
+    saved_tensors = torch.autograd.graph.saved_tensors_hooks(as_it_is, as_it_is)
+    with torch.inference_mode(False), torch.enable_grad(), saved_tensors:
+        x = x.clone().requires_grad_()  # a clone, which is no tensor of inference any more
+        y = function(x.clone())
+        (slope,) = torch.autograd.grad(y.sum(), x)
     return y.detach(), slope
 
 

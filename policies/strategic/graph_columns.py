@@ -76,13 +76,13 @@ class Layers(_Nodes):
     activation_type: tuple[Name | None, ...] | None = None
     """Of the function that follows it, such as relu."""
     dropout_rate: tuple[Share | None, ...] | None = None
-    """Of the dropout that follows it."""
+    """Of the dropout that follows it, 0 where none does."""
     weight_norm: tuple[NotNegative | None, ...] | None = None
     """Euclidean norm of its parameters."""
     gradient_norm: tuple[NotNegative | None, ...] | None = None
     """Euclidean norm of their gradient, root of the mean square over the epoch's steps."""
     update_frequency: tuple[Share | None, ...] | None = None
-    """Share of the epoch's steps that changed its parameters."""
+    """Share of the epoch's steps that moved its parameters, by a gradient that is not 0 or by momentum."""
     loss_share: tuple[Share | None, ...] | None = None
     """Its squared gradient norm as a share of the sum over all layers of the model."""
     in_degree: tuple[Natural | None, ...] | None = None
@@ -101,7 +101,7 @@ class Activations(_Nodes):
     saturation_rate: tuple[Share | None, ...] | None = None
     """Share of its outputs on 32 validation samples at which its slope is below 0.01."""
     gradient_flow: tuple[NotNegative | None, ...] | None = None
-    """Gradient norm of the layer before it over that of the layer after it."""
+    """Gradient norm of the layers before it over that of the layers after it, each together."""
     computational_cost: tuple[NotNegative | None, ...] | None = None
     """FLOPs per sample."""
 
@@ -140,7 +140,7 @@ class Connects(_Edges):
     connection_strength: tuple[NotNegative | None, ...] | None = None
     """Norm of the target's weights that read the source, over the norm of all of its weights."""
     data_flow_volume: tuple[NotNegative | None, ...] | None = None
-    """Numbers that pass per sample."""
+    """Numbers per sample that the target reads of the source, behind what is pooled on the way."""
     latency_ms: tuple[NotNegative | None, ...] | None = None
     """From the end of the source to the end of the target in the previous step, milliseconds."""
 
@@ -167,7 +167,7 @@ class Tunes(_Edges):
     """From a group of parameters to a layer that has some of them."""
 
     update_magnitude: tuple[NotNegative | None, ...] | None = None
-    """Norm of the layer's change in the epoch, over the norm of its parameters."""
+    """Norm of the layer's change in the epoch, over the norm of its parameters before the epoch."""
     convergence_rate: tuple[Number | None, ...] | None = None
     """1 − this epoch's update magnitude over that of the epoch before."""
 

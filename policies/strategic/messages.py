@@ -82,7 +82,7 @@ class SeedState(Message):
     risk_tolerance: Number | None = None
     """Risk up to which it may go on; read as 0 below 0 and as 1 above 1, as are the next three."""
     activity_level: Number | None = None
-    """Norm of its parameters' change in the epoch, over their norm."""
+    """Norm of its parameters' change in the epoch, over their norm before the epoch."""
     success_rate: Number | None = None
     """Seeds of its blueprint in this run that were kept, as a share of those whose fate is known."""
     risk: Number | None = None

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -9,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from envs.live.slot import GROWTH
 from envs.vocabulary import SeedStage
 from esper_ray.live import LiveError
 from esper_ray.live.probe import DECLARED, DECLARED_OF_GROWERS, SAMPLES, Probe
-from esper_ray.live.tracing import trace
 from policies.strategic.coverage import Coverage
 from policies.strategic.graph_columns import MOST_LAYERS
 from policies.strategic.input_page import GROWER, PROBE, read_keys
 from policies.strategic.messages import KEYS, SystemState
 from policies.strategic.sampling import Sampling
 from tests.esper_ray.live.models import ARCHITECTURES, Loop, growing, images
+from tests.esper_ray.live.odd_models import ODD
 
 torch.set_num_threads(1)
 
@@ -40,13 +42,6 @@ class Wired(nn.Module):
         return self.out(self.drop(z.mean((2, 3))))
 
 
-class Last(nn.Module):
-    """The last state of a sequence."""
-
-    def forward(self, states):
-        return states[0][:, -1]
-
-
 def wired():
     return Loop(Wired, images)
 
@@ -59,6 +54,10 @@ def bits(loop):
         *(value for entry in state for value in entry.values() if isinstance(value, torch.Tensor)),
         torch.get_rng_state(),
     ]
+
+
+def same(one, other):
+    return torch.equal(one.to_dense(), other.to_dense())
 
 
 def graph(packet):
@@ -75,9 +74,9 @@ def column(packet, table, name):
 
 
 # ------------------------------------------------------------------ nothing changes
-@pytest.mark.parametrize("name", ["residual", "TransformerEncoder"])
+@pytest.mark.parametrize("name", ["residual", "TransformerEncoder", *ODD])
 def test_measuring_changes_not_a_bit_of_the_training(name):
-    model, data, _ = ARCHITECTURES[name]
+    model, data = ARCHITECTURES[name][:2] if name in ARCHITECTURES else (ODD[name], images)
     alone, watched = Loop(model, data), Loop(model, data)
     for loop in (alone, watched):
         torch.manual_seed(1)
@@ -87,7 +86,9 @@ def test_measuring_changes_not_a_bit_of_the_training(name):
             if probe is not None:
                 probe.end_epoch()
         loop.final = bits(loop)
-    assert all(map(torch.equal, alone.final, watched.final))
+        loop.tensors = dict(chain(loop.model.named_parameters(), loop.model.named_buffers()))
+    assert all(map(same, alone.final, watched.final))
+    assert [t.requires_grad for t in alone.tensors.values()] == [t.requires_grad for t in watched.tensors.values()]
     assert [module.training for module in alone.model.modules()] == [m.training for m in watched.model.modules()]
 
 
@@ -141,10 +142,13 @@ def test_who_reads_whom():
     assert layers.out_degree == (3, 1, 2, 1, 0)
     assert layers.depth == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert layers.activation_type == ("relu", None, "gelu", None, None)
-    assert layers.dropout_rate == (0.3, None, 0.3, 0.3, None)
+    assert layers.dropout_rate == (0.3, 0.0, 0.3, 0.3, 0.0)
     strength = dict(zip(_ends(packet, "connects"), packet.graph.connects.connection_strength, strict=True))
     assert strength["norm", "b"] == strength["stem", "b"] == 1.0, "what is added up is read by all weights"
     assert strength["b", "out"] is None, "what lies side by side is read by some, and nobody says by which"
+    volume = dict(zip(_ends(packet, "connects"), packet.graph.connects.data_flow_volume, strict=True))
+    assert volume["norm", "b"] == volume["stem", "a"] == 4 * 256
+    assert volume["b", "out"] == volume["stem", "out"] == 4, "the mean of its half of the channels"
     activations = packet.graph.activations
     assert (activations.name, activations.activation_type) == (("act", "gelu"), ("relu", "gelu"))
     assert activations.computational_cost == (4 * 256, 5 * 4 * 256)
@@ -170,76 +174,6 @@ def test_activations_are_joined_to_the_layers_around_them():
     }
 
 
-def test_what_autograd_cannot_follow_is_unknown():
-    class Cut(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(256, 8), nn.Linear(8, 4)
-
-        def forward(self, x):
-            return self.b(torch.from_numpy(self.a(x.flatten(1)).detach().numpy()))
-
-    loop = Loop(Cut, images)
-    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
-    assert graph(packet) == set()
-    assert column(packet, "layers", "in_degree") == {"a": 0, "b": None}
-
-
-def test_a_part_that_is_never_called_belongs_to_the_layer_that_has_it():
-    """As the last product of multi-head attention, which is done by a function."""
-    loop = Loop(ARCHITECTURES["TransformerEncoder"][0], ARCHITECTURES["TransformerEncoder"][1])
-    seen = trace(loop.model, loop.validation[0], 32)
-    names = [layer.name for layer in seen.layers]
-    assert not [name for name in names if "out_proj" in name]
-    attention = seen.layers[names.index("encoder.layers.0.self_attn")]
-    own = dict(loop.model.encoder.layers[0].self_attn.named_parameters())
-    assert set(attention.parameters) == set(own.values())
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(256, affine=False), nn.Linear(256, 4)),
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 4), nn.Sigmoid()),
-        lambda: nn.Sequential(nn.Linear(16, 1), nn.Flatten(), nn.Unflatten(1, (4, 4)), nn.LSTM(4, 4), Last()),
-    ],
-    ids=["a layer without parameters", "a function at the end", "a tuple between layers"],
-)
-def test_odd_models(model):
-    loop = Loop(model, images)
-    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
-    loop.epoch()
-    packet = probe.end_epoch()
-    assert len(packet.graph.layers.name) == len([m for m in loop.model.modules() if [*m.parameters(recurse=False)]])
-    assert all(column(packet, "layers", "gradient_norm").values())
-
-
-def test_a_model_without_any_layer():
-    model = nn.Flatten()
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=0.1)
-    packet = Probe(model, optimizer, torch.zeros(2, 3)).end_epoch()
-    assert packet.graph.layers.name == ()
-
-
-def test_a_sparse_gradient_is_unknown_and_so_are_all_shares():
-    class Bag(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.out = nn.Embedding(11, 5, sparse=True), nn.Linear(5, 4)
-
-        def forward(self, x):
-            return self.out(self.embed(x).mean(1))
-
-    loop = Loop(Bag, ARCHITECTURES["LSTM, its sequences"][1], lambda of: torch.optim.SGD(of, lr=0.1))
-    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
-    loop.epoch()
-    packet = probe.end_epoch()
-    norms = column(packet, "layers", "gradient_norm")
-    assert norms["embed"] is None
-    assert norms["out"] > 0
-    assert packet.graph.layers.loss_share is None
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_models_of_all_sorts(name):
     model, data, _ = ARCHITECTURES[name]
@@ -255,7 +189,7 @@ def test_models_of_all_sorts(name):
     assert len(packet.graph.layers.name) + 2 * name.startswith("Transformer") == len(with_parameters)
     missing = {key for key, share in Coverage.of(packet).keys.items() if share == 0.0}
     assert missing <= {
-        *("layers.dropout_rate", "run.max_epochs", "run.validation_loss", "run.validation_accuracy"),
+        *("run.max_epochs", "run.validation_loss", "run.validation_accuracy"),
         *("layers.activation_type", "influences.gradient_contribution", "activations.gradient_flow"),
     }
 
@@ -279,7 +213,7 @@ def test_numbers_are_those_of_their_formulas():
         loop.epoch()
         packet = probe.end_epoch()
         change = sum((p.detach() - before[f"a.{n}"]).square().sum() for n, p in loop.model.a.named_parameters())
-        norm = sum(p.detach().square().sum() for p in loop.model.a.parameters())
+        norm = sum(before[f"a.{n}"].square().sum() for n, _ in loop.model.a.named_parameters())
         magnitudes.append((change / norm).sqrt().item())
     of = {
         layer: sum(g.square().sum().item() for n, gs in kept.items() if n.startswith(f"{layer}.") for g in gs) / 2
@@ -290,7 +224,12 @@ def test_numbers_are_those_of_their_formulas():
     shares = column(packet, "layers", "loss_share")
     assert shares == pytest.approx({layer: square / sum(of.values()) for layer, square in of.items()}, rel=1e-4)
     assert column(packet, "layers", "update_frequency") == {"stem": 0.0, "a": 1.0, "norm": 1.0, "b": 1.0, "out": 1.0}
-    assert column(packet, "layers", "weight_norm")["a"] == pytest.approx(math.sqrt(norm), rel=1e-5)
+    now = math.sqrt(sum(p.detach().square().sum() for p in loop.model.a.parameters()))
+    assert column(packet, "layers", "weight_norm")["a"] == pytest.approx(now, rel=1e-5)
+    flow = gradient["stem"] / math.hypot(*(gradient[reader] for reader in ("a", "b", "out")))
+    assert column(packet, "activations", "gradient_flow")["act"] == pytest.approx(flow, rel=1e-4), (
+        "all readers together"
+    )
     tunes = packet.graph.tunes
     at = tunes.target.index(packet.graph.layers.name.index("a"))
     assert tunes.update_magnitude[at] == pytest.approx(magnitudes[1], rel=1e-4)
@@ -330,6 +269,25 @@ def test_steps_whose_gradients_a_closure_makes_are_measured_alike(by_name):
     plain, closed = packets
     assert closed.graph == plain.graph
     assert closed.metrics["gradient_norm"] == plain.metrics["gradient_norm"] > 0.0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_layer_without_a_gradient_is_moved_by_momentum_of_an_earlier_one(momentum):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+    probe = Probe(model, optimizer, torch.ones(4, 3))
+    shares = []
+    for scales in ((0.0, 1.0, 0.0, 0.0), (0.0, 0.0)):
+        moved = []
+        for scale in scales:
+            optimizer.zero_grad()
+            (scale * model(torch.ones(4, 3)).sum()).backward()
+            before = model.weight.detach().clone()
+            optimizer.step()
+            moved.append(not torch.equal(before, model.weight))
+        shares.append(np.mean(moved))
+        assert probe.end_epoch().graph.layers.update_frequency == (shares[-1],)
+    assert shares == ([0.75, 1.0] if momentum else [0.25, 0.0])
 
 
 def test_activations_are_watched_on_32_samples():
@@ -421,6 +379,25 @@ def test_with_a_grower_the_packet_has_its_slots():
     assert packet.validation_loss == pytest.approx(grower.decision.loss)
 
 
+def test_a_seeds_activity_is_its_change_over_what_it_was():
+    loop = wired()
+    grower = growing(loop, ["stem", "a", "b"])
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0], grower=grower)
+    known = 0
+    for _ in range(5):
+        (slot, *_) = getattr(loop.model, GROWTH).slots()
+        before = {name: p.detach().clone() for name, p in slot.named().items()}
+        loop.epoch()
+        grower.end_epoch()
+        packet = probe.end_epoch()
+        if before and packet.seeds[0].activity_level is not None:
+            changes = [p.detach() - before[name] for name, p in slot.named().items()]
+            norms = (torch.cat([t.flatten() for t in of]).norm() for of in (changes, before.values()))
+            assert packet.seeds[0].activity_level == pytest.approx((next(norms) / next(norms)).item(), rel=1e-5)
+            known += 1
+    assert known >= 2
+
+
 def test_a_grower_and_its_probe_change_no_bit_of_each_other():
     finals = []
     for watched in (False, True):
@@ -454,8 +431,12 @@ def test_what_is_no_optimizer_or_no_plain_model_is_refused():
     loop = wired()
     with pytest.raises(LiveError, match=r"must be a torch.optim.Optimizer, got a list"):
         Probe(loop.model, [], loop.validation[0])
-    with pytest.raises(LiveError, match=r"nn.DataParallel"):
+    with pytest.raises(
+        LiveError, match=r"the model cannot be measured: nn.DataParallel .* give the probe .* its .module"
+    ):
         Probe(nn.DataParallel(loop.model), loop.optimizer, loop.validation[0])
+    with pytest.raises(LiveError, match=r"the module '1' is compiled already, .* make the probe first"):
+        Probe(nn.Sequential(loop.model, torch.compile(nn.Identity())), loop.optimizer, loop.validation[0])
 
 
 def test_an_accuracy_that_is_no_percentage_is_refused_and_the_call_can_be_repeated():
