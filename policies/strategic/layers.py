@@ -326,7 +326,6 @@ def segment_softmax(scores: Tensor, links: Links) -> Tensor:
     return exponentials / totals[links.inbox]
 
 
-
 def _table(nodes: Mapping[str, Tensor], weights: nn.ParameterDict, roles: Iterable[str]) -> Tensor:
     """A flat table ``[rows, outputs]``: products of each type's nodes with its weights ``[inputs, roles, outputs]``."""
     return products([nodes[name] for name in roles], [weights[name] for name in roles])
