@@ -142,7 +142,9 @@ class GraphBatch:
         places, starts = _places(arrays.nodes)
         nodes = {name: _flat_nodes(nodes, NODE_TYPES[name].columns) for name, nodes in arrays.nodes.items()}
         seeds = _look_up(places, arrays.seeds, starts["seed"])
-        return cls(nodes, _flat_edges(arrays.edges, places, starts), seeds, CONTEXT.encode(arrays.context), arrays.action_mask)
+        return cls(
+            nodes, _flat_edges(arrays.edges, places, starts), seeds, CONTEXT.encode(arrays.context), arrays.action_mask
+        )
 
     def chunks(self, size: int) -> list[GraphBatch]:
         """The same graphs in batches of at most ``size``, in order."""
