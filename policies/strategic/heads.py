@@ -123,7 +123,7 @@ class ActionHeads(nn.Module):
         log_probs, logits = [op_log_probs, slot_log_probs], {}
         for column, head in enumerate(tables.heads[2:], start=2):
             rows = tables.rows[tables.needed_by(column), 1]
-            logits[head.name] = self.arguments[head.name](hidden[:, rows])
+            logits[head.name] = self.arguments[head.name](hidden.index_select(1, rows))
             log_probs.append(masked_log_softmax(logits[head.name][..., : head.size], masks[column]))
         return FactoredDistribution(tuple(log_probs), masks, tables), logits
 

@@ -88,7 +88,8 @@ class NodeEncoder(nn.Module):
         if self.node_type.context is not None:
             parts.append(context[nodes.graph])
         raw = torch.cat(parts, dim=1)
-        encoded: Tensor = self.norm(F.relu(self.linear(F.pad(raw, (0, self.node_type.raw - raw.shape[1])))))
+        weight = self.linear.weight[:, : raw.shape[1]]  # the others would meet the zeros up to the raw width
+        encoded: Tensor = self.norm(F.relu(F.linear(raw, weight, self.linear.bias)))
         return encoded
 
     def _embedded(self, codes: Tensor) -> list[Tensor]:
@@ -237,9 +238,9 @@ class RelationalLayer(nn.Module, ABC):
         """
         targets = self.wiring.targets
         received = self.inboxes(nodes, _table(nodes, self.send, self.wiring.sends), links)
-        roles = [[table[name] for name in targets] for table in (self.bias, self.gain, self.shift)]
+        bias, gain, shift = ([of[name] for name in targets] for of in (self.bias, self.gain, self.shift))
         counts = [len(nodes[name]) for name in targets]
-        sums = F.gelu(normed_sums(received, links.reached, *roles, counts))
+        sums = F.gelu(normed_sums(received, links.reached, bias, gain, shift, counts))
         sums = F.dropout(sums, dropout, training=dropout > 0)
         return {
             name: of + self.residual[name](nodes[name]) for name, of in zip(targets, sums.split(counts), strict=True)

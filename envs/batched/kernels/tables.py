@@ -33,7 +33,7 @@ def products(nodes: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         A table ``[rows, width]``.
     """
     flat, width = [weight.flatten(1) for weight in weights], weights[0].shape[2]
-    if _for_kernels(max(map(len, nodes)), *nodes, *weights):
+    if _for_kernels(max(map(len, nodes)), nodes[0], weights):
         table: Tensor = torch.ops.esper.products(nodes, flat, width)
         return table
     return torch.cat([(rows @ weight).view(-1, width) for rows, weight in zip(nodes, flat, strict=True)])
@@ -60,7 +60,7 @@ def normed_sums(
     Returns:
         ``[nodes, width]``, type by type.
     """
-    if _for_kernels(max(nodes), table, *bias):
+    if _for_kernels(max(nodes), table, bias):
         sums: Tensor = torch.ops.esper.normed_sums(table, counts, bias, gain, shift, nodes, EPSILON)
         return sums
     sizes, parts = [count * len(roles) for count, roles in zip(nodes, bias, strict=True)], []
@@ -71,8 +71,8 @@ def normed_sums(
     return torch.cat(parts)
 
 
-def _for_kernels(nodes: int, *values: Tensor) -> bool:
-    """Whether the kernels take these, of which a type has so many nodes at most."""
-    if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+def _for_kernels(most: int, values: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether the kernels take values of a module with such weights, of at most so many nodes of a type."""
+    if torch.is_grad_enabled() and (values.requires_grad or any(weight.requires_grad for weight in weights)):
         return False
-    return nodes <= MOST_NODES and all(map(compiled, values))
+    return most <= MOST_NODES and compiled(values) and compiled(weights[0])
