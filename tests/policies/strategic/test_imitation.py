@@ -121,7 +121,7 @@ def content(imitation, path):
 
 def test_a_small_deterministic_teacher_is_imitated(tmp_path):
     arrays = toy_arrays(500)
-    imitation = taught(arrays, record(tmp_path, arrays), 14)
+    imitation = taught(arrays, record(tmp_path, arrays), 20)
     best = imitation.history[imitation.best_pass - 1].agreement
     assert best["agreement"] > 0.95
     assert all(of["agreement"] > 0.95 for of in best["heads"].values())
