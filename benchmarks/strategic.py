@@ -13,7 +13,10 @@ measuring costs an env is the last table (``benchmarks/graph_features.py``).
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -76,6 +79,9 @@ class Strategic:
         self._networks(report)
         self._worlds(report)
         self._evaluations(report)
+        self._beside_others(report)
+        if torch.cuda.is_available():
+            self._on_a_gpu(report)
         share, table = feature_costs(self.rounds)
         report.headline["feature_cost_share"] = round(share, 3)
         report.tables.append(table)
@@ -140,6 +146,58 @@ class Strategic:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         report.notes.append(f"The process took at most {peak:.0f} MB, both networks, torch and all arrays included.")
 
+    def _beside_others(self, report: Report) -> None:
+        """Full widths, while other processes compute."""
+        policy, builder = _policy(WIDTHS["full"]), GraphBuilder(RegistryViews.fresh(Capacities()), MetricNormaliser())
+        rows: list[tuple[str, ...]] = []
+        for others in (0, 1, 2):
+            with _computing(others):
+                for name, seconds in paired_seconds(_whole(policy, builder), self.repeats, warmup=20).items():
+                    rows.append((name, str(others), *_percentiles(seconds)))
+        header = ("what is read", "busy processes beside it", "p50, ms", "p95, ms", "p99, ms")
+        report.tables.append(Table("One graph, one CPU thread, beside others", header, rows))
+
+    def _on_a_gpu(self, report: Report) -> None:
+        """Full widths on CUDA, building on the CPU."""
+        builder = GraphBuilder(RegistryViews.fresh(Capacities()), MetricNormaliser())
+        kinds: dict[str, dict[str, bool]] = {
+            "float32": {"compiled": False},
+            "compiled": {},
+            "bfloat16": {"compiled": False, "reduced_precision": True},
+            "bfloat16, compiled": {"reduced_precision": True},
+        }
+        rows: list[tuple[str, ...]] = []
+        for kind, options in kinds.items():
+            policy = _policy(WIDTHS["full"], "cuda", **options)
+            for name, seconds in paired_seconds(_whole(policy, builder), self.repeats, warmup=20).items():
+                rows.append((kind, name, *_percentiles(seconds), f"{policy.compile_warm_ms:,.0f}"))
+        header = ("network", "what is read", "p50, ms", "p95, ms", "p99, ms", "first passes, ms")
+        report.tables.append(Table("One graph on a GPU, from what was measured", header, rows))
+
+
+@contextmanager
+def _computing(number: int) -> Iterator[None]:
+    """So many other processes that each keep a core busy."""
+    busy = "import torch; torch.set_num_threads(1); x = torch.rand(512, 512); print(flush=True)\nwhile True: x @ x"
+    others = [subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) for _ in range(number)]
+    try:
+        for other in others:
+            assert other.stdout is not None
+            other.stdout.readline()
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+
+
+def _whole(policy: StrategicPolicy, builder: GraphBuilder) -> dict[str, Callable[[], object]]:
+    """What is read in the last tables: a host, and models of two sizes."""
+    reader, leaves = one_host("text")
+    models = {layers: partial(_sampled, random_model(layers), count()) for layers in (128, 10_000)}
+    answers = {f"{layers:,} layers": partial(_answered, policy, builder, of) for layers, of in models.items()}
+    return {"a host of text": partial(_read, policy, builder, reader, leaves), **answers}
+
 
 def _percentiles(seconds: Sequence[float]) -> tuple[str, str, str]:
     """p50, p95 and p99, milliseconds."""
@@ -147,11 +205,12 @@ def _percentiles(seconds: Sequence[float]) -> tuple[str, str, str]:
     return p50, p95, p99
 
 
-def _policy(config: GraphNetworkConfig) -> StrategicPolicy:
+def _policy(config: GraphNetworkConfig, device: str = "cpu", **options: bool) -> StrategicPolicy:
     """One with fresh weights that reads everything."""
     views, seen = RegistryViews.fresh(Capacities()), Seen(frozenset(INPUTS), frozenset(OPS), frozenset(BLUEPRINTS))
     weights = GraphPolicyNetwork(config).state_dict()
-    return StrategicPolicy(Checkpoint(config, weights, views, MetricNormaliser(), seen, ("none",), None))
+    checkpoint = Checkpoint(config, weights, views, MetricNormaliser(), seen, ("none",), None)
+    return StrategicPolicy(checkpoint, device, **options)
 
 
 def _read(
