@@ -19,7 +19,7 @@ from envs.tasks.base import Task, TaskError
 from envs.tasks.cifar import cifar10, cifar_impaired, cifar_scale
 from envs.tasks.digits import digits, digits_impaired, digits_mixed, digits_scale
 from envs.tasks.tabular import tabular, tabular_mixed
-from envs.tasks.text import text
+from envs.tasks.text import text, text_attending
 
 TaskFactory = Callable[..., Task]
 
@@ -34,6 +34,7 @@ _BUILT_IN: dict[str, TaskFactory] = {
     "tabular": tabular,
     "tabular_mixed": tabular_mixed,
     "text": text,
+    "text_attending": text_attending,
     "cifar10": cifar10,
     "cifar_impaired": cifar_impaired,
     "cifar_scale": cifar_scale,
