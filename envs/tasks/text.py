@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -38,11 +39,27 @@ def text(text_file: Path | None = None) -> Task:
     Raises:
         TaskError: the file is missing, or too short to split.
     """
+    return _text("text", IMPAIRED, text_file)
+
+
+def text_attending(text_file: Path | None = None) -> Task:
+    """The host of :func:`text` with attention in every layer: it is best left alone, or nearly so.
+
+    Args:
+        text_file: As for :func:`text`.
+
+    Raises:
+        TaskError: as for :func:`text`.
+    """
+    return _text("text_attending", replace(IMPAIRED, attends=(True, True, True)), text_file)
+
+
+def _text(name: str, variant: TransformerVariant, text_file: Path | None) -> Task:
     splits, vocabulary = _corpus(text_file)
     return Task(
-        name="text",
-        host=TransformerHost(IMPAIRED, vocabulary, CONTEXT),
-        variants=(IMPAIRED,),
+        name=name,
+        host=TransformerHost(variant, vocabulary, CONTEXT),
+        variants=(variant,),
         slots=SlotConfig.for_row(len(IMPAIRED.layers)),
         num_classes=vocabulary,
         splits=splits,
