@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from envs.vocabulary import BLENDING_METHODS, SeedStage
 
@@ -25,9 +28,25 @@ class Message(BaseModel):
     )
 
 
-def _stage_of(value: object) -> object:
-    """A stage by its name; anything else is left to be refused."""
-    return SeedStage.__members__.get(value, value) if isinstance(value, str) else value
+@dataclass(frozen=True)
+class ByName:
+    """Marks a field whose values are members of an enumeration: they are written as their names, and read from them."""
+
+    def __get_pydantic_core_schema__(self, enum: type[IntEnum], handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Of pydantic: anything but a name is left to be refused."""
+
+        def member(value: object) -> object:
+            return enum.__members__.get(value, value) if isinstance(value, str) else value
+
+        written = core_schema.plain_serializer_function_ser_schema(
+            lambda value: value.name, return_schema=core_schema.str_schema()
+        )
+        return core_schema.no_info_before_validator_function(member, handler(enum), serialization=written)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Of pydantic: the names."""
+        members = schema["schema"]["members"]
+        return {"type": "string", "enum": [member.name for member in members]}
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -36,12 +55,7 @@ NotNegative = Annotated[float, Field(ge=0.0, le=LARGEST_NUMBER)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Natural = Annotated[int, Field(ge=0, le=LARGEST_WHOLE_NUMBER)]
 Count = Annotated[int, Field(ge=1, le=LARGEST_WHOLE_NUMBER)]
-Stage = Annotated[
-    SeedStage,
-    BeforeValidator(_stage_of),
-    PlainSerializer(lambda stage: stage.name, return_type=str),
-    WithJsonSchema({"type": "string", "enum": [stage.name for stage in SeedStage]}),
-]
+Stage = Annotated[SeedStage, ByName()]
 BlendingMethod = Annotated[
     str,
     Field(pattern=rf"^({'|'.join(BLENDING_METHODS)})$"),
