@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Records episodes in the greenhouse, counts what became of the seeds in them, and writes the evidence that ships with the
-# package and docs/catalogue.md. A quarter of an hour on two cores:
+# package and docs/catalogue.md. Two minutes on an idle core:
 #
 #     bash studies/catalogue.sh [DIRECTORY]
 #
@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 store=${1:-runs/catalogue}
 
 for task in digits_impaired digits_scale tabular text; do
-    .venv/bin/esper-ray strategic collect "$store" --policies heuristic random_valid --task "$task" --episodes 32 \
+    .venv/bin/esper-ray strategic collect "$store" --policies heuristic random_valid --task "$task" --episodes 16 \
         --max-epochs 60
 done
 .venv/bin/python -m benchmarks.catalogue "$store"
