@@ -126,6 +126,8 @@ class Lifecycle(SlotStates):
     def _germinate(self, hosts: IntArray, slots: IntArray, actions: IntArray) -> None:
         blueprint, style, tempo, target = actions[:, 2], actions[:, 3], actions[:, 4], actions[:, 5]
         self._enter(hosts, slots, SeedStage.GERMINATED)
+        self.seeds_begun[hosts] += 1  # one op per host, so that no host repeats
+        self.seed_number[hosts, slots] = self.seeds_begun[hosts]
         self.blueprint[hosts, slots] = blueprint
         self.internal_level[hosts, slots] = START_LEVEL[KIND[blueprint]]
         self.algorithm[hosts, slots] = _STYLE_ALGORITHM[style]
@@ -159,7 +161,7 @@ class Lifecycle(SlotStates):
 
     def _fossilize(self, hosts: IntArray, slots: IntArray, actions: IntArray) -> None:
         self._enter(hosts, slots, SeedStage.FOSSILIZED)
-        self.fates[hosts, Fate.FOSSILIZED] += 1  # one op per host, so no host repeats
+        self.fates[hosts, Fate.FOSSILIZED] += 1
 
     def _move_level(self, hosts: IntArray, slots: IntArray, actions: IntArray) -> None:
         self.internal_level[hosts, slots] += np.where(actions[:, 0] == LifecycleOp.GROW_INTERNAL, 1, -1)
@@ -222,6 +224,8 @@ class Lifecycle(SlotStates):
             (self.alpha_before, grown.alpha),
         ):
             target[present] = source[present]
+        self.seed_number[present] = np.cumsum(present, axis=1)[present]
+        self.seeds_begun += present.sum(axis=1)
         self.fates[:, Fate.FOSSILIZED] += present.sum(axis=1)
 
     def plantable(self, grown: GrownSeeds, hosts: IntArray) -> BoolArray:

@@ -72,7 +72,7 @@ class SlotStates(EpisodeArrays):
         costs: Gives the parameter counts of the hosts at hand; asked now and whenever an episode starts.
 
     Attributes:
-        stage: ``[N, S]`` ``SeedStage``, like all others but ``fates``.
+        stage: ``[N, S]`` ``SeedStage``, like all others but ``seeds_begun`` and ``fates``.
         blueprint: Kind of the seed, ``NO_BLUEPRINT`` where there is none.
         internal_level: Levels of its internal structure that are on.
         algorithm: ``AlphaAlgorithm``.
@@ -92,6 +92,8 @@ class SlotStates(EpisodeArrays):
         pruning: A scheduled prune is ramping alpha down.
         gradients_ok: The seed's latest gradients are finite.
         measured_in_holding: Its contribution was measured since HOLDING began.
+        seed_number: Which of its host's seeds it is, counted from 1 as they begin; 0 where there is none.
+        seeds_begun: ``[N]`` seeds that have begun in each host's episode.
         fates: ``[N, len(Fate)]`` seeds per fate.
     """
 
@@ -115,6 +117,8 @@ class SlotStates(EpisodeArrays):
     pruning: BoolArray = per_slot(False)
     gradients_ok: BoolArray = per_slot(False)
     measured_in_holding: BoolArray = per_slot(False)
+    seed_number: IntArray = per_slot(0)
+    seeds_begun: IntArray = per_host(0)
     fates: IntArray = per_host(0, len(Fate))
 
     def __init__(

@@ -247,6 +247,7 @@ class LiveHost:
             "births": self._births,
             "evaluations": self.evaluations,
             "order": order,
+            "rate": self.optimizer.rate,
             "saved": dict(self._saved),
             "saved_optimizer": copy.deepcopy(self._saved_optimizer),
         }
@@ -266,11 +267,11 @@ class LiveHost:
         }
         if set(order) != needed:
             raise LiveError("the saved order of the seeds' parameters does not fit the seeds that live: was it edited?")
-        births, evaluations, saved = state["births"], state["evaluations"], dict(state["saved"])
-        self._saved, self._saved_optimizer = saved, copy.deepcopy(state["saved_optimizer"])
+        births, evaluations, rate, saved = (state[name] for name in ("births", "evaluations", "rate", "saved"))
+        self._saved, self._saved_optimizer = dict(saved), copy.deepcopy(state["saved_optimizer"])
         self.sync(lifecycle)
         self.optimizer.reorder(order)
-        self._births, self.evaluations = births, evaluations
+        self._births, self.evaluations, self.optimizer.rate = births, evaluations, rate
 
 
 def _form(lifecycle: Lifecycle, at: int) -> tuple[Blueprint, AlphaAlgorithm, int] | None:

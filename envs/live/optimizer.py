@@ -82,6 +82,9 @@ class SeedOptimizer:
 
     Raises:
         LiveError: an optimiser that takes no groups of parameters, or has none of the host's.
+
+    Attributes:
+        rate: Factor on that share, from now on; the groups' own rates, which are the host's, are left alone.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, slots: list[LiveSlot], lr_scale: float) -> None:
@@ -89,7 +92,7 @@ class SeedOptimizer:
         for kind, reason in _UNFIT.items():
             if isinstance(optimizer, kind):
                 raise LiveError(f"{kind.__name__} {reason}: grow with SGD, Adam or AdamW")
-        self.optimizer, self._slots, self._lr_scale = optimizer, slots, lr_scale
+        self.optimizer, self._slots, self._lr_scale, self.rate = optimizer, slots, lr_scale, 1.0
         self._groups = {slot: self._group_of(model, slot.place.name) for slot in slots}
         self._owners: dict[nn.Parameter, Owner] = {}
         self._meters = {slot: GradientMeter() for slot in slots}
@@ -194,6 +197,11 @@ class SeedOptimizer:
 
     # ------------------------------------------------------------------ a step
     @property
+    def _share(self) -> float:
+        """Of a step that seeds take now."""
+        return self._lr_scale * self.rate
+
+    @property
     def _idle(self) -> bool:
         """Nothing grows: a step is the user's alone, and costs what it costs without us."""
         return all(slot.seed_kind is None for slot in self._slots)
@@ -236,7 +244,7 @@ class SeedOptimizer:
                 slot.drop_gradients()
             elif norm > CLIP_NORM:
                 torch._foreach_mul_(gradients, CLIP_NORM / norm)
-        if self._lr_scale != 1.0:
+        if self._share != 1.0:
             self._before = [(parameter, parameter.detach().clone()) for parameter in self._owners]
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -244,7 +252,7 @@ class SeedOptimizer:
             return
         with torch.no_grad():
             for parameter, before in self._before:
-                parameter.copy_(torch.lerp(before, parameter, self._lr_scale))
+                parameter.copy_(torch.lerp(before, parameter, self._share))
         self._before = []
         for slot in self._slots:
             if slot.incubating:

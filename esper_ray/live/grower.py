@@ -20,29 +20,95 @@ from envs.live.slot import GROWTH, Growth
 from envs.measurements import SeedGradients
 from envs.seed_report import SeedReport
 from envs.slots import SlotConfig
-from envs.vocabulary import HEAD_NAMES, LifecycleOp, SeedStage
+from envs.vocabulary import LifecycleOp, SeedStage
 from envs.watch import HostWatch
+from esper_ray.live.choosing import Choice, Ramp, wait
 from esper_ray.live.commitment import choose
 from esper_ray.live.policies import Decider
 from esper_ray.live.records import Decision, Kept, Report, in_words, slot_state
 from esper_ray.live.refusals import refuse_processes
+from esper_ray.live.scalars import ScalarWriter, write_scalars
 from esper_ray.measuring.course import Course
 from policies.bundle import Observations
 from policies.player import Player
 
-FORMAT = "esper-ray grower 1"
+FORMAT = "esper-ray grower 2"
 FRACTION_EPOCHS = 5
 """When it is looked whether accuracies are percentages."""
 _HOST, _RUNNING, _ENDING = np.arange(1), np.ones(1, bool), np.zeros(1, bool)
-_WAIT = np.full((1, len(HEAD_NAMES)), LifecycleOp.WAIT, np.int64)
 
 
-class ScalarWriter(Protocol):
-    """What takes scalars: TensorBoard's ``SummaryWriter``, or anything with this method."""
+class Chooser(Protocol):
+    """Who chooses what a grower does with each epoch."""
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Take one number."""
+    @property
+    def name(self) -> str:
+        """In words."""
         ...
+
+    def slots_of(self, count: int) -> SlotConfig:
+        """Slots that it chooses for in a host of so many, of which the host's are the first, and the enabled ones.
+
+        Raises:
+            LiveError: that is too many.
+        """
+        ...
+
+    def choose(self, grower: Grower, observations: Observations) -> Choice:
+        """Choose, as soon as an epoch is measured, and once before the first.
+
+        Args:
+            grower: As it is then, to look at.
+            observations: What a policy would read, ``N = 1``.
+        """
+        ...
+
+    def begun(self, grower: Grower) -> None:
+        """Take in that the choice was carried out: the next epoch begins."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next choices depend on: plain numbers, strings and tensors, in dicts and lists."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the one that gave :meth:`state_dict`.
+
+        Raises:
+            ValueError: the state of another one; nothing has changed then.
+        """
+        ...
+
+
+class PolicyChooser:
+    """A policy that chooses; see :class:`Chooser` for the methods.
+
+    Args:
+        decider: Which, and for which slots.
+        player: Plays it.
+    """
+
+    def __init__(self, decider: Decider, player: Player) -> None:
+        self._player, self._slots, self.name = player, decider.slots, decider.name
+
+    def slots_of(self, count: int) -> SlotConfig:
+        """Those that the policy was made for."""
+        return self._slots
+
+    def choose(self, grower: Grower, observations: Observations) -> Choice:
+        """Act, until the governor has stopped the run."""
+        return Choice() if grower.stopped else Choice(whole_numbers(self._player.act(observations))[0])
+
+    def begun(self, grower: Grower) -> None:
+        """Nothing to remember."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`policies.player.Player.state_dict`."""
+        return self._player.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See :meth:`policies.player.Player.load_state_dict`."""
+        self._player.load_state_dict(state)
 
 
 class Grower:
@@ -56,8 +122,8 @@ class Grower:
     def __init__(
         self,
         host: LiveHost,
-        decider: Decider,
-        player: Player,
+        chooser: Chooser,
+        slots: SlotConfig,
         max_epochs: int,
         rules: LifecycleRules,
         *,
@@ -69,10 +135,10 @@ class Grower:
         host_flops: int,
         writer: ScalarWriter | None,
     ) -> None:
-        self._host, self._player, self.max_epochs = host, player, max_epochs
-        self._policy, self._flops, self._host_flops, self._writer = decider.name, flops, host_flops, writer
+        self._host, self._chooser, self.max_epochs = host, chooser, max_epochs
+        self._flops, self._host_flops, self._writer = flops, host_flops, writer
         self._watch = HostWatch(
-            1, host, host, decider.slots, rules, chance, counterfactual_interval, pairs=pairs, guarded=governor
+            1, host, host, slots, rules, chance, counterfactual_interval, pairs=pairs, guarded=governor
         )
         self._course = Course()
         self._panic, self._committed = Panic.NONE, False
@@ -136,8 +202,9 @@ class Grower:
         if self.epoch < self.max_epochs:
             self.decision = self._decide()
         else:
-            self.decision = self._decided(_WAIT[0], "the last epoch is over: commit() decides what stays")
-        self._write()
+            self.decision = self._decided(wait(), "the last epoch is over: commit() decides what stays")
+        if self._writer is not None:
+            write_scalars(self._writer, self.decision, self.slots, self._watch)
         return self.decision
 
     def _measure(self) -> None:
@@ -164,11 +231,11 @@ class Grower:
     def _decide(self) -> Decision:
         watch = self._watch
         observations = watch.observe(self.max_epochs)
-        actions = _WAIT if self._panic else whole_numbers(self._player.act(observations))
-        executed, wrong, refused = watch.admit(actions, _ENDING)
-        watch.begin_epoch(executed)
+        choice = self._chooser.choose(self, observations)
+        executed, wrong, refused = watch.admit(choice.action[None], np.array([self.stopped]))
+        self._begin(executed, choice)
         watch.steps.book(executed, ~wrong, _ENDING)
-        note = ""
+        note = choice.note
         if self._panic:
             reason = self._panic.name.lower().replace("_", " ")
             note = f"the training broke ({reason}) and was taken back; nothing grows any more"
@@ -178,7 +245,24 @@ class Grower:
         elif wrong[0]:
             heads = [name for name, at_fault in refused.items() if at_fault[0]]
             note = f"the policy asked for what is not possible now ({', '.join(heads)})"
+        self._chooser.begun(self)
         return self._decided(executed[0], note)
+
+    def _begin(self, executed: np.ndarray[Any, np.dtype[np.int64]], choice: Choice) -> None:
+        """Carry out an action (``[1, 8]``), and what was chosen beside it."""
+        op, slot = LifecycleOp(int(executed[0, 0])), executed[:, 1]
+        if choice.seed_rate is not None:
+            self._host.optimizer.rate = choice.seed_rate
+        if op is LifecycleOp.ADVANCE:  # from here on it may be too late
+            self._shape(slot, choice.blending)
+        self._watch.begin_epoch(executed)
+        if op is LifecycleOp.GERMINATE:
+            self._shape(slot, choice.blending)
+
+    def _shape(self, slot: np.ndarray[Any, np.dtype[np.int64]], ramp: Ramp | None) -> None:
+        if ramp is not None:
+            shape, start, end = np.array([ramp.shape]), np.array([ramp.start]), np.array([ramp.end])
+            self._watch.lifecycle.shape_blending(_HOST, slot, shape, start, end)
 
     def _decided(self, action: np.ndarray[Any, np.dtype[np.int64]], note: str) -> Decision:
         watch, op = self._watch, LifecycleOp(int(action[0]))
@@ -194,24 +278,6 @@ class Grower:
             extra_parameters=int(watch.lifecycle.extra_parameters[0]),
             note=note,
         )
-
-    def _write(self) -> None:
-        if self._writer is None:
-            return
-        life, measured = self._watch.lifecycle, self._watch.measurements
-        scalars = {
-            "grow/val_loss": self._course.loss[-1],
-            "grow/val_accuracy": self._course.accuracy[-1],
-            "grow/extra_parameters": float(life.extra_parameters[0]),
-            "grow/op": float(self.decision.op),
-        }
-        for at, name in enumerate(self.slots):
-            scalars[f"grow/alpha/{name}"] = float(life.alpha[0, at])
-            scalars[f"grow/stage/{name}"] = float(life.stage[0, at])
-            if not np.isnan(measured.contribution[0, at]):
-                scalars[f"grow/contribution/{name}"] = float(measured.contribution[0, at])
-        for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, self.epoch)
 
     def _check_open(self) -> None:
         if self._committed:
@@ -253,7 +319,7 @@ class Grower:
         return Report(
             kept=kept,
             removed=removed,
-            policy=self._policy,
+            policy=self._chooser.name,
             epochs=self.epoch,
             evaluations=self._host.evaluations,
             loss=chosen.loss,
@@ -277,9 +343,30 @@ class Grower:
         return self._watch.observe(self.max_epochs)
 
     @property
+    def stopped(self) -> bool:
+        """Whether the governor took the training back, after which nothing grows any more."""
+        return self._panic is not Panic.NONE
+
+    @property
+    def result(self) -> tuple[float, float]:
+        """Validation loss, and accuracy in percent, of the latest epoch that is over."""
+        return self._course.loss[-1], self._course.accuracy[-1]
+
+    @property
     def slot_config(self) -> SlotConfig:
         """The policy's slots, of which the first ones are the model's."""
         return self._watch.slots
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Names of all of the policy's slots: of the model's its modules', of the others their ids."""
+        return self.slots + self._watch.slots.slot_ids[len(self.slots) :]
+
+    @property
+    def seed_ids(self) -> tuple[str | None, ...]:
+        """The seed that lives in each of them, by a name that no other one of the run has; None where none does."""
+        numbers = self._watch.lifecycle.seed_number[0]
+        return tuple(f"{name}#{at}" if at else None for name, at in zip(self.slot_names, numbers, strict=True))
 
     def reports(self) -> list[SeedReport]:
         """What each of the policy's slots is doing."""
@@ -320,11 +407,11 @@ class Grower:
         return {
             "format": FORMAT,
             "slots": self._described(),
-            "policy": self._policy,
+            "policy": self._chooser.name,
             "max_epochs": self.max_epochs,
             "panic": int(self._panic),
             "watch": {part: _tensors(arrays) for part, arrays in self._watch.arrays().items()},
-            "player": self._player.state_dict(),
+            "chooser": self._chooser.state_dict(),
             "host": self._host.state_dict(),
             "course": {name: torch.from_numpy(np.array(rows)) for name, rows in vars(self._course).items()},
         }
@@ -338,18 +425,18 @@ class Grower:
         self._check_open()
         if not isinstance(state, Mapping) or state.get("format") != FORMAT:
             raise LiveError(f"this is no state of a grower: it lacks the format {FORMAT!r}")
-        own = {"slots": self._described(), "policy": self._policy, "max_epochs": self.max_epochs}
+        own = {"slots": self._described(), "policy": self._chooser.name, "max_epochs": self.max_epochs}
         for name, value in own.items():
             if state[name] != value:
                 raise LiveError(f"the state is of another run: its {name} are {state[name]}, here {value}")
-        before = self._watch.arrays(), self._player.state_dict()
+        before = self._watch.arrays(), self._chooser.state_dict()
         try:
             self._watch.set_arrays({part: _arrays(tensors) for part, tensors in state["watch"].items()})
-            self._player.load_state_dict(state["player"])
+            self._chooser.load_state_dict(state["chooser"])
             self._host.load_state_dict(state["host"], self._watch.lifecycle)
         except (ValueError, KeyError) as error:
             self._watch.set_arrays(before[0])
-            self._player.load_state_dict(before[1])
+            self._chooser.load_state_dict(before[1])
             raise LiveError(f"the state does not fit: {error}") from error
         self._panic, self._gradients = Panic(state["panic"]), None
         rows = _arrays(state["course"])

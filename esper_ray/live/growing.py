@@ -14,9 +14,10 @@ from envs.live.host import LiveHost
 from envs.live.places import Example, LiveError, Places, forward_flops
 from envs.live.planting import FORMAT, GrownSeed, check_ungrown, plant
 from envs.vocabulary import Blueprint
-from esper_ray.live.grower import Grower, ScalarWriter
+from esper_ray.live.grower import Chooser, Grower, PolicyChooser
 from esper_ray.live.policies import Policy, find_policy
 from esper_ray.live.refusals import refuse_model, refuse_processes
+from esper_ray.live.scalars import ScalarWriter
 from policies.player import Player
 
 SHORTEST = 12
@@ -32,6 +33,7 @@ def grow(
     evaluate: Callable[[], tuple[float, float]],
     max_epochs: int,
     policy: Policy | None = None,
+    controller: Chooser | None = None,
     force: bool = False,
     chance: float | None = None,
     governor: bool = True,
@@ -63,6 +65,7 @@ def grow(
         max_epochs: Epochs that the model will be trained for.
         policy: Who decides: the shipped policy by default; the directory of an export; "heuristic" or another name;
             the file of a schedule; or a :class:`policies.bundle.PolicyBundle`.
+        controller: Who decides in place of a policy, such as an :class:`esper_ray.controller.executor.Executor`.
         force: Take an export that was trained on another topology.
         chance: Accuracy of guessing, in percent. Without it a collapse to guessing is not noticed.
         governor: Save the model in healthy epochs, and go back if the training breaks; takes the model's and the
@@ -100,7 +103,14 @@ def grow(
             f"name the slots, the modules on whose outputs seeds may grow; this model has\n{places.table()}"
         )
     chosen = places.chosen(wanted)
-    decider = find_policy(policy, chosen[0].kind, len(chosen), max_epochs, force)
+    if controller is None:
+        decider = find_policy(policy, chosen[0].kind, len(chosen), max_epochs, force)
+        chooser: Chooser = PolicyChooser(decider, Player(decider.policy, 1, seed, deterministic))
+    elif policy is None:
+        chooser = controller
+    else:
+        raise LiveError("a policy and a controller are both to decide: give one of them")
+    decided = chooser.slots_of(len(chosen))
     try:
         rules = LifecycleRules(parameter_budget=parameter_budget, max_living_seeds=max_living_seeds)
     except ValueError as error:
@@ -108,12 +118,12 @@ def grow(
     host_flops = forward_flops(model, example, batch_axis)
     devices = [places.device(place) for place in chosen]
     kinds = [Blueprint[name] for name in without]
-    host = LiveHost(model, optimizer, chosen, devices, decider.slots, evaluate, lr_scale, seed, kinds)
+    host = LiveHost(model, optimizer, chosen, devices, decided, evaluate, lr_scale, seed, kinds)
     try:
         return Grower(
             host,
-            decider,
-            Player(decider.policy, 1, seed, deterministic),
+            chooser,
+            decided,
             max_epochs,
             rules,
             chance=chance,

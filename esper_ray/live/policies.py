@@ -67,7 +67,7 @@ def find_policy(policy: Policy | None, kind: Kind, num_slots: int, max_epochs: i
     if isinstance(policy, str) and policy in registered() and policy != LEARNED:
         return Decider(build_policy(policy, settings), settings.slots, policy)
     if not isinstance(policy, str | Path):
-        return Decider(policy, _enabled(policy.slot_config, num_slots, "the policy"), type(policy).__name__)
+        return Decider(policy, enabled_slots(policy.slot_config, num_slots, "the policy"), type(policy).__name__)
     path = Path(policy).expanduser()
     if path.is_dir():
         return _exported(path, kind, num_slots, max_epochs, force)
@@ -103,7 +103,7 @@ def _exported(path: Path, kind: Kind, num_slots: int, max_epochs: int, force: bo
             f"the policy in {path} was trained over {spread} epochs and may not finish in {max_epochs} what it begins",
             stacklevel=4,
         )
-    return Decider(policy, _enabled(policy.slot_config, num_slots, f"the policy in {path}"), path.name)
+    return Decider(policy, enabled_slots(policy.slot_config, num_slots, f"the policy in {path}"), path.name)
 
 
 def topologies(card: Card) -> list[str]:
@@ -111,7 +111,17 @@ def topologies(card: Card) -> list[str]:
     return sorted({world.make_task().host.topology for world in card.env.worlds})
 
 
-def _enabled(slots: SlotConfig, num_slots: int, who: str) -> SlotConfig:
+def enabled_slots(slots: SlotConfig, num_slots: int, who: str) -> SlotConfig:
+    """Slots that somebody chooses for, of which those of a host, the first ones, are enabled.
+
+    Args:
+        slots: All of them.
+        num_slots: Of the host.
+        who: Chooses, for the message.
+
+    Raises:
+        LiveError: the host has more.
+    """
     if num_slots > slots.num_slots:
         raise LiveError(
             f"{num_slots} slots are more than the {slots.num_slots} that {who} was made for: name fewer slots"

@@ -56,7 +56,14 @@ DECLARED = (
 """What a probe can measure of any model."""
 DECLARED_OF_GROWERS = (
     *("run.observation", "run.blueprint_indices", "run.action_mask"),
-    *("seeds.blueprint", "seeds.alpha", "seeds.alpha_target", "seeds.age_epochs", "seeds.internal_level"),
+    *(
+        "seeds.seed_id",
+        "seeds.blueprint",
+        "seeds.alpha",
+        "seeds.alpha_target",
+        "seeds.age_epochs",
+        "seeds.internal_level",
+    ),
     *("seeds.internal_max_level", "seeds.monitored_layers", "seeds.scope", "seeds.activity_level"),
 )
 """What it can measure besides where a grower is at work."""
@@ -141,7 +148,7 @@ class Probe:
         """
         started = time.perf_counter()
         if self._grower is not None and validation_loss is None:
-            validation_loss, validation_accuracy = self._grower.decision.loss, self._grower.decision.accuracy
+            validation_loss, validation_accuracy = self._grower.result
         if _finite(validation_accuracy) is not None:
             _, validation_accuracy = checked_result((0.0, validation_accuracy), "end_epoch() was given")
         motion = self._meter.end()
@@ -237,13 +244,12 @@ class Probe:
         if grower is None:
             return {}
         reports, observations = grower.reports(), grower.observe()
-        names = [*grower.slots, *(report.slot_id for report in reports[len(grower.slots) :])]
-        watched = torch.bincount(whole.ends["monitors"][0, :, 0], minlength=len(names)).tolist()
-        seeds = zip(names, reports, monitors_of(part), watched, strict=True)
+        watched = torch.bincount(whole.ends["monitors"][0, :, 0], minlength=len(reports)).tolist()
+        seeds = zip(grower.slot_names, grower.seed_ids, reports, monitors_of(part), watched, strict=True)
         return {
             "seeds": tuple(
-                _seed_state(name, report, monitors, layers / max(whole.layer_count, 1), self._activity(at))
-                for at, (name, report, monitors, layers) in enumerate(seeds)
+                _seed_state(name, seed_id, report, monitors, layers / max(whole.layer_count, 1), self._activity(at))
+                for at, (name, seed_id, report, monitors, layers) in enumerate(seeds)
             ),
             "internal_levels": grower.slot_config.internal_levels,
             "observation": tuple(observations["obs"][0].tolist()),
@@ -273,7 +279,12 @@ class Probe:
 
 
 def _seed_state(
-    name: str, report: SeedReport, monitors: Monitors | None, share: float, activity: float | None
+    name: str,
+    seed_id: str | None,
+    report: SeedReport,
+    monitors: Monitors | None,
+    share: float,
+    activity: float | None,
 ) -> SeedState:
     scope = None if monitors is None else share
     if report.stage not in LIVING_STAGES or report.blueprint is None:
@@ -281,6 +292,7 @@ def _seed_state(
     return SeedState(
         slot=name,
         stage=report.stage,
+        seed_id=seed_id,
         blueprint=BLUEPRINT_NAMES[report.blueprint],
         alpha=report.alpha,
         alpha_target=report.alpha_target,
