@@ -116,7 +116,7 @@ class Executor:
         """Settle what was received, up to the first command that fits."""
         if self._ask is not None and (command := self._ask(grower)) is not None:
             self.receive(command)
-        host, notes = _look(grower, observations), []
+        host, notes = _look(grower, observations), list[str]()
         while self._waiting:
             received, started = self._waiting.popleft(), self._now()
             command = received.command

@@ -55,7 +55,7 @@ class Chooser(Protocol):
         ...
 
     def choose(self, grower: Grower, observations: Observations) -> Choice:
-        """Choose, as soon as an epoch is measured, and once before the first.
+        """Choose, as soon as an epoch is measured, and once before the first, when nothing is decided yet.
 
         Args:
             grower: As it is then, to look at.
@@ -235,7 +235,7 @@ class Grower:
         executed, wrong, refused = watch.admit(choice.action[None], np.array([self.stopped]))
         self._begin(executed, choice)
         watch.steps.book(executed, ~wrong, _ENDING)
-        note = choice.note
+        note = ""
         if self._panic:
             reason = self._panic.name.lower().replace("_", " ")
             note = f"the training broke ({reason}) and was taken back; nothing grows any more"
@@ -246,7 +246,7 @@ class Grower:
             heads = [name for name, at_fault in refused.items() if at_fault[0]]
             note = f"the policy asked for what is not possible now ({', '.join(heads)})"
         self._chooser.begun(self)
-        return self._decided(executed[0], note)
+        return self._decided(executed[0], "; ".join(filter(None, (choice.note, note))))
 
     def _begin(self, executed: np.ndarray[Any, np.dtype[np.int64]], choice: Choice) -> None:
         """Carry out an action (``[1, 8]``), and what was chosen beside it."""
