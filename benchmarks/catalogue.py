@@ -1,6 +1,6 @@
 """How risky is each blueprint? Counts what became of recorded seeds, for the catalogue that ships with the package.
 
-``python -m benchmarks.catalogue STORE`` writes the evidence into the package, and docs/catalogue.md; ``bash
+``python -m benchmarks.catalogue STORE`` writes the counts into the package, and docs/catalogue.md; ``bash
 studies/catalogue.sh`` records the episodes and calls it.
 """
 
@@ -12,16 +12,16 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from esper_ray.controller.catalogue import EVIDENCE_FILE
+from esper_ray.controller.catalogue import OUTCOMES_FILE
 from esper_ray.controller.catalogue_page import PAGE_FILE, page
-from esper_ray.controller.evidence import Evidence
+from esper_ray.controller.outcomes import RecordedOutcomes
 from esper_ray.keeping.revision import git_commit
 from esper_ray.process import settle
 from policies.strategic.replay_store import Replay
 
 
 @dataclass(frozen=True)
-class CatalogueEvidence:
+class CountOutcomes:
     """What is counted."""
 
     store: tyro.conf.Positional[Path]
@@ -31,12 +31,13 @@ class CatalogueEvidence:
 
     def run(self, console: Console) -> None:
         """Count, write, print."""
-        evidence = Evidence.of(Replay.open(self.store), git_commit(), f"python -m benchmarks.catalogue {self.store}")
-        EVIDENCE_FILE.write_text(evidence.model_dump_json(indent=1) + "\n")
+        command = f"python -m benchmarks.catalogue {self.store}"
+        recorded = RecordedOutcomes.of(Replay.open(self.store), git_commit(), command)
+        OUTCOMES_FILE.write_text(recorded.model_dump_json(indent=1) + "\n")
         (self.docs / PAGE_FILE).write_text(page())
         console.print(page(), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
     settle()
-    tyro.cli(CatalogueEvidence).run(Console())
+    tyro.cli(CountOutcomes).run(Console())

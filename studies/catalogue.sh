@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Records episodes in the greenhouse, counts what became of the seeds in them, and writes the evidence that ships with the
+# Records episodes in the greenhouse, counts what became of the seeds in them, and writes the counts that ship with the
 # package and docs/catalogue.md. Two minutes on an idle core:
 #
 #     bash studies/catalogue.sh [DIRECTORY]

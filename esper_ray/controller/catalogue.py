@@ -1,6 +1,6 @@
 """What is known of every blueprint before one is planted: where it grows, what it costs, and how risky it is.
 
-Where and what come from the blueprints themselves, risks from :mod:`esper_ray.controller.evidence`. A file of one's own
+Where and what come from the blueprints themselves, risks from :mod:`esper_ray.controller.outcomes`. A file of one's own
 says what nobody can measure: which blueprints are quarantined, and which hazards they have.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -20,14 +19,14 @@ from envs.blueprints import blueprints_for
 from envs.live.places import KINDS, Kind
 from envs.vocabulary import BLENDING_METHODS, INTERNAL_KINDS, INTERNAL_START_LEVEL, Blueprint
 from esper_ray.controller.commands import Severity
-from esper_ray.controller.evidence import Evidence, SeedOutcomes
+from esper_ray.controller.outcomes import RecordedOutcomes, SeedOutcomes
 from esper_ray.errors import UserError
 from esper_ray.reading import checked, read_json
 from policies.strategic.measured import BLUEPRINT_NAMES
 from policies.strategic.packet_values import BlendingMethod, ByName, Name
 from policies.strategic.schema import RISK_CLASSES
 
-EVIDENCE_FILE = Path(__file__).with_name("evidence.json")
+OUTCOMES_FILE = Path(__file__).with_name("outcomes.json")
 """What ships; ``studies/catalogue.sh`` writes it."""
 USUAL_TTL = 30.0
 """Seconds for which a catalogue is taken for what it was."""
@@ -42,7 +41,7 @@ class Hazard(_Given):
 
     Attributes:
         name: Short, for records and the graph's registry of hazards.
-        severity: HIGH turns what adds such a seed into OPTIMIZER, CRITICAL bars the blueprint; less is only told.
+        severity: HIGH turns what adds such a seed into OPTIMIZER, CRITICAL masks the blueprint; less is only told.
         what: In words: what happens, and where.
     """
 
@@ -85,7 +84,7 @@ class Entry:
         outcomes: What became of its seeds on record.
         hazards: What can go wrong.
         blending_methods: By which it may be blended in.
-        quarantined: Why it must not be planted; None where it may.
+        quarantine: Why it must not be planted; None where it may.
     """
 
     blueprint: Blueprint
@@ -93,7 +92,7 @@ class Entry:
     outcomes: SeedOutcomes
     hazards: tuple[Hazard, ...]
     blending_methods: tuple[str, ...]
-    quarantined: str | None
+    quarantine: str | None
 
     @property
     def name(self) -> str:
@@ -102,7 +101,7 @@ class Entry:
 
     @property
     def risk(self) -> float:
-        """See :attr:`esper_ray.controller.evidence.SeedOutcomes.risk`."""
+        """See :attr:`esper_ray.controller.outcomes.SeedOutcomes.risk`."""
         return self.outcomes.risk
 
     @property
@@ -111,14 +110,14 @@ class Entry:
         return RISK_CLASSES[round(self.risk * (len(RISK_CLASSES) - 1))]
 
     @property
-    def hazard(self) -> Severity | None:
-        """The worst of its hazards."""
-        return max((hazard.severity for hazard in self.hazards), default=None)
+    def quarantined(self) -> bool:
+        """Whether it must not be planted."""
+        return self.quarantine is not None
 
     @property
-    def barred(self) -> bool:
-        """Whether it must be masked before anybody chooses: quarantined, or CRITICAL by its risk or a hazard."""
-        return self.quarantined is not None or self.tier == RISK_CLASSES[-1] or self.hazard == Severity.CRITICAL
+    def worst_hazard(self) -> Severity | None:
+        """Of its hazards; None where there is none."""
+        return max((hazard.severity for hazard in self.hazards), default=None)
 
     def parameters(self, kind: Kind, width: int) -> int:
         """Parameters of a seed as it germinates, without a gate.
@@ -135,47 +134,35 @@ class Entry:
         return count_parameters(blueprints_for(kind.topology)[self.blueprint].parameters(width), level)
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """All blueprints that can grow.
-
-    Attributes:
-        entries: By blueprint, in the order of :class:`envs.vocabulary.Blueprint`.
-    """
-
-    entries: Mapping[Blueprint, Entry]
-
-    @cached_property
-    def barred(self) -> frozenset[Blueprint]:
-        """Those that must be masked before anybody chooses."""
-        return frozenset(kind for kind, entry in self.entries.items() if entry.barred)
-
-    @classmethod
-    def of(cls, evidence: Evidence, amendments: Mapping[Blueprint, Amendment]) -> Catalogue:
-        """From what is on record, and what somebody adds."""
-        entries = {}
-        for blueprint in Blueprint:
-            kinds = tuple(kind for kind in KINDS.values() if blueprint in blueprints_for(kind.topology))
-            if kinds:
-                amended = amendments.get(blueprint, Amendment())
-                entries[blueprint] = Entry(
-                    blueprint,
-                    kinds,
-                    evidence.blueprints.get(BLUEPRINT_NAMES[blueprint], SeedOutcomes()),
-                    _HAZARDS.get(blueprint, ()) + amended.hazards,
-                    amended.blending_methods or BLENDING_METHODS,
-                    amended.quarantined,
-                )
-        return cls(entries)
+Catalogue = Mapping[str, Entry]
+"""All blueprints that can grow, by name, in the order of :class:`envs.vocabulary.Blueprint`."""
 
 
-def shipped_evidence() -> Evidence:
+def make_catalogue(recorded: RecordedOutcomes, amendments: Mapping[str, Amendment]) -> Catalogue:
+    """The catalogue from what is on record, and what somebody says of blueprints, by name."""
+    entries = {}
+    for blueprint, name in zip(Blueprint, BLUEPRINT_NAMES, strict=True):
+        kinds = tuple(kind for kind in KINDS.values() if blueprint in blueprints_for(kind.topology))
+        if kinds:
+            amended = amendments.get(name, Amendment())
+            entries[name] = Entry(
+                blueprint,
+                kinds,
+                recorded.blueprints.get(name, SeedOutcomes()),
+                _HAZARDS.get(blueprint, ()) + amended.hazards,
+                amended.blending_methods or BLENDING_METHODS,
+                amended.quarantined,
+            )
+    return entries
+
+
+def shipped_outcomes() -> RecordedOutcomes:
     """What ships with the package."""
-    return Evidence.model_validate_json(EVIDENCE_FILE.read_bytes())
+    return RecordedOutcomes.model_validate_json(OUTCOMES_FILE.read_bytes())
 
 
 def read_catalogue(amendments: Path | None = None) -> Catalogue:
-    """The catalogue by the evidence that ships.
+    """The catalogue by the outcomes that ship.
 
     Args:
         amendments: JSON file of one's own: name of a blueprint → :class:`Amendment`.
@@ -183,14 +170,13 @@ def read_catalogue(amendments: Path | None = None) -> Catalogue:
     Raises:
         UserError: the file cannot be read, names a blueprint that there is not, or says something else.
     """
-    if amendments is None:
-        return Catalogue.of(shipped_evidence(), {})
-    given = checked(read_json(amendments), TypeAdapter(dict[str, Amendment]), str(amendments))
-    catalogue = Catalogue.of(shipped_evidence(), {})
-    known = {entry.name: kind for kind, entry in catalogue.entries.items()}
-    if unknown := given.keys() - known.keys():
-        raise UserError(f"{amendments}: there is no blueprint {min(unknown)!r}: choose from {', '.join(known)}")
-    return Catalogue.of(shipped_evidence(), {known[name]: amendment for name, amendment in given.items()})
+    given = {}
+    if amendments is not None:
+        given = checked(read_json(amendments), TypeAdapter(dict[str, Amendment]), str(amendments))
+    catalogue = make_catalogue(shipped_outcomes(), given)
+    if unknown := given.keys() - catalogue.keys():
+        raise UserError(f"{amendments}: there is no blueprint {min(unknown)!r}: choose from {', '.join(catalogue)}")
+    return catalogue
 
 
 class CatalogueCache:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from esper_ray.controller.catalogue import Catalogue, Entry, shipped_evidence
-from esper_ray.controller.evidence import HARM, PRIOR_RISK, PRIOR_SEEDS, End, Evidence
+from esper_ray.controller.catalogue import Entry, make_catalogue, shipped_outcomes
+from esper_ray.controller.outcomes import HARM, PRIOR_RISK, PRIOR_SEEDS, End, RecordedOutcomes
 
 PAGE_FILE = "catalogue.md"
 WIDTHS = (8, 32, 128)
@@ -28,7 +28,9 @@ from the blueprints themselves, its risk from what became of such seeds in recor
   was never blended in can have done nothing, and does not count.
 - What a loss would have done without the seed nobody knows: some of what counts against a blueprint is the host's own.
 - **Tier** is the risk class whose level, as a share of the highest, is nearest: SAFE 0, LOW ¼, MODERATE ½, HIGH ¾,
-  CRITICAL 1. A CRITICAL blueprint, one with a CRITICAL hazard and a quarantined one are masked before anybody chooses.
+  CRITICAL 1. By default the controller masks a blueprint from a risk of 0.8 on, one with a CRITICAL hazard, and a
+  quarantined one, before anybody chooses; from a risk of 0.5 on, or with a HIGH hazard, what adds such a seed becomes
+  OPTIMIZER.
 
 A file of one's own adds what nobody can measure, by blueprint; every field may be left out:
 
@@ -42,16 +44,15 @@ A file of one's own adds what nobody can measure, by blueprint; every field may 
 }}
 ```
 
-A HIGH hazard turns what adds such a seed into OPTIMIZER, a CRITICAL one bars the blueprint; less is only told. The file
-is read anew every half minute.
+A hazard below HIGH is only told. The file is read anew every half minute.
 """
 
 
 def page() -> str:
     """The page: what is on record, and a table of the blueprints."""
-    evidence = shipped_evidence()
-    entries = Catalogue.of(evidence, {}).entries.values()
-    return "\n".join([OPENING, *_blueprints(list(entries)), *_hazards(list(entries)), *_record(evidence)])
+    recorded = shipped_outcomes()
+    entries = list(make_catalogue(recorded, {}).values())
+    return "\n".join([OPENING, *_blueprints(entries), *_hazards(entries), *_record(recorded)])
 
 
 def _blueprints(entries: list[Entry]) -> Iterator[str]:
@@ -80,13 +81,13 @@ def _hazards(entries: list[Entry]) -> Iterator[str]:
             yield _line(entry.name, hazard.name, hazard.severity.name, hazard.what)
 
 
-def _record(evidence: Evidence) -> Iterator[str]:
+def _record(recorded: RecordedOutcomes) -> Iterator[str]:
     yield "\n## What is on record\n"
     yield _line("world", "who decided", "episodes")
     yield "|---|---|---|"
-    for source in evidence.sources:
+    for source in recorded.sources:
         yield _line(source.world, source.policy, str(source.episodes))
-    yield f"\nCounted by `{evidence.command}` at commit {evidence.commit}; SHA-256 of the record {evidence.record}.\n"
+    yield f"\nCounted by `{recorded.command}` at commit {recorded.commit}; SHA-256 of the record {recorded.record}.\n"
 
 
 def _line(*cells: str) -> str:

@@ -1,6 +1,6 @@
 """What became of seeds on record, by blueprint: the evidence of how risky a blueprint is.
 
-The record is what ``esper-ray strategic collect`` wrote; ``studies/catalogue.sh`` makes the evidence that ships.
+The record is what ``esper-ray strategic collect`` wrote; ``studies/catalogue.sh`` makes the one that ships, and counts.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class RecordedSource(_Strict):
     episodes: Natural
 
 
-class Evidence(_Strict):
+class RecordedOutcomes(_Strict):
     """Counts by blueprint, and what was counted.
 
     Attributes:
@@ -112,7 +112,7 @@ class Evidence(_Strict):
         blueprints: Name → what became of its seeds.
     """
 
-    format: Literal["esper-ray evidence 1"] = "esper-ray evidence 1"
+    format: Literal["esper-ray outcomes 1"] = "esper-ray outcomes 1"
     commit: str | None
     command: str
     record: str
