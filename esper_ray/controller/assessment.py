@@ -1,0 +1,88 @@
+"""One evaluation, from evidence to decision, and what is remembered of a run between two of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from esper_ray.controller.commands import Reason
+from esper_ray.controller.conservative import ConservativeConfig, ConservativeMode, ModeEvent
+from esper_ray.controller.evidence import Evidence
+from esper_ray.controller.history import History
+from esper_ray.controller.levels import Dashboard, LevelConfig, combined_score, level_of
+from esper_ray.controller.risk import Decision, Verdict, decide, judge
+from esper_ray.controller.signals import Situation
+from esper_ray.controller.thresholds import Thresholds
+from policies.strategic.packet_values import Message
+
+
+@dataclass(frozen=True)
+class RiskConfig:
+    """When the controller steps in."""
+
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    """Where signals begin."""
+    conservative: ConservativeConfig = field(default_factory=ConservativeConfig)
+    """When conservative mode begins and ends."""
+    levels: LevelConfig = field(default_factory=LevelConfig)
+    """What the dashboard's level is made of."""
+
+
+class RunState(Message):
+    """What the risk table remembers of a run. To be stored with each decision: ``model_dump_json`` writes it."""
+
+    history: History = History()
+    """Its numbers so far."""
+    mode: ConservativeMode = ConservativeMode()
+    """Whether it is left alone."""
+    dashboard: Dashboard = Dashboard()
+    """Level that is shown."""
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What an evaluation comes to. It has changed nothing yet: the state is the run's once the decision is committed.
+
+    Attributes:
+        decision: To be commanded.
+        verdict: Of the risk table, with the signals that fired.
+        score: Combined score of the dashboard; None where nothing of it was measured.
+        event: Conservative mode began or ended.
+        state: Of the run from now on.
+    """
+
+    decision: Decision
+    verdict: Verdict
+    score: float | None
+    event: ModeEvent | None
+    state: RunState
+
+
+def assess(state: RunState, evidence: Evidence, config: RiskConfig, hold: Reason | None = None) -> Assessment:
+    """Judge what a policy proposes for a run.
+
+    Args:
+        state: Of the run before.
+        evidence: Of this evaluation.
+        config: When to step in.
+        hold: Why the run is paused whatever the table says: OPERATOR or WORKER_STARTING.
+
+    Raises:
+        ValueError: nothing is proposed, and neither a fault nor a hold says why; or a fault that is none.
+    """
+    history, epoch = state.history.observe(evidence.packet), evidence.packet.epoch
+    now = Situation(evidence, history, config.thresholds)
+    verdict = judge(now)
+    answered = evidence.operation is not None
+    mode, event = state.mode.evaluate(verdict, epoch, config.conservative, answered=answered)
+    if hold is None and mode.is_on:
+        hold = Reason.CONSERVATIVE_MODE
+    entered = event is not None and mode.is_on
+    score = combined_score(now, config.levels)
+    dashboard = state.dashboard.show(epoch, level_of(score, verdict.severity))
+    return Assessment(
+        decide(verdict, evidence.operation, config.thresholds, hold, entered=entered),
+        verdict,
+        score,
+        event,
+        RunState(history=history, mode=mode, dashboard=dashboard),
+    )
