@@ -74,13 +74,11 @@ def assess(state: RunState, evidence: Evidence, config: RiskConfig, hold: Reason
     verdict = judge(now)
     answered = evidence.operation is not None
     mode, event = state.mode.evaluate(verdict, epoch, config.conservative, answered=answered)
-    if hold is None and mode.is_on:
-        hold = Reason.CONSERVATIVE_MODE
-    entered = event is not None and mode.is_on
+    began = mode.reason if event is not None else Reason.CONSERVATIVE_MODE
     score = combined_score(now, config.levels)
     dashboard = state.dashboard.show(epoch, level_of(score, verdict.severity))
     return Assessment(
-        decide(verdict, evidence.operation, config.thresholds, hold, entered=entered),
+        decide(verdict, evidence.operation, config.thresholds, began if mode.is_on else None, hold),
         verdict,
         score,
         event,

@@ -102,7 +102,11 @@ def judge(now: Situation) -> Verdict:
 
 
 def decide(
-    verdict: Verdict, operation: SeedOperation | None, thresholds: Thresholds, hold: Reason | None, *, entered: bool
+    verdict: Verdict,
+    operation: SeedOperation | None,
+    thresholds: Thresholds,
+    conservative: Reason | None = None,
+    hold: Reason | None = None,
 ) -> Decision:
     """What becomes of an operation.
 
@@ -110,18 +114,18 @@ def decide(
         verdict: On it.
         operation: That the policy proposes; None where it proposes nothing, and then the run is paused.
         thresholds: That hold.
-        hold: Why the run is paused whatever the table says: OPERATOR, WORKER_STARTING or CONSERVATIVE_MODE; the last
-            lets a PRUNE pass. Where the table pauses it, too, the reason is the table's.
-        entered: Conservative mode began in this evaluation.
+        conservative: Why conservative mode pauses all but a PRUNE: what began it in the evaluation in which it begins,
+            and then the PAUSE announces it; CONSERVATIVE_MODE as long as it is on; None while it is off.
+        hold: Why everything is paused: OPERATOR or WORKER_STARTING. Where the table pauses, the reason is the table's.
 
     Raises:
         ValueError: nothing is proposed, and nothing says why.
     """
-    if hold is Reason.CONSERVATIVE_MODE and operation is not None and operation.op is LifecycleOp.PRUNE:
-        hold = None
-    pause = verdict.reason if verdict.action is Action.PAUSE else hold
+    is_prune = operation is not None and operation.op is LifecycleOp.PRUNE
+    pause = verdict.reason if verdict.action is Action.PAUSE else (None if is_prune else conservative) or hold
     if pause is not None:
-        return Decision(Kind.CIRCUIT_BREAKER if entered else Kind.PAUSE, pause)
+        announces = conservative not in (None, Reason.CONSERVATIVE_MODE)
+        return Decision(Kind.CIRCUIT_BREAKER if announces else Kind.PAUSE, pause)
     if operation is None:
         raise ValueError("nothing is proposed: give a hold, or evidence of the fault that says why")
     if verdict.action is Action.SLOW:
