@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from esper_ray.controller.commands import Reason
+from esper_ray.controller.commands import Reason, RiskReport
 from esper_ray.controller.conservative import ConservativeConfig, ConservativeMode, ModeEvent
 from esper_ray.controller.evidence import Evidence
 from esper_ray.controller.history import History
@@ -44,7 +44,8 @@ class Assessment:
 
     Attributes:
         decision: To be commanded.
-        verdict: Of the risk table, with the signals that fired.
+        verdict: Of the risk table.
+        report: The same for the command.
         score: Combined score of the dashboard; None where nothing of it was measured.
         event: Conservative mode began or ended.
         state: Of the run from now on.
@@ -52,6 +53,7 @@ class Assessment:
 
     decision: Decision
     verdict: Verdict
+    report: RiskReport
     score: float | None
     event: ModeEvent | None
     state: RunState
@@ -80,6 +82,12 @@ def assess(state: RunState, evidence: Evidence, config: RiskConfig, hold: Reason
     return Assessment(
         decide(verdict, evidence.operation, config.thresholds, began if mode.is_on else None, hold),
         verdict,
+        RiskReport(
+            severity=verdict.severity,
+            signals=verdict.signals,
+            expected=evidence.expected_risk if evidence.risk_is_sound else None,
+            conservative=mode.is_on,
+        ),
         score,
         event,
         RunState(history=history, mode=mode, dashboard=dashboard),

@@ -73,6 +73,11 @@ class Evidence:
     faults: frozenset[Reason] = frozenset()
 
     @property
+    def risk_is_sound(self) -> bool:
+        """Whether the risk that the policy expects is one, if it says one: from 0 to 1, and not NaN."""
+        return self.expected_risk is None or 0.0 <= self.expected_risk <= 1.0
+
+    @property
     def adds(self) -> bool:
         """Whether the operation adds to the host, or commits to what was added.
 
@@ -111,4 +116,5 @@ def expected_risk(risk_logits: Sequence[float]) -> float:
         return math.nan
     highest = max(risk_logits)
     weights = [math.exp(logit - highest) for logit in risk_logits]
-    return sum(rank * weight for rank, weight in enumerate(weights)) / (sum(weights) * (len(weights) - 1))
+    mean = sum(rank * weight for rank, weight in enumerate(weights)) / sum(weights)
+    return min(mean / (len(weights) - 1), 1.0)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,8 +198,7 @@ def _largest(*values: float | None) -> float | None:
 
 
 def _not_finite(now: Situation) -> Measured:
-    risk = now.evidence.expected_risk
-    return float(Reason.POLICY_NOT_FINITE in now.evidence.faults or not (risk is None or math.isfinite(risk))), None
+    return float(Reason.POLICY_NOT_FINITE in now.evidence.faults or not now.evidence.risk_is_sound), None
 
 
 # ------------------------------------------------------------------ the table
@@ -235,7 +233,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         Reason.EXPECTED_RISK,
         Origin.PROPOSAL,
-        lambda now: _of(now.evidence.expected_risk),
+        lambda now: _of(now.evidence.expected_risk) if now.evidence.risk_is_sound else None,
         critical=at_least(lambda t: t.expected_risk_pauses),
         warning=at_least(lambda t: t.expected_risk_slows),
     ),

@@ -252,9 +252,12 @@ def test_expected_risk_is_the_mean_class():
         assert math.isnan(expected_risk([0.0, 0.0, bad, 0.0, 0.0]))
 
 
-def test_a_risk_that_is_no_number_is_the_policys_fault():
-    found = assess(BEFORE, evidence({"evidence": {"expected_risk": math.nan}}), CONFIG)
+@pytest.mark.parametrize("risk", [math.nan, math.inf, -0.1, 1.1])
+def test_a_risk_that_is_none_is_the_policys_fault(risk):
+    found = assess(BEFORE, evidence({"evidence": {"expected_risk": risk}}), CONFIG)
+    assert fired(found) == {(Reason.POLICY_NOT_FINITE, Severity.HIGH)}
     assert found.decision == paused(Reason.POLICY_NOT_FINITE)
+    assert found.report.expected is None
 
 
 def test_blueprints_that_would_be_critical_are_not_offered():
