@@ -1,12 +1,12 @@
-"""One evaluation, from evidence to decision, and what is remembered of a run between two of them."""
+"""One evaluation, from case to decision, and what is remembered of a run between two of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from esper_ray.controller.case import Case
 from esper_ray.controller.commands import Reason, RiskReport
 from esper_ray.controller.conservative import ConservativeConfig, ConservativeMode, ModeEvent
-from esper_ray.controller.evidence import Evidence
 from esper_ray.controller.history import History
 from esper_ray.controller.levels import Dashboard, LevelConfig, combined_score, level_of
 from esper_ray.controller.risk import Decision, Verdict, decide, judge
@@ -59,33 +59,33 @@ class Assessment:
     state: RunState
 
 
-def assess(state: RunState, evidence: Evidence, config: RiskConfig, hold: Reason | None = None) -> Assessment:
+def assess(state: RunState, case: Case, config: RiskConfig, hold: Reason | None = None) -> Assessment:
     """Judge what a policy proposes for a run.
 
     Args:
         state: Of the run before.
-        evidence: Of this evaluation.
+        case: To be judged.
         config: When to step in.
         hold: Why the run is paused whatever the table says: OPERATOR or WORKER_STARTING.
 
     Raises:
         ValueError: nothing is proposed, and neither a fault nor a hold says why; or a fault that is none.
     """
-    history, epoch = state.history.observe(evidence.packet), evidence.packet.epoch
-    now = Situation(evidence, history, config.thresholds)
+    history, epoch = state.history.observe(case.packet), case.packet.epoch
+    now = Situation(case, history, config.thresholds)
     verdict = judge(now)
-    answered = evidence.operation is not None
+    answered = case.operation is not None
     mode, event = state.mode.evaluate(verdict, epoch, config.conservative, answered=answered)
     began = mode.reason if event is not None else Reason.CONSERVATIVE_MODE
     score = combined_score(now, config.levels)
     dashboard = state.dashboard.show(epoch, level_of(score, verdict.severity))
     return Assessment(
-        decide(verdict, evidence.operation, config.thresholds, began if mode.is_on else None, hold),
+        decide(verdict, case.operation, config.thresholds, began if mode.is_on else None, hold),
         verdict,
         RiskReport(
             severity=verdict.severity,
             signals=verdict.signals,
-            expected=evidence.expected_risk if evidence.risk_is_sound else None,
+            expected=case.expected_risk,
             conservative=mode.is_on,
         ),
         score,

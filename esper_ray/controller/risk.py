@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from envs.vocabulary import LifecycleOp
+from esper_ray.controller.case import BlueprintSheet, Case
 from esper_ray.controller.commands import Kind, OptimizerChange, Reason, SeedOperation, Severity, Signal
-from esper_ray.controller.evidence import BlueprintSheet, Evidence
 from esper_ray.controller.signals import FAULTS, OPEN_BREAKERS, ROWS, SHEET_VALUES, TABLE, Origin, Situation
 from esper_ray.controller.thresholds import Thresholds
 
@@ -93,11 +93,11 @@ def judge(now: Situation) -> Verdict:
     Raises:
         ValueError: a fault that is none of the service's.
     """
-    faults = now.evidence.faults
+    faults = now.case.faults
     if not faults <= FAULTS:
         raise ValueError(f"faults must be of {', '.join(sorted(FAULTS))}, got {', '.join(sorted(faults))}")
     signals = tuple(signal for row in TABLE if (signal := row.signal(now)) is not None)
-    actions = (_action(signal, now.evidence) for signal in signals)
+    actions = (_action(signal, now.case) for signal in signals)
     return Verdict(signals, max(actions, default=Action.PASS))
 
 
@@ -127,7 +127,7 @@ def decide(
         announces = conservative not in (None, Reason.CONSERVATIVE_MODE)
         return Decision(Kind.CIRCUIT_BREAKER if announces else Kind.PAUSE, pause)
     if operation is None:
-        raise ValueError("nothing is proposed: give a hold, or evidence of the fault that says why")
+        raise ValueError("nothing is proposed: give a hold, or the fault that says why")
     if verdict.action is Action.SLOW:
         return Decision(Kind.OPTIMIZER, verdict.reason, optimizer=OptimizerChange(rate_factor=thresholds.rate_factor))
     return Decision(Kind.SEED, verdict.reason, operation)
@@ -144,11 +144,11 @@ def forbidden(sheets: Mapping[str, BlueprintSheet], thresholds: Thresholds) -> t
     return tuple(name for name, sheet in sheets.items() if is_critical(sheet))
 
 
-def _action(signal: Signal, evidence: Evidence) -> Action:
+def _action(signal: Signal, case: Case) -> Action:
     """What one signal makes of the operation."""
     if signal.severity >= Severity.HIGH:
-        return Action.PAUSE if evidence.adds or not ROWS[signal.reason].spares else Action.PASS
-    return Action.SLOW if evidence.adds else Action.PASS
+        return Action.PAUSE if case.adds or not ROWS[signal.reason].spares else Action.PASS
+    return Action.SLOW if case.adds else Action.PASS
 
 
 def _highest(signals: tuple[Signal, ...]) -> Severity:

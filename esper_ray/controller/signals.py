@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from envs.vocabulary import DEVELOPING_STAGES
+from esper_ray.controller.case import BlueprintSheet, Case
 from esper_ray.controller.commands import Reason, Severity, Signal
-from esper_ray.controller.evidence import BlueprintSheet, Evidence
 from esper_ray.controller.history import History
 from esper_ray.controller.thresholds import Thresholds
 from policies.strategic.packet_values import LARGEST_NUMBER
@@ -23,43 +23,43 @@ class Situation:
     """What signals are measured in.
 
     Attributes:
-        evidence: Of this evaluation.
-        history: Of the run, with the evidence's packet.
+        case: That is judged.
+        history: Of the run, with the case's packet.
         thresholds: That hold.
     """
 
-    evidence: Evidence
+    case: Case
     history: History
     thresholds: Thresholds
 
     def metric(self, name: str) -> float | None:
         """Of the packet."""
-        return self.evidence.packet.metrics.get(name)
+        return self.case.packet.metrics.get(name)
 
     @property
     def hook_ms(self) -> float | None:
         """Time that probe and executor added, milliseconds: the longest that anybody measured."""
-        return _largest(self.evidence.latencies.hook, self.metric("hook_latency_ms"))
+        return _largest(self.case.latencies.hook, self.metric("hook_latency_ms"))
 
     @property
     def apply_ms(self) -> float | None:
         """Time that carrying out a decision took, milliseconds, likewise."""
-        return _largest(self.evidence.latencies.apply, self.metric("apply_ms"))
+        return _largest(self.case.latencies.apply, self.metric("apply_ms"))
 
     @property
     def latency_ms(self) -> float | None:
         """The longest time that the controller added to anything, milliseconds."""
-        return _largest(self.hook_ms, self.evidence.latencies.step, self.apply_ms)
+        return _largest(self.hook_ms, self.case.latencies.step, self.apply_ms)
 
     @property
     def loss_delta(self) -> float | None:
         """The packet's validation loss less that of the epoch before."""
-        return None if self.evidence.packet.validation_loss is None else self.history.loss_delta
+        return None if self.case.packet.validation_loss is None else self.history.loss_delta
 
     @property
     def loss_volatility(self) -> float | None:
         """Standard deviation of the differences of training losses, the packet's the last."""
-        return None if self.evidence.packet.training_loss is None else self.history.loss_volatility
+        return None if self.case.packet.training_loss is None else self.history.loss_volatility
 
 
 Measured = tuple[float, str | None] | None
@@ -133,8 +133,8 @@ class Row:
 
 # ------------------------------------------------------------------ what the signals measure
 SHEET_VALUES: dict[Reason, Callable[[BlueprintSheet], float | None]] = {
-    Reason.BLUEPRINT_QUARANTINED: lambda sheet: float(sheet.quarantined),
-    Reason.BLUEPRINT_HAZARD: lambda sheet: sheet.worst_hazard,
+    Reason.BLUEPRINT_QUARANTINED: lambda sheet: float(sheet.quarantined is not None),
+    Reason.BLUEPRINT_HAZARD: lambda sheet: sheet.hazard,
     Reason.BLUEPRINT_RISK: lambda sheet: sheet.risk,
 }
 """What the catalogue's sheets give to signals."""
@@ -152,17 +152,18 @@ def _sheet_says(reason: Reason) -> Callable[[Situation], Measured]:
     """Of the blueprint that the operation adds or commits to."""
 
     def measure(now: Situation) -> Measured:
-        sheet = now.evidence.sheet
-        return None if sheet is None else _of(SHEET_VALUES[reason](sheet), now.evidence.blueprint)
+        sheet = now.case.sheet
+        return None if sheet is None else _of(SHEET_VALUES[reason](sheet), now.case.blueprint)
 
     return measure
 
 
 def _quarantined_seed(now: Situation) -> Measured:
     """Of the seeds whose fate is open: one that is FOSSILIZED no operation can remove."""
-    for seed in now.evidence.packet.seeds:
-        sheet = None if seed.blueprint is None else now.evidence.sheets.get(seed.blueprint)
-        if seed.stage in DEVELOPING_STAGES and (seed.quarantine_only or (sheet is not None and sheet.quarantined)):
+    for seed in now.case.packet.seeds:
+        sheet = None if seed.blueprint is None else now.case.sheets.get(seed.blueprint)
+        quarantined = seed.quarantine_only or (sheet is not None and sheet.quarantined is not None)
+        if quarantined and seed.stage in DEVELOPING_STAGES:
             return 1.0, seed.slot
     return None
 
@@ -181,24 +182,20 @@ def _throughput_drop(now: Situation) -> Measured:
 
 def _over_budget(now: Situation) -> Measured:
     """Living seeds beyond those that may live."""
-    packet = now.evidence.packet
+    packet = now.case.packet
     if packet.budgets is None or packet.budgets.living_seeds is None:
         return None
     return float(sum(seed.is_living for seed in packet.seeds) - packet.budgets.living_seeds), None
 
 
 def _oldest(now: Situation) -> Measured:
-    epoch = now.evidence.packet.epoch
+    epoch = now.case.packet.epoch
     ages = [(float(epoch - seed.since), slot) for slot, seed in now.history.developing.items()]
     return max(ages, default=None)
 
 
 def _largest(*values: float | None) -> float | None:
     return max((value for value in values if value is not None), default=None)
-
-
-def _not_finite(now: Situation) -> Measured:
-    return float(Reason.POLICY_NOT_FINITE in now.evidence.faults or not now.evidence.risk_is_sound), None
 
 
 # ------------------------------------------------------------------ the table
@@ -226,14 +223,14 @@ _YES = at_least(lambda _: 1.0)
 
 
 def _fault(reason: Reason) -> Row:
-    return Row(reason, Origin.SERVICE, lambda now: (float(reason in now.evidence.faults), None), high=_YES)
+    return Row(reason, Origin.SERVICE, lambda now: (float(reason in now.case.faults), None), high=_YES)
 
 
 TABLE: tuple[Row, ...] = (
     Row(
         Reason.EXPECTED_RISK,
         Origin.PROPOSAL,
-        lambda now: _of(now.evidence.expected_risk) if now.evidence.risk_is_sound else None,
+        lambda now: _of(now.case.expected_risk),
         critical=at_least(lambda t: t.expected_risk_pauses),
         warning=at_least(lambda t: t.expected_risk_slows),
     ),
@@ -277,7 +274,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         Reason.STEP_LATENCY,
         Origin.RUN,
-        lambda now: _of(now.evidence.latencies.step),
+        lambda now: _of(now.case.latencies.step),
         high=above(lambda t: t.step_ms_pauses),
     ),
     Row(
@@ -327,7 +324,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         Reason.COVERAGE,
         Origin.RUN,
-        lambda now: _of(now.evidence.coverage),
+        lambda now: _of(now.case.coverage),
         critical=at_most(lambda t: t.coverage_pauses),
         warning=below(lambda t: t.coverage_slows),
     ),
@@ -340,12 +337,12 @@ TABLE: tuple[Row, ...] = (
     _fault(Reason.BREAKER_BUS),
     _fault(Reason.STORE_FAILED),
     _fault(Reason.POLICY_FAILED),
-    Row(Reason.POLICY_NOT_FINITE, Origin.SERVICE, _not_finite, high=_YES),
+    _fault(Reason.POLICY_NOT_FINITE),
     _fault(Reason.ACTION_MASKED),
 )
 """Every signal. Of equally severe ones the first is the reason."""
 
 FAULTS = frozenset(row.reason for row in TABLE if row.origin is Origin.SERVICE)
-"""What :attr:`Evidence.faults` can have."""
+"""What :attr:`Case.faults` can have."""
 OPEN_BREAKERS = frozenset({Reason.BREAKER_INFERENCE, Reason.BREAKER_CATALOGUE, Reason.BREAKER_BUS})
 ROWS = {row.reason: row for row in TABLE}

@@ -25,8 +25,8 @@ EMPTY = SeedState(slot="stem", stage=SeedStage.DORMANT)
 @dataclass(frozen=True)
 class Sheet:
     risk: float | None = 0.0
-    quarantined: bool = False
-    worst_hazard: Severity | None = None
+    quarantined: str | None = None
+    hazard: Severity | None = None
 
 
 def packet(epoch=1, seeds=(EMPTY,), **fields):

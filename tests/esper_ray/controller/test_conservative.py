@@ -4,9 +4,9 @@ from hypothesis import strategies as st
 
 from envs.vocabulary import SeedStage
 from esper_ray.controller.assessment import RiskConfig, RunState, assess
+from esper_ray.controller.case import Case, Latencies
 from esper_ray.controller.commands import Kind, Reason, Severity
 from esper_ray.controller.conservative import Change, ConservativeConfig, ConservativeMode
-from esper_ray.controller.evidence import Evidence, Latencies
 from esper_ray.errors import UserError
 from policies.strategic.messages import Budgets
 from tests.esper_ray.controller.evaluations import GERMINATE, PRUNE, WAIT, Sheet, packet, seed
@@ -18,14 +18,14 @@ CALM, HIGH, CRITICAL, BREAKER, STARTING = "calm", "high", "critical", "breaker",
 def evaluate(state, what, epoch, op=WAIT):
     """One evaluation of a run in which something happens, over a restart of the service."""
     state = RunState.model_validate_json(state.model_dump_json())
-    evidence = Evidence(
+    case = Case(
         packet(epoch),
         None if what == STARTING else op,
         latencies=Latencies(hook=75.0 if what == HIGH else 1.0),
         coverage=0.05 if what == CRITICAL else 1.0,
         faults=frozenset({Reason.BREAKER_CATALOGUE} if what == BREAKER else ()),
     )
-    return assess(state, evidence, CONFIG, Reason.WORKER_STARTING if what == STARTING else None)
+    return assess(state, case, CONFIG, Reason.WORKER_STARTING if what == STARTING else None)
 
 
 def course(*happenings, state=None, epoch=0):
@@ -113,7 +113,7 @@ def test_what_the_policy_proposes_keeps_nobody_in_it_but_it_is_not_left_into_the
     found = course(CRITICAL)
     harmful = {"sheets": {"norm": Sheet(risk=0.9)}}
     for epoch in range(1, 20):
-        found = assess(found.state, Evidence(packet(epoch), GERMINATE, **harmful), CONFIG)
+        found = assess(found.state, Case(packet(epoch), GERMINATE, **harmful), CONFIG)
         assert (found.event, found.decision.kind) == (None, Kind.PAUSE)
     assert evaluate(found.state, CALM, 20).event.change is Change.LEFT
 
@@ -138,7 +138,7 @@ def play(packets, sheets, epochs=60):
     state, living, events, done = RunState(), True, [], []
     for epoch in range(epochs):
         op = PRUNE if living and epoch % 7 == 6 else GERMINATE if not living else WAIT
-        found = assess(state, Evidence(packets(epoch, living), op, sheets=sheets, coverage=1.0), CONFIG)
+        found = assess(state, Case(packets(epoch, living), op, sheets=sheets, coverage=1.0), CONFIG)
         state = found.state
         events += [] if found.event is None else [(epoch, found.event.change)]
         done.append(found.decision)
@@ -153,7 +153,7 @@ def test_a_run_with_a_quarantined_seed_gets_out_by_itself():
     def packets(epoch, living):
         return packet(epoch, (seed(SeedStage.TRAINING, "attention"),)) if living and epoch < 7 else packet(epoch)
 
-    events, done = play(packets, {"attention": Sheet(quarantined=True)})
+    events, done = play(packets, {"attention": Sheet(quarantined="it broke a run")})
     assert events == [(0, Change.ENTERED), (11, Change.LEFT)]
     assert (done[0].kind, done[0].reason) == (Kind.CIRCUIT_BREAKER, Reason.QUARANTINED_SEED)
     assert done[6].operation == PRUNE
@@ -175,7 +175,7 @@ def test_a_run_over_budget_gets_out_by_itself():
 def test_over_budget_neither_begins_it_nor_keeps_it_on():
     def over(epoch, op=WAIT, coverage=1.0):
         seen = packet(epoch, (seed(SeedStage.FOSSILIZED),), budgets=Budgets(living_seeds=0))
-        return Evidence(seen, op, coverage=coverage)
+        return Case(seen, op, coverage=coverage)
 
     state = RunState()
     for epoch in range(30):

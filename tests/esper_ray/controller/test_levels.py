@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper_ray.controller.case import Case, Latencies
 from esper_ray.controller.commands import Severity
-from esper_ray.controller.evidence import Evidence, Latencies
 from esper_ray.controller.history import History
 from esper_ray.controller.levels import Dashboard, Level, LevelConfig, combined_score, level_of
 from esper_ray.controller.signals import Situation
@@ -19,7 +19,7 @@ def score(latency=None, swing=None, **metrics):
         seen = packet(epoch, training_loss=loss, metrics=metrics)
         history = history.observe(seen)
     return combined_score(
-        Situation(Evidence(seen, latencies=Latencies(step=latency)), history, Thresholds()), LevelConfig()
+        Situation(Case(seen, latencies=Latencies(step=latency)), history, Thresholds()), LevelConfig()
     )
 
 

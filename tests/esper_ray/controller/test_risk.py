@@ -1,5 +1,4 @@
 import itertools
-import math
 
 import pytest
 from hypothesis import given
@@ -7,8 +6,9 @@ from hypothesis import strategies as st
 
 from envs.vocabulary import AlphaTarget, Blueprint, LifecycleOp, SeedStage
 from esper_ray.controller.assessment import RiskConfig, RunState, assess
+from esper_ray.controller.case import Case, Latencies
 from esper_ray.controller.commands import Kind, Reason, Severity
-from esper_ray.controller.evidence import Evidence, Latencies, expected_risk
+from esper_ray.controller.levels import OF_SEVERITY
 from esper_ray.controller.risk import Decision, forbidden
 from esper_ray.controller.signals import FAULTS, TABLE
 from esper_ray.controller.thresholds import Thresholds
@@ -45,15 +45,15 @@ ADDING = operation(LifecycleOp.GERMINATE, slot="head", blueprint=Blueprint.CONV_
 ADDED = (seed(SeedStage.TRAINING),)
 SWINGING = tuple(0.5 + 0.1 * (-1) ** epoch for epoch in range(10))
 
-# Every row of the table: what makes it fire and how severe it is then. What is said of a packet, of the evidence beside
+# Every row of the table: what makes it fire and how severe it is then. What is said of a packet, of the case beside
 # it and of the run before are kept apart, so that any two can be put together.
 FIRING = {
-    (Reason.EXPECTED_RISK, Severity.CRITICAL): {"evidence": {"expected_risk": 0.99}},
-    (Reason.EXPECTED_RISK, Severity.WARNING): {"evidence": {"expected_risk": 0.85}},
-    (Reason.BLUEPRINT_QUARANTINED, Severity.CRITICAL): {"sheet": {"quarantined": True}},
+    (Reason.EXPECTED_RISK, Severity.CRITICAL): {"case": {"expected_risk": 0.99}},
+    (Reason.EXPECTED_RISK, Severity.WARNING): {"case": {"expected_risk": 0.85}},
+    (Reason.BLUEPRINT_QUARANTINED, Severity.CRITICAL): {"sheet": {"quarantined": "it broke a run"}},
     (Reason.QUARANTINED_SEED, Severity.CRITICAL): {"seed": {"quarantine_only": True}},
-    (Reason.BLUEPRINT_HAZARD, Severity.CRITICAL): {"sheet": {"worst_hazard": Severity.CRITICAL}},
-    (Reason.BLUEPRINT_HAZARD, Severity.WARNING): {"sheet": {"worst_hazard": Severity.HIGH}},
+    (Reason.BLUEPRINT_HAZARD, Severity.CRITICAL): {"sheet": {"hazard": Severity.CRITICAL}},
+    (Reason.BLUEPRINT_HAZARD, Severity.WARNING): {"sheet": {"hazard": Severity.HIGH}},
     (Reason.BLUEPRINT_RISK, Severity.CRITICAL): {"sheet": {"risk": 0.8}},
     (Reason.BLUEPRINT_RISK, Severity.WARNING): {"sheet": {"risk": 0.5}},
     (Reason.LOSS_DELTA, Severity.HIGH): {"packet": {"validation_loss": 0.5 + 0.18}},
@@ -71,17 +71,17 @@ FIRING = {
     (Reason.LOSS_VOLATILITY, Severity.WARNING): {"packet": {"training_loss": 1.5}},
     (Reason.GRADIENT_VARIANCE, Severity.WARNING): {"metrics": {"grad_var": 1.1}},
     (Reason.GRADIENT_CONFLICT, Severity.WARNING): {"metrics": {"grad_conflict_rate": 0.6}},
-    (Reason.COVERAGE, Severity.CRITICAL): {"evidence": {"coverage": 0.05}},
-    (Reason.COVERAGE, Severity.WARNING): {"evidence": {"coverage": 0.29}},
+    (Reason.COVERAGE, Severity.CRITICAL): {"case": {"coverage": 0.05}},
+    (Reason.COVERAGE, Severity.WARNING): {"case": {"coverage": 0.29}},
     **{(fault, Severity.HIGH): {"faults": {fault}} for fault in FAULTS},
 }
 BEFORE = course(losses=(0.5,) * 10, training=SWINGING, rates=(100.0,) * 10)
 ORDER = [row.reason for row in TABLE]
 
 
-def evidence(*parts, op=ADDING):
+def case(*parts, op=ADDING):
     """Of all parts together, in the run's epoch 10."""
-    merged = {name: {} for name in ("evidence", "packet", "metrics", "latencies", "seed", "sheet")}
+    merged = {name: {} for name in ("case", "packet", "metrics", "latencies", "seed", "sheet")}
     faults = set()
     for part in parts:
         for name, fields in part.items():
@@ -93,13 +93,13 @@ def evidence(*parts, op=ADDING):
     stands = seed(**merged["seed"])
     merged["packet"]["metrics"] = merged["metrics"]
     seen = packet(10, (stands, SeedState(slot="head", stage=SeedStage.DORMANT)), **merged["packet"])
-    return Evidence(
+    return Case(
         seen,
         op,
         sheets={"conv_light": Sheet(**merged["sheet"])},
         latencies=Latencies(**merged["latencies"]),
         faults=frozenset(faults),
-        **merged["evidence"],
+        **merged["case"],
     )
 
 
@@ -121,7 +121,7 @@ def test_every_row_of_the_table_is_tried_and_reasons_are_in_its_order():
 
 
 def test_a_calm_run_does_what_the_policy_proposes():
-    found = assess(BEFORE, evidence(op=ADVANCE), CONFIG)
+    found = assess(BEFORE, case(op=ADVANCE), CONFIG)
     assert (found.decision.kind, found.decision.operation) == (Kind.SEED, ADVANCE)
     assert (found.decision.reason, found.verdict.severity) == (Reason.POLICY, Severity.INFO)
     assert found.event is None
@@ -129,7 +129,7 @@ def test_a_calm_run_does_what_the_policy_proposes():
 
 @pytest.mark.parametrize(("what", "part"), FIRING.items(), ids=[f"{r}-{s.name}" for r, s in FIRING])
 def test_each_signal_alone(what, part):
-    found = assess(BEFORE, evidence(part, op=ADDING), CONFIG)
+    found = assess(BEFORE, case(part, op=ADDING), CONFIG)
     assert fired(found) == {what}
     reason, severity = what
     kinds = {
@@ -147,7 +147,7 @@ PAIRS = [pair for pair in itertools.combinations(FIRING, 2) if pair[0][0] is not
 
 def test_of_each_pair_the_more_severe_decides():
     for pair in PAIRS:
-        found = assess(BEFORE, evidence(*(FIRING[what] for what in pair), op=ADDING), CONFIG)
+        found = assess(BEFORE, case(*(FIRING[what] for what in pair), op=ADDING), CONFIG)
         assert fired(found) == set(pair)
         reason, severity = max(pair, key=lambda what: (what[1], -ORDER.index(what[0])))
         assert (found.verdict.severity, found.decision.reason) == (severity, reason)
@@ -165,7 +165,7 @@ SPARED = {
 
 @pytest.mark.parametrize(("what", "part"), FIRING.items(), ids=[f"{r}-{s.name}" for r, s in FIRING])
 def test_a_prune_passes_what_it_is_the_way_out_of(what, part):
-    found = assess(BEFORE, evidence(part, op=PRUNE), CONFIG)
+    found = assess(BEFORE, case(part, op=PRUNE), CONFIG)
     passes = what[0] in SPARED or what[1] is Severity.WARNING
     assert (found.decision.operation == PRUNE) == passes
     assert (found.decision.kind is Kind.SEED) == passes
@@ -174,13 +174,13 @@ def test_a_prune_passes_what_it_is_the_way_out_of(what, part):
 @pytest.mark.parametrize("what", [what for what in FIRING if what[1] is Severity.WARNING], ids=str)
 @pytest.mark.parametrize("op", [WAIT, PRUNE, operation(LifecycleOp.SHRINK_INTERNAL)], ids=lambda op: op.op.name)
 def test_a_warning_changes_nothing_that_does_not_add(what, op):
-    decision = assess(BEFORE, evidence(FIRING[what], op=op), CONFIG).decision
+    decision = assess(BEFORE, case(FIRING[what], op=op), CONFIG).decision
     assert (decision.kind, decision.operation) == (Kind.SEED, op)
 
 
 @pytest.mark.parametrize("op", [WAIT, operation(LifecycleOp.SHRINK_INTERNAL)], ids=lambda op: op.op.name)
 def test_over_budget_what_adds_nothing_passes(op):
-    found = assess(BEFORE, evidence({"packet": BUDGET}, op=op), CONFIG)
+    found = assess(BEFORE, case({"packet": BUDGET}, op=op), CONFIG)
     assert (found.decision.kind, found.decision.operation) == (Kind.SEED, op)
     assert (found.decision.reason, found.verdict.severity) == (Reason.OVER_BUDGET, Severity.HIGH)
 
@@ -197,7 +197,7 @@ def test_over_budget_what_adds_nothing_passes(op):
     ],
 )
 def test_a_new_alpha_target_adds_where_it_is_above_the_one_that_holds(stands, target, adds):
-    found = Evidence(
+    found = Case(
         packet(seeds=(seed(SeedStage.BLENDING, **stands),)),
         operation(LifecycleOp.SET_ALPHA_TARGET, alpha_target=target),
     )
@@ -207,7 +207,7 @@ def test_a_new_alpha_target_adds_where_it_is_above_the_one_that_holds(stands, ta
 @given(seen_packets(), st.sampled_from([WAIT, GERMINATE, PRUNE, ADVANCE]))
 def test_what_is_not_measured_raises_nothing(seen, op):
     bare = packet(seen.epoch, tuple(SeedState(slot=seed.slot, stage=seed.stage) for seed in seen.seeds))
-    found = assess(RunState(), Evidence(bare, op), CONFIG)
+    found = assess(RunState(), Case(bare, op), CONFIG)
     assert found.verdict.signals == ()
     assert found.score is None
     assert (found.decision.kind, found.decision.operation) == (Kind.SEED, op)
@@ -218,55 +218,48 @@ def test_a_state_is_what_its_bytes_say_and_nothing_changes_it(seen, op):
     state = RunState()
     for one in seen:
         before = state.model_dump_json()
-        first, again = (assess(state, Evidence(one, op), CONFIG) for _ in range(2))
+        first, again = (assess(state, Case(one, op), CONFIG) for _ in range(2))
         assert first == again
         assert state.model_dump_json() == before
         restored = RunState.model_validate_json(before)
         assert restored == state
-        assert assess(restored, Evidence(one, op), CONFIG) == first
+        assert assess(restored, Case(one, op), CONFIG) == first
         state = first.state
 
 
 def test_without_a_proposal_somebody_must_say_why():
     with pytest.raises(ValueError, match="nothing is proposed"):
-        assess(RunState(), Evidence(packet()), CONFIG)
-    assert assess(RunState(), Evidence(packet()), CONFIG, Reason.WORKER_STARTING).decision == paused(
-        Reason.WORKER_STARTING
-    )
-    slow = Evidence(packet(), faults=frozenset({Reason.TIMEOUT_INFERENCE}))
+        assess(RunState(), Case(packet()), CONFIG)
+    assert assess(RunState(), Case(packet()), CONFIG, Reason.WORKER_STARTING).decision == paused(Reason.WORKER_STARTING)
+    slow = Case(packet(), faults=frozenset({Reason.TIMEOUT_INFERENCE}))
     assert assess(RunState(), slow, CONFIG).decision == paused(Reason.TIMEOUT_INFERENCE)
     with pytest.raises(ValueError, match="faults must be of"):
-        assess(RunState(), Evidence(packet(), WAIT, faults=frozenset({Reason.COVERAGE})), CONFIG)
+        assess(RunState(), Case(packet(), WAIT, faults=frozenset({Reason.COVERAGE})), CONFIG)
+
+
+@given(seen_packets(), st.sampled_from([WAIT, GERMINATE, PRUNE, ADVANCE]), st.sampled_from([None, 0.1, 0.9, 1.0]))
+def test_what_is_told_is_what_was_judged(seen, op, risk):
+    found = assess(RunState(), Case(seen, op, expected_risk=risk), CONFIG)
+    report, signals = found.report, found.verdict.signals
+    assert (report.signals, report.expected, report.conservative) == (signals, risk, found.state.mode.is_on)
+    severities = [signal.severity for signal in signals]
+    assert report.severity == max(severities, default=Severity.INFO)
+    assert found.state.dashboard.window >= OF_SEVERITY[report.severity]
+    assert [ORDER.index(signal.reason) for signal in signals] == sorted({ORDER.index(s.reason) for s in signals})
 
 
 @pytest.mark.parametrize("op", [WAIT, PRUNE, GERMINATE], ids=lambda op: op.op.name)
 def test_what_somebody_paused_by_hand_stayspaused(op):
-    assert assess(BEFORE, evidence(op=op), CONFIG, Reason.OPERATOR).decision == paused(Reason.OPERATOR)
-
-
-def test_expected_risk_is_the_mean_class():
-    assert expected_risk([-100.0, -100.0, -100.0, -100.0, 100.0]) == 1.0
-    assert expected_risk([0.0] * 5) == 0.5
-    assert expected_risk([0.0, math.log(3.0), -1e4, -1e4, -1e4]) == pytest.approx(0.75 / 4)
-    for bad in (math.nan, math.inf):
-        assert math.isnan(expected_risk([0.0, 0.0, bad, 0.0, 0.0]))
-
-
-@pytest.mark.parametrize("risk", [math.nan, math.inf, -0.1, 1.1])
-def test_a_risk_that_is_none_is_the_policys_fault(risk):
-    found = assess(BEFORE, evidence({"evidence": {"expected_risk": risk}}), CONFIG)
-    assert fired(found) == {(Reason.POLICY_NOT_FINITE, Severity.HIGH)}
-    assert found.decision == paused(Reason.POLICY_NOT_FINITE)
-    assert found.report.expected is None
+    assert assess(BEFORE, case(op=op), CONFIG, Reason.OPERATOR).decision == paused(Reason.OPERATOR)
 
 
 def test_blueprints_that_would_be_critical_are_not_offered():
     sheets = {
         "calm": Sheet(risk=None),
-        "risky": Sheet(risk=0.79, worst_hazard=Severity.HIGH),
+        "risky": Sheet(risk=0.79, hazard=Severity.HIGH),
         "harmful": Sheet(risk=0.8),
-        "hazardous": Sheet(worst_hazard=Severity.CRITICAL),
-        "quarantined": Sheet(quarantined=True),
+        "hazardous": Sheet(hazard=Severity.CRITICAL),
+        "quarantined": Sheet(quarantined="it broke a run"),
     }
     assert forbidden(sheets, CONFIG.thresholds) == ("harmful", "hazardous", "quarantined")
 
@@ -274,26 +267,26 @@ def test_blueprints_that_would_be_critical_are_not_offered():
 def test_the_seeds_own_blueprint_counts_where_it_is_committed_to():
     harmful = {"norm": Sheet(risk=0.9)}
     for op, seeds in ((ADVANCE, ADDED), (GERMINATE, (EMPTY,)), (operation(LifecycleOp.FOSSILIZE), ADDED)):
-        assert assess(RunState(), Evidence(packet(seeds=seeds), op, sheets=harmful), CONFIG).verdict.severity is (
+        assert assess(RunState(), Case(packet(seeds=seeds), op, sheets=harmful), CONFIG).verdict.severity is (
             Severity.CRITICAL
         )
     for op in (WAIT, PRUNE):
-        assert assess(RunState(), Evidence(packet(seeds=ADDED), op, sheets=harmful), CONFIG).verdict.signals == ()
+        assert assess(RunState(), Case(packet(seeds=ADDED), op, sheets=harmful), CONFIG).verdict.signals == ()
 
 
 @pytest.mark.parametrize("stage", SeedStage)
 def test_a_quarantined_seed_counts_as_long_as_it_can_be_pruned(stage):
     living = stage in (SeedStage.GERMINATED, SeedStage.TRAINING, SeedStage.BLENDING, SeedStage.HOLDING)
     stands = seed(stage) if living or stage is SeedStage.FOSSILIZED else EMPTY.model_copy(update={"stage": stage})
-    sheets = {"norm": Sheet(quarantined=True)}
-    found = assess(RunState(), Evidence(packet(seeds=(stands,)), WAIT, sheets=sheets), CONFIG)
+    sheets = {"norm": Sheet(quarantined="it broke a run")}
+    found = assess(RunState(), Case(packet(seeds=(stands,)), WAIT, sheets=sheets), CONFIG)
     assert bool(found.verdict.signals) == living
 
 
 def test_a_packets_own_latencies_count_besides():
     for own, told in ((75.0, 1.0), (1.0, 75.0)):
         seen = packet(metrics={"hook_latency_ms": told})
-        found = assess(RunState(), Evidence(seen, WAIT, latencies=Latencies(hook=own)), CONFIG)
+        found = assess(RunState(), Case(seen, WAIT, latencies=Latencies(hook=own)), CONFIG)
         assert fired(found) == {(Reason.HOOK_LATENCY, Severity.HIGH)}
         assert found.verdict.signals[0].value == 75.0
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,13 +24,13 @@ class BlueprintSheet(Protocol):
         ...
 
     @property
-    def quarantined(self) -> bool:
-        """Whether it must not be used."""
+    def quarantined(self) -> str | None:
+        """Why it must not be planted; None where it may."""
         ...
 
     @property
-    def worst_hazard(self) -> Severity | None:
-        """Of its hazards; None where there is none."""
+    def hazard(self) -> Severity | None:
+        """The worst of its hazards; None where there is none."""
         ...
 
 
@@ -51,17 +50,17 @@ class Latencies:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Case:
     """All that a decision is judged by.
 
     Attributes:
         packet: Of the run.
         operation: That the policy proposes; None where it proposes nothing.
-        expected_risk: That the policy expects, see :func:`expected_risk`; None of a policy that says nothing of it.
+        expected_risk: That the policy expects, from 0 (SAFE) to 1 (CRITICAL); None of a policy that says nothing of it.
         sheets: The catalogue's, by blueprint as packets spell it; those of which it knows nothing are absent.
         coverage: Share that was measured of what the packet declares; None where it was not counted.
         latencies: That the service measured. What the packet says of them counts besides.
-        faults: Of the service itself since the evaluation before: reasons whose origin is :attr:`Origin.SERVICE`.
+        faults: Of the service itself since the evaluation before, of :data:`esper_ray.controller.signals.FAULTS`.
     """
 
     packet: SystemState
@@ -71,11 +70,6 @@ class Evidence:
     coverage: float | None = None
     latencies: Latencies = Latencies()
     faults: frozenset[Reason] = frozenset()
-
-    @property
-    def risk_is_sound(self) -> bool:
-        """Whether the risk that the policy expects is one, if it says one: from 0 to 1, and not NaN."""
-        return self.expected_risk is None or 0.0 <= self.expected_risk <= 1.0
 
     @property
     def adds(self) -> bool:
@@ -108,13 +102,3 @@ class Evidence:
     def sheet(self) -> BlueprintSheet | None:
         """The catalogue's on that blueprint."""
         return None if self.blueprint is None else self.sheets.get(self.blueprint)
-
-
-def expected_risk(risk_logits: Sequence[float]) -> float:
-    """Mean of the risk classes under their softmax, 0 the first and 1 the last; NaN of logits that are not finite."""
-    if not all(math.isfinite(logit) for logit in risk_logits):
-        return math.nan
-    highest = max(risk_logits)
-    weights = [math.exp(logit - highest) for logit in risk_logits]
-    mean = sum(rank * weight for rank, weight in enumerate(weights)) / sum(weights)
-    return min(mean / (len(weights) - 1), 1.0)
