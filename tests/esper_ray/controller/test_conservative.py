@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from envs.vocabulary import SeedStage
@@ -47,6 +47,8 @@ def test_one_critical_signal_or_open_breaker_begins_it_and_announces_it(what):
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=25))
+@example([epoch in (0, 5, 9) for epoch in range(10)])
+@example([epoch in (0, 5, 10) for epoch in range(11)])
 def test_three_high_among_ten_evaluations_begin_it(highs):
     found, began = None, None
     for epoch, high in enumerate(highs):
@@ -98,6 +100,10 @@ def test_many_evaluations_of_one_epoch_are_no_cool_down():
         found = evaluate(found.state, CALM, 1)
         assert found.state.mode.is_on
     assert not course(*[CALM] * 4, state=found.state, epoch=2).state.mode.is_on
+    found = evaluate(evaluate(RunState(), CRITICAL, 7).state, CALM, 7)  # what is left of an epoch that was not clean
+    found = course(*[CALM] * 4, state=found.state, epoch=8)
+    assert found.state.mode.is_on
+    assert not evaluate(found.state, CALM, 12).state.mode.is_on
 
 
 def test_epochs_in_which_no_policy_answered_are_no_clean_evaluations():
