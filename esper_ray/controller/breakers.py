@@ -56,7 +56,7 @@ class RetryConfig:
     first_wait_seconds: NotNegative = 0.05
     """Before the second attempt; it doubles from one to the next."""
     seconds: Positive = 2.0
-    """After the first began, from which on none begins."""
+    """From the first attempt on, after which no other begins."""
 
     def __post_init__(self) -> None:
         check_numbers(self, UserError)

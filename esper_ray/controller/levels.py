@@ -10,6 +10,7 @@ from typing import Annotated
 from envs.ranges import Positive, Share, check_numbers
 from esper_ray.controller.commands import Severity
 from esper_ray.controller.signals import Situation
+from esper_ray.controller.thresholds import Thresholds
 from esper_ray.errors import UserError
 from policies.strategic.packet_values import ByName, Message, Natural
 
@@ -47,9 +48,9 @@ class LevelConfig:
     """Norm of the gradient."""
     gradient_emergency: Positive = 20.0
     """The same."""
-    memory_base: Share = 0.80
+    memory_base: Share = Thresholds.process_memory_slows
     """Share of the machine's memory that the process has."""
-    memory_emergency: Share = 0.95
+    memory_emergency: Share = Thresholds.process_memory_pauses
     """The same."""
     latency_ms_base: Positive = 100.0
     """Largest latency that the controller adds, milliseconds."""

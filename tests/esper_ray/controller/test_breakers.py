@@ -25,7 +25,7 @@ class Model:
 
     def __init__(self):
         self.state, self.count, self.cooled_at, self.trial = "closed", 0, None, None
-        self.calls = {}
+        self.calls, self.changes = {}, 0
 
     def pass_time(self, now):
         if self.state == "open" and now >= self.cooled_at:
@@ -41,8 +41,6 @@ class Model:
         if self.state == "half_open":
             self.trial, self.cooled_at = call, now + 30.0
         self.calls[call] = (self.state, self.changes)
-
-    changes = 0
 
     def become(self, state, now):
         self.state, self.count, self.trial = state, 0, None
@@ -94,12 +92,13 @@ class BreakerLife(RuleBasedStateMachine):
             self.model.end(number, succeeded, self.clock())
             self.breaker.record(permit, succeeded=succeeded)
 
-    @rule(succeeded=st.booleans())
-    def call(self, succeeded):
-        number, permit = self.acquire()
-        if permit is not None:
-            self.model.end(number, succeeded, self.clock())
-            self.breaker.record(permit, succeeded=succeeded)
+    @rule(succeeded=st.booleans(), times=st.sampled_from([1, 1, 2, 3]))
+    def call(self, succeeded, times):
+        for _ in range(times):
+            number, permit = self.acquire()
+            if permit is not None:
+                self.model.end(number, succeeded, self.clock())
+                self.breaker.record(permit, succeeded=succeeded)
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 29.0, 30.0, 600.0]))
     def wait(self, seconds):
@@ -120,6 +119,22 @@ def opened(clock):
         breaker.record(breaker.try_acquire(), succeeded=False)
     assert breaker.state is BreakerState.OPEN
     return breaker
+
+
+def test_a_trial_that_nobody_tells_the_outcome_of_is_given_up():
+    clock = Clock()
+    breaker = opened(clock)
+    clock.sleep(30.0)
+    lost = breaker.try_acquire()
+    clock.sleep(29.9)
+    assert breaker.try_acquire() is None
+    clock.sleep(0.1)
+    trial = breaker.try_acquire()
+    breaker.record(lost, succeeded=False)
+    assert breaker.state is BreakerState.HALF_OPEN
+    breaker.record(trial, succeeded=True)
+    breaker.record(breaker.try_acquire(), succeeded=True)
+    assert breaker.state is BreakerState.CLOSED
 
 
 def test_of_many_threads_one_has_the_trial():
