@@ -23,6 +23,7 @@ from envs.vocabulary import (
     LifecycleOp,
     Tempo,
 )
+from policies.strategic.coverage import Coverage
 from policies.strategic.packet_values import (
     BlendingMethod,
     ByName,
@@ -248,12 +249,10 @@ class Expectation(Message):
 class PolicyStamp(Message):
     """Which policy proposed."""
 
-    name: Name
-    """Of the policy, such as that of its export."""
-    version: Natural
-    """Of its weights; a later version has a higher number."""
-    architecture: Name
-    """Version of its architecture."""
+    version: Name
+    """Of the policy, as its seeds carry it: SHA-256 of what describes it, or the name of a control."""
+    architecture: Name | None = None
+    """Version of its architecture; None of a policy that says none."""
 
 
 class Signal(Message):
@@ -293,6 +292,11 @@ class CoverageReport(Message):
     """Of every type of node, edge or other part."""
     keys: dict[str, Share] = Field(default_factory=dict)
     """Of every declared key of which there is something to measure."""
+
+    @classmethod
+    def of(cls, coverage: Coverage) -> Self:
+        """Of a packet's."""
+        return cls(average=coverage.average, types=coverage.types, keys=coverage.keys)
 
 
 class Selection(Message):

@@ -34,6 +34,8 @@ from esper_ray.controller.commands import (
     Severity,
     Signal,
 )
+from policies.strategic.coverage import Coverage
+from tests.esper_ray.controller.evaluations import packet
 
 HEADS = {
     "slot": st.text(min_size=1, max_size=5),
@@ -80,7 +82,7 @@ def commands(draw):
         reason=draw(st.sampled_from(Reason)),
         issued_at_ns=draw(st.integers(0, 2**63 - 1)),
         expects=Expectation(epoch=3, slot=slot, stage=stage),
-        policy=draw(st.none() | st.just(PolicyStamp(name="shipped", version=0, architecture="gnn_v1"))),
+        policy=draw(st.none() | st.just(PolicyStamp(version="a1b2", architecture="gnn_v1"))),
         risk=RiskReport(severity=signal.severity, signals=(signal,), expected=0.25),
         coverage=draw(st.none() | st.just(CoverageReport(average=0.5, types={"layers": 0.5}))),
         selection=draw(st.none() | st.just(Selection(proposed=proposed, log_probability=-0.7, masked=("noop",)))),
@@ -183,6 +185,12 @@ def test_an_expectation_is_of_the_operations_slot(command):
 @given(commands())
 def test_only_what_the_policy_chose_with_nothing_against_it_is_clean(command):
     assert command.is_clean == (command.kind is Kind.SEED and command.risk.severity in (Severity.DEBUG, Severity.INFO))
+
+
+def test_a_report_of_coverage_says_what_was_counted():
+    counted = Coverage.of(packet(metrics={"loss": 0.5}))
+    report = CoverageReport.of(counted)
+    assert (report.average, report.types, report.keys) == (counted.average, counted.types, counted.keys)
 
 
 def test_unknown_fields_are_refused_and_known_ones_do_not_change():
