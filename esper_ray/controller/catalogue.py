@@ -76,7 +76,7 @@ _HAZARDS = {Blueprint.ATTENTION: (_NO_CACHE,), Blueprint.FLEX_ATTENTION: (_NO_CA
 
 @dataclass(frozen=True)
 class Entry:
-    """One blueprint.
+    """One blueprint (:class:`esper_ray.controller.case.BlueprintSheet`).
 
     Attributes:
         blueprint: Which.
@@ -84,7 +84,7 @@ class Entry:
         outcomes: What became of its seeds on record.
         hazards: What can go wrong.
         blending_methods: By which it may be blended in.
-        quarantine: Why it must not be planted; None where it may.
+        quarantined: Why it must not be planted; None where it may.
     """
 
     blueprint: Blueprint
@@ -92,7 +92,7 @@ class Entry:
     outcomes: SeedOutcomes
     hazards: tuple[Hazard, ...]
     blending_methods: tuple[str, ...]
-    quarantine: str | None
+    quarantined: str | None
 
     @property
     def name(self) -> str:
@@ -110,13 +110,8 @@ class Entry:
         return RISK_CLASSES[round(self.risk * (len(RISK_CLASSES) - 1))]
 
     @property
-    def quarantined(self) -> bool:
-        """Whether it must not be planted."""
-        return self.quarantine is not None
-
-    @property
-    def worst_hazard(self) -> Severity | None:
-        """Of its hazards; None where there is none."""
+    def hazard(self) -> Severity | None:
+        """The worst of its hazards; None where there is none."""
         return max((hazard.severity for hazard in self.hazards), default=None)
 
     def parameters(self, kind: Kind, width: int) -> int:

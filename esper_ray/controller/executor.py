@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from envs.action_masks import refusals
 from envs.slots import SlotConfig
-from envs.vocabulary import BLENDING_METHODS, HEAD_NAMES, LifecycleOp, RampShape, SeedStage
+from envs.vocabulary import LifecycleOp, SeedStage
 from esper_ray.controller.commands import (
     AdaptationCommand,
-    Blending,
     CommandResult,
     Expectation,
     Outcome,
@@ -24,7 +23,8 @@ from esper_ray.controller.commands import (
     Refusal,
     SeedOperation,
 )
-from esper_ray.live.choosing import Choice, Ramp, wait
+from esper_ray.controller.operations import action_of, ramp_of
+from esper_ray.live.choosing import Choice
 from esper_ray.live.grower import Grower
 from esper_ray.live.policies import enabled_slots
 from policies.bundle import Observations
@@ -201,7 +201,7 @@ def _not_admitted(operation: SeedOperation, host: _Host) -> tuple[Refusal, str] 
     """What stands against an operation in the host's own rules."""
     if host.stopped and operation.op is not LifecycleOp.WAIT:
         return Refusal.NOT_ADMITTED, "the training broke and was taken back: nothing grows any more"
-    action, heads = _action(operation, host), host.slots.heads
+    action, heads = action_of(operation, host.names), host.slots.heads
     unknown = [head.name for head, choice in zip(heads, action, strict=True) if choice >= head.size]
     refused = unknown or [name for name, wrong in refusals(action[None], host.mask, heads).items() if wrong[0]]
     if refused:
@@ -238,20 +238,5 @@ def _choice(command: AdaptationCommand, host: _Host, notes: list[str]) -> Choice
     operation = command.operation
     if operation is None:
         return Choice(seed_rate=rate, note="; ".join(notes))
-    blending = None if operation.blending is None else _ramp(operation.blending)
-    return Choice(_action(operation, host), blending, rate, "; ".join(notes))
-
-
-def _ramp(blending: Blending) -> Ramp:
-    shape = RampShape(BLENDING_METHODS.index(blending.method))
-    return Ramp(shape, blending.schedule_start, blending.schedule_end)
-
-
-def _action(operation: SeedOperation, host: _Host) -> npt.NDArray[np.int64]:
-    """An operation as head indices ``[8]``; heads that it does not need are 0."""
-    action = wait()
-    for at, head in enumerate(HEAD_NAMES):
-        choice = getattr(operation, head)
-        if choice is not None:
-            action[at] = host.names.index(choice) if head == "slot" else int(choice)
-    return action
+    blending = None if operation.blending is None else ramp_of(operation.blending)
+    return Choice(action_of(operation, host.names), blending, rate, "; ".join(notes))

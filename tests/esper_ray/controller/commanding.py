@@ -1,16 +1,5 @@
 """Live hosts under commands, for the tests of whoever commands them."""
 
-from envs.vocabulary import (
-    HEAD_NAMES,
-    HEADS_NEEDED,
-    AlphaCurve,
-    AlphaSpeed,
-    AlphaTarget,
-    Blueprint,
-    GerminationStyle,
-    LifecycleOp,
-    Tempo,
-)
 from esper_ray.controller.commands import (
     AdaptationCommand,
     Expectation,
@@ -18,31 +7,15 @@ from esper_ray.controller.commands import (
     OptimizerChange,
     Reason,
     RiskReport,
-    SeedOperation,
     Severity,
 )
 from esper_ray.controller.executor import Executor
+from esper_ray.controller.operations import operation_of
 from tests.envs.helpers import WAIT
 from tests.envs.live.loops import Loop
 
 RUN = "the run"
 NOW = 1_000_000_000
-CHOICES = {
-    "blueprint": Blueprint,
-    "style": GerminationStyle,
-    "tempo": Tempo,
-    "alpha_target": AlphaTarget,
-    "alpha_speed": AlphaSpeed,
-    "alpha_curve": AlphaCurve,
-}
-
-
-def operation(action, names, blending=None):
-    """A joint action (``[8]``) as an operation."""
-    op = LifecycleOp(int(action[0]))
-    given = {head: CHOICES[head](int(action[HEAD_NAMES.index(head)])) for head in HEADS_NEEDED[op] if head in CHOICES}
-    slot = names[int(action[1])] if "slot" in HEADS_NEEDED[op] else None
-    return SeedOperation(op=op, slot=slot, blending=blending, **given)
 
 
 def expectation(grower, slot=None):
@@ -55,7 +28,7 @@ def expectation(grower, slot=None):
 
 def seed(grower, action=WAIT, blending=None, **changes):
     """The command to do something that was decided on what holds now."""
-    what = operation(action, grower.slot_names, blending)
+    what = operation_of(action, grower.slot_names, blending)
     given = {
         "run_id": RUN,
         "kind": Kind.SEED,

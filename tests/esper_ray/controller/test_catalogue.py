@@ -19,6 +19,8 @@ from esper_ray.controller.catalogue import Amendment, CatalogueCache, make_catal
 from esper_ray.controller.catalogue_page import PAGE_FILE, page
 from esper_ray.controller.commands import Severity
 from esper_ray.controller.outcomes import HARM, End, RecordedOutcomes, SeedOutcomes, ends_of_seeds
+from esper_ray.controller.risk import forbidden
+from esper_ray.controller.thresholds import Thresholds
 from esper_ray.errors import UserError
 from esper_ray.measuring.recording import RecordedWorld, record_episodes
 from policies.scripted import RandomValid
@@ -148,9 +150,11 @@ def test_a_file_of_ones_own_adds_to_what_is_known(tmp_path):
     )
     catalogue = read_catalogue(path)
     assert [name for name, entry in catalogue.items() if entry.quarantined] == ["conv_heavy"]
+    assert forbidden(catalogue, Thresholds()) == ("norm", "conv_heavy")
+    assert forbidden(CATALOGUE, Thresholds()) == ()
     heavy, attention = catalogue["conv_heavy"], catalogue["attention"]
-    assert (heavy.quarantine, heavy.blending_methods) == ("too large", ("cosine",))
-    assert (attention.worst_hazard, catalogue["norm"].worst_hazard) == (Severity.HIGH, Severity.CRITICAL)
+    assert (heavy.quarantined, heavy.blending_methods) == ("too large", ("cosine",))
+    assert (attention.hazard, catalogue["norm"].hazard) == (Severity.HIGH, Severity.CRITICAL)
     assert [hazard.name for hazard in attention.hazards] == ["no_cache", "HIGH"]
     assert attention.risk == CATALOGUE["attention"].risk
     unchanged = catalogue.keys() - json.loads(path.read_text()).keys()
@@ -196,11 +200,11 @@ def test_a_catalogue_is_read_anew_when_it_is_old_and_again_after_a_failure():
     for now[0] in (100.0, 105.0, 109.9, 110.0, 119.0):
         cache.get()
     assert reads == [100.0, 110.0]
-    assert cache.get()["norm"].quarantine == "at 110"
+    assert cache.get()["norm"].quarantined == "at 110"
     broken.append(True)
     for now[0] in (120.0, 121.0):
         with pytest.raises(UserError, match="cannot read it"):
             cache.get()
     broken.clear()
-    assert cache.get()["norm"].quarantine == "at 121"
+    assert cache.get()["norm"].quarantined == "at 121"
     assert reads == [100.0, 110.0, 120.0, 121.0, 121.0]
