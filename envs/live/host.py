@@ -271,7 +271,8 @@ class LiveHost:
         self._saved, self._saved_optimizer = dict(saved), copy.deepcopy(state["saved_optimizer"])
         self.sync(lifecycle)
         self.optimizer.reorder(order)
-        self._births, self.evaluations, self.optimizer.rate = births, evaluations, rate
+        self.optimizer.set_rate(rate)
+        self._births, self.evaluations = births, evaluations
 
 
 def _form(lifecycle: Lifecycle, at: int) -> tuple[Blueprint, AlphaAlgorithm, int] | None:

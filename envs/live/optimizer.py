@@ -84,7 +84,7 @@ class SeedOptimizer:
         LiveError: an optimiser that takes no groups of parameters, or has none of the host's.
 
     Attributes:
-        rate: Factor on that share, from now on; the groups' own rates, which are the host's, are left alone.
+        rate: Factor on that share now.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, slots: list[LiveSlot], lr_scale: float) -> None:
@@ -200,6 +200,10 @@ class SeedOptimizer:
     def _share(self) -> float:
         """Of a step that seeds take now."""
         return self._lr_scale * self.rate
+
+    def set_rate(self, rate: float) -> None:
+        """Multiply the share by this factor from now on; the groups' own rates are the host's, and left alone."""
+        self.rate = rate
 
     @property
     def _idle(self) -> bool:

@@ -252,7 +252,7 @@ class Grower:
         """Carry out an action (``[1, 8]``), and what was chosen beside it."""
         op, slot = LifecycleOp(int(executed[0, 0])), executed[:, 1]
         if choice.seed_rate is not None:
-            self._host.optimizer.rate = choice.seed_rate
+            self._host.optimizer.set_rate(choice.seed_rate)
         if op is LifecycleOp.ADVANCE:  # from here on it may be too late
             self._shape(slot, choice.blending)
         self._watch.begin_epoch(executed)
