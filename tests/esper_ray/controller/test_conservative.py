@@ -7,6 +7,7 @@ from esper_ray.controller.assessment import RiskConfig, RunState, assess
 from esper_ray.controller.case import Case, Latencies
 from esper_ray.controller.commands import Kind, Reason, Severity
 from esper_ray.controller.conservative import Change, ConservativeConfig, ConservativeMode
+from esper_ray.controller.levels import Level
 from esper_ray.errors import UserError
 from policies.strategic.messages import Budgets
 from tests.esper_ray.controller.evaluations import GERMINATE, PRUNE, WAIT, Sheet, packet, seed
@@ -188,6 +189,7 @@ def test_over_budget_neither_begins_it_nor_keeps_it_on():
         found = assess(state, over(epoch), CONFIG)
         state = found.state
         assert (found.event, found.verdict.severity) == (None, Severity.HIGH)
+    assert state.dashboard.level is Level.RED  # but it is told
     state = assess(state, over(30, coverage=0.0), CONFIG).state
     changes = []
     for epoch in range(31, 40):
