@@ -1,0 +1,1 @@
+"""Decisions beside a live run that can neither stall it nor break it."""
