@@ -224,13 +224,14 @@ def _remembered(policy: PolicyBundle, hidden: bytes | None) -> HiddenState:
     fresh = policy.initial_hidden(1)
     if hidden is None:
         return fresh
+    names = _named(fresh)
     try:
         state = safetensors.torch.load(hidden)
     except SafetensorError as error:
         raise ValueError(f"what was remembered cannot be read: {error}") from error
-    if problems := differences(_named(fresh), state):
+    if problems := differences(names, state):
         raise ValueError(f"what was remembered is not this policy's: {problems}")
-    return tuple(state.values())
+    return tuple(state[name] for name in names)  # a file's tensors come in any order
 
 
 def _to_remember(hidden: HiddenState) -> bytes | None:
