@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -66,18 +67,22 @@ class IsolatedPolicy:
         """
         seconds = self._deadline_s if deadline_s is None else deadline_s
         due = self._now() + seconds
+        closed = Outcome(Kind.ERROR, "the policy's workers are closed")
         asking = self._ask(request)
         try:
             future = asyncio.run_coroutine_threadsafe(asking, self._loop)
-            while (left := due - self._now()) > 0:
-                with suppress(TimeoutError):
-                    outcome = future.result(left)
-                    if self._now() <= due:
-                        return outcome
-        except Exception as error:  # whatever it is: a trainer waits for this
+        except RuntimeError:
             asking.close()
-            closed = "the policy's workers are closed"
-            return Outcome(Kind.ERROR, closed if self._closing.is_set() else f"{type(error).__name__}: {error}")
+            return closed
+        while (left := due - self._now()) > 0:
+            try:
+                outcome = future.result(left)
+            except TimeoutError:
+                continue
+            except CancelledError:
+                return closed
+            if self._now() <= due:
+                return outcome
         future.cancel()
         return Outcome(Kind.TIMEOUT, f"no answer within {1e3 * seconds:.0f} ms")
 
@@ -137,8 +142,8 @@ class IsolatedPolicy:
         while True:
             try:
                 worker = await self._started()
-            except StartError as error:
-                await self._tell(str(error))
+            except Exception as error:  # whatever it is, it is said and tried again
+                await self._tell(" ".join(str(error).split()))
                 await asyncio.sleep(pause)
                 pause = min(2.0 * pause, LONGEST_PAUSE_SECONDS)
                 continue
@@ -167,7 +172,10 @@ class IsolatedPolicy:
     async def _ask(self, request: Request) -> Outcome:
         if not self._ready:
             return Outcome(Kind.STARTING, self._problem or "no worker has the policy yet, or not again")
-        return await self._ready[0].ask(request.framed())
+        try:
+            return await self._ready[0].ask(request.framed())
+        except Exception as error:  # whatever it is: a trainer waits for this
+            return Outcome(Kind.ERROR, " ".join(f"{type(error).__name__}: {error}".split()))
 
     async def _settled(self) -> str:
         async with self._news:

@@ -71,9 +71,9 @@ class PolicyProcess:
             reader, writer = await asyncio.open_connection(sock=ours)
             try:
                 process = _started(policy, directory, theirs)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the latter of a name that no command line takes
                 writer.close()
-                raise StartError(f"no worker could be started: {error.strerror}") from error
+                raise StartError(f"no worker could be started for {policy!r}: {error}") from error
         worker = cls(process, reader, writer, patience_s)
         try:
             await worker._greet()
@@ -85,7 +85,8 @@ class PolicyProcess:
     async def _greet(self) -> None:
         try:
             async with asyncio.timeout(START_SECONDS):
-                hello = Hello.model_validate_json((await read(self._reader))[0])
+                (content,) = await read(self._reader)
+                hello = Hello.model_validate_json(content)
         except TimeoutError:
             raise StartError(f"the worker had no policy after {START_SECONDS:.0f} s") from None
         except (EOFError, OSError):

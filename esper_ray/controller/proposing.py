@@ -183,7 +183,7 @@ def answer(proposer: Proposer, policy_version: str, request: Request) -> Answer:
         finite = all(problem["type"] != "finite_number" for problem in error.errors())
         return Answer(kind=Kind.ERROR if finite else Kind.NOT_FINITE, reason=describe_problems(error))
     except Exception as error:  # of a policy that anybody may have written
-        return Answer(kind=Kind.ERROR, reason=_one_line(error))
+        return Answer(kind=Kind.ERROR, reason=one_line(error))
     if refused := _refused(packet, thought.heads, proposal.action):
         return Answer(kind=Kind.MASKED_ACTION, reason=refused)
     return Answer(kind=Kind.ANSWER, proposal=proposal)
@@ -205,7 +205,8 @@ def _refused(packet: SystemState, heads: Sequence[HeadSpec], action: Sequence[in
     )
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What went wrong."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -290,7 +291,7 @@ def _own(file: Path, name: str) -> type[PolicyBundle]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"cannot use {file}: {_one_line(error)}") from error
+        raise UserError(f"cannot use {file}: {one_line(error)}") from error
     policy = getattr(module, name, None)
     if not isinstance(policy, type):
         raise UserError(f"{file} has no class {name!r}")

@@ -16,7 +16,7 @@ from envs.slots import SlotConfig
 from envs.vocabulary import NO_BLUEPRINT, SeedStage
 from esper_ray.controller.framing import framed, received
 from esper_ray.controller.proposals import Hello, Request
-from esper_ray.controller.proposing import Proposer, answer, load_proposer
+from esper_ray.controller.proposing import Proposer, answer, load_proposer, one_line
 from esper_ray.errors import UserError
 from esper_ray.process import settle
 from policies.strategic.messages import SeedState, SystemState, flat_sizes
@@ -34,8 +34,9 @@ def main() -> None:
     settle()
     try:
         proposer, version = load_proposer(policy)
-    except UserError as error:
-        connection.sendall(framed(Hello(problem=str(error))))
+    except Exception as error:  # of files that anybody may have written
+        problem = str(error) if isinstance(error, UserError) else f"cannot use {policy}: {one_line(error)}"
+        connection.sendall(framed(Hello(problem=problem)))
         return
     warm_up(proposer)
     connection.sendall(framed(Hello(policy_version=version)))

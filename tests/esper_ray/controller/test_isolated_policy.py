@@ -95,6 +95,12 @@ def test_what_is_wrong_with_an_answer_is_an_outcome_and_the_worker_goes_on(fault
     assert faulty.pids[0] == pid
 
 
+def test_a_question_that_is_none_is_an_outcome_too(faulty):
+    outcome = faulty.ask(Request(b"{}", seed=-1), LONG)
+    assert outcome.kind is Kind.ERROR
+    assert outcome.reason.startswith("ValidationError: ")
+
+
 def test_a_late_answer_is_dropped_and_the_next_question_has_its_own(faulty):
     (pid, *_), before = faulty.pids, asked(faulty).value
     assert faulty.ask(request("slow"), AT_ONCE).kind is Kind.TIMEOUT
@@ -167,6 +173,11 @@ def test_a_policy_that_is_not_there_is_refused_in_a_line():
             policy.wait_ready(LONG)
         outcome = policy.ask(request(), LONG)
         assert (outcome.kind, outcome.reason) == (Kind.STARTING, str(refused.value))
+
+
+def test_a_name_that_no_process_can_be_given_is_refused_like_any_other():
+    with IsolatedPolicy("no\0body") as policy, pytest.raises(UserError, match="no worker could be started for 'no"):
+        policy.wait_ready(LONG)
 
 
 def test_another_policy_in_the_same_place_does_not_go_on_with_the_run(tmp_path):
