@@ -46,6 +46,7 @@ from policies.weights import differences
 logging.getLogger(coverage.__name__).disabled = True
 
 BuildPolicy = Callable[[PolicySettings], PolicyBundle]
+USUAL_SLOTS = SlotConfig.for_row(3)
 
 
 class NotFiniteError(ValueError):
@@ -70,6 +71,11 @@ class Thought:
 class Proposer(Protocol):
     """A policy that keeps nothing between two packets."""
 
+    @property
+    def slots(self) -> SlotConfig:
+        """Of a run that it can read."""
+        ...
+
     def think(self, packet: SystemState, hidden: bytes | None, generator: torch.Generator, greedy: bool) -> Thought:
         """What the policy makes of a packet.
 
@@ -91,9 +97,12 @@ class ObservationProposer:
 
     Args:
         policy_for: The policy for the slots and the length of a packet's run.
+        slots: Of a run that it can read.
     """
 
-    def __init__(self, policy_for: BuildPolicy) -> None:
+    def __init__(self, policy_for: BuildPolicy, slots: SlotConfig = USUAL_SLOTS) -> None:
+        self.slots = slots
+
         @cache
         def of(slots: SlotConfig, max_epochs: int) -> PolicyBundle:
             return policy_for(PolicySettings(slots, max_epochs))
@@ -129,6 +138,8 @@ class PacketProposer:
         checkpoint: The policy.
         play_temperature: Of its draws.
     """
+
+    slots = USUAL_SLOTS
 
     def __init__(self, checkpoint: Checkpoint, play_temperature: float = 1.0) -> None:
         self._policy, self._temperature = StrategicPolicy(checkpoint), play_temperature
@@ -274,7 +285,7 @@ def load_proposer(policy: str) -> tuple[Proposer, str]:
         version = _digest(path / CARD_FILE)
         if bundle.reads_graphs:
             return PacketProposer(exported(card, bundle), card.network.play_temperature), version
-        return ObservationProposer(lambda settings: bundle), version
+        return ObservationProposer(lambda settings: bundle, card.slots), version
     names = ", ".join(name for name in sorted(registered()) if name != LEARNED)
     raise UserError(
         f"no policy {policy!r}: give the directory of an export, the file of a schedule, FILE.py:CLASS, or one of "

@@ -12,10 +12,9 @@ import sys
 from queue import SimpleQueue
 from threading import Thread
 
-from envs.slots import SlotConfig
 from envs.vocabulary import NO_BLUEPRINT, SeedStage
 from esper_ray.controller.framing import framed, received
-from esper_ray.controller.proposals import Hello, Request
+from esper_ray.controller.proposals import Answer, Hello, Request
 from esper_ray.controller.proposing import Proposer, answer, load_proposer, one_line
 from esper_ray.errors import UserError
 from esper_ray.process import settle
@@ -53,9 +52,9 @@ def _receive(connection: socket.socket, requests: SimpleQueue[list[bytes]]) -> N
         os._exit(0)
 
 
-def warm_up(proposer: Proposer) -> None:
-    """Let a policy answer about a run in which nothing is known, whatever it says."""
-    slots = SlotConfig.for_row(3)
+def warm_up(proposer: Proposer) -> Answer:
+    """Let a policy answer about a run in which nothing is known; returns the last that it says."""
+    slots = proposer.slots
     sizes = flat_sizes(slots.num_slots, slots.internal_levels)
     packet = SystemState(
         run_id="warm-up",
@@ -65,13 +64,13 @@ def warm_up(proposer: Proposer) -> None:
         epoch=0,
         max_epochs=150,
         seeds=tuple(SeedState(slot=slot, stage=SeedStage.DORMANT) for slot in slots.slot_ids),
+        internal_levels=slots.internal_levels,
         observation=(0.0,) * sizes["observation"],
         blueprint_indices=(NO_BLUEPRINT,) * sizes["blueprint_indices"],
         action_mask=(1,) * sizes["action_mask"],
     )
-    content = packet.model_dump_json().encode()
-    for _ in range(WARM_UPS):
-        answer(proposer, "warm-up", Request(content, seed=0))
+    request = Request(packet.model_dump_json().encode(), seed=0)
+    return [answer(proposer, "warm-up", request) for _ in range(WARM_UPS)][-1]
 
 
 if __name__ == "__main__":

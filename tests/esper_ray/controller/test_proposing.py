@@ -1,6 +1,7 @@
 """Every kind of policy says in a worker what it says elsewhere, keeps nothing, and is held to numbers and masks."""
 
 import asyncio
+import dataclasses
 import json
 import socket
 import struct
@@ -16,7 +17,8 @@ from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
 from esper_ray.controller.framing import read, received
 from esper_ray.controller.proposals import Answer, Kind, Proposal, Request, draw_seed
-from esper_ray.controller.proposing import ObservationProposer, answer, expected_risk, load_proposer
+from esper_ray.controller.proposing import ObservationProposer, PacketProposer, answer, expected_risk, load_proposer
+from esper_ray.controller.worker import warm_up
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import load_export
 from esper_ray.live.policies import SHIPPED
@@ -203,6 +205,20 @@ def test_weights_that_are_not_finite_give_no_proposal(episode):
             parameters[0].fill_(torch.nan)
         kind, _ = refused(ObservationProposer(lambda settings, policy=policy: policy), request_of(packets[0]))
         assert kind is Kind.NOT_FINITE
+
+
+def test_neither_do_those_of_a_strategic_policy(graph):
+    checkpoint = trained(graph)
+    for where in ("heads.value", "heads.risk", "heads.window", "heads.telemetry"):
+        weights = {name: w.clone().fill_(torch.nan) if where in name else w for name, w in checkpoint.weights.items()}
+        kind, _ = refused(PacketProposer(dataclasses.replace(checkpoint, weights=weights)), request_of(state()))
+        assert kind is Kind.NOT_FINITE
+
+
+@pytest.mark.parametrize("policy", [EXPORT, "heuristic", faulty.POLICY, "graph"])
+def test_what_warms_a_policy_up_is_a_question_that_it_can_answer(policy, graph):
+    proposer, _ = load_proposer(str(graph) if policy == "graph" else policy)
+    assert warm_up(proposer).kind is Kind.ANSWER
 
 
 def test_what_a_policy_cannot_read_is_an_error_with_its_reason(lstm, graph, episode):
