@@ -151,7 +151,7 @@ class IsolatedPolicy:
             self._ready.append(worker)
             try:
                 await self._tell("")
-                await worker.ended.wait()
+                await worker.over.wait()
             finally:
                 self._ready.remove(worker)
                 await worker.stop()

@@ -38,7 +38,7 @@ class PolicyProcess:
     Attributes:
         pid: Of the process.
         policy_version: Of its policy.
-        ended: Set once the process is gone.
+        over: Set once it answers no more.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class PolicyProcess:
         self._process, self._reader, self._writer, self._patience_s = process, reader, writer, patience_s
         self._turn = asyncio.Lock()
         self._asking: asyncio.Task[Outcome] | None = None
-        self.pid, self.policy_version, self.ended = process.pid, "", asyncio.Event()
+        self.pid, self.policy_version = process.pid, ""
+        self.over, self._gone = asyncio.Event(), asyncio.Event()
         Thread(target=self._wait, args=(asyncio.get_running_loop(),), daemon=True).start()
 
     @classmethod
@@ -125,15 +126,17 @@ class PolicyProcess:
 
     async def stop(self) -> None:
         """End it, if it has not ended, and wait until it has."""
+        self.over.set()
         self._writer.close()
         with suppress(ProcessLookupError):
             self._process.kill()
-        await self.ended.wait()
+        await self._gone.wait()
 
     async def _how_it_ended(self) -> str:
+        self.over.set()
         with suppress(TimeoutError):  # it has hung up, and is about to end by itself
             async with asyncio.timeout(HANGING_UP_SECONDS):
-                await self.ended.wait()
+                await self._gone.wait()
         await self.stop()
         code = self._process.returncode
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -141,7 +144,8 @@ class PolicyProcess:
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         self._process.wait()
         with suppress(RuntimeError):  # the loop, and the interpreter with it, may be gone by now
-            loop.call_soon_threadsafe(self.ended.set)
+            loop.call_soon_threadsafe(self._gone.set)
+            loop.call_soon_threadsafe(self.over.set)
 
 
 def _started(policy: str, directory: Path, connection: socket.socket) -> subprocess.Popen[bytes]:
