@@ -109,9 +109,19 @@ class StrategicPolicy:
             self.answer(builder.build(measured), measured.slots)
         self.compile_warm_ms = 1e3 * (time.perf_counter() - started)
 
-    def open_run(self, run_id: str) -> StrategicRun:
-        """A training run to read, with a scale of its own for what depends on the machine."""
+    def open_run(self, run_id: str, scale: Any = None) -> StrategicRun:
+        """A training run to read, with a scale of its own for what depends on the machine.
+
+        Args:
+            run_id: Of the run.
+            scale: To go on from, as :attr:`StrategicRun.scale` gave it; by default that of the policy's training.
+
+        Raises:
+            ValueError: a scale that is none.
+        """
         normaliser = self._checkpoint.normaliser.for_run()
+        if scale is not None:
+            normaliser.load_json(scale)
         return StrategicRun(self, run_id, GraphBuilder(self._checkpoint.registries, normaliser))
 
     def answer(self, arrays: GraphArrays, slots: SlotConfig) -> GraphPolicyResult:
@@ -152,6 +162,11 @@ class StrategicRun:
         self._policy, self.run_id, self._builder = policy, run_id, builder
         self._log = CoverageLog(run_id)
         self._read: SystemState | None = None
+
+    @property
+    def scale(self) -> dict[str, dict[str, float]]:
+        """All that the run remembers: its scale, as JSON. A run that goes on from it reads as this one would."""
+        return self._builder.normaliser.to_json()
 
     def read(self, packet: SystemState) -> Reading:
         """What the policy says of a packet. Reading it again says the same.

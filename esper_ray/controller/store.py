@@ -1,0 +1,280 @@
+"""What a service has decided, and all that it goes on from: a SQLite file, one commit per decision.
+
+A decision and the state of its run are on disk together or not at all, before its command leaves. Rows of decisions
+never change; what became of a command stands beside them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Self
+
+from esper_ray.controller.records import (
+    COLUMNS,
+    DIRECTORY,
+    FILE,
+    VERSION,
+    Decision,
+    Fate,
+    Records,
+    RunState,
+    StoreFailed,
+    check_version,
+    failures,
+)
+from esper_ray.errors import UserError
+from esper_ray.keeping.writing import make_directories
+
+LOCK_FILE = ".lock"
+NO_RESULT_EPOCHS = 3
+"""After so many epochs a command without a result is lost."""
+NOT_DELIVERED, NO_RESULT = "not_delivered", "no_result"
+_OPEN = f"fate IN ('{Fate.PENDING}', '{Fate.SENT}')"
+_SCHEMA = f"""
+CREATE TABLE decisions (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id TEXT NOT NULL,
+    packet_id TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    command_id TEXT NOT NULL,
+    decided_at_ns INTEGER NOT NULL,
+    level TEXT NOT NULL,
+    policy_version TEXT,
+    action BLOB,
+    log_prob REAL,
+    proposal BLOB,
+    mask BLOB,
+    signals BLOB NOT NULL,
+    command BLOB NOT NULL,
+    packet BLOB NOT NULL
+);
+CREATE INDEX decisions_of_run ON decisions (run_id);
+CREATE TABLE deliveries (
+    sequence INTEGER PRIMARY KEY REFERENCES decisions,
+    command_id TEXT NOT NULL UNIQUE,
+    run_id TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    fate TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    result BLOB
+);
+CREATE INDEX open_deliveries ON deliveries (run_id, epoch) WHERE {_OPEN};
+CREATE TABLE runs (
+    run_id TEXT PRIMARY KEY,
+    mode BLOB NOT NULL,
+    history BLOB NOT NULL,
+    hidden BLOB
+);
+PRAGMA user_version = {VERSION};
+"""
+
+
+class Store(Records):
+    """A service's own, in a state directory that no second service uses. Any thread may call it.
+
+    Commands that the service before had not sent are aborted when it is opened.
+
+    Args:
+        directory: Is made if it is not there.
+
+    Raises:
+        StoreFailed: another service is at work there, or it cannot be written.
+
+    Attributes:
+        aborted: Ids of the commands that were.
+    """
+
+    def __init__(self, directory: Path = DIRECTORY) -> None:
+        try:
+            make_directories(directory)
+        except UserError as error:
+            raise StoreFailed(str(error)) from error
+        path = directory / FILE
+        with ExitStack() as undo:
+            with failures(path):
+                self._owned = undo.enter_context(_owned(directory))
+                super().__init__(path, undo.enter_context(closing(_writer(path))))
+            self.aborted = self._begin()
+            undo.pop_all()
+
+    def _begin(self) -> tuple[str, ...]:
+        with self._transaction() as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in _SCHEMA.split(";\n"):
+                    connection.execute(statement)
+            check_version(connection, self._path)
+            return _changed(
+                connection.execute(
+                    "UPDATE deliveries SET fate = ?, reason = ? WHERE fate = ? RETURNING command_id",
+                    (Fate.ABORTED, NOT_DELIVERED, Fate.PENDING),
+                )
+            )
+
+    def record(self, decision: Decision, state: RunState, *, withheld: bool = False) -> tuple[str, ...]:
+        """Commit a decision and its run's new state. Commands of the run that have waited too long are lost with it.
+
+        Args:
+            decision: Is pending from now on.
+            state: Of its run.
+            withheld: The command will not be sent.
+
+        Returns:
+            Ids of the commands that are lost.
+
+        Raises:
+            StoreFailed: nothing was written, and the state is the one before.
+        """
+        row = {name: _stored(getattr(decision, name)) for name in COLUMNS}
+        holders = ", ".join("?" * len(row))
+        with self._transaction() as connection:
+            inserted = connection.execute(
+                f"INSERT INTO decisions ({', '.join(row)}) VALUES ({holders})", tuple(row.values())
+            )
+            connection.execute(
+                "INSERT INTO deliveries (sequence, command_id, run_id, epoch, fate) VALUES (?, ?, ?, ?, ?)",
+                (
+                    inserted.lastrowid,
+                    decision.command_id,
+                    decision.run_id,
+                    decision.epoch,
+                    Fate.WITHHELD if withheld else Fate.PENDING,
+                ),
+            )
+            _put(connection, decision.run_id, state)
+            return _changed(
+                connection.execute(
+                    f"UPDATE deliveries SET fate = ?, reason = ? WHERE run_id = ? AND epoch <= ? AND {_OPEN} "
+                    "RETURNING command_id",
+                    (Fate.LOST, NO_RESULT, decision.run_id, decision.epoch - NO_RESULT_EPOCHS),
+                )
+            )
+
+    def put_state(self, run_id: str, state: RunState) -> None:
+        """Commit a run's state without a decision, as when somebody changes its mode by hand.
+
+        Raises:
+            StoreFailed: it was not written.
+        """
+        with self._transaction() as connection:
+            _put(connection, run_id, state)
+
+    def mark_sent(self, command_id: str) -> bool:
+        """Note that a command is being sent, before it is.
+
+        Returns:
+            Whether it may be: false of one that was sent, lost or aborted before.
+
+        Raises:
+            StoreFailed: it was not noted.
+        """
+        return self._settle(command_id, f"fate = '{Fate.PENDING}'", Fate.SENT)
+
+    def attach_result(self, command_id: str, result: bytes) -> bool:
+        """Note the result of a command.
+
+        Returns:
+            Whether it was waited for: false the second time, and of a command that is lost or unknown.
+
+        Raises:
+            StoreFailed: it was not noted.
+        """
+        return self._settle(command_id, _OPEN, Fate.ANSWERED, result)
+
+    def _settle(self, command_id: str, where: str, fate: Fate, result: bytes | None = None) -> bool:
+        with self._transaction() as connection:
+            changed = connection.execute(
+                f"UPDATE deliveries SET fate = ?, result = ? WHERE command_id = ? AND {where}",
+                (fate, result, command_id),
+            )
+            return changed.rowcount == 1
+
+    def checkpoint(self) -> None:
+        """Move what was committed from the log into the file: a matter of any thread but one that decides.
+
+        Raises:
+            StoreFailed: it could not be moved; it is safe in the log.
+        """
+        with failures(self._path), closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def close(self) -> None:
+        """Give the directory back."""
+        with self._turn:
+            self._connection.close()
+        self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing."""
+        connection = self._connection
+        with self._turn, failures(self._path):
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite may have taken it back by itself
+                    connection.execute("ROLLBACK")
+                raise
+
+
+def _put(connection: sqlite3.Connection, run_id: str, state: RunState) -> None:
+    connection.execute(
+        "INSERT INTO runs VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
+        "SET mode = excluded.mode, history = excluded.history, hidden = excluded.hidden",
+        (run_id, state.mode, state.history, state.hidden),
+    )
+
+
+def _stored(value: Any) -> Any:
+    return bytes(value) if isinstance(value, tuple) else value
+
+
+def _changed(updated: sqlite3.Cursor) -> tuple[str, ...]:
+    return tuple(command_id for (command_id,) in updated.fetchall())
+
+
+def _writer(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _owned(directory: Path) -> IO[str]:
+    """The lock of a directory. The system lets go of it when this process ends, however it does.
+
+    SQLite's log needs a local disk, so that the system's lock is enough, and no owner is left over after a crash.
+    """
+    file = (directory / LOCK_FILE).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise StoreFailed(
+            f"{directory} is in use by another controller, process {owner}: stop it, or give another directory"
+        ) from None
+    except BaseException:
+        file.close()
+        raise
+    return file
