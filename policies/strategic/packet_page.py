@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from policies.strategic.coverage import CRITICAL_AT_MOST, WARNING_BELOW
-from policies.strategic.graph_columns import MOST_LAYERS
-from policies.strategic.messages import KEYS, MOST_SLOTS, SystemState
+from policies.strategic.graph_columns import MOST_EDGES, MOST_NODES
+from policies.strategic.messages import KEYS, SystemState
 from policies.strategic.packet_values import LARGEST_NUMBER, LARGEST_WHOLE_NUMBER
 
 PAGE_FILE, SCHEMA_FILE = "packet.md", "packet.schema.json"
@@ -28,8 +28,9 @@ have one length, and that rows exist.
 - What was not measured is `null` or left out, never 0. So is a number that is not finite.
 - Nodes and edges are columns. All columns of a table have the same length; the first one says which. A *column* that
   is `null` or left out was measured nowhere, a `null` in it not there.
-- At most {MOST_LAYERS} layers and {MOST_SLOTS} slots are sent. Of a larger model the source sends a sample: `sampled`
-  is true, and `layer_count` the number of layers that the model has.
+- At most {MOST_NODES} nodes of each kind are sent, slots among them, and {MOST_EDGES:,} edges of each relation (what
+  all slots monitor is one). Of a larger model the source sends a sample: `sampled` is true, and `layer_count` the
+  number of layers that the model has.
 - A number means the same whoever measures it, the greenhouse or a probe, but for gradients and what is made of them:
   those of the greenhouse are not clipped yet, a probe sees what the optimiser is given, which a loop may have clipped.
   Which layers a slot watches is the source's choice: the greenhouse takes the last before it and the first behind it, a

@@ -15,7 +15,7 @@ from envs.vocabulary import SeedStage
 from esper_ray.live import LiveError
 from esper_ray.live.probe import DECLARED, DECLARED_OF_GROWERS, SAMPLES, Probe
 from policies.strategic.coverage import Coverage
-from policies.strategic.graph_columns import MOST_LAYERS
+from policies.strategic.graph_columns import MOST_NODES
 from policies.strategic.input_page import GROWER, PROBE, read_keys
 from policies.strategic.messages import KEYS, SystemState
 from policies.strategic.sampling import Sampling
@@ -336,11 +336,11 @@ def test_a_large_model_is_sampled():
     loop.epoch()
     packet = probe.end_epoch()
     assert (packet.graph.layer_count, packet.graph.sampled) == (201, True)
-    assert len(packet.graph.layers.name) == MOST_LAYERS
+    assert len(packet.graph.layers.name) == MOST_NODES
     depths = {name: (int(name) - 1) / 200 for name in packet.graph.layers.name}
     assert column(packet, "layers", "depth") == pytest.approx(depths), "in the whole model"
     probe.remove()
-    fewer = Probe(loop.model, loop.optimizer, loop.validation[0], sampling=Sampling(layers=20, roots=4)).end_epoch()
+    fewer = Probe(loop.model, loop.optimizer, loop.validation[0], sampling=Sampling(nodes=20, roots=4)).end_epoch()
     assert len(fewer.graph.layers.name) == 20
 
 
