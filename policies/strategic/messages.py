@@ -46,7 +46,7 @@ class SeedState(Message):
     stage: Stage
     """Where in its life the slot is."""
     seed_id: Name | None = None
-    """Of the individual, for records; the policy does not read it."""
+    """Of the individual."""
     blueprint: Name | None = None
     """Kind of its module."""
     kind: Name | None = None
