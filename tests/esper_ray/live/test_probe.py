@@ -345,7 +345,7 @@ def test_a_large_model_is_sampled():
 
 
 class Unrolled(nn.Module):
-    """A function in a loop, after one layer, after one behind that, and between the two in a cell of its own."""
+    """Two functions in loops, one of which is called elsewhere, too."""
 
     def __init__(self, steps, grad=True):
         super().__init__()
@@ -357,7 +357,7 @@ class Unrolled(nn.Module):
             x = self.first(x.flatten(1))
             for _ in range(self.steps):
                 x = x - 0.1 * torch.relu(x)
-            state = torch.zeros_like(x)
+            state = x
             for _ in range(self.steps):
                 state = self.act(self.cell(state) + x)
             return self.last(self.act(self.last(state)))
@@ -368,7 +368,6 @@ def test_a_function_in_a_loop_is_one_however_often_it_is_called(steps):
     loop = Loop(lambda: Unrolled(steps), images)
     packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
     activations, layers = packet.graph.activations, packet.graph.layers.name
-    # In the first step the cell has read nothing yet; from the second on it reads itself.
     assert activations.name == ("relu", "act", "act:2")
     assert activations.activation_type == ("relu", "tanh", "tanh")
     assert activations.computational_cost == (4 * steps, 5 * 4 * steps, 5 * 4)
