@@ -115,13 +115,12 @@ class PacketDecider:
 
     Args:
         checkpoint: The policy.
-        play_temperature: Of its draws.
     """
 
     shares_passes = False
 
-    def __init__(self, checkpoint: Checkpoint, play_temperature: float = 1.0) -> None:
-        self._policy, self._temperature = StrategicPolicy(checkpoint), play_temperature
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._policy = StrategicPolicy(checkpoint)
         self._return_scale = checkpoint.return_scale
 
     def start(self, seed: int, greedy: bool) -> Episode[StrategicRun | None]:
@@ -146,8 +145,7 @@ class PacketDecider:
     def _decide(self, episode: Episode[StrategicRun | None], packet: SystemState) -> dict[str, Any]:
         run = episode.memory or self._policy.open_run(packet.run_id)
         reading = run.read(packet)
-        distribution = reading.result.distribution.at_temperature(self._temperature)
-        action = distribution.sample(episode.generator, episode.greedy)[0].numpy()
+        action = reading.result.distribution.sample(episode.generator, episode.greedy)[0].numpy()
         run.commit()
         episode.memory = run
         return said(packet, reading, action, self._return_scale)

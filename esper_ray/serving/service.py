@@ -28,6 +28,7 @@ from esper_ray.serving.packets import PacketInterface
 from esper_ray.serving.replica import PolicyReplica
 from esper_ray.serving.sessions import SessionNames
 from esper_ray.serving.settings import ServiceConfig
+from policies.strategic.checkpoint import Checkpoint
 
 REQUEST_SECONDS = 30.0
 CONCURRENT = 1000
@@ -89,15 +90,17 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
 def _opened(export: Path) -> tuple[Interface, Decider]:
     """What clients of a policy send and get, and what decides."""
     if checkpoint_in(export) is not None:
-        checkpoint = load_strategic(export)
-        return PacketInterface(", ".join(checkpoint.tasks), None, checkpoint.seen), PacketDecider(checkpoint)
+        return _reading_packets(load_strategic(export), None)
     card, policy = load_export(export)
-    task = ", ".join(card.env.task_names)
     if not policy.reads_graphs:
+        task = ", ".join(card.env.task_names)
         return ObservationInterface(task, card.slots, card.iteration), ObservationDecider(policy)
-    checkpoint = exported(card, policy)
-    decider = PacketDecider(checkpoint, card.network.play_temperature)
-    return PacketInterface(task, card.iteration, checkpoint.seen), decider
+    return _reading_packets(exported(card, policy), card.iteration)
+
+
+def _reading_packets(checkpoint: Checkpoint, iteration: int | None) -> tuple[PacketInterface, PacketDecider]:
+    interface = PacketInterface(", ".join(checkpoint.tasks), iteration, checkpoint.seen, checkpoint.taught)
+    return interface, PacketDecider(checkpoint)
 
 
 def _check_free(host: str, port: int) -> None:
