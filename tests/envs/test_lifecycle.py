@@ -9,7 +9,7 @@ from envs.action_masks import build_mask, marginal_mask, mask_size, split_mask
 from envs.alpha import curve_value, ramp_value
 from envs.limits import LifecycleRules
 from envs.slots import SlotConfig
-from envs.vocabulary import NO_SHAPE, TRANSITIONS, AlphaCurve, LifecycleOp, RampShape, SeedStage
+from envs.vocabulary import BLENDING_METHODS, NO_SHAPE, TRANSITIONS, AlphaCurve, LifecycleOp, RampShape, SeedStage
 from tests.envs.plain_lifecycle import (
     MOVES,
     OPS,
@@ -23,6 +23,7 @@ from tests.envs.plain_lifecycle import (
     worlds,
     write,
 )
+from tests.envs.ramp_vector import RAMP_VECTOR
 
 
 @settings(max_examples=120)
@@ -230,6 +231,25 @@ def test_a_seed_is_blended_in_by_the_shape_that_was_chosen_for_it(shape, window,
         alphas.append(life.alpha[0, 0])
     np.testing.assert_allclose(alphas, goal * ramp_value(shape, *window, np.arange(1, epochs + 1) / epochs), atol=1e-12)
     assert alphas[-1] == goal
+
+
+@pytest.mark.parametrize(("shape", "start", "end", "points"), RAMP_VECTOR)
+def test_a_seed_is_blended_in_as_the_shared_vector_says(shape, start, end, points):
+    """At the epochs of ramps of any length that are points of the vector: computed by hand, and not by the code."""
+    seen = set()
+    for epochs in (4, 5, 8, 10, 100):
+        life, _ = build(FREE)
+        step(life, LifecycleOp.GERMINATE)
+        step(life, LifecycleOp.ADVANCE)
+        life.shape_blending(*(np.array([x]) for x in (0, 0, BLENDING_METHODS.index(shape), start, end)))
+        life.tempo_epochs[0, 0] = epochs
+        step(life, LifecycleOp.ADVANCE)
+        for epoch in range(1, epochs + 1):
+            if epoch / epochs in points:
+                assert life.alpha[0, 0] == pytest.approx(life.alpha_target[0, 0] * points[epoch / epochs], abs=1e-8)
+                seen.add(epoch / epochs)
+            step(life)
+    assert seen == points.keys() - {0.0}
 
 
 def test_whoever_retargets_a_seed_takes_its_shape_from_it():
