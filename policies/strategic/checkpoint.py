@@ -137,7 +137,15 @@ class Checkpoint:
         return network
 
     def weights_for(self, registries: RegistryViews) -> dict[str, Tensor]:
-        """The weights of a network whose names have other numbers; names that are new to it begin as unknown ones."""
+        """The weights of a network whose names have other numbers; names that are new to it begin as unknown ones.
+
+        Args:
+            registries: The numbers that names have there, of the same capacities.
+
+        Returns:
+            A state dict of the same names and shapes: tables of embeddings ``[capacity + 1, width]`` have their rows in
+            the order of ``registries``, the others are these weights themselves.
+        """
         weights = dict(self.weights)
         for kind, node_type in NODE_TYPES.items():
             tables = {f"embeddings.{code.name}": code.name for of in node_type.embeddings for code in of.codes}

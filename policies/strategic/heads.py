@@ -77,7 +77,13 @@ class Beside(nn.Module):
         self.node, self.graph = linear(node, graph, bias=False), linear(graph, graph)
 
     def forward(self, nodes: Tensor, graph: Tensor, offset: Tensor | float = 0.0) -> Tensor:
-        """The layer, with something added before its nonlinearity."""
+        """The layer.
+
+        Args:
+            nodes: ``[B, k, G]``.
+            graph: ``[B, W]``.
+            offset: Added before the nonlinearity; broadcasts to ``[B, k, W]``.
+        """
         return F.gelu(self.node(nodes) + self.graph(graph).unsqueeze(1) + offset)
 
 
