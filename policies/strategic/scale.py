@@ -58,7 +58,7 @@ class GraphScale(RunningMoments):
         return replace(graphs, nodes=nodes, context=scaled("context", graphs.context))
 
     def sums(self, graphs: GraphBatch, heads: Sequence[HeadSpec]) -> Tensor:
-        """What :meth:`update` takes of some graphs.
+        """What :meth:`collect` and :meth:`update` take of some graphs.
 
         Args:
             graphs: B of them, not scaled.
