@@ -13,7 +13,7 @@ from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from envs.vocabulary import BLENDING_METHODS, LifecycleOp, SeedStage
 from policies.distribution import ActionTables
-from policies.strategic.builder import GraphBuilder, vocabulary
+from policies.strategic.builder import GraphBuilder, numbered, vocabulary
 from policies.strategic.features import (
     CODES,
     CONTEXT_FEATURES,
@@ -44,11 +44,7 @@ TABLES = {"layer": "layers", "activation": "activations", "parameter": "paramete
 
 def views(*packets):
     """Registries that know the names of packets."""
-    known = RegistryViews.fresh(Capacities()).views
-    for packet in packets:
-        new = vocabulary(Measured.of(packet))
-        known = {family: replace(of, names=of.names + of.unknown(new.get(family, ()))) for family, of in known.items()}
-    return RegistryViews(known)
+    return numbered(Measured.of(packet) for packet in packets)
 
 
 def built(packet, registries=None):
@@ -191,6 +187,19 @@ def test_names_are_numbered_by_the_registries(tmp_path):
     strange = state(changed(chain(), layers=changed(chain().layers, layer_type=("never seen",) * 4)))
     assert built(strange, registries.views).nodes["layer"].codes[0, :, 0].tolist() == [0] * 4
     assert (tmp_path / "registries.json").read_bytes() == content, "reading inserts nothing"
+
+
+def test_what_an_individual_is_called_says_nothing(network):
+    """Neither a packet's id nor a seed's is a kind of anything, whatever else is called so."""
+
+    def says(seed_id=None, blueprint="norm", **fields):
+        return state(seeds=(seed(seed_id=seed_id, blueprint=blueprint), *state().seeds[1:]), **fields)
+
+    known = views(*(says(blueprint=name) for name in ("norm", "attention", "lora")))
+    first = answers(network, says(), known)
+    for other in (says(seed_id="attention"), changed(says(), packet_id="attention"), changed(says(), run_id="lora")):
+        assert all(torch.equal(first[name], tensor) for name, tensor in answers(network, other, known).items())
+    assert not torch.equal(first["scaled_value"], answers(network, says(blueprint="attention"), known)["scaled_value"])
 
 
 def test_an_activation_falls_back_on_the_layer_that_feeds_it():
