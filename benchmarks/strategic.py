@@ -255,6 +255,7 @@ def random_model(layers: int) -> Measured:
         observation=torch.rand(1, ObservationLayout(SLOTS).size),
         action_mask=torch.ones(1, mask_size(SLOTS.heads), dtype=torch.int8),
         layer_count=layers,
+        sampled=False,
     )
 
 

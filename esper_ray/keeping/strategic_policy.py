@@ -7,7 +7,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from esper_ray.config import PLAY_TEMPERATURE
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE, Card, load_export
 from policies.bundle import PolicyBundle
@@ -15,6 +14,7 @@ from policies.network_config import NetworkConfig
 from policies.strategic.actor_critic import GraphActorCritic
 from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint
 from policies.strategic.normaliser import MetricNormaliser
+from policies.strategic.taught import NOTHING
 from policies.weights import Weights
 
 POLICY = "policy"
@@ -49,7 +49,7 @@ def load_strategic(path: Path) -> Checkpoint:
 
 
 def network_of(policy: Checkpoint) -> NetworkConfig:
-    """The network of an actor and critic with a checkpoint's weights, played as trained policies are."""
+    """The network of an actor and critic with a checkpoint's weights, played as the checkpoint says."""
     config = policy.config
     return NetworkConfig(
         kind="graph",
@@ -57,7 +57,7 @@ def network_of(policy: Checkpoint) -> NetworkConfig:
         gat_width=config.gat_width,
         attention_heads=config.attention_heads,
         op_bias=config.op_bias,
-        play_temperature=PLAY_TEMPERATURE,
+        play_temperature=policy.play_temperature,
     )
 
 
@@ -76,8 +76,9 @@ def weights_of(policy: Checkpoint, path: Path) -> Weights:
 def exported(card: Card, policy: PolicyBundle) -> Checkpoint:
     """What an export's policy is without its world, by the names on its card.
 
-    The temperature that it is played at stays on the card. Its values stay in units of its first world's returns: of
-    several scales an export keeps that one, and no return of another host was ever measured.
+    Its values stay in units of its first world's returns: of several scales an export keeps that one, and no return of
+    another host was ever measured. It has been taught nothing beside its action and values: rewards do not, and what
+    imitation taught the weights that they began with was of encoders that rewards have moved since.
 
     Args:
         card: Of the export.
@@ -94,4 +95,6 @@ def exported(card: Card, policy: PolicyBundle) -> Checkpoint:
         tasks=card.env.task_names,
         commit=card.git_commit,
         return_scale=float(network.return_scale.value),
+        taught=NOTHING,
+        play_temperature=card.network.play_temperature,
     )

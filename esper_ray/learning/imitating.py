@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper_ray.config import PLAY_TEMPERATURE
 from esper_ray.errors import UserError
 from esper_ray.keeping.revision import git_commit
 from esper_ray.keeping.strategic_policy import POLICY, load_strategic
@@ -120,6 +121,8 @@ class ImitationRun:
                     tasks=self._tasks,
                     commit=git_commit(),
                     return_scale=imitation.return_scale,
+                    taught=imitation.taught,
+                    play_temperature=PLAY_TEMPERATURE,
                 ).save(self._path / POLICY)
         replace_text(self._path / REPORT, json.dumps(report, indent=2) + "\n")
         with writing(self._path):
@@ -168,7 +171,7 @@ def examine(policy: Checkpoint, store: Path, share: float, batch_size: int) -> d
     worlds = {world: RecordedWorld.read(world) for world in replay.worlds}
     readers = {world: of.reader() for world, of in worlds.items()}
     builder = GraphBuilder(policy.registries, policy.normaliser)
-    lessons = Lessons(GraphStudent(policy.network(), builder, readers, policy.seen), replay)
+    lessons = Lessons(GraphStudent(policy.network(), builder, readers, policy.seen, policy.taught), replay)
     found: dict[str, Agreement] = {}
     for world, record in replay.worlds.items():
         for source in dict.fromkeys(record.sources):

@@ -87,6 +87,7 @@ def model_arrays(
         observation=torch.full((1, ObservationLayout(world).size), torch.nan),
         action_mask=torch.zeros(1, mask_size(world.heads), dtype=torch.int8),
         layer_count=len(seen.layers),
+        sampled=False,
     )
 
 

@@ -34,6 +34,8 @@ from policies.strategic.sending import graph_of, monitors_of
 SAMPLES = 32
 """Inputs on which activation functions are watched."""
 VOLATILITY_EPOCHS = 5
+OF_FUNCTIONS = ("activations", "feeds", "influences")
+"""Tables of activation functions and of their edges."""
 
 DECLARED = (
     *("run.max_epochs", "run.global_step", "run.training_loss", "run.validation_loss", "run.validation_accuracy"),
@@ -165,7 +167,7 @@ class Probe:
             run_id=self._run_id,
             packet_id=packet_id,
             timestamp_ns=time.time_ns(),
-            declared=self._declared(),
+            declared=self._declared(seen),
             epoch=self._epochs,
             max_epochs=self._max_epochs,
             global_step=self._steps,
@@ -207,9 +209,11 @@ class Probe:
         if self._kind != now:
             self._kind, self._inputs = now, tree_map_only(Tensor, moved, self._inputs)
 
-    def _declared(self) -> tuple[str, ...]:
+    def _declared(self, seen: Trace) -> tuple[str, ...]:
+        """What can be measured of this model: nothing of activation functions where it calls none."""
         on_cuda = ("metrics.gpu_mem_free_gb",) if self._device.type == "cuda" else ()
-        return DECLARED + on_cuda + (() if self._grower is None else DECLARED_OF_GROWERS)
+        declared = DECLARED + on_cuda + (() if self._grower is None else DECLARED_OF_GROWERS)
+        return tuple(key for key in declared if seen.activations or key.partition(".")[0] not in OF_FUNCTIONS)
 
     def _measured(self, seen: Trace, motion: Motion) -> Measured:
         """The whole graph. A slot watches the layers that its module's output is made of, and those that read it."""

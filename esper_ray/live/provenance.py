@@ -55,18 +55,22 @@ class Provenance:
         """Numbers of those of a kind that gave anything that can be followed."""
         return {number for of, number in self._gave.values() if of == kind}
 
-    def behind(self, nodes: Iterable[Node], *kinds: str) -> Iterable[tuple[str, int]]:
-        """What of some kinds comes first behind some nodes."""
-        return self.ways(dict.fromkeys(nodes, math.nan), *kinds)[0]
+    def giver(self, node: Node) -> tuple[Node, tuple[str, int] | None]:
+        """The node that one counts as, and who gave it, if it is known."""
+        node = self._aliases.get(node, node)
+        return node, self._gave.get(node)
 
     def ways(self, nodes: Mapping[Node, float], *kinds: str) -> tuple[dict[tuple[str, int], Passage], set[Node]]:
-        """The same from nodes of which so many numbers per sample are read, with the ways, and all nodes on them."""
+        """What of some kinds comes first behind nodes of which so many numbers per sample are read.
+
+        Returns:
+            It with the ways to it, and all nodes on them.
+        """
         found: dict[tuple[str, int], Passage] = {}
         waiting, visited = [(node, Passage(volume, beside=False)) for node, volume in nodes.items()], set[Node]()
         while waiting:
             node, passage = waiting.pop()
-            node = self._aliases.get(node, node)
-            gave = self._gave.get(node)
+            node, gave = self.giver(node)
             if gave is not None and gave[0] in kinds:
                 other = found.get(gave, passage)
                 found[gave] = Passage(max(other.volume, passage.volume), other.beside or passage.beside)
@@ -74,6 +78,38 @@ class Provenance:
                 waiting += _before(node, passage)
             visited.add(node)
         return dict(sorted(found.items())), visited
+
+
+class Sources:
+    """Which of a kind come first behind the nodes of a forward that is over. Each node is looked at once.
+
+    Args:
+        provenance: Of the forward.
+        kind: Such as layer.
+    """
+
+    def __init__(self, provenance: Provenance, kind: str) -> None:
+        self._provenance, self._kind = provenance, kind
+        self._found: dict[Node, frozenset[int]] = {}
+
+    def behind(self, nodes: Iterable[Node]) -> tuple[int, ...]:
+        """Their numbers, in order."""
+        nodes = tuple(nodes)
+        waiting = list(nodes)
+        while waiting:
+            if waiting[-1] in self._found:
+                waiting.pop()
+                continue
+            node, gave = self._provenance.giver(waiting[-1])
+            is_source = gave is not None and gave[0] == self._kind
+            before = () if is_source or is_opaque(node) else [of for of, _ in node.next_functions if of is not None]
+            first = [of for of in before if of not in self._found]
+            if first:
+                waiting += first
+            else:
+                own = (gave[1],) if gave is not None and is_source else ()
+                self._found[waiting.pop()] = frozenset(own).union(*(self._found[of] for of in before))
+        return tuple(sorted(frozenset().union(*(self._found[node] for node in nodes))))
 
 
 def _before(node: Node, passage: Passage) -> Iterator[tuple[Node, Passage]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
@@ -20,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from envs.live.places import Example, LiveError, call
 from envs.live.quiet import untouched
 from envs.live.slot import GROWTH
-from esper_ray.live.provenance import Passage, Provenance, is_opaque, origins, tensors
+from esper_ray.live.provenance import Passage, Provenance, Sources, is_opaque, origins, tensors
 
 FLAT_SLOPE = 0.01
 """A function is saturated where its slope is closer to 0."""
@@ -37,6 +38,8 @@ _NORMS = ("num_features", "normalized_shape", "num_channels", "embed_dim")
 _INPUTS = ("in_channels", "in_features", "num_embeddings", "input_size", *_NORMS)
 _OUTPUTS = ("out_channels", "out_features", "embedding_dim", "hidden_size", *_NORMS)
 _LAYER, _ACTIVATION = "layer", "activation"
+_Alike = tuple[str, str, tuple[int, ...], int | None]
+"""Name, function, layers that it reads, and a call's number where it is like no other."""
 
 
 @dataclass
@@ -65,13 +68,30 @@ class LayerSeen:
 
 
 @dataclass(frozen=True)
-class ActivationSeen:
+class ActivationCall:
     """A call of an activation function.
 
     Attributes:
         name: Of its module, or of the function behind that of the module that called it.
         function: Name.
         reads: Where what it read came from.
+        sums: What :func:`_sums` says of its numbers.
+    """
+
+    name: str
+    function: str
+    reads: tuple[Node, ...]
+    sums: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ActivationSeen:
+    """All calls of an activation function in one place that read the same layers: in a loop there may be thousands.
+
+    Attributes:
+        name: Of its module, or of the function behind that of the module that called it; numbered where that reads
+            other layers in other calls.
+        function: Name.
         volume: Numbers that it gave per sample.
         saturated: Share of its outputs at which its slope is below :data:`FLAT_SLOPE`.
         active: Share of its outputs that are not 0.
@@ -80,11 +100,27 @@ class ActivationSeen:
 
     name: str
     function: str
-    reads: tuple[Node, ...]
     volume: float
     saturated: float
     active: float
     unexplained: float
+
+    @classmethod
+    def of(cls, name: str, calls: Sequence[ActivationCall], samples: int) -> Self:
+        """All outputs of some calls together."""
+        count, flat, active, x, y, xx, yy, xy = np.array([call.sums for call in calls]).T
+        most = max(count.sum(), 1.0)
+        x, y = x - (count * x).sum() / most, y - (count * y).sum() / most
+        varies = (xx + count * x * x).sum() * (yy + count * y * y).sum()
+        together = (xy + count * x * y).sum()
+        return cls(
+            name,
+            calls[0].function,
+            float(count.sum() / samples),
+            float(flat.sum() / most),
+            float(active.sum() / most),
+            float(np.clip(1.0 - together**2 / varies, 0.0, 1.0)) if varies > 0 else math.nan,
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +129,7 @@ class Trace:
 
     Attributes:
         layers: In the order in which they were done.
-        activations: In the order in which they were called.
+        activations: In the order in which they were first called.
         connects: (source, target) of layers → how the target reads the source.
         feeds: (layer, activation).
         influences: (activation, layer).
@@ -142,7 +178,7 @@ class _Watcher(TorchFunctionMode):
         self._ungrown: list[list[Node]] = []  # one entry for each module whose other hooks run now
         self._layers: dict[nn.Module, int] = {}
         self._seen: list[LayerSeen] = []
-        self._activations: list[ActivationSeen] = []
+        self._activations: list[ActivationCall] = []
         self._provenance = Provenance()
         self._made: dict[str, list[Node]] = {}
         self._dropouts: list[tuple[float, list[Node]]] = []
@@ -217,60 +253,66 @@ class _Watcher(TorchFunctionMode):
         output = func(*args, **kwargs)
         self._provenance.give(output, _ACTIVATION, len(self._activations))
         y, slope = _value_and_slope(lambda z: func(z, *args[1:], **kwargs), x)
-        self._activations.append(
-            ActivationSeen(
-                self._name_of(name),
-                name,
-                tuple(reads),
-                y.numel() / self._samples,
-                (slope.abs() < FLAT_SLOPE).double().mean().item(),
-                (y != 0.0).double().mean().item(),
-                _unexplained(x.double().flatten(), y.double().flatten()),
-            )
-        )
+        self._activations.append(ActivationCall(self._name_of(name), name, tuple(reads), _sums(x, y, slope)))
         return output
 
     def _name_of(self, function: str) -> str:
         module = self._calls[-1][0] if self._calls else None
         where = "" if module is None else self._names[module]
         is_module = type(module).__name__.lower() == function.replace("_", "")
-        name = where if is_module else f"{where}.{function}" if where else function
-        taken = {seen.name for seen in self._activations}
-        return next(n for n in chain([name], (f"{name}:{again}" for again in count(2))) if n not in taken)
+        return where if is_module else f"{where}.{function}" if where else function
 
     # ------------------------------------------------------------------ afterwards
     def read(self) -> Trace:
         """What there was."""
         connects: dict[tuple[int, int], Passage] = {}
-        influences: list[tuple[int, int]] = []
+        influences: dict[tuple[int, int], None] = {}
         readers: dict[Node, list[int]] = {}
-        behind = self._provenance.behind
+        layers = Sources(self._provenance, _LAYER)
+        alike = self._alike(layers)
+        number = {call: at for at, calls in enumerate(alike.values()) for call in calls}
         for target, layer in enumerate(self._seen):
             found, passed = self._provenance.ways(layer.reads, _LAYER)
             connects |= {(source, target): passage for (_, source), passage in found.items()}
             layer.followed = bool(passed) and not any(map(is_opaque, passed))
             for node in passed:
                 readers.setdefault(node, []).append(target)
-            near = behind(layer.reads, _LAYER, _ACTIVATION)
-            influences += [(at, target) for kind, at in near if kind == _ACTIVATION]
-        self._read_dropouts()
-        feeds = [(source, at) for at, seen in enumerate(self._activations) for _, source in behind(seen.reads, _LAYER)]
+            near, _ = self._provenance.ways(layer.reads, _LAYER, _ACTIVATION)
+            influences |= dict.fromkeys((number[call], target) for kind, call in near if kind == _ACTIVATION)
+        self._read_dropouts(layers)
         around = {
-            name: tuple(
-                dict.fromkeys(chain((at for _, at in behind(nodes, _LAYER)), *(readers.get(n, []) for n in nodes)))
-            )
+            name: tuple(dict.fromkeys(chain(layers.behind(nodes), *(readers.get(node, []) for node in nodes))))
             for name, nodes in self._made.items()
             if nodes
         }
-        return Trace(tuple(self._seen), tuple(self._activations), connects, tuple(feeds), tuple(influences), around)
+        feeds = tuple((source, at) for at, (_, _, sources, _) in enumerate(alike) for source in sources)
+        return Trace(tuple(self._seen), self._pooled(alike), connects, feeds, tuple(influences), around)
 
-    def _read_dropouts(self) -> None:
+    def _alike(self, layers: Sources) -> dict[_Alike, list[int]]:
+        """The calls that say the same of the network, by number; one of which nobody knows what it reads is alone."""
+        alike: dict[_Alike, list[int]] = {}
+        for at, seen in enumerate(self._activations):
+            alone = None if seen.reads else at
+            alike.setdefault((seen.name, seen.function, layers.behind(seen.reads), alone), []).append(at)
+        return alike
+
+    def _pooled(self, alike: Mapping[_Alike, list[int]]) -> tuple[ActivationSeen, ...]:
+        seen: dict[str, ActivationSeen] = {}
+        numbers: dict[str, Iterator[int]] = {}
+        for (name, *_), calls in alike.items():
+            own = name
+            while own in seen:
+                own = f"{name}:{next(numbers.setdefault(name, count(2)))}"
+            seen[own] = ActivationSeen.of(own, [self._activations[at] for at in calls], self._samples)
+        return tuple(seen.values())
+
+    def _read_dropouts(self, layers: Sources) -> None:
         """Each layer's dropout; where none reads it there is none, if it is known what all of them read."""
         if all(reads for _, reads in self._dropouts):
             for at in self._provenance.known(_LAYER):
                 self._seen[at].dropout = 0.0
         for rate, reads in self._dropouts:
-            for _, source in self._provenance.behind(reads, _LAYER):
+            for source in layers.behind(reads):
                 self._seen[source].dropout = rate
 
 
@@ -331,8 +373,16 @@ def _value_and_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
     return y.detach(), slope
 
 
-def _unexplained(x: Tensor, y: Tensor) -> float:
-    """1 − R² of a line through ``y`` over ``x``; NaN where one of them does not vary."""
-    x, y = x - x.mean(), y - y.mean()
-    varies = x.square().sum() * y.square().sum()
-    return (1.0 - (x * y).sum().square() / varies).clamp(0.0, 1.0).item() if varies > 0 else math.nan
+def _sums(x: Tensor, y: Tensor, slope: Tensor) -> tuple[float, ...]:
+    """Of what a function read, of what it gave, and of its slope there.
+
+    Returns:
+        How many numbers there are, how many of them are flat and are not 0, the means of x and y, and around these the
+        sums of x², y² and xy.
+    """
+    size = y.numel()
+    flat, active = (slope.abs() < FLAT_SLOPE).sum().double(), (y != 0.0).sum().double()
+    x, y = x.double().flatten(), y.double().flatten()
+    means = x.sum() / max(size, 1), y.sum() / max(size, 1)
+    x, y = x - means[0], y - means[1]
+    return size, *torch.stack([flat, active, *means, x @ x, y @ y, x @ y]).tolist()

@@ -32,9 +32,9 @@ class Decision:
         action: Index in every head, as the env takes it.
         choices: Name of the choice in each head that matters.
         value: Rewards still to come, as the policy expects them. It and the rest come with packets alone.
-        risk: Probability of each class of risk.
+        risk: Probability of each class of risk; None if the policy was not taught risks.
         blending: By slot the ``method`` by which a seed there had best be blended in, and where in its ramp that had
-            best ``start`` and ``end``.
+            best ``start`` and ``end``; linear, 0 and 1 if the policy was not taught these.
         coverage: How much was measured of what the source declares: OK, WARNING or CRITICAL.
     """
 

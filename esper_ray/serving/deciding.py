@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -48,6 +49,10 @@ class Decider(Protocol):
         """Whether decisions of several episodes cost less together."""
         ...
 
+    def prepare(self) -> None:
+        """Make what the deciding process needs of its own, so that its first decision need not wait for it."""
+        ...
+
     def start(self, seed: int, greedy: bool) -> Episode[Any]:
         """A new episode."""
         ...
@@ -72,6 +77,9 @@ class ObservationDecider:
 
     def __init__(self, policy: PolicyBundle) -> None:
         self._policy = policy
+
+    def prepare(self) -> None:
+        """It is ready."""
 
     def start(self, seed: int, greedy: bool) -> Episode[HiddenState]:
         """As :class:`policies.player.Player` starts one for a single host."""
@@ -115,14 +123,23 @@ class PacketDecider:
 
     Args:
         checkpoint: The policy.
-        play_temperature: Of its draws.
+        device: Where its network computes.
+        reduced_precision: As of :class:`policies.strategic.inference.StrategicPolicy`.
     """
 
     shares_passes = False
 
-    def __init__(self, checkpoint: Checkpoint, play_temperature: float = 1.0) -> None:
-        self._policy, self._temperature = StrategicPolicy(checkpoint), play_temperature
-        self._return_scale = checkpoint.return_scale
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", reduced_precision: bool = False) -> None:
+        self._checkpoint, self._device, self._reduced_precision = checkpoint, device, reduced_precision
+
+    @cached_property
+    def _policy(self) -> StrategicPolicy:
+        # Of the process that decides: neither what is on a device nor what is compiled can be sent to it.
+        return StrategicPolicy(self._checkpoint, self._device, reduced_precision=self._reduced_precision)
+
+    def prepare(self) -> None:
+        """Put the network on its device, and have it compiled there."""
+        _ = self._policy
 
     def start(self, seed: int, greedy: bool) -> Episode[StrategicRun | None]:
         """The first packet says which run it is of."""
@@ -146,8 +163,7 @@ class PacketDecider:
     def _decide(self, episode: Episode[StrategicRun | None], packet: SystemState) -> dict[str, Any]:
         run = episode.memory or self._policy.open_run(packet.run_id)
         reading = run.read(packet)
-        distribution = reading.result.distribution.at_temperature(self._temperature)
-        action = distribution.sample(episode.generator, episode.greedy)[0].numpy()
+        action = reading.result.distribution.sample(episode.generator, episode.greedy)[0].numpy()
         run.commit()
         episode.memory = run
-        return said(packet, reading, action, self._return_scale)
+        return said(packet, reading, action, self._checkpoint.return_scale)

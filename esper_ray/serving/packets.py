@@ -16,6 +16,7 @@ from policies.strategic.inference import Reading
 from policies.strategic.messages import SystemState
 from policies.strategic.schema import RISK_CLASSES
 from policies.strategic.seen import Seen
+from policies.strategic.taught import Taught
 
 _WIDEST = SlotConfig.for_row(1, internal_levels=True)
 
@@ -40,11 +41,13 @@ class PacketInterface:
         task: That it was trained on, or several with commas between them.
         iteration: Iterations that it was trained for; None if it has learnt by imitation.
         seen: What its training showed.
+        taught: What it was taught beside its action and values.
     """
 
     task: str
     iteration: int | None
     seen: Seen
+    taught: Taught
 
     def described(self) -> dict[str, Any]:
         """Choices, whatever a packet's slots are, and what the policy neither reads nor chooses."""
@@ -57,6 +60,7 @@ class PacketInterface:
             "heads": heads,
             "risks": list(RISK_CLASSES),
             "blending_methods": list(BLENDING_METHODS),
+            "taught": self.taught.model_dump(),
             "never_seen": {what: list(names) for what, names in self.seen.never.items()},
         }
 
@@ -92,7 +96,7 @@ def said(packet: SystemState, reading: Reading, action: Actions, return_scale: f
     return {
         **chosen(heads, action),
         "value": return_scale * float(result.scaled_value),
-        "risk": dict(zip(RISK_CLASSES, result.risk_logits[0].softmax(dim=-1).tolist(), strict=True)),
+        "risk": reading.risk,
         "blending": blending,
         "coverage": reading.coverage.level.name,
     }

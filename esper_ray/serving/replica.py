@@ -86,6 +86,7 @@ class PolicyReplica(SessionKeeper):
 
     def __init__(self, decider: Decider, config: ServiceConfig) -> None:
         settle()
+        decider.prepare()
         super().__init__(decider, config)
         self._decide_together.set_max_batch_size(config.max_batch if decider.shares_passes else 1)
         self._decide_together.set_batch_wait_timeout_s(config.batch_wait_seconds)

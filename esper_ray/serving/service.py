@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import torch
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
@@ -28,6 +29,7 @@ from esper_ray.serving.packets import PacketInterface
 from esper_ray.serving.replica import PolicyReplica
 from esper_ray.serving.sessions import SessionNames
 from esper_ray.serving.settings import ServiceConfig
+from policies.strategic.checkpoint import Checkpoint
 
 REQUEST_SECONDS = 30.0
 CONCURRENT = 1000
@@ -53,9 +55,9 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
     """A service that answers as long as the context lasts; yields its URL.
 
     Raises:
-        UserError: no usable export, token or port.
+        UserError: no usable export, device, token or port.
     """
-    interface, decider = _opened(export)
+    interface, decider = _opened(export, config)
     token = config.token()
     digest = None if token is None else hashlib.sha256(token.encode()).digest()
     _check_free(config.host, config.port)
@@ -67,8 +69,9 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
         # One deployment per replica: within one, Serve's routing by model id is a preference, and a busy replica's
         # request would go to another one, which does not know the session.
+        share = {"num_gpus": 1 / config.replicas if config.device == "cuda" else 0}
         limits = {"max_ongoing_requests": CONCURRENT, "max_queued_requests": CONCURRENT}
-        replica = serve.deployment(PolicyReplica, num_replicas=1, **limits)
+        replica = serve.deployment(PolicyReplica, num_replicas=1, ray_actor_options=share, **limits)
         replicas = [replica.options(name=f"policy-{number}").bind(decider, config) for number in range(config.replicas)]
         gateway = serve.deployment(
             serve.ingress()(Gateway), name="gateway", num_replicas=1, ray_actor_options={"num_cpus": 0}, **limits
@@ -86,18 +89,30 @@ def running(export: Path, config: ServiceConfig) -> Iterator[str]:
         ray.shutdown()
 
 
-def _opened(export: Path) -> tuple[Interface, Decider]:
-    """What clients of a policy send and get, and what decides."""
+def _opened(export: Path, config: ServiceConfig) -> tuple[Interface, Decider]:
+    """What clients of a policy send and get, and what decides.
+
+    Raises:
+        UserError: no usable export, or a device that it cannot be on.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"torch {torch.__version__} sees no GPU here: leave out --device")
     if checkpoint_in(export) is not None:
-        checkpoint = load_strategic(export)
-        return PacketInterface(", ".join(checkpoint.tasks), None, checkpoint.seen), PacketDecider(checkpoint)
+        return _reading_packets(load_strategic(export), None, config)
     card, policy = load_export(export)
-    task = ", ".join(card.env.task_names)
     if not policy.reads_graphs:
+        if config.device != "cpu":
+            raise UserError(f"the policy in {export} reads Obs V3, and is served by the CPU: leave out --device")
+        task = ", ".join(card.env.task_names)
         return ObservationInterface(task, card.slots, card.iteration), ObservationDecider(policy)
-    checkpoint = exported(card, policy)
-    decider = PacketDecider(checkpoint, card.network.play_temperature)
-    return PacketInterface(task, card.iteration, checkpoint.seen), decider
+    return _reading_packets(exported(card, policy), card.iteration, config)
+
+
+def _reading_packets(
+    checkpoint: Checkpoint, iteration: int | None, config: ServiceConfig
+) -> tuple[PacketInterface, PacketDecider]:
+    interface = PacketInterface(", ".join(checkpoint.tasks), iteration, checkpoint.seen, checkpoint.taught)
+    return interface, PacketDecider(checkpoint, config.device, config.reduced_precision)
 
 
 def _check_free(host: str, port: int) -> None:

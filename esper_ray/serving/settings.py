@@ -7,7 +7,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from envs.ranges import Count, Positive, Processes, Range, Share, check_numbers
 from esper_ray.errors import UserError
@@ -39,9 +39,16 @@ class ServiceConfig:
     """Sessions that a replica decides for in one pass of the network at most."""
     batch_wait_seconds: Share = 0.002
     """How long a request may wait for others to share that pass."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where a policy that reads packets computes; with cuda all replicas share one GPU. One that reads Obs V3 computes
+    on the CPU."""
+    reduced_precision: bool = False
+    """Let the GPU compute in bfloat16, and in TF32 what stays in float32; with --device cuda only."""
 
     def __post_init__(self) -> None:
         check_numbers(self, UserError)
+        if self.reduced_precision and self.device == "cpu":
+            raise UserError("the CPU computes in float32: leave out --reduced-precision, or give --device cuda")
         if self.token_file is None and not is_loopback(self.host):
             raise UserError(
                 f"{self.host} can be reached from other machines: give --token-file with a token that clients must "

@@ -18,10 +18,11 @@ from policies.normalisers import Normalisers
 from policies.policy_network import PolicyNetwork
 from policies.results import ActorCriticResult, HiddenState
 from policies.return_scale import WORLD, ReturnScale
-from policies.strategic.builder import GraphBuilder, vocabulary
+from policies.strategic.builder import GraphBuilder, numbered
 from policies.strategic.graph import GraphArrays, GraphBatch
 from policies.strategic.greenhouse import ACTION_MASK, GRAPH, GreenhouseReader
 from policies.strategic.heads import GraphPolicyResult
+from policies.strategic.measured import Measured
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.network_config import GraphNetworkConfig
 from policies.strategic.normaliser import MetricNormaliser
@@ -47,16 +48,14 @@ class GraphWorlds:
 
 
 def registry_names(layouts: Iterable[GraphLayout]) -> dict[str, tuple[str, ...]]:
-    """Registry family → the names that the hosts of some worlds use, first seen first, behind those it begins with."""
-    names = {family: dict.fromkeys(first) for family, first in RegistryViews.fresh(Capacities()).names.items()}
-    for layout in layouts:
-        nobody = {
-            GRAPH: torch.empty(0, layout.size),
-            ACTION_MASK: torch.empty(0, mask_size(layout.structure.slots.heads)),
-        }
-        for family, used in vocabulary(GreenhouseReader(layout).measured(nobody)).items():
-            names[family].update(dict.fromkeys(used))
-    return {family: tuple(used) for family, used in names.items()}
+    """Registry family → the names that the hosts of some worlds use (:func:`policies.strategic.builder.numbered`)."""
+    return numbered(_nobody(layout) for layout in layouts).names
+
+
+def _nobody(layout: GraphLayout) -> Measured:
+    """Of no host; their names are of the layout."""
+    mask = torch.empty(0, mask_size(layout.structure.slots.heads))
+    return GreenhouseReader(layout).measured({GRAPH: torch.empty(0, layout.size), ACTION_MASK: mask})
 
 
 class GraphActorCritic(PolicyNetwork):
@@ -98,8 +97,14 @@ class GraphActorCritic(PolicyNetwork):
         return 0
 
     def forward(self, obs: Mapping[str, Tensor], hidden: HiddenState) -> ActorCriticResult:
-        """See :meth:`PolicyNetwork.forward`."""
+        """See :meth:`PolicyNetwork.forward`.
+
+        Raises:
+            ValueError: no observation, or one of a world that it does not read.
+        """
         shape = obs[GRAPH].shape[:-1]
+        if not shape.numel():
+            raise ValueError(f"there is no observation among {tuple(shape)} hosts and steps: give one at least")
         rows, arrays = zip(*self._arrays({name: leaf.flatten(0, 1) for name, leaf in obs.items()}), strict=True)
         results: list[GraphPolicyResult] = [self.graphs(GraphBatch.from_arrays(of), self.tables) for of in arrays]
         order = torch.cat(rows).argsort()
@@ -118,9 +123,19 @@ class GraphActorCritic(PolicyNetwork):
         return ActorCriticResult(distribution, hidden, value, q_values, self.return_scale.of(obs))
 
     def _arrays(self, obs: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, GraphArrays]]:
-        """Of each world that is among the observations ``[N, ...]``: which rows are of it, and their graphs."""
+        """Of each world that is among the observations ``[N, ...]``: which rows are of it, and their graphs.
+
+        Raises:
+            ValueError: some are of no world that is read.
+        """
         vectors, mask = obs[GRAPH].float(), obs[ACTION_MASK]
         world = obs[WORLD].squeeze(-1) if len(self.layouts) > 1 else mask.new_zeros(len(mask))
+        foreign = (world < 0) | (world >= len(self.layouts))
+        if foreign.any():
+            raise ValueError(
+                f"this policy reads the worlds 0 to {len(self.layouts) - 1}, got observations labelled as of "
+                f"{world[foreign][0].item():g}"
+            )
         for number, (layout, reader) in enumerate(zip(self.layouts, self._readers, strict=True)):
             rows = (world == number).nonzero().squeeze(-1)
             if len(rows):

@@ -30,7 +30,7 @@ class Agreement:
         agreed: Those at which its most probable choice, given the op on record, is the one on record, ``[H]``.
         steps: All steps, those at which anything was to be decided, and those of these at which all heads agree,
             int64 ``[3]``.
-        confusion: Steps by recorded and most probable risk class ``[C, C]``.
+        confusion: Steps by recorded and most probable risk class ``[C, C]``; none of a policy that says no risk.
         errors: float64 ``[3]``: squared errors of the value in reward units, what was gained, and its squares.
     """
 
@@ -60,9 +60,6 @@ class Agreement:
         ]
         agreed = decided & (torch.stack(likeliest, dim=-1) == targets.actions)
         anything = decided.any(dim=-1)
-        known = targets.risk != UNKNOWN_RISK
-        classes = len(RISK_CLASSES)
-        pairs = targets.risk[known] * classes + result.risk_logits[known].argmax(dim=-1)
         gained = targets.gained[exemplary].double()
         error = result.scaled_value[exemplary].double() * return_scale - gained
         return cls(
@@ -70,7 +67,7 @@ class Agreement:
             decided.sum(dim=0),
             agreed.sum(dim=0),
             torch.stack([exemplary.sum(), anything.sum(), (anything & (agreed == decided).all(dim=-1)).sum()]),
-            torch.bincount(pairs, minlength=classes**2).view(classes, classes),
+            _confusion(result.risk_logits, targets.risk),
             torch.stack([error.square().sum(), gained.sum(), gained.square().sum()]),
         )
 
@@ -118,6 +115,16 @@ class Agreement:
                 "explained": float(1.0 - squared / spread) if spread > 0 else None,
             },
         }
+
+
+def _confusion(logits: Tensor | None, risk: Tensor) -> Tensor:
+    """See :attr:`Agreement.confusion`, of logits ``[B, C]`` and classes ``[B]``."""
+    classes = len(RISK_CLASSES)
+    if logits is None:
+        return risk.new_zeros(classes, classes)
+    known = risk != UNKNOWN_RISK
+    pairs = risk[known] * classes + logits[known].argmax(dim=-1)
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
 def _share(part: Tensor, whole: Tensor) -> float | None:

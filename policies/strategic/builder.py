@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import torch
@@ -23,7 +23,7 @@ from policies.strategic.features import (
 from policies.strategic.graph import EdgeArrays, GraphArrays, NodeArrays
 from policies.strategic.measured import TABLES, Measured, Names
 from policies.strategic.normaliser import MetricNormaliser
-from policies.strategic.registries import UNKNOWN, RegistryViews
+from policies.strategic.registries import UNKNOWN, Capacities, RegistryViews
 from policies.strategic.schema import FORWARD_RELATIONS, NODE_TYPES, SLOT_NUMBERS
 
 MOST_GUESSED = 3
@@ -53,7 +53,14 @@ class GraphBuilder:
         self.registries, self.normaliser = registries, normaliser
 
     def build(self, measured: Measured) -> GraphArrays:
-        """The graphs of N hosts."""
+        """The graphs of N hosts.
+
+        Args:
+            measured: Of the hosts, S slots each.
+
+        Returns:
+            Arrays with the leading axis ``[N]``, as many rows as the tables of ``measured`` have, and S seed nodes.
+        """
         layer_types = self._codes(measured, "layer.layer_type")
         codes = {
             "layer": [layer_types, self._codes(measured, "layer.activation_type")],
@@ -114,8 +121,20 @@ class GraphBuilder:
 _SEED_NAMES = tuple(code.name for code in NODE_TYPES["seed"].codes if f"seed.{code.name}" in CODES)
 
 
+def numbered(worlds: Iterable[Measured]) -> RegistryViews:
+    """Numbers for the names that hosts of some worlds use, first seen first.
+
+    Names for which there is no room read as unknown; the first of each family is logged.
+    """
+    names: dict[str, dict[str, None]] = {}
+    for measured in worlds:
+        for family, used in vocabulary(measured).items():
+            names.setdefault(family, {}).update(dict.fromkeys(used))
+    return RegistryViews.fresh(Capacities()).extended(names)
+
+
 def vocabulary(measured: Measured) -> Mapping[str, tuple[str, ...]]:
-    """Registry family → the names that hosts use, for :meth:`policies.strategic.registries.Registries.register`."""
+    """Registry family → the names that hosts use, for :meth:`policies.strategic.registries.RegistryViews.extended`."""
     families: dict[str, dict[str, None]] = {}
     for code, key in CODES.items():
         names = measured.texts.get(key)

@@ -20,6 +20,8 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from envs.ranges import LARGEST
+from policies.network_config import COLDEST
 from policies.replacing import replacing
 from policies.strategic.builder import GraphBuilder
 from policies.strategic.network import GraphPolicyNetwork
@@ -29,6 +31,7 @@ from policies.strategic.packet_values import Message, Name
 from policies.strategic.registries import Capacities, RegistryViews
 from policies.strategic.schema import CONTEXT, FORWARD_RELATIONS, NODE_TYPES
 from policies.strategic.seen import Seen
+from policies.strategic.taught import NOTHING, Taught
 from policies.weights import differences
 
 ARCHITECTURE = "gnn_v1"
@@ -77,6 +80,10 @@ class Manifest(Message):
     """Of the code that trained it; null outside a checkout."""
     never_seen: NeverSeen
     """What training never showed."""
+    taught: Taught
+    """What it taught beside the action and its values."""
+    play_temperature: Annotated[float, Field(ge=COLDEST, le=LARGEST)]
+    """At which actions are drawn."""
     return_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Reward units per unit of the network's values."""
     manifest_sha256: Digest | None = None
@@ -107,6 +114,8 @@ class Checkpoint:
         tasks: What it was trained on.
         commit: Of the code that trained it; None outside a checkout.
         return_scale: Reward units per unit of the network's values; 1 before any return was seen.
+        taught: What it was taught beside its action and values.
+        play_temperature: At which it draws its actions, wherever it is used.
     """
 
     config: GraphNetworkConfig
@@ -117,6 +126,8 @@ class Checkpoint:
     tasks: tuple[str, ...]
     commit: str | None
     return_scale: float = 1.0
+    taught: Taught = NOTHING
+    play_temperature: float = 1.0
 
     def network(self) -> GraphPolicyNetwork:
         """A network with these weights; torch's randomness is as it was before."""
@@ -126,7 +137,15 @@ class Checkpoint:
         return network
 
     def weights_for(self, registries: RegistryViews) -> dict[str, Tensor]:
-        """The weights of a network whose names have other numbers; names that are new to it begin as unknown ones."""
+        """The weights of a network whose names have other numbers; names that are new to it begin as unknown ones.
+
+        Args:
+            registries: The numbers that names have there, of the same capacities.
+
+        Returns:
+            A state dict of the same names and shapes: tables of embeddings ``[capacity + 1, width]`` have their rows in
+            the order of ``registries``, the others are these weights themselves.
+        """
         weights = dict(self.weights)
         for kind, node_type in NODE_TYPES.items():
             tables = {f"embeddings.{code.name}": code.name for of in node_type.embeddings for code in of.codes}
@@ -186,6 +205,8 @@ class Checkpoint:
             tasks=self.tasks,
             commit=self.commit,
             never_seen=NeverSeen(**self.seen.never),
+            taught=self.taught,
+            play_temperature=self.play_temperature,
             return_scale=self.return_scale,
         )
         return manifest.model_copy(update={"manifest_sha256": manifest.own_digest})
@@ -215,7 +236,16 @@ class Checkpoint:
         if manifest.manifest_sha256 != manifest.own_digest:
             raise ValueError("manifest_sha256: the manifest was edited, it is not what training wrote")
         return cls(
-            config, weights, registries, normaliser, seen, manifest.tasks, manifest.commit, manifest.return_scale
+            config=config,
+            weights=weights,
+            registries=registries,
+            normaliser=normaliser,
+            seen=seen,
+            tasks=manifest.tasks,
+            commit=manifest.commit,
+            return_scale=manifest.return_scale,
+            taught=manifest.taught,
+            play_temperature=manifest.play_temperature,
         )
 
 

@@ -1,7 +1,7 @@
 """How much was measured of what a source said that it measures.
 
-What stands in for something that is absent is no measurement: a table without rows counts as one row of which nothing
-is known, and coverage is counted in the packet, before anything is filled in.
+What stands in for something that is absent is no measurement: a table without rows counts as the rows that the rest of
+the packet implies, of which nothing is known, and coverage is counted in the packet, before anything is filled in.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 
+from policies.strategic.graph_columns import Columns, Graph
 from policies.strategic.messages import SystemState
 
 logger = logging.getLogger(__name__)
@@ -19,8 +20,11 @@ logger = logging.getLogger(__name__)
 CRITICAL_AT_MOST = 0.10
 WARNING_BELOW = 0.30
 
-OF_LIVING_SEEDS = ("seeds", "monitors")
-"""Types of which there is nothing to measure in a host whose slots are empty."""
+OF_THE_GRAPH = (
+    *(kind for kind, field in Graph.model_fields.items() if isinstance(field.default, Columns)),
+    *("seeds", "monitors"),
+)
+"""Types that are nodes and edges. Without one of them a graph is another graph, however much the others say."""
 
 
 class CoverageLevel(IntEnum):
@@ -46,15 +50,12 @@ class Coverage:
     @classmethod
     def of(cls, state: SystemState) -> Coverage:
         """Of a packet."""
-        measured, expected = {}, {}
-        for key in state.declared:
-            values = state.measurements(key)
-            nothing_lives = (
-                _type_of(key) in OF_LIVING_SEEDS and state.seeds and not any(s.is_living for s in state.seeds)
-            )
-            measured[key] = sum(value is not None for value in values)
-            expected[key] = len(values) or (0 if nothing_lives else 1)
-        return cls(measured, expected)
+        values = {key: state.measurements(key) for key in state.declared}
+        implied = _implied_rows(state)
+        return cls(
+            {key: sum(value is not None for value in of) for key, of in values.items()},
+            {key: len(of) or implied.get(_type_of(key), 1) for key, of in values.items()},
+        )
 
     @cached_property
     def keys(self) -> dict[str, float]:
@@ -79,7 +80,12 @@ class Coverage:
         """Whether that is enough to decide on."""
         if self.average <= CRITICAL_AT_MOST:
             return CoverageLevel.CRITICAL
-        return CoverageLevel.WARNING if self.average < WARNING_BELOW else CoverageLevel.OK
+        return CoverageLevel.WARNING if self.average < WARNING_BELOW or self.lacking else CoverageLevel.OK
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Types of nodes and edges that are declared and of which at most a tenth was measured."""
+        return tuple(kind for kind in OF_THE_GRAPH if self.types.get(kind, 1.0) <= CRITICAL_AT_MOST)
 
     def missing(self, kind: str) -> tuple[str, ...]:
         """Declared keys of a type of which some entry was not measured."""
@@ -110,8 +116,12 @@ class CoverageLog:
                 logger.warning("%s: not or not always measured, though declared: %s", self.session, ", ".join(missing))
         level = coverage.level
         if level is not CoverageLevel.OK and self._is_new(level):
-            share = 100.0 * coverage.average
-            logger.log(level, "%s: %.0f %% of what is declared was measured: %s", self.session, share, level.name)
+            share, lacking = 100.0 * coverage.average, f", hardly any of {', '.join(coverage.lacking)}"
+            logger.log(
+                level,
+                "%s: %.0f %% of what is declared was measured%s: %s",
+                *(self.session, share, lacking if coverage.lacking else "", level.name),
+            )
 
     def _is_new(self, event: object) -> bool:
         new = event not in self._told
@@ -121,3 +131,19 @@ class CoverageLog:
 
 def _type_of(key: str) -> str:
     return key.partition(".")[0]
+
+
+def _implied_rows(state: SystemState) -> dict[str, int]:
+    """Rows that a table would have at least, had it been sent: layers are joined, functions read and are read.
+
+    Of living seeds there are as many as there are, none where all slots are empty; of what is not named here one.
+    """
+    layers = state.graph.layers.size
+    functions = state.graph.activations.size or max(layers, 1)
+    living = sum(seed.is_living for seed in state.seeds) if state.seeds else 1
+    return {
+        "connects": layers - 1 if layers else 1,
+        "tunes": max(layers, 1),
+        **dict.fromkeys(("activations", "feeds", "influences"), functions),
+        **dict.fromkeys(("seeds", "monitors"), living),
+    }

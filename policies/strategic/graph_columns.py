@@ -24,8 +24,10 @@ from policies.strategic.packet_values import (
     once,
 )
 
-MOST_LAYERS = 128
-"""Layer nodes of a packet; of a larger model the source sends a sample."""
+MOST_NODES = 128
+"""Nodes of each kind in a packet, slots among them; of a larger model the source sends a sample."""
+MOST_EDGES = 8 * MOST_NODES
+"""Edges of each relation."""
 
 
 class Columns(Message):
@@ -53,7 +55,7 @@ class Columns(Message):
 
 
 class _Nodes(Columns):
-    name: Names
+    name: Annotated[Names, Field(max_length=MOST_NODES)]
     """What the source calls it; no two are called the same."""
 
     @field_validator("name")
@@ -65,8 +67,6 @@ class _Nodes(Columns):
 class Layers(_Nodes):
     """Layers: modules of the host that have parameters. What has none, such as pooling, is no node."""
 
-    name: Annotated[Names, Field(max_length=MOST_LAYERS)]
-    """What the source calls it; no two are called the same."""
     layer_type: tuple[Name | None, ...] | None = None
     """Class of the module in lower case, such as conv2d."""
     input_channels: tuple[Natural | None, ...] | None = None
@@ -122,7 +122,7 @@ class Parameters(_Nodes):
 
 
 class _Edges(Columns):
-    source: Rows
+    source: Annotated[Rows, Field(max_length=MOST_EDGES)]
     """Row of the node where it begins."""
     target: Rows
     """Row of the node where it ends."""
@@ -203,7 +203,7 @@ class Graph(Message):
     layer_count: Natural = 0
     """Layers of the model, sent or not."""
     sampled: bool = False
-    """Whether some of the model's layers were left out."""
+    """Whether some of the model's nodes or edges were left out."""
     activations: Activations = Activations(name=())
     """Activation nodes."""
     parameters: Parameters = Parameters(name=())
@@ -222,7 +222,7 @@ class Graph(Message):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         sent = self.layers.size
-        if self.layer_count < sent or self.sampled != (self.layer_count > sent):
+        if self.layer_count < sent or (self.layer_count > sent and not self.sampled):
             raise ValueError(
                 f"layer_count must be {sent} where all layers are sent, and more where they are sampled, "
                 f"got {self.layer_count} with sampled {self.sampled}"

@@ -66,6 +66,7 @@ class GreenhouseReader:
             observation=views[OBSERVATION],
             action_mask=observations[ACTION_MASK],
             layer_count=len(structure.layers),
+            sampled=False,
         )
 
     @cached_property

@@ -44,8 +44,9 @@ class GraphPolicyResult:
         blending_method_logits: ``[B, S, 4]`` in the order of ``BLENDING_METHODS``; a method that the seed does not
             allow is the smallest finite float. Where it names none, linear alone is left.
         schedule: Start and end of each seed's blending as shares of its ramp, ``[B, S, 2]``.
-        risk_logits: ``[B, 5]`` in the order of ``RISK_CLASSES``.
-        telemetry_embedding: ``[B, TELEMETRY_WIDTH]``, to be stored with the decision.
+        risk_logits: ``[B, 5]`` in the order of ``RISK_CLASSES``; a network says them always, a policy in use only if it
+            was taught them.
+        telemetry_embedding: ``[B, TELEMETRY_WIDTH]``, for whoever acts on the answer to store with the decision.
     """
 
     distribution: FactoredDistribution
@@ -55,7 +56,7 @@ class GraphPolicyResult:
     policy_params: dict[str, Tensor]
     blending_method_logits: Tensor
     schedule: Tensor
-    risk_logits: Tensor
+    risk_logits: Tensor | None
     telemetry_embedding: Tensor
 
 
@@ -76,7 +77,13 @@ class Beside(nn.Module):
         self.node, self.graph = linear(node, graph, bias=False), linear(graph, graph)
 
     def forward(self, nodes: Tensor, graph: Tensor, offset: Tensor | float = 0.0) -> Tensor:
-        """The layer, with something added before its nonlinearity."""
+        """The layer.
+
+        Args:
+            nodes: ``[B, k, G]``.
+            graph: ``[B, W]``.
+            offset: Added before the nonlinearity; broadcasts to ``[B, k, W]``.
+        """
         return F.gelu(self.node(nodes) + self.graph(graph).unsqueeze(1) + offset)
 
 

@@ -29,6 +29,7 @@ from policies.strategic.labels import UNKNOWN_RISK, Targets
 from policies.strategic.lessons import Lessons, Student, held_out_rows
 from policies.strategic.replay_store import Replay, minibatches
 from policies.strategic.schema import RISK_CLASSES
+from policies.strategic.taught import Taught
 
 _REFUSED = torch.finfo(torch.float32).min / 2
 """Log-probabilities below are of choices that the mask refuses."""
@@ -65,6 +66,7 @@ class Imitation:
         history: A report per pass.
         best_pass: Number of the pass with the lowest loss on held-out hosts, from 1; 0 before the first.
         best: The network's state after it.
+        taught: What passes teach beside decisions and values: that of which there is any on record, and that weighs.
 
     Raises:
         ValueError: no example is of a held-out host, or all are.
@@ -78,6 +80,9 @@ class Imitation:
         targets = [self._lessons.targets[world].at(rows) for world, rows in self._learnt.items()]
         self.return_scale = _return_scale(torch.cat([of.gained[of.exemplary] for of in targets]))
         self._class_weights = balancing_weights(torch.cat([of.risk for of in targets]))
+        ramps = config.ramp_weight > 0 and any(bool(of.ramp_drawn.any()) for of in targets)
+        risk = config.risk_weight > 0 and bool(self._class_weights.any())
+        self.taught = Taught(risk=risk, methods=ramps, windows=ramps)
         self._optimizer = torch.optim.Adam(self._network.parameters(), lr=config.lr)
         self.history: list[PassReport] = []
         self.best_pass, self.best = 0, _copy(self._network)
@@ -124,6 +129,7 @@ class Imitation:
 
     def _losses(self, result: GraphPolicyResult, targets: Targets) -> dict[str, Tensor]:
         """What is minimised, ``total``, and its parts; scalars."""
+        assert result.risk_logits is not None, "a network says it always"
         scaled = targets.gained / self.return_scale
         q_taken = take_entry(result.scaled_q_values, targets.actions[:, 0])
         errors = (result.scaled_value - scaled).square() + (q_taken - scaled).square()
@@ -236,7 +242,7 @@ def ramp_loss(result: GraphPolicyResult, targets: Targets, advantages: Tensor) -
         targets: What was drawn.
         advantages: What was gained beyond expectation, in standard deviations of what is gained, ``[B]``.
     """
-    drawn = (targets.exemplary & targets.ramp[:, 0].isfinite()).nonzero().squeeze(-1)
+    drawn = targets.ramp_drawn.nonzero().squeeze(-1)
     slot, ramp = targets.actions[drawn, 1], targets.ramp[drawn]
     logits, window = result.blending_method_logits[drawn, slot], result.schedule[drawn, slot]
     losses = F.cross_entropy(logits, ramp[:, 0].long(), reduction="none") + (window - ramp[:, 1:]).square().sum(dim=-1)

@@ -27,6 +27,7 @@ from policies.strategic.heads import GraphPolicyResult
 from policies.strategic.measured import Measured
 from policies.strategic.messages import SeedState, SystemState
 from policies.strategic.normaliser import metric_sums, metric_values
+from policies.strategic.schema import RISK_CLASSES
 
 logger = logging.getLogger(__name__)
 V = TypeVar("V")
@@ -45,18 +46,28 @@ class FallingBack:
 
     def __init__(self, plain: Forward) -> None:
         self._plain = plain
-        self._compiled: Forward | None = torch.compile(plain, dynamic=True, mode="reduce-overhead")
+        self._compiled: Forward | None = None
+        try:
+            self._compiled = torch.compile(plain, dynamic=True, mode="reduce-overhead")
+        except Exception as error:  # compilers fail in ways of their own
+            _warn(error)
 
     def __call__(self, graphs: GraphBatch, tables: ActionTables) -> GraphPolicyResult:
         """A pass."""
-        if self._compiled is not None:
-            try:
-                return self._compiled(graphs, tables)
-            except Exception as error:  # compilers fail in ways of their own
-                self._compiled = None
-                reason = str(error).strip().partition("\n")[0]
-                logger.warning("torch.compile failed, the network runs as it is: %s: %s", type(error).__name__, reason)
-        return self._plain(graphs, tables)
+        if self._compiled is None:
+            return self._plain(graphs, tables)
+        try:
+            return self._compiled(graphs, tables)
+        except Exception as error:
+            result = self._plain(graphs, tables)  # what fails here, too, is not the compiler's fault
+            self._compiled = None
+            _warn(error)
+            return result
+
+
+def _warn(error: Exception) -> None:
+    reason = str(error).strip().partition("\n")[0]
+    logger.warning("torch.compile failed, the network runs as it is: %s: %s", type(error).__name__, reason)
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Reading:
     """What the policy says of one packet.
 
     Attributes:
-        result: All of it, ``B = 1``, on the CPU.
+        result: All of it, ``B = 1``, on the CPU (:meth:`StrategicPolicy.answer`).
         slots: Slots of the host, which the result's action is of.
         coverage: How much was measured of what the source declared.
     """
@@ -72,6 +83,13 @@ class Reading:
     result: GraphPolicyResult
     slots: SlotConfig
     coverage: Coverage
+
+    @property
+    def risk(self) -> dict[str, float] | None:
+        """Probability of each of ``RISK_CLASSES``; None if the policy was not taught risks."""
+        if self.result.risk_logits is None:
+            return None
+        return dict(zip(RISK_CLASSES, self.result.risk_logits[0].softmax(dim=-1).tolist(), strict=True))
 
 
 class StrategicPolicy:
@@ -85,7 +103,7 @@ class StrategicPolicy:
         compiled: Let torch compile the network on CUDA. Elsewhere it changes nothing.
 
     Attributes:
-        compile_warm_ms: Time that the first passes took, milliseconds: what compiling costs.
+        compile_warm_ms: Time that the first passes took, milliseconds: what compiling costs. It is logged, too.
     """
 
     def __init__(
@@ -108,6 +126,7 @@ class StrategicPolicy:
             measured = Measured.of(_example(layers))
             self.answer(builder.build(measured), measured.slots)
         self.compile_warm_ms = 1e3 * (time.perf_counter() - started)
+        logger.info("gnn.compile_warm_ms %.0f on %s", self.compile_warm_ms, self._device)
 
     def open_run(self, run_id: str, scale: Any = None) -> StrategicRun:
         """A training run to read, with a scale of its own for what depends on the machine.
@@ -125,8 +144,23 @@ class StrategicPolicy:
         return StrategicRun(self, run_id, GraphBuilder(self._checkpoint.registries, normaliser))
 
     def answer(self, arrays: GraphArrays, slots: SlotConfig) -> GraphPolicyResult:
-        """What the policy says of N graphs of hosts with these slots, on the CPU."""
-        arrays = self._checkpoint.seen.restrict(arrays, slots.heads)
+        """What the policy says of N graphs of hosts with these slots.
+
+        It reads nothing and admits nothing that training never showed, and says nothing that it was not taught.
+
+        Args:
+            arrays: The graphs, on the CPU.
+            slots: As many as the graphs have.
+
+        Returns:
+            Leading axis ``[N]``, on the CPU. The distribution is the one to draw from, at the policy's own temperature;
+            the logits beside it are the network's.
+        """
+        result = self._pass(self._checkpoint.seen.restrict(arrays, slots.heads), slots)
+        distribution = result.distribution.at_temperature(self._checkpoint.play_temperature)
+        return replace(self._checkpoint.taught.restrict(result), distribution=distribution)
+
+    def _pass(self, arrays: GraphArrays, slots: SlotConfig) -> GraphPolicyResult:
         here, there = self._tables_of(slots)
         with torch.inference_mode(), _reduced_precision() if self._reduced else nullcontext():
             batch = GraphBatch.from_arrays(arrays)

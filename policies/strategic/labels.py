@@ -101,6 +101,11 @@ class Targets:
         ramp = record.column(RAMP) if RAMP in record.names else torch.full((len(record), 3), torch.nan)
         return cls(record.column(ACTIONS), torch.cat(gained), torch.cat(risks), record.exemplary_rows, ramp)
 
+    @property
+    def ramp_drawn(self) -> Tensor:
+        """Whether a blending begins that is to be judged, by a ramp that was drawn: bool ``[R]``."""
+        return self.exemplary & self.ramp[:, 0].isfinite()
+
     def at(self, rows: Tensor) -> Targets:
         """Those of some steps."""
         return Targets(*(column[rows] for column in vars(self).values()))

@@ -61,7 +61,7 @@ class Lessons:
 
 
 def held_out_rows(replay: Replay, share: float, wanted: bool = True) -> dict[str, Tensor]:
-    """World → rows of held-out hosts, or of the others; worlds without any are left out.
+    """World → rows of held-out hosts, or of the others, int64 ``[n]``; worlds without any are left out.
 
     Args:
         replay: What is on record.
@@ -89,7 +89,7 @@ def measure(lessons: Lessons, rows: Mapping[str, Tensor], return_scale: float, b
 
     Args:
         lessons: The policy and the record.
-        rows: World → rows; at least one in all.
+        rows: World → rows, int64 ``[n]``; at least one in all.
         return_scale: Reward units per unit of the policy's values.
         batch_size: Steps that are read at a time.
     """

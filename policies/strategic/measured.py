@@ -96,6 +96,7 @@ class Measured:
         observation: Obs V3, float ``[N, size]``.
         action_mask: Flat mask of the slots' heads ``[N, mask_size]``.
         layer_count: Layers of the model, of which ``layers`` may be a sample.
+        sampled: Whether any nodes or edges of the model are left out.
     """
 
     slots: SlotConfig
@@ -111,6 +112,7 @@ class Measured:
     observation: Tensor
     action_mask: Tensor
     layer_count: int
+    sampled: bool
 
     def __len__(self) -> int:
         """Number of hosts."""
@@ -159,6 +161,7 @@ class Measured:
             observation=_floats(state.observation or (None,) * ObservationLayout(slots).size),
             action_mask=_mask(state.action_mask, slots),
             layer_count=graph.layer_count,
+            sampled=graph.sampled,
         )
 
 

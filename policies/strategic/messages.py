@@ -20,7 +20,7 @@ from envs.action_masks import mask_size
 from envs.observation import HIGH, LOW, ObservationLayout
 from envs.slots import SlotConfig
 from envs.vocabulary import LIVING_STAGES, NO_BLUEPRINT, Blueprint
-from policies.strategic.graph_columns import Columns, Graph, Monitors
+from policies.strategic.graph_columns import MOST_EDGES, MOST_NODES, Columns, Graph, Monitors
 from policies.strategic.packet_values import (
     METRICS,
     BlendingMethod,
@@ -37,8 +37,6 @@ from policies.strategic.packet_values import (
     once,
 )
 
-MOST_SLOTS = 128
-
 
 class SeedState(Message):
     """A slot and what lives there. Every slot has one; of an empty one little more than its stage is known."""
@@ -48,7 +46,7 @@ class SeedState(Message):
     stage: Stage
     """Where in its life the slot is."""
     seed_id: Name | None = None
-    """Of the individual, for records; the policy does not read it."""
+    """Of the individual."""
     blueprint: Name | None = None
     """Kind of its module."""
     kind: Name | None = None
@@ -187,7 +185,7 @@ class SystemState(Message):
     """What was measured of the metrics that are known; the others are left out."""
     graph: Graph = Graph()
     """The host."""
-    seeds: Annotated[tuple[SeedState, ...], Field(max_length=MOST_SLOTS)] = ()
+    seeds: Annotated[tuple[SeedState, ...], Field(max_length=MOST_NODES)] = ()
     """Every slot, in the order in which data passes them."""
     internal_levels: bool = False
     """Whether seeds can be grown and shrunk inside; ``observation`` and ``action_mask`` are longer then."""
@@ -230,9 +228,13 @@ class SystemState(Message):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_rows(self.graph.allowed.source, len(self.seeds), "graph.allowed.source")
+        watched = 0
         for seed in self.seeds:
             if seed.monitored_layers is not None:
                 check_rows(seed.monitored_layers.layer, self.graph.layers.size, f"monitored_layers of {seed.slot}")
+                watched += seed.monitored_layers.size
+        if watched > MOST_EDGES:
+            raise ValueError(f"monitored_layers of all slots together must be at most {MOST_EDGES}, got {watched}")
         for name, expected in flat_sizes(len(self.seeds), self.internal_levels).items():
             values = getattr(self, name)
             if values is not None and len(values) != expected:

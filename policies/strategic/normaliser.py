@@ -196,6 +196,9 @@ def normalise_parameters(values: Tensor) -> tuple[Tensor, Tensor]:
 def normalise_seed_statistics(values: Tensor) -> tuple[Tensor, Tensor]:
     """Statistics of seeds that are shares by nature (activity, success, risk), clamped to [0, 1].
 
+    Args:
+        values: ``[..., k]``, any number of statistics; what is not finite counts as not measured.
+
     Returns:
         float32 of the same shape, 0.5 where not measured; and its mask, bool.
     """

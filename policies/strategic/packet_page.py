@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from policies.strategic.coverage import CRITICAL_AT_MOST, WARNING_BELOW
-from policies.strategic.graph_columns import MOST_LAYERS
-from policies.strategic.messages import KEYS, MOST_SLOTS, SystemState
+from policies.strategic.graph_columns import MOST_EDGES, MOST_NODES, Graph, Monitors
+from policies.strategic.input_page import PAGE_FILE as INPUT_PAGE
+from policies.strategic.input_page import read_keys
+from policies.strategic.messages import KEYS, SeedState, SystemState
 from policies.strategic.packet_values import LARGEST_NUMBER, LARGEST_WHOLE_NUMBER
 
 PAGE_FILE, SCHEMA_FILE = "packet.md", "packet.schema.json"
+
+UNREAD = frozenset(KEYS) - read_keys() | {"run.timestamp_ns", "run.epoch"}
+"""What no decision depends on: these two always are there, and so are no keys."""
+_KINDS = {
+    **{type(field.default).__name__: kind for kind, field in Graph.model_fields.items()},
+    **{SystemState.__name__: "run", SeedState.__name__: "seeds", Monitors.__name__: "monitors"},
+}
+"""Message → type of its keys."""
 
 OPENING = f"""\
 # What a training run says of itself
@@ -25,11 +35,15 @@ writes it. The classes are in `policies/strategic/messages.py` and `policies/str
 languages [{SCHEMA_FILE}]({SCHEMA_FILE}) says the same as a JSON schema, but for what no schema can say: that columns
 have one length, and that rows exist.
 
+- What is marked *not read* is for records, or for later: no decision depends on it. Of a slot and of the run the policy
+  reads `observation`, not the fields that say something like it; without `observation` it does not know them.
+  [{INPUT_PAGE}]({INPUT_PAGE}) has all that is read.
 - What was not measured is `null` or left out, never 0. So is a number that is not finite.
 - Nodes and edges are columns. All columns of a table have the same length; the first one says which. A *column* that
   is `null` or left out was measured nowhere, a `null` in it not there.
-- At most {MOST_LAYERS} layers and {MOST_SLOTS} slots are sent. Of a larger model the source sends a sample: `sampled`
-  is true, and `layer_count` the number of layers that the model has.
+- At most {MOST_NODES} nodes of each kind are sent, slots among them, and {MOST_EDGES:,} edges of each relation (what
+  all slots monitor is one). Of a larger model the source sends a sample: `sampled` is true, and `layer_count` the
+  number of layers that the model has.
 - A number means the same whoever measures it, the greenhouse or a probe, but for gradients and what is made of them:
   those of the greenhouse are not clipped yet, a probe sees what the optimiser is given, which a loop may have clipped.
   Which layers a slot watches is the source's choice: the greenhouse takes the last before it and the first behind it, a
@@ -37,7 +51,11 @@ have one length, and that rows exist.
 - `declared` lists what the source can measure in this run, as TYPE.FIELD: every metric, and every field below that may
   be null. What is sent and not declared is refused.
 - Coverage is the share that was measured of what was declared, each entry counted once. A table without rows counts as
-  one entry that was not measured. At most {CRITICAL_AT_MOST:.0%} is CRITICAL, less than {WARNING_BELOW:.0%} a WARNING.
+  the rows that the others imply, not measured: `connects` as one less than there are layers, `tunes` as one per layer,
+  `activations` likewise, `feeds` and `influences` as one per activation, `seeds` and `monitors` as one per living seed,
+  others as one. At most {CRITICAL_AT_MOST:.0%} is CRITICAL; less than {WARNING_BELOW:.0%}, or at most
+  {CRITICAL_AT_MOST:.0%} of some kind of node or edge, a WARNING. What a run does not have, such as activation
+  functions, its source does not declare.
 - Unknown fields are refused. Where nothing else is said numbers go up to {LARGEST_NUMBER:g}, whole numbers up to
   {LARGEST_WHOLE_NUMBER:,}.
 """
@@ -78,19 +96,21 @@ def _references(part: Any) -> Iterator[str]:
 
 def _section(name: str, definition: dict[str, Any]) -> str:
     description = " ".join(definition["description"].split())
+    kind = _KINDS.get(name)
     rows = [
-        _row(field, content, field in definition.get("required", ()))
+        _row(field, content, f"{kind}.{field}", field in definition.get("required", ()))
         for field, content in definition["properties"].items()
     ]
     if name == "SystemState":
         metrics = definition["properties"]["metrics"]["properties"]
-        rows += [_row(f"metrics.{metric}", content, required=False) for metric, content in metrics.items()]
+        rows += [_row(f"metrics.{metric}", content, f"metrics.{metric}") for metric, content in metrics.items()]
     return "\n".join([f"## {name}\n", f"{description}\n", "| field | value | what it is |", "|---|---|---|", *rows, ""])
 
 
-def _row(name: str, content: dict[str, Any], required: bool) -> str:
+def _row(name: str, content: dict[str, Any], key: str, required: bool = False) -> str:
     kind = _kind(content) + (", required" if required else "")
-    return f"| `{name}` | {kind} | {content.get('description', '')} |"
+    unread = " *Not read.*" if key in UNREAD else ""
+    return f"| `{name}` | {kind} | {content.get('description', '')}{unread} |"
 
 
 def _kind(content: dict[str, Any]) -> str:

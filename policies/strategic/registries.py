@@ -1,7 +1,8 @@
 """Names that have no number of their own, such as layer types: each gets an index, which embeddings keep.
 
-A name gets its index from 1 when it is first seen; 0 is what has none. Only :class:`Registries`, which training has,
-gives indices. Whoever decides reads a :class:`RegistryView`, to which an unknown name is 0 and which takes in nothing.
+A name gets its index from 1 when it is first seen; 0 is what has none. :meth:`RegistryViews.extended` alone gives
+indices: to training, and to :class:`Registries`, which keeps them in a file. Whoever decides reads a
+:class:`RegistryView`, to which an unknown name is 0 and which takes in nothing.
 """
 
 from __future__ import annotations
@@ -108,6 +109,19 @@ class RegistryView:
         """Those that have no index, each once, in their order."""
         return tuple(dict.fromkeys(name for name in names if name is not None and name not in self._indices))
 
+    def extended(self, names: Iterable[str | None]) -> RegistryView:
+        """With further names behind these, as far as there is room; the first that finds none is logged."""
+        new = self.unknown(names)
+        room = self.capacity - len(self.names)
+        if len(new) > room:
+            logger.warning(
+                "the registry of %s has room for %d names: %r and what else is new reads as unknown",
+                self.family,
+                self.capacity,
+                new[room],
+            )
+        return replace(self, names=self.names + new[:room])
+
     @cached_property
     def digest(self) -> str:
         """SHA-256, hexadecimal, of the pairs [name, index] in the order of indices, as ASCII JSON without spaces."""
@@ -149,6 +163,17 @@ class RegistryViews:
 
     def __getitem__(self, family: str) -> RegistryView:
         return self.views[family]
+
+    def extended(self, names: Mapping[str, Iterable[str | None]]) -> RegistryViews:
+        """With further names by family, in the order in which they are seen; None is absent.
+
+        Names for which there is no room read as unknown; the first of each family is logged.
+
+        Raises:
+            KeyError: an unknown family.
+            ValueError: a name is empty.
+        """
+        return RegistryViews({**self.views, **{family: self[family].extended(new) for family, new in names.items()}})
 
     def unknown(self, names: Mapping[str, Iterable[str | None]]) -> dict[str, tuple[str, ...]]:
         """Those that have no index, by family; families without any are left out."""
@@ -210,10 +235,8 @@ class Registries:
     def register(self, names: Mapping[str, Iterable[str | None]]) -> RegistryViews:
         """Give indices to the names that have none; the file has them when this returns.
 
-        Names for which there is no room stay unknown; the first of each family is logged.
-
         Args:
-            names: Family → names in the order in which they are seen; None is absent.
+            names: As for :meth:`RegistryViews.extended`; the first name for which there is no room is logged once.
 
         Returns:
             The names from now on.
@@ -223,31 +246,17 @@ class Registries:
             OSError: the file cannot be written; nothing is registered.
             ValueError: a name is empty; nothing is registered.
         """
-        new = self._views.unknown(names)
-        if set(new) - self._full:
+        new = {family: of for family, of in self._views.unknown(names).items() if family not in self._full}
+        if new:
             with self._locked():
                 # What other processes have added meanwhile stands there, and before what is added now.
                 known = self._read()
-                extended = RegistryViews(
-                    {family: self._extended(known[family], new.get(family, ())) for family in known.views}
-                )
+                extended = known.extended(new)
                 if extended != known:
                     self._write(extended)
                 self._views = extended
+                self._full.update(extended.unknown(new))
         return self._views
-
-    def _extended(self, view: RegistryView, names: Iterable[str]) -> RegistryView:
-        new = view.unknown(names)
-        room = view.capacity - len(view.names)
-        if len(new) > room and view.family not in self._full:
-            self._full.add(view.family)
-            logger.warning(
-                "the registry of %s has room for %d names: %r and what else is new reads as unknown",
-                view.family,
-                view.capacity,
-                new[room],
-            )
-        return replace(view, names=view.names + new[:room])
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from envs.ranges import Range, check_numbers
-from policies.strategic.graph_columns import MOST_LAYERS
+from policies.strategic.graph_columns import MOST_EDGES, MOST_NODES
 from policies.strategic.measured import TABLES, Measured, Names
 from policies.strategic.schema import FORWARD_RELATIONS
 
@@ -28,46 +28,54 @@ class Sampling:
     """What is sent of a large model.
 
     Attributes:
-        layers: Of a sample; a packet holds no more than 128.
+        nodes: Of each kind, at most; a packet holds no more than 128.
         roots: Layers that it grows from, at most: those that slots monitor, then those with the largest loss shares.
 
     Raises:
-        ValueError: a number out of range, or more roots than layers.
+        ValueError: a number out of range, or more roots than nodes.
     """
 
-    layers: Annotated[int, Range(1, MOST_LAYERS, whole=True)] = MOST_LAYERS
-    roots: Annotated[int, Range(1, MOST_LAYERS, whole=True)] = 32
+    nodes: Annotated[int, Range(1, MOST_NODES, whole=True)] = MOST_NODES
+    roots: Annotated[int, Range(1, MOST_NODES, whole=True)] = 32
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if self.roots > self.layers:
-            raise ValueError(f"a sample of {self.layers} layers cannot grow from {self.roots}: give fewer roots")
+        if self.roots > self.nodes:
+            raise ValueError(f"a sample of {self.nodes} layers cannot grow from {self.roots}: give fewer roots")
 
 
 SAMPLING = Sampling()
 
 
 def sample(measured: Measured, packet_id: str, sampling: Sampling = SAMPLING) -> Measured:
-    """Some layers of a host, and what touches them; a host that has no more is given back as it is.
+    """Some layers of a host, and what touches them; a host that has no more of anything is given back as it is.
 
-    Around the roots it takes neighbours at random, nearer ones first, and where there are none left any layers. Degrees
-    and depths stay those of the whole model. The same packet id and the same host give the same sample.
+    Around the roots it takes neighbours at random, nearer ones first, and where there are none left any layers. Of
+    what is still too many, nodes of other kinds and edges, it takes some at random. Degrees and depths stay those of
+    the whole model. The same packet id and the same host give the same sample.
 
     Args:
         measured: One host, N = 1.
         packet_id: Seed of what is drawn.
-        sampling: How much.
+        sampling: How much; of the edges of each relation no more than a packet holds.
     """
-    layers = measured.rows("layers")
-    if layers <= sampling.layers:
+    ends = {name: pairs[0].numpy() for name, pairs in measured.ends.items()}
+    rows = {table: len(names) for table, names in measured.nodes.items()}
+    if max(rows.values()) <= sampling.nodes and max(map(len, ends.values())) <= MOST_EDGES:
         return measured
     digest = hashlib.sha256(packet_id.encode()).digest()
     generator = np.random.default_rng(int.from_bytes(digest))
-    ends = {name: pairs[0].numpy() for name, pairs in measured.ends.items()}
-    roots = _roots(measured, ends["monitors"], sampling.roots)
-    chosen = _grown(roots, ends["connects"], layers, sampling.layers - len(roots), generator)
-    near = {table: _near(ends, table, chosen) for table in ("activations", "parameters")}
-    return _only(measured, ends, {"layers": chosen} | near)
+    kept = {table: np.arange(count) for table, count in rows.items()}
+    if rows["layers"] > sampling.nodes:
+        roots = _roots(measured, ends["monitors"], sampling.roots)
+        kept["layers"] = _grown(roots, ends["connects"], rows["layers"], sampling.nodes - len(roots), generator)
+        kept |= {table: _near(ends, table, kept["layers"]) for table in rows if table != "layers"}
+    return _only(measured, ends, {table: _some(of, sampling.nodes, generator) for table, of in kept.items()}, generator)
+
+
+def _some(rows: IntArray, most: int, generator: np.random.Generator) -> IntArray:
+    """At most so many of some rows, in order."""
+    return rows if len(rows) <= most else np.sort(generator.choice(rows, most, replace=False))
 
 
 def _roots(measured: Measured, monitors: IntArray, most: int) -> IntArray:
@@ -109,23 +117,25 @@ def _adjacency(connects: IntArray, layers: int) -> tuple[IntArray, IntArray]:
 
 
 def _near(ends: Mapping[str, IntArray], table: str, layers: IntArray) -> IntArray:
-    """The rows of a table that edges join to the layers, at most as many as layers."""
+    """The rows of a table that edges join to the layers."""
     found = []
     for name, tables in _ENDS.items():
         if set(tables) == {table, "layers"}:
             own, layer = ends[name][:, tables.index(table)], ends[name][:, tables.index("layers")]
             found.append(own[np.isin(layer, layers) & (own >= 0)])
-    return np.unique(np.concatenate(found))[: len(layers)]
+    return np.unique(np.concatenate(found))
 
 
-def _only(measured: Measured, ends: Mapping[str, IntArray], kept: dict[str, IntArray]) -> Measured:
-    """The host with some rows of its tables of nodes, and the edges between them."""
+def _only(
+    measured: Measured, ends: Mapping[str, IntArray], kept: dict[str, IntArray], generator: np.random.Generator
+) -> Measured:
+    """The host with some rows of its tables of nodes, and the edges between them, as many as a packet holds."""
     moved = {table: _moved(of, len(measured.nodes[table])) for table, of in kept.items()}
     rows, pairs = dict(kept), {}
     for name, tables in _ENDS.items():
         old = zip(ends[name].T, tables, strict=True)
         new = np.stack([moved[table][at] if table in moved else at for at, table in old], axis=1)
-        rows[name] = np.flatnonzero((new >= 0).all(axis=1))
+        rows[name] = _some(np.flatnonzero((new >= 0).all(axis=1)), MOST_EDGES, generator)
         pairs[name] = torch.from_numpy(new[rows[name]]).unsqueeze(0)
 
     def taken(key: str, values: Tensor) -> Tensor:
@@ -138,6 +148,7 @@ def _only(measured: Measured, ends: Mapping[str, IntArray], kept: dict[str, IntA
         ends=pairs,
         methods=taken("allowed.method", measured.methods),
         numbers={key: taken(key, values) for key, values in measured.numbers.items()},
+        sampled=True,
         texts={key: Names(names.vocabulary, taken(key, names.index)) for key, names in measured.texts.items()},
     )
 

@@ -58,7 +58,16 @@ class GraphScale(RunningMoments):
         return replace(graphs, nodes=nodes, context=scaled("context", graphs.context))
 
     def sums(self, graphs: GraphBatch, heads: Sequence[HeadSpec]) -> Tensor:
-        """What :meth:`collect` takes of some graphs, with the action's heads that their masks are of."""
+        """What :meth:`collect` and :meth:`update` take of some graphs.
+
+        Args:
+            graphs: B of them, not scaled.
+            heads: The action's, which the graphs' masks are of.
+
+        Returns:
+            float64 ``[3, k]``: count, sum and sum of squares of what is known of every number of ``moments``; of what
+            was shown the count is 1.
+        """
         numbers = {name: of.numbers for name, of in graphs.nodes.items()} | {"context": graphs.context}
         sums = [_known_sums(numbers[name], columns) for name, columns in _SCALED.items()]
         seen = Seen.of(graphs, heads)

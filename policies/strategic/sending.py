@@ -45,17 +45,16 @@ def graph_of(measured: Measured, host: int = 0) -> Graph:
     """The graph of one of N hosts. A column of which nothing is known is left out.
 
     Raises:
-        ValidationError: more layers than a packet takes, or numbers outside their ranges.
+        ValidationError: more nodes or edges than a packet takes, or numbers outside their ranges.
     """
     tables: dict[str, Any] = {}
     for name in (*NODE_TABLES, *EDGE_TABLES):
         ends = {"name": measured.nodes[name]} if name in NODE_TABLES else _ends(measured.ends[name][host])
         tables[name] = _KINDS[name](**ends, **_columns(measured, name, host))
     methods = tuple(BLENDING_METHODS[method] for method in measured.methods[host].tolist())
-    layers = measured.rows("layers")
     return Graph(
         layer_count=measured.layer_count,
-        sampled=measured.layer_count > layers,
+        sampled=measured.sampled,
         allowed=Allowed(**_ends(measured.ends["allowed"][host]), method=methods),
         **tables,
     )

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from policies.distribution import ActionTables
-from policies.strategic.builder import GraphBuilder, vocabulary
+from policies.strategic.builder import GraphBuilder, numbered
 from policies.strategic.graph import GraphBatch
 from policies.strategic.greenhouse import GreenhouseReader
 from policies.strategic.heads import GraphPolicyResult
 from policies.strategic.labels import observations_in
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.normaliser import MetricNormaliser
-from policies.strategic.registries import Capacities, RegistryViews
 from policies.strategic.replay_store import Replay
 from policies.strategic.seen import Seen
+from policies.strategic.taught import Taught
 
 
 class GraphStudent:
@@ -30,6 +30,7 @@ class GraphStudent:
         builder: Makes graphs of what was measured.
         readers: World → who reads its observations.
         seen: What of the graphs is shown to the network; by default everything.
+        taught: What of the network's answers is told; by default everything.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class GraphStudent:
         builder: GraphBuilder,
         readers: Mapping[str, GreenhouseReader],
         seen: Seen | None = None,
+        taught: Taught | None = None,
     ) -> None:
-        self._network, self._builder, self._readers, self._seen = network, builder, readers, seen
+        self._network, self._builder, self._readers = network, builder, readers
+        self._seen, self._taught = seen, taught
         device = next(network.parameters()).device
         self._tables = {world: ActionTables(reader.slots.heads).to(device) for world, reader in readers.items()}
 
@@ -49,18 +52,18 @@ class GraphStudent:
         return self._network
 
     def graphs(self, world: str, observations: Mapping[str, Tensor]) -> GraphBatch:
-        """The graphs of B steps of a world."""
+        """The graphs of B steps of a world, whose observations are leaves ``[B, ...]``."""
         arrays = self._builder.build(self._readers[world].measured(observations))
         if self._seen is not None:
             arrays = self._seen.restrict(arrays, self._tables[world].heads)
         return GraphBatch.from_arrays(arrays)
 
     def read(self, world: str, observations: Mapping[str, Tensor], imitating: bool = False) -> GraphPolicyResult:
-        """What the network says of B steps of a world."""
+        """What the network says of B steps of a world; see :meth:`policies.strategic.lessons.Student.read`."""
         result: GraphPolicyResult = self._network(
             self.graphs(world, observations), self._tables[world], imitating=imitating
         )
-        return result
+        return result if self._taught is None else self._taught.restrict(result)
 
 
 def survey(
@@ -84,11 +87,11 @@ def survey(
 
     Returns:
         Who makes graphs for it, with numbers for all names on record.
-
-    Raises:
-        ValueError: more names than a registry has room for.
     """
-    builder = GraphBuilder(_registries(replay, rows, readers), MetricNormaliser())
+    # Every step of a world has the same names.
+    firsts = _batches(replay, {world: of[:1] for world, of in rows.items()}, 1)
+    names = numbered(readers[world].measured(observations) for world, observations in firsts)
+    builder = GraphBuilder(names, MetricNormaliser())
     examples = {world: of[replay.worlds[world].exemplary_rows[of]] for world, of in rows.items()}
     for world, observations in _batches(replay, examples, batch_size):
         graphs = GraphBatch.from_arrays(builder.build(readers[world].measured(observations)))
@@ -100,13 +103,3 @@ def _batches(replay: Replay, rows: Mapping[str, Tensor], size: int) -> Iterator[
     for world, of in rows.items():
         for batch in of.split(size):
             yield world, observations_in(replay.worlds[world].take(batch))
-
-
-def _registries(replay: Replay, rows: Mapping[str, Tensor], readers: Mapping[str, GreenhouseReader]) -> RegistryViews:
-    """Numbers for the names of all worlds; each has the same ones at every step."""
-    fresh = RegistryViews.fresh(Capacities())
-    names = {family: dict.fromkeys(known) for family, known in fresh.names.items()}
-    for world, observations in _batches(replay, {world: of[:1] for world, of in rows.items()}, 1):
-        for family, new in vocabulary(readers[world].measured(observations)).items():
-            names[family].update(dict.fromkeys(new))
-    return RegistryViews.of(names, Capacities())

@@ -1,5 +1,7 @@
 """The stage machine against a slow, plain model of it, over random histories."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from envs.action_masks import build_mask, marginal_mask, mask_size, split_mask
 from envs.alpha import curve_value, ramp_value
 from envs.limits import LifecycleRules
 from envs.slots import SlotConfig
-from envs.vocabulary import NO_SHAPE, TRANSITIONS, AlphaCurve, LifecycleOp, RampShape, SeedStage
+from envs.vocabulary import BLENDING_METHODS, NO_SHAPE, TRANSITIONS, AlphaCurve, LifecycleOp, RampShape, SeedStage
 from tests.envs.plain_lifecycle import (
     MOVES,
     OPS,
@@ -23,6 +25,7 @@ from tests.envs.plain_lifecycle import (
     worlds,
     write,
 )
+from tests.envs.ramp_vector import RAMP_VECTOR
 
 
 @settings(max_examples=120)
@@ -230,6 +233,24 @@ def test_a_seed_is_blended_in_by_the_shape_that_was_chosen_for_it(shape, window,
         alphas.append(life.alpha[0, 0])
     np.testing.assert_allclose(alphas, goal * ramp_value(shape, *window, np.arange(1, epochs + 1) / epochs), atol=1e-12)
     assert alphas[-1] == goal
+
+
+@pytest.mark.parametrize(("shape", "start", "end", "points"), RAMP_VECTOR)
+def test_a_seed_is_blended_in_as_the_shared_vector_says(shape, start, end, points):
+    """At every share of its window at which an epoch of some tempo ends."""
+    met = 0
+    for tempo, epochs in enumerate((3, 5, 8)):
+        life, _ = build(FREE)
+        step(life, LifecycleOp.GERMINATE, tempo=tempo, target=1)
+        life.shape_blending(*(np.array([x]) for x in (0, 0, BLENDING_METHODS.index(shape), start, end)))
+        step(life, LifecycleOp.ADVANCE)
+        step(life, LifecycleOp.ADVANCE)
+        for epoch in range(1, epochs + 1):
+            said = [value for share, value in points.items() if math.isclose(share * epochs, epoch)]
+            np.testing.assert_allclose([life.alpha[0, 0]] * len(said), 0.7 * np.array(said), atol=1e-8)
+            met += len(said)
+            step(life)
+    assert met >= 5
 
 
 def test_whoever_retargets_a_seed_takes_its_shape_from_it():

@@ -10,15 +10,18 @@ import torch
 from rich.console import Console
 
 from esper_ray.cli import parse
-from esper_ray.config import with_settings
+from esper_ray.config import PLAY_TEMPERATURE, with_settings
 from esper_ray.errors import UserError
+from esper_ray.keeping.export import write_export
 from esper_ray.keeping.run_directory import RunDirectory
+from esper_ray.keeping.strategic_policy import load_strategic
 from esper_ray.learning.training import train
 from esper_ray.measuring.controls import make_policy
 from esper_ray.measuring.trained import Trained, World
 from esper_ray.presets import DEBUG
 from policies.strategic.checkpoint import Checkpoint
 from policies.strategic.replay_store import Replay
+from policies.strategic.taught import NOTHING, Taught
 from tests.esper_ray.graph_exports import make_export
 
 TINY = ["--network.sage-width", 16, "--network.gat-width", 8, "--network.attention-heads", 2, "--held-out", 0.4]
@@ -83,6 +86,8 @@ def test_what_is_taught_is_a_policy_that_says_what_it_was_taught(taught):
     assert "linear" in checkpoint.registries["layer_type"].names
     losses = [entry["held_out"]["total"] for entry in report["passes"]]
     assert losses[report["best_pass"] - 1] == min(losses)
+    assert checkpoint.taught == Taught(risk=True), "no ramp of this record was drawn"
+    assert checkpoint.play_temperature == Trained.open(taught, "latest").network.play_temperature == PLAY_TEMPERATURE
     scale = checkpoint.network().scale
     assert scale.seen == checkpoint.seen
     assert scale.moments[0].max() >= 96 * 0.6, "that of the examples learnt from"
@@ -102,6 +107,8 @@ def test_a_graph_network_may_begin_with_what_was_taught(taught, tmp_path):
     for name, tensor in kept.items():
         torch.testing.assert_close(after[f"graphs.{name}"], tensor, atol=1e-6, rtol=0, msg=name)
     assert (after["graphs.scale.moments"][0] >= scale[0]).all(), "and goes on counting"
+    write_export(run, "latest", tmp_path / "export")
+    assert load_strategic(tmp_path / "export").taught == NOTHING, "rewards have moved what it was taught on"
     wider = with_settings(config, {"sage_width": 64})
     with pytest.raises(UserError, match="has sage_width 16, this network 64: train with the same"):
         train(RunDirectory.create(tmp_path / "wider", wider), wider, Console(quiet=True))
@@ -152,9 +159,12 @@ def test_examined_on_the_hosts_held_out_in_training_it_agrees_as_it_did_there(st
 
 
 def test_what_a_run_exported_is_examined_likewise(store, tmp_path):
-    said = strategic("evaluate", make_export(tmp_path, "tabular"), store, "--held-out", 1)
+    output = tmp_path / "found.json"
+    said = strategic("evaluate", make_export(tmp_path, "tabular"), store, "--held-out", 1, "--output", output)
     assert "digits_mixed: heuristic" in said
     assert "explained" in said
+    risks = json.loads(output.read_text())["found"]["all"]["risk"].values()
+    assert {risk["recall"] for risk in risks} == {None}, "nobody taught it any"
 
 
 def test_ramps_that_were_drawn_are_learnt_from(tmp_path):
@@ -163,7 +173,9 @@ def test_ramps_that_were_drawn_are_learnt_from(tmp_path):
     strategic("imitate", tmp_path / "store", tmp_path / "out", "--passes", 1, *TINY)
     (report,) = json.loads((tmp_path / "out" / "imitation.json").read_text())["passes"]
     assert report["learnt"]["ramps"] > 0
-    assert "seed.allows_linear" in Checkpoint.load(tmp_path / "out" / "policy").seen.inputs
+    checkpoint = Checkpoint.load(tmp_path / "out" / "policy")
+    assert "seed.allows_linear" in checkpoint.seen.inputs
+    assert checkpoint.taught == Taught(risk=True, methods=True, windows=True)
     said = strategic("evaluate", tmp_path / "out", tmp_path / "store", "--held-out", 1)
     assert "digits_mixed with drawn ramps: fixed_schedule" in said
 

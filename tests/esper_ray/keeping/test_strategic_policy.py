@@ -14,6 +14,7 @@ from esper_ray.measuring.controls import make_policy
 from esper_ray.measuring.trained import Trained, World
 from policies.strategic.checkpoint import MANIFEST_FILE
 from policies.strategic.inference import StrategicPolicy
+from policies.strategic.taught import NOTHING
 from tests.esper_ray.graph_exports import make_export, packets
 from tests.policies.strategic.test_both_ways_in import MAX_EPOCHS
 
@@ -29,7 +30,7 @@ def export(tmp_path_factory):
 def test_a_packet_and_a_vector_of_a_host_are_read_alike(export, task):
     """Whatever its slots are, at home and where the policy never was."""
     trained = Trained.open(export, "latest", World(task, max_epochs=MAX_EPOCHS))
-    learned, temperature = make_policy("learned", trained.env, trained), trained.network.play_temperature
+    learned = make_policy("learned", trained.env, trained)
     checkpoint = load_strategic(export)
     run = StrategicPolicy(checkpoint).open_run("greenhouse")
     several = 0
@@ -38,14 +39,13 @@ def test_a_packet_and_a_vector_of_a_host_are_read_alike(export, task):
         with torch.inference_mode():
             expected = learned.forward(obs, learned.initial_hidden(1))
         found = run.read(packet).result
-        tables = found.distribution.at_temperature(temperature).log_probs
-        for own, other in zip(tables, expected.distribution.log_probs, strict=True):
+        for own, other in zip(found.distribution.log_probs, expected.distribution.log_probs, strict=True):
             torch.testing.assert_close(own, other[0], atol=1e-5, rtol=1e-5)
         value = found.scaled_value * checkpoint.return_scale
         torch.testing.assert_close(value, expected.value[0], atol=1e-5, rtol=1e-5)
         several += not bool(found.distribution.forced)
         run.commit()
-    assert temperature != 1.0 != checkpoint.return_scale
+    assert trained.network.play_temperature == checkpoint.play_temperature != 1.0 != checkpoint.return_scale
     assert several == 9
     assert load_export(export)[0].env.task_names == checkpoint.tasks
 
@@ -59,6 +59,8 @@ def test_what_an_export_is_made_of_is_a_checkpoint(export, tmp_path):
         assert again.registries.digests == checkpoint.registries.digests
         assert again.seen == checkpoint.seen != checkpoint.seen.all_but({})
         assert (again.tasks, again.return_scale) == (("digits", "tabular"), checkpoint.return_scale)
+        assert (again.play_temperature, again.taught) == (checkpoint.play_temperature, NOTHING)
+        assert Trained.open(path, "latest").network.play_temperature == checkpoint.play_temperature
         assert all(torch.equal(again.weights[name], of) for name, of in checkpoint.weights.items())
 
 

@@ -1,6 +1,8 @@
 """One run of a graph network in worlds of different hosts and slots: learnt, stopped, handed on, played elsewhere."""
 
+import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from envs.live.places import IMAGE, LiveError
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
 from envs.tasks import make_task
+from esper_ray.cli import parse
 from esper_ray.config import TrainConfig, with_settings
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE, load_export, write_export
@@ -84,6 +87,29 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(run, tmp_path):
     assert policies[0].read_bytes() == policies[1].read_bytes()
     curves, expected = scalars(path), scalars(run.path)
     assert {tag: curves[tag] for tag in expected} == expected
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path):
+    config = with_settings(CONFIG, {"tasks": [], "task": "tabular", "iterations": 1, "replay_interval": 1})
+    bits = []
+    for name in "ab":
+        torch.manual_seed(len(bits))  # whatever a process has drawn before
+        run = RunDirectory.create(tmp_path / name, config)
+        train(run, config, QUIET)
+        bits.append((run.checkpoint("latest")[1] / POLICY_FILE).read_bytes())
+    assert bits[0] == bits[1]
+
+
+def test_a_run_is_drawn_and_compared_as_any_is(run, tmp_path):
+    few = ["--max-epochs", "3"]
+    parse(["replay", str(run.path), *few, "--task", "text", "--output", str(tmp_path / "replay.png")]).run(QUIET)
+    assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
+    other = shutil.copytree(run.path, tmp_path / "other")
+    parse(["evaluate", str(other), "--episodes", "2", *few, "--policies", "learned", "never_grow"]).run(QUIET)
+    said = io.StringIO()
+    parse(["compare", str(run.path), str(other), "--output", str(tmp_path / "out")]).run(Console(file=said, width=120))
+    assert "2 of tabular, 3 epochs" in (tmp_path / "out" / "comparison.md").read_text()
+    assert "World/score" in said.getvalue() or "score" in said.getvalue()
 
 
 def test_an_export_plays_any_task_as_its_run_does(run, export):

@@ -15,7 +15,7 @@ from envs.vocabulary import SeedStage
 from esper_ray.live import LiveError
 from esper_ray.live.probe import DECLARED, DECLARED_OF_GROWERS, SAMPLES, Probe
 from policies.strategic.coverage import Coverage
-from policies.strategic.graph_columns import MOST_LAYERS
+from policies.strategic.graph_columns import MOST_NODES
 from policies.strategic.input_page import GROWER, PROBE, read_keys
 from policies.strategic.messages import KEYS, SystemState
 from policies.strategic.sampling import Sampling
@@ -336,12 +336,84 @@ def test_a_large_model_is_sampled():
     loop.epoch()
     packet = probe.end_epoch()
     assert (packet.graph.layer_count, packet.graph.sampled) == (201, True)
-    assert len(packet.graph.layers.name) == MOST_LAYERS
+    assert len(packet.graph.layers.name) == MOST_NODES
     depths = {name: (int(name) - 1) / 200 for name in packet.graph.layers.name}
     assert column(packet, "layers", "depth") == pytest.approx(depths), "in the whole model"
     probe.remove()
-    fewer = Probe(loop.model, loop.optimizer, loop.validation[0], sampling=Sampling(layers=20, roots=4)).end_epoch()
+    fewer = Probe(loop.model, loop.optimizer, loop.validation[0], sampling=Sampling(nodes=20, roots=4)).end_epoch()
     assert len(fewer.graph.layers.name) == 20
+
+
+class Unrolled(nn.Module):
+    """Two functions in loops, one of which is called elsewhere, too."""
+
+    def __init__(self, steps, grad=True):
+        super().__init__()
+        self.first, self.cell, self.last = nn.Linear(256, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.act, self.steps, self.grad = nn.Tanh(), steps, grad
+
+    def forward(self, x):
+        with torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
+            x = self.first(x.flatten(1))
+            for _ in range(self.steps):
+                x = x - 0.1 * torch.relu(x)
+            state = x
+            for _ in range(self.steps):
+                state = self.act(self.cell(state) + x)
+            return self.last(self.act(self.last(state)))
+
+
+@pytest.mark.parametrize("steps", [3, 300])
+def test_a_function_in_a_loop_is_one_however_often_it_is_called(steps):
+    loop = Loop(lambda: Unrolled(steps), images)
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
+    activations, layers = packet.graph.activations, packet.graph.layers.name
+    assert activations.name == ("relu", "act", "act:2")
+    assert activations.activation_type == ("relu", "tanh", "tanh")
+    assert activations.computational_cost == (4 * steps, 5 * 4 * steps, 5 * 4)
+    feeds = zip(packet.graph.feeds.source, packet.graph.feeds.target, strict=True)
+    assert {(layers[s], activations.name[t]) for s, t in feeds} == {
+        *(("first", "relu"), ("first", "act"), ("cell", "act"), ("last", "act:2"))
+    }
+    assert not packet.graph.sampled
+
+
+def test_its_numbers_are_those_of_all_that_it_gave():
+    loop = Loop(lambda: Unrolled(3), images)
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
+    read, gave = [], []
+    with torch.no_grad():
+        x = loop.model.first(loop.validation[0][:SAMPLES].flatten(1))
+        for _ in range(3):
+            read.append(x)
+            gave.append(x.relu())
+            x = x - 0.1 * gave[-1]
+    read, gave = torch.cat(read).double().flatten(), torch.cat(gave).double().flatten()
+    silent = (gave == 0.0).double().mean().item()
+    assert packet.graph.activations.saturation_rate[0] == pytest.approx(silent)
+    assert packet.graph.feeds.activation_frequency[0] == pytest.approx(1 - silent)
+    influences = packet.graph.influences
+    unexplained = 1 - np.corrcoef(read, gave)[0, 1] ** 2
+    assert influences.nonlinearity_strength[influences.source.index(0)] == pytest.approx(unexplained, abs=1e-5)
+
+
+def test_where_nobody_knows_what_a_loop_reads_its_calls_are_sampled():
+    loop = Loop(lambda: Unrolled(100, grad=False), images)
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
+    assert len(packet.graph.activations.name) == MOST_NODES
+    assert (packet.graph.sampled, packet.graph.layer_count) == (True, 3)
+    assert SystemState.model_validate_json(packet.model_dump_json()) == packet
+
+
+def test_what_a_model_does_not_have_is_not_missed():
+    loop = Loop(lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 4), nn.Linear(4, 4)), images)
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0])
+    loop.epoch()
+    probe.end_epoch(training_loss=1.0)
+    loop.epoch()
+    coverage = Coverage.of(probe.end_epoch(training_loss=1.0))
+    assert not {"activations", "feeds", "influences"} & set(coverage.types)
+    assert (coverage.level.name, coverage.lacking) == ("OK", ())
 
 
 def test_a_model_that_is_compiled_later_is_watched_as_it_is_written():

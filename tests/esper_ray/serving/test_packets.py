@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
 from envs.vocabulary import SeedStage
-from esper_ray.keeping.export import load_export
-from esper_ray.keeping.strategic_policy import POLICY, exported, load_strategic
+from esper_ray.errors import UserError
+from esper_ray.keeping.strategic_policy import POLICY, load_strategic
 from esper_ray.measuring.controls import make_policy
 from esper_ray.measuring.trained import Trained, World
 from esper_ray.serving.client import PolicyClient, ServiceError
@@ -25,15 +25,18 @@ from esper_ray.serving.service import _opened, running
 from esper_ray.serving.settings import ServiceConfig
 from policies.player import Player
 from policies.strategic.inference import StrategicPolicy
-from policies.strategic.schema import RISK_CLASSES
+from policies.strategic.schema import BLENDING_METHODS, RISK_CLASSES
 from policies.strategic.seen import Seen
+from policies.strategic.taught import NOTHING, Taught
+from tests.devices import DEVICES
 from tests.esper_ray.graph_exports import make_export, packet_now
 from tests.esper_ray.serving.test_service import free_port
 from tests.policies.strategic.packets import packets
 from tests.policies.strategic.states import METRICS, chain, changed, seed, state
 from tests.policies.strategic.test_both_ways_in import MAX_EPOCHS
 
-INTERFACE = PacketInterface("digits", 1, Seen())
+INTERFACE = PacketInterface("digits", 1, Seen(), NOTHING)
+ALL = Taught(risk=True, methods=True, windows=True)
 TASKS = ("digits", "digits_scale")
 
 
@@ -44,8 +47,13 @@ def graph_export(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def decider(graph_export):
-    card, policy = load_export(graph_export)
-    return PacketDecider(exported(card, policy), card.network.play_temperature)
+    return _opened(graph_export, ServiceConfig())[1]
+
+
+@pytest.fixture(scope="module")
+def saying_all(graph_export):
+    """Of a policy that was taught everything, and shown everything."""
+    return PacketDecider(replace(load_strategic(graph_export), seen=Seen.all_but({}), taught=ALL))
 
 
 @pytest.fixture
@@ -103,7 +111,7 @@ def test_hosts_of_three_slots_and_of_five_are_driven_as_by_the_export(graph_expo
 def test_a_step_asked_for_again_gets_its_answer_and_moves_neither_draws_nor_scale(graph_export):
     """Of a policy that has seen how fast runs are: a packet moves its run's scale once the decision on it stands."""
     checkpoint = replace(load_strategic(graph_export), seen=Seen.all_but({}))
-    keeper = SessionKeeper(PacketDecider(checkpoint, 1.0), ServiceConfig())
+    keeper = SessionKeeper(PacketDecider(checkpoint), ServiceConfig())
     sent = [changed(state(), packet_id=str(at), metrics={**METRICS, "samples_per_s": 100.0}) for at in range(3)]
     run, values = StrategicPolicy(checkpoint).open_run("run"), []
     for packet in sent:
@@ -122,16 +130,63 @@ def test_a_step_asked_for_again_gets_its_answer_and_moves_neither_draws_nor_scal
     assert len(set(values)) == 3
 
 
-def test_what_imitation_wrote_is_served_as_it_is(graph_export, tmp_path):
-    checkpoint = load_strategic(graph_export)
+@pytest.mark.parametrize("temperature", [1.0, 0.2])
+def test_what_imitation_wrote_is_served_as_it_is_played(graph_export, tmp_path, temperature):
+    """Its draws are those of evaluate's player, at the one temperature that it has."""
+    checkpoint = replace(load_strategic(graph_export), play_temperature=temperature, taught=Taught(risk=True))
     checkpoint.save(tmp_path / POLICY)
-    interface, decider = _opened(tmp_path)
-    assert interface.described()["iteration"] is None
-    assert interface.described()["never_seen"] == _opened(graph_export)[0].described()["never_seen"]
-    (said,) = decider.decide_all([(decider.start(3, greedy=False), state())])
-    reading = StrategicPolicy(checkpoint).open_run("run").read(state())
-    drawn = reading.result.distribution.sample(torch.Generator().manual_seed(3))
-    assert said["action"] == drawn[0].tolist()
+    interface, decider = _opened(tmp_path, ServiceConfig())
+    described = interface.described()
+    assert described["iteration"] is None
+    assert described["taught"] == {"risk": True, "methods": False, "windows": False}
+    assert described["never_seen"] == _opened(graph_export, ServiceConfig())[0].described()["never_seen"]
+    for task in TASKS:
+        host, episode = Host(tmp_path, task, 5, False), decider.start(5, greedy=False)
+        for _ in range(8):
+            (said,) = decider.decide_all([(episode, host.packet)])
+            assert said["action"] == host.step()
+            assert sum(said["risk"].values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_clients_are_told_the_numbers_that_they_are_meant_to_be(saying_all):
+    """Risks by a softmax of their logits; of each seed the most probable method, and its window."""
+    checkpoint = saying_all._checkpoint
+    packet = state(seeds=(seed(), seed("r0c1", allowed_blending_methods=("cosine", "sigmoid", "warmup_hold"))))
+    (said,) = saying_all.decide_all([(saying_all.start(0, greedy=False), packet)])
+    result = StrategicPolicy(checkpoint).open_run("run").read(packet).result
+    assert said["risk"] == pytest.approx(
+        dict(zip(RISK_CLASSES, result.risk_logits.softmax(-1)[0].tolist(), strict=True))
+    )
+    assert said["value"] == checkpoint.return_scale * float(result.scaled_value)
+    assert list(said["blending"]) == ["r0c0", "r0c1"]
+    for at, of in enumerate(said["blending"].values()):
+        assert of["method"] == BLENDING_METHODS[result.blending_method_logits[0, at].argmax()]
+        assert [of["start"], of["end"]] == result.schedule[0, at].tolist()
+        assert 0.0 < of["start"] < of["end"] < 1.0
+
+
+def test_an_export_says_nothing_that_rewards_do_not_teach(decider):
+    (said,) = decider.decide_all([(decider.start(0, greedy=False), state())])
+    assert said["risk"] is None
+    plainly = {"method": "linear", "start": 0.0, "end": 1.0}
+    assert said["blending"] == {"r0c0": plainly, "r0c1": plainly}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_replica_has_its_network_on_the_device_that_was_asked_for(graph_export, device):
+    _, decider = _opened(graph_export, ServiceConfig(device=device, reduced_precision=device == "cuda"))
+    there = pickle.loads(pickle.dumps(decider))
+    there.prepare()
+    assert next(there._policy._network.parameters()).device.type == device
+    (said,) = there.decide_all([(there.start(0, greedy=True), state())])
+    assert said["choices"]["op"]
+
+
+def test_a_device_that_cannot_be_is_refused_in_one_line(graph_export, export):
+    refused = (export, "reads Obs V3, and is served by the CPU")
+    path, says = refused if torch.cuda.is_available() else (graph_export, "sees no GPU here: leave out --device")
+    with pytest.raises(UserError, match=says):
+        _opened(path, ServiceConfig(device="cuda"))
 
 
 def test_a_packet_of_another_run_is_refused_and_moves_nothing(keeper):
@@ -149,16 +204,14 @@ def test_a_packet_of_another_run_is_refused_and_moves_nothing(keeper):
 
 @settings(max_examples=30, deadline=None)
 @given(packets())
-def test_whatever_a_packet_says_it_is_answered_in_its_own_slots(decider, packet):
+def test_whatever_a_packet_says_it_is_answered_in_its_own_slots(saying_all, packet):
     _, read = INTERFACE.read(body(packet))
     assert read == packet
-    (said,) = decider.decide_all([(decider.start(0, greedy=False), read)])
+    (said,) = saying_all.decide_all([(saying_all.start(0, greedy=False), read)])
     answer = json.loads(json.dumps(INTERFACE.answer(0, said), allow_nan=False))
     names = [seed.slot for seed in packet.seeds]
     assert list(answer["blending"]) == names
     assert answer["choices"].get("slot") in [None, *names]
-    assert list(answer["risk"]) == list(RISK_CLASSES)
-    assert sum(answer["risk"].values()) == pytest.approx(1.0, abs=1e-5)
     assert all(0 <= of["start"] < of["end"] <= 1.0 + 1e-6 for of in answer["blending"].values())
     assert answer["coverage"] in ("OK", "WARNING", "CRITICAL")
 

@@ -19,6 +19,12 @@ def test_any_other_address_is_refused_without_a_token(host, tmp_path):
     assert ServiceConfig(host=host, token_file=tmp_path / "token").host == host
 
 
+def test_a_cpu_has_no_other_precision():
+    with pytest.raises(UserError, match="leave out --reduced-precision, or give --device cuda"):
+        parse(["serve", "export", "--reduced-precision"])
+    assert ServiceConfig(device="cuda", reduced_precision=True).reduced_precision
+
+
 def token_file(path, content, mode=0o600):
     path.write_bytes(content)
     path.chmod(mode)

@@ -67,7 +67,7 @@ def with_nodes(arrays, name, **changes):
 
 
 def tensors_of(result):
-    """Everything that a pass yields, by name."""
+    """Everything that a pass yields, by name, but for a risk that it does not say."""
     tensors = {
         name: getattr(result, name)
         for name in (
@@ -80,6 +80,7 @@ def tensors_of(result):
             "telemetry_embedding",
         )
     }
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     heads = [head.name for head in result.distribution.tables.heads]
     tensors |= {f"log_probs.{n}": table for n, table in zip(heads, result.distribution.log_probs, strict=True)}
     return tensors | {f"params.{name}": table for name, table in result.policy_params.items()}

@@ -11,8 +11,11 @@ from policies.return_scale import WORLD
 from policies.strategic.actor_critic import GraphActorCritic, GraphWorlds, registry_names
 
 TINY = NetworkConfig(kind="graph", sage_width=16, gat_width=8, attention_heads=2, play_temperature=0.5)
-LAYOUTS = {name: GraphLayout.of(make_task(name)) for name in ("digits", "digits_scale", "tabular", "text")}
-"""Three convolutional slots; five, with internal levels; three of an MLP; three of a transformer."""
+LAYOUTS = {
+    name: GraphLayout.of(make_task(name)) for name in ("digits", "digits_mixed", "digits_scale", "tabular", "text")
+}
+"""Three convolutional slots, again in hosts of several widths; five, with internal levels; three of an MLP; three of a
+transformer."""
 
 
 def graph_network(*tasks, trained_in=None, config=TINY, seed=0, only_seen=False, away=0.0):

@@ -69,6 +69,20 @@ def test_a_policy_bound_to_a_world_says_there_what_it_says_of_it_among_others(ta
     torch.testing.assert_close(among.scaled_value, alone.scaled_value, atol=1e-5, rtol=1e-5)
 
 
+def test_what_is_of_no_world_of_its_own_is_refused():
+    network = graph_network("digits", "tabular")
+    obs = graph_observations(network, 4, 2)
+    for label in (-1, 2):
+        world = obs[WORLD].clone()
+        world[3, 1] = label
+        with pytest.raises(ValueError, match=f"reads the worlds 0 to 1, got observations labelled as of {label}"):
+            network({**obs, WORLD: world}, ())
+        with pytest.raises(ValueError, match="reads the worlds 0 to 1"):
+            network.normalisers.observed({**obs, WORLD: world}, torch.ones(4, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"there is no observation among \(0, 2\) hosts and steps"):
+        network({name: leaf[:0] for name, leaf in obs.items()}, ())
+
+
 # ------------------------------------------------------------------ scale
 def seen_by(network, obs, times=1):
     """Have the network's scale take in some observations."""

@@ -76,7 +76,7 @@ def packet_of(layout, views, mask, stages, host):
     )
 
 
-@pytest.mark.parametrize("task", ["digits", "text", "digits_scale"])
+@pytest.mark.parametrize("task", sorted(LAYOUTS))
 def test_both_ways_in_make_the_same_graph(task):
     layout = LAYOUTS[task]
     env = MorphogenesisVectorEnv(2, task=task, max_epochs=MAX_EPOCHS, graph=True)

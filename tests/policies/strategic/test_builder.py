@@ -13,7 +13,7 @@ from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from envs.vocabulary import BLENDING_METHODS, LifecycleOp, SeedStage
 from policies.distribution import ActionTables
-from policies.strategic.builder import GraphBuilder, vocabulary
+from policies.strategic.builder import GraphBuilder, numbered, vocabulary
 from policies.strategic.features import (
     CODES,
     CONTEXT_FEATURES,
@@ -27,10 +27,11 @@ from policies.strategic.graph import GraphBatch
 from policies.strategic.graph_columns import Graph, Layers
 from policies.strategic.input_page import GREENHOUSE, GROWER, PAGE_FILE, PROBE, page, read_keys
 from policies.strategic.measured import NUMBERS, TEXTS, Measured, Names
-from policies.strategic.messages import KEYS, SystemState
+from policies.strategic.messages import KEYS, Budgets, Hardware, SystemState
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.network_config import SMALL
 from policies.strategic.normaliser import MetricNormaliser
+from policies.strategic.packet_page import UNREAD
 from policies.strategic.registries import Capacities, Registries, RegistryViews
 from policies.strategic.schema import CONTEXT, NODE_TYPES, SLOT_NUMBERS
 from tests.places import ROOT
@@ -43,11 +44,7 @@ TABLES = {"layer": "layers", "activation": "activations", "parameter": "paramete
 
 def views(*packets):
     """Registries that know the names of packets."""
-    known = RegistryViews.fresh(Capacities()).views
-    for packet in packets:
-        new = vocabulary(Measured.of(packet))
-        known = {family: replace(of, names=of.names + of.unknown(new.get(family, ()))) for family, of in known.items()}
-    return RegistryViews(known)
+    return numbered(Measured.of(packet) for packet in packets)
 
 
 def built(packet, registries=None):
@@ -192,6 +189,19 @@ def test_names_are_numbered_by_the_registries(tmp_path):
     assert (tmp_path / "registries.json").read_bytes() == content, "reading inserts nothing"
 
 
+def test_what_an_individual_is_called_says_nothing(network):
+    """Neither a packet's id nor a seed's is a kind of anything, whatever else is called so."""
+
+    def says(seed_id=None, blueprint="norm", **fields):
+        return state(seeds=(seed(seed_id=seed_id, blueprint=blueprint), *state().seeds[1:]), **fields)
+
+    known = views(*(says(blueprint=name) for name in ("norm", "attention", "lora")))
+    first = answers(network, says(), known)
+    for other in (says(seed_id="attention"), changed(says(), packet_id="attention"), changed(says(), run_id="lora")):
+        assert all(torch.equal(first[name], tensor) for name, tensor in answers(network, other, known).items())
+    assert not torch.equal(first["scaled_value"], answers(network, says(blueprint="attention"), known)["scaled_value"])
+
+
 def test_an_activation_falls_back_on_the_layer_that_feeds_it():
     registries = views(state())
     codes = built(state(), registries).nodes["activation"].codes[0, :, 1]
@@ -273,6 +283,33 @@ def test_so_does_what_is_no_number_of_its_own(network, other):
     registries = views(state())
     before, after = answers(network, state(), registries), answers(network, other, registries)
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+OTHERS = {
+    "validation_accuracy": 40.0,
+    "budgets": Budgets(living_seeds=1),
+    "hardware": Hardware(device="cuda"),
+    "blueprint_indices": (3, -1),
+    "grad_conflict_rate": 0.5,
+    **dict.fromkeys(("global_step", "age_epochs", "internal_max_level", "isolation_violations"), 7),
+    "internal_level": 2,
+    **dict.fromkeys(("seed_id", "alpha_schedule", "policy_version"), "norm"),
+}
+NEVER_READ = {"run_id": "norm", "packet_id": "norm", "timestamp_ns": 5, "epoch": 6}
+
+
+@pytest.mark.parametrize("key", [*sorted(UNREAD & set(KEYS)), *(f"run.{name}" for name in NEVER_READ)])
+def test_what_the_page_says_is_not_read_changes_no_bit(network, key):
+    """Nor do ids: not even one that is called as a blueprint is, or one that another seed of the kind has."""
+    name = key.partition(".")[2]
+    value = NEVER_READ.get(name, OTHERS.get(name, 0.5))
+    packet = state(seeds=(seed(internal_level=1, internal_max_level=3), state().seeds[1]))
+    registries, other = views(packet), _with_number(packet, key, 0, value)
+    assert other != packet
+    assert not registries.unknown(vocabulary(Measured.of(other))), "no id is a name that a registry numbers"
+    before, after = (answers(network, of, registries) for of in (packet, other))
+    for answer in before:
+        assert torch.equal(before[answer], after[answer]), answer
 
 
 def _relabelled(packet, order):

@@ -16,6 +16,7 @@ from policies.strategic.network_config import SMALL
 from policies.strategic.normaliser import MetricNormaliser, metric_sums, metric_values
 from policies.strategic.registries import Capacities, Registries
 from policies.strategic.seen import Seen
+from policies.strategic.taught import Taught
 from tests.esper_ray.keeping.places import files_of_at_most
 from tests.policies.strategic.graphs import random_arrays, tensors_of
 
@@ -35,6 +36,8 @@ def checkpoint(tmp_path_factory):
         tasks=("digits_mixed", "text"),
         commit="0123456789abcdef0123456789abcdef01234567",
         return_scale=0.25,
+        taught=Taught(risk=True),
+        play_temperature=0.4,
     )
 
 
@@ -111,6 +114,8 @@ TAMPERED = {
     "tasks": (lambda old: [], "tasks: Tuple should have at least 1 item"),
     "commit": (lambda old: "yesterday", "commit: String should match pattern"),
     "never_seen": (lambda old: {**old, "ops": ["JUMP"]}, "never_seen: there is nothing called 'JUMP' among the ops"),
+    "taught": (lambda old: {**old, "risk": "yes"}, r"taught\.risk: Input should be a valid boolean"),
+    "play_temperature": (lambda old: 0.0, "play_temperature: Input should be greater than or equal to 0.01"),
     "return_scale": (lambda old: 0.0, "return_scale: Input should be greater than 0"),
     "manifest_sha256": (lambda old: "0" * 64, "manifest_sha256: the manifest was edited"),
 }
@@ -153,7 +158,11 @@ def test_names_of_another_training_are_refused(saved):
         Checkpoint.load(saved)
 
 
-@pytest.mark.parametrize("fields", [{"tasks": ["cifar"]}, {"commit": None}, {"normaliser": "other"}, {"more": 1}])
+TAUGHT_MORE = {"taught": {"risk": True, "methods": True, "windows": True}}
+FITTING = [{"tasks": ["cifar"]}, {"commit": None}, {"normaliser": "other"}, TAUGHT_MORE, {"more": 1}]
+
+
+@pytest.mark.parametrize("fields", FITTING)
 def test_an_edit_that_would_fit_is_refused_too(saved, fields):
     if fields.get("normaliser") == "other":
         fields = {"normaliser": {name: {"mean": 0.0, "variance": 1.0} for name in ("loss", "gradient_norm")}}

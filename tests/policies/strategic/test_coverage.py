@@ -11,6 +11,7 @@ from policies.strategic.coverage import Coverage, CoverageLevel, CoverageLog
 from policies.strategic.graph_columns import Connects, Graph, Layers, Monitors
 from policies.strategic.messages import KEYS, SeedState, SystemState
 from tests.policies.strategic.packets import packets
+from tests.policies.strategic.states import chain, changed, state
 
 
 def packet(declared=KEYS, **fields):
@@ -61,6 +62,31 @@ def test_what_is_not_declared_does_not_count():
 def test_a_table_without_rows_is_a_placeholder_and_no_coverage():
     state = packet(("metrics.loss", "layers.weight_norm", "connects.latency_ms"), metrics={"loss": 0.5})
     assert Coverage.of(state).types == {"metrics": 1.0, "layers": 0.0, "connects": 0.0}
+
+
+@pytest.mark.parametrize("table", ["activations", "parameters", "connects", "feeds", "influences", "tunes"])
+def test_a_table_that_is_left_out_is_missed_however_much_the_others_say(table):
+    """A graph without one of them is another graph: never OK where the source says that it can measure it."""
+    whole = state(chain(layers=100))
+    ends = {"activations": ("feeds", "influences"), "parameters": ("tunes", "allowed")}.get(table, ())
+    left = {name: type(getattr(whole.graph, name)) for name in (table, *ends)}
+    empty = {name: Graph.model_fields[name].default for name in left}
+    before, after = Coverage.of(whole), Coverage.of(changed(whole, graph=changed(whole.graph, **empty)))
+    assert (before.level, before.lacking) == (CoverageLevel.OK, ())
+    assert after.level is CoverageLevel.WARNING
+    assert set(after.lacking) == set(left) - {"allowed"}
+    assert after.average < before.average
+
+
+def test_layers_alone_are_less_than_half_of_a_graph():
+    layers = chain(layers=128).layers
+    coverage = Coverage.of(state(Graph(layers=layers, layer_count=128), seeds=(), metrics={}))
+    assert coverage.average < 0.5
+    assert coverage.level is CoverageLevel.WARNING
+
+
+def test_one_layer_has_no_neighbours_to_miss():
+    assert "connects" not in Coverage.of(packet(("layers.depth", "connects.latency_ms"), graph=host(1))).types
 
 
 def test_empty_slots_lack_nothing_and_living_seeds_may():

@@ -21,6 +21,7 @@ from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.network_config import GraphNetworkConfig
 from policies.strategic.replay_store import Replay, ReplayStore, held_out
 from policies.strategic.schema import BLENDING_METHODS, NODE_TYPES, RISK_CLASSES
+from policies.strategic.taught import NOTHING, Taught
 from tests.policies.strategic.graphs import random_arrays, rows, with_nodes
 
 torch.set_num_threads(1)
@@ -229,6 +230,28 @@ def test_what_is_no_example_teaches_risks_alone(arrays, replay, tmp_path):
     assert report == again
     assert all(torch.equal(tensor, same[name]) for name, tensor in weights.items())
     assert not all(torch.equal(tensor, other[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("weights", "drawn", "taught"),
+    [
+        ({}, False, Taught(risk=True)),
+        ({}, True, Taught(risk=True, methods=True, windows=True)),
+        ({"risk_weight": 0.0, "ramp_weight": 0.0}, True, NOTHING),
+    ],
+)
+def test_what_is_on_record_and_weighs_is_taught(arrays, tmp_path, weights, drawn, taught):
+    ramps = torch.tensor([0.0, 0.0, 1.0]).expand(len(arrays.seeds), 3) if drawn else None
+    config = dataclasses.replace(CONFIG, **weights)
+    assert Imitation(ArraysStudent(arrays), record(tmp_path, arrays, ramps=ramps), config).taught == taught
+
+
+def test_risks_that_nobody_measured_are_not_taught(arrays, tmp_path):
+    store, hosts = ReplayStore(tmp_path), torch.arange(len(arrays.seeds)).split(LENGTH)
+    lost = Outcomes(torch.zeros(LENGTH), *2 * [torch.full((LENGTH,), torch.nan)], torch.zeros(LENGTH, dtype=bool))
+    actions = teacher(arrays)
+    store.append("toy", "t", [recorded(host, {"number": at}, actions[at], lost) for host, at in enumerate(hosts)])
+    assert Imitation(ArraysStudent(arrays), Replay.open(tmp_path), CONFIG).taught == NOTHING
 
 
 def test_blending_that_went_well_is_imitated_more(arrays, tmp_path):

@@ -7,36 +7,48 @@ import torch
 from hypothesis import given, settings
 
 from policies.distribution import ActionTables
-from policies.strategic.builder import GraphBuilder, vocabulary
+from policies.strategic.builder import GraphBuilder, numbered
 from policies.strategic.checkpoint import Checkpoint
 from policies.strategic.coverage import CoverageLevel
 from policies.strategic.graph import GraphBatch
-from policies.strategic.inference import FallingBack, StrategicPolicy
+from policies.strategic.inference import FallingBack, StrategicPolicy, _reduced_precision
 from policies.strategic.measured import Measured
 from policies.strategic.messages import SystemState
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.network_config import SMALL
 from policies.strategic.normaliser import MetricNormaliser
-from policies.strategic.registries import Registries
+from policies.strategic.schema import BLENDING_METHODS, RISK_CLASSES
 from policies.strategic.seen import BLUEPRINTS, INPUTS, OPS, Seen
+from policies.strategic.taught import Taught
 from tests.devices import GPU
-from tests.policies.strategic.graphs import random_arrays, tensors_of
+from tests.policies.strategic.graphs import random_arrays, tensors_of, with_nodes
 from tests.policies.strategic.packets import packets
-from tests.policies.strategic.states import METRICS, SLOTS, changed, state
+from tests.policies.strategic.states import METRICS, SLOTS, changed, seed, state
 
 EVERYTHING = Seen(frozenset(INPUTS), frozenset(OPS), frozenset(BLUEPRINTS))
 
 
-def trained(directory, seen=EVERYTHING):
+ALL = Taught(risk=True, methods=True, windows=True)
+
+
+def trained(seen=EVERYTHING, taught=ALL, play_temperature=1.0):
     torch.manual_seed(0)
-    registries = Registries(directory / "registries.json").register(vocabulary(Measured.of(state())))
-    weights = GraphPolicyNetwork(SMALL).state_dict()
-    return Checkpoint(SMALL, weights, registries, MetricNormaliser(), seen, ("digits_mixed",), None)
+    return Checkpoint(
+        config=SMALL,
+        weights=GraphPolicyNetwork(SMALL).state_dict(),
+        registries=numbered([Measured.of(state())]),
+        normaliser=MetricNormaliser(),
+        seen=seen,
+        tasks=("digits_mixed",),
+        commit=None,
+        taught=taught,
+        play_temperature=play_temperature,
+    )
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("names"))
+def checkpoint():
+    return trained()
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +86,64 @@ def test_any_packet_is_read(policy, packet):
     assert action.shape == (1, len(reading.slots.heads))
 
 
-def test_the_process_stays_as_it_is(checkpoint):
-    def process():
-        return torch.get_num_threads(), torch.get_rng_state().tolist(), torch.get_float32_matmul_precision()
+def process():
+    autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    return torch.get_num_threads(), torch.get_rng_state().tolist(), torch.get_float32_matmul_precision(), autocast
 
+
+def test_the_process_stays_as_it_is(checkpoint):
     before = process()
-    StrategicPolicy(checkpoint, reduced_precision=True).open_run("run").read(state())
+    StrategicPolicy(checkpoint).open_run("run").read(state())
     assert process() == before
-    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_reduced_precision_lasts_as_long_as_a_pass():
+    before = process()
+
+    def fails():
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.is_autocast_enabled("cuda") == torch.cuda.is_available()
+        raise KeyError
+
+    with pytest.raises(KeyError), _reduced_precision():
+        fails()
+    assert process() == before
+
+
+def test_reduced_precision_is_for_cuda_alone(checkpoint, policy):
+    there = StrategicPolicy(checkpoint, reduced_precision=True)
+    assert same(policy.open_run("run").read(state()), there.open_run("run").read(state()))
+
+
+# ------------------------------------------------------------------ what it was taught, and how it draws
+def test_what_it_was_not_taught_it_does_not_say(policy):
+    """Linear over the whole ramp; the second slot's seed refuses that method, and gets the first that it allows."""
+    packet = state(seeds=(seed(), seed(slot="r0c1", allowed_blending_methods=("sigmoid", "cosine"))))
+    whole = policy.open_run("run").read(packet)
+    assert whole.risk == dict(zip(RISK_CLASSES, whole.result.risk_logits[0].softmax(-1).tolist(), strict=True))
+    for name in Taught.model_fields:
+        taught = ALL.model_copy(update={name: False})
+        reading = StrategicPolicy(trained(taught=taught)).open_run("run").read(packet)
+        refused = torch.finfo(torch.float32).min
+        left = [
+            [BLENDING_METHODS[at] for at in row.nonzero()] for row in reading.result.blending_method_logits[0] > refused
+        ]
+        expected = {"methods": [["linear"], ["cosine"]]}.get(name, [["linear", "sigmoid"], ["cosine", "sigmoid"]])
+        assert (reading.risk is None) == (name == "risk")
+        assert left == expected
+        assert (reading.result.schedule.tolist() == [[[0.0, 1.0]] * 2]) == (name == "windows")
+        before, after = tensors_of(whole.result), tensors_of(reading.result)
+        changed = {"risk": "risk_logits", "methods": "blending_method_logits", "windows": "schedule"}[name]
+        assert all(torch.equal(before[of], after[of]) for of in before if of != changed)
+
+
+def test_it_draws_at_its_own_temperature(policy):
+    whole = policy.open_run("run").read(state()).result.distribution
+    cold = StrategicPolicy(trained(play_temperature=0.3)).open_run("run").read(state()).result.distribution
+    for own, table in zip(cold.log_probs, whole.at_temperature(0.3).log_probs, strict=True):
+        assert torch.equal(own, table)
+    assert not torch.equal(cold.op_log_probs, whole.op_log_probs)
 
 
 # ------------------------------------------------------------------ the run's own scale
@@ -149,9 +211,9 @@ def test_coverage_comes_with_the_answer_and_is_logged_once(policy, caplog):
 
 
 # ------------------------------------------------------------------ what training never showed
-def test_an_input_never_seen_changes_nothing(tmp_path):
+def test_an_input_never_seen_changes_nothing():
     seen = Seen.all_but({"inputs": ("layer.weight_norm", "seed.risk"), "ops": ("PRUNE",), "blueprints": ()})
-    run = StrategicPolicy(trained(tmp_path, seen)).open_run("run")
+    run = StrategicPolicy(trained(seen)).open_run("run")
     before = run.read(state())
     graph = changed(state().graph, layers=changed(state().graph.layers, weight_norm=(7.0,) * 4))
     assert same(before, run.read(changed(state(), graph=graph)))
@@ -159,6 +221,46 @@ def test_an_input_never_seen_changes_nothing(tmp_path):
 
 
 # ------------------------------------------------------------------ compiling and precision
+def compiling(monkeypatch, checkpoint, compile_):
+    """A policy whose network is compiled by another compiler, wherever it is."""
+    monkeypatch.setattr(torch, "compile", compile_)
+    policy = StrategicPolicy(checkpoint)
+    policy._forward = FallingBack(policy._network)
+    return policy
+
+
+def broken(network, **options):
+    raise RuntimeError("no compiler\nat all")
+
+
+def breaks(network, **options):
+    return lambda graphs, tables: broken(network)
+
+
+@pytest.mark.parametrize("compile_", [broken, breaks])
+def test_a_policy_that_cannot_be_compiled_answers_as_it_is(checkpoint, policy, monkeypatch, caplog, compile_):
+    run = compiling(monkeypatch, checkpoint, compile_).open_run("run")
+    for _ in range(2):
+        assert same(run.read(state()), policy.open_run("run").read(state()))
+    (record,) = (record for record in caplog.records if record.name == "policies.strategic.inference")
+    assert record.getMessage() == "torch.compile failed, the network runs as it is: RuntimeError: no compiler"
+
+
+def test_what_fails_uncompiled_too_is_not_the_compilers_fault(checkpoint, monkeypatch, caplog):
+    calls = []
+
+    def counting(network, **options):
+        return lambda graphs, tables: calls.append(graphs) or network(graphs, tables)
+
+    policy = compiling(monkeypatch, checkpoint, counting)
+    arrays = random_arrays(1, slots=SLOTS)
+    with pytest.raises(IndexError, match="out of range"):
+        policy.answer(with_nodes(arrays, "layer", codes=arrays.nodes["layer"].codes + 1000), SLOTS)
+    policy.answer(arrays, SLOTS)
+    assert len(calls) == 2, "it is still compiled"
+    assert not caplog.records
+
+
 def test_a_compile_that_fails_falls_back_once_and_says_so(caplog):
     """Of one product: the whole network takes the compiler seconds until it finds that there is none."""
     from torch._inductor import config  # here: it takes long to import

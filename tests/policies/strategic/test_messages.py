@@ -1,6 +1,7 @@
 """A packet says what was measured, in one form, or is refused."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,20 @@ from pydantic import ValidationError
 
 from envs.slots import SlotConfig
 from envs.vocabulary import BLENDING_METHODS, SeedStage
-from policies.strategic.graph_columns import MOST_LAYERS, Connects, Graph, Layers, Monitors
+from policies.strategic.graph_columns import (
+    MOST_EDGES,
+    MOST_NODES,
+    Activations,
+    Allowed,
+    Connects,
+    Feeds,
+    Graph,
+    Influences,
+    Layers,
+    Monitors,
+    Parameters,
+    Tunes,
+)
 from policies.strategic.messages import KEYS, SeedState, SystemState
 from policies.strategic.packet_page import PAGE_FILE, SCHEMA_FILE, page, schema_text
 from policies.strategic.packet_values import METRICS
@@ -109,13 +123,36 @@ def test_what_is_not_finite_is_refused(value):
 
 
 def test_at_most_128_layers_are_sent_and_the_true_count_is_said():
-    assert graph(MOST_LAYERS).layers.size == MOST_LAYERS == 128
+    assert graph(MOST_NODES).layers.size == MOST_NODES == 128
     with pytest.raises(ValidationError, match="at most 128"):
-        layers(MOST_LAYERS + 1)
+        layers(MOST_NODES + 1)
     assert Graph(layers=layers(3), layer_count=10_000, sampled=True).layer_count == 10_000
-    for count, sampled in ((2, False), (2, True), (3, True), (4, False)):
+    for count, sampled in ((2, False), (2, True), (4, False)):
         with pytest.raises(ValidationError, match="layer_count must be 3 where all layers are sent"):
             Graph(layers=layers(3), layer_count=count, sampled=sampled)
+
+
+def named(count):
+    return {"name": tuple(f"node{at}" for at in range(count))}
+
+
+def test_every_other_table_has_a_limit_of_its_own():
+    for kind in (Activations, Parameters):
+        assert kind(**named(MOST_NODES)).size == MOST_NODES
+        with pytest.raises(ValidationError, match="at most 128"):
+            kind(**named(MOST_NODES + 1))
+    rows = tuple(range(MOST_EDGES + 1))
+    for kind in (Connects, Feeds, Influences, Tunes, partial(Allowed, method=("linear",) * len(rows))):
+        with pytest.raises(ValidationError, match="at most 1024"):
+            kind(source=rows, target=rows)
+    watching = [seed(f"slot {at}", monitored_layers=Monitors(layer=tuple(range(128)))) for at in range(9)]
+    assert len(packet(graph=graph(128), seeds=tuple(watching[:8])).seeds) == 8
+    with pytest.raises(ValidationError, match="of all slots together must be at most 1024, got 1152"):
+        packet(graph=graph(128), seeds=tuple(watching))
+
+
+def test_activations_may_be_sampled_where_layers_are_not():
+    assert Graph(layers=layers(3), layer_count=3, sampled=True).sampled
 
 
 def test_columns_have_one_length():

@@ -52,13 +52,14 @@ def assert_close(one, other, but=(), tolerance=1e-5):
             )
 
 
-def admitting(arrays, slots, ops):
-    """The arrays with masks that admit these ops, those of slots in all slots that have a seed node."""
+def admitting(arrays, slots, ops, most=100):
+    """The arrays with masks that admit these ops, those of slots in the first of those that have a seed node."""
     heads = SlotConfig.for_row(slots).heads
     mask = torch.ones(len(arrays.seeds), mask_size(heads), dtype=torch.int8)
     views = split_mask(mask, heads)
     views["op"][:] = torch.tensor([LifecycleOp(op) in ops for op in range(heads[0].size)])
     views["slot"][:] = (arrays.seeds >= 0).unsqueeze(1)
+    views["slot"][..., most:] = 0
     return replace(arrays, action_mask=mask)
 
 
@@ -85,6 +86,28 @@ def test_one_network_serves_any_world(slots, internal_levels):
     assert (result.policy_logits[:, :known].abs() < 100).all()
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_actions_drawn_are_admitted_in_every_head(deterministic):
+    """By masks in which each slot and choice is open to some ops and hosts and closed to others."""
+    heads, arrays = SlotConfig.for_row(3).heads, random_arrays(400)
+    views = split_mask(arrays.action_mask, heads)
+    for head in heads[1:]:
+        views[head.name][..., 0] |= views[head.name].sum(-1) == 0  # each row leaves a choice
+    distribution = perturbed()(GraphBatch.from_arrays(arrays), tables()).distribution
+    actions = distribution.sample(torch.Generator().manual_seed(1), deterministic)
+    refused = set()
+    for host, action in enumerate(actions.tolist()):
+        op = action[0]
+        assert views["op"][host, op]
+        for head, choice in zip(heads[1:], action[1:], strict=True):
+            if op in head.needed_by:
+                row = views[head.name][host]
+                row = row[op] if head.masked_by_op else row
+                assert row[choice], head.name
+                refused |= {head.name} if not row.all() else set()
+    assert refused == {head.name for head in heads[1:]}
+
+
 def test_actions_drawn_are_admitted_and_replayed():
     network, arrays = perturbed(), random_arrays(50)
     arrays = admitting(arrays, 3, {LifecycleOp.WAIT, LifecycleOp.GERMINATE, LifecycleOp.PRUNE})
@@ -105,6 +128,25 @@ def test_a_blending_window_is_in_order_and_long_enough(a, b):
     start, end = blending_window(torch.tensor([a, b])).tolist()
     assert 0 <= start <= 0.95 + 1e-6
     assert start + 0.05 - 1e-6 <= end <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("far", [1.0, 30.0])
+def test_the_network_says_such_windows_of_its_own_numbers(far):
+    network, raw = perturbed(), []
+    with torch.no_grad():
+        network.heads.window.weight *= far
+    network.heads.window.register_forward_hook(lambda module, args, output: raw.append(output))
+    schedule = network(GraphBatch.from_arrays(random_arrays(20)), tables()).schedule
+    start, end = schedule.unbind(-1)
+    assert (start >= 0).all()
+    assert (start <= 0.95).all()
+    assert (start + 0.05 - 1e-6 <= end).all()
+    assert (end <= 1 + 1e-6).all()
+    first, second = raw[0].sigmoid().unbind(-1)
+    torch.testing.assert_close(start, 0.95 * first)
+    torch.testing.assert_close(end, start + 0.05 + (0.95 - start) * second)
+    assert start.std() > 0.01 * far**0.5
+    assert (end - start).std() > 0.01 * far**0.5
 
 
 def test_a_method_that_the_seed_does_not_allow_is_refused_and_linear_stays_where_it_names_none():
@@ -230,13 +272,14 @@ def test_slots_that_a_graph_does_not_have_change_nothing():
     assert (result.distribution.log_probs[1][..., 3:].exp() == 0).all()
 
 
-@pytest.mark.parametrize("slots", [1, 2, 5, 10])
-def test_the_chance_of_wait_at_equal_scores_does_not_depend_on_the_number_of_slots(slots):
+@pytest.mark.parametrize(("slots", "admitted"), [(1, 1), (2, 1), (2, 2), (5, 2), (5, 5), (10, 3), (10, 10)])
+def test_the_chance_of_wait_at_equal_scores_does_not_depend_on_the_number_of_slots(slots, admitted):
     network = build()
     with torch.no_grad():
         for output in (network.heads.action.slot_scores, network.heads.action.free_scores[-1]):
             output.weight.zero_()
-    arrays = admitting(random_arrays(2, {**SIZES, "seed": slots}), slots, {LifecycleOp.WAIT, LifecycleOp.GERMINATE})
+    ops = {LifecycleOp.WAIT, LifecycleOp.GERMINATE}
+    arrays = admitting(random_arrays(2, {**SIZES, "seed": slots}), slots, ops, admitted)
     probs = network(GraphBatch.from_arrays(arrays), tables(slots)).distribution.op_log_probs.exp()
     torch.testing.assert_close(probs[:, :2], torch.full((2, 2), 0.5))
 

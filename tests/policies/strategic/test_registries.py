@@ -10,8 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.vocabulary import BLENDING_METHODS
+from policies.strategic.builder import GraphBuilder, numbered
+from policies.strategic.graph_columns import Layers
+from policies.strategic.measured import Measured
+from policies.strategic.normaliser import MetricNormaliser
 from policies.strategic.registries import PRE_SEEDED, UNKNOWN, Capacities, Registries, RegistryView, RegistryViews
 from tests.esper_ray.keeping.places import files_of_at_most
+from tests.policies.strategic.states import chain, state
 
 NAMES = st.lists(st.text(min_size=1, max_size=4), max_size=12)
 
@@ -66,6 +71,27 @@ def test_what_finds_no_room_reads_as_unknown_and_is_told_once(tmp_path, caplog):
     assert [views["hazard"].index(name) for name in "abcde"] == [1, 2, 0, 0, 0]
     (record,) = caplog.records
     assert "hazard has room for 2 names: 'c'" in record.getMessage()
+
+
+def test_what_trains_numbers_names_alike_and_the_rest_reads_as_unknown(caplog):
+    """More kinds of layer than there is room for, in two worlds: both are read, and one line says what is not."""
+    worlds = [
+        Measured.of(state(chain(layers).model_copy(update={"layers": layers_called(layers, first)})))
+        for first, layers in ((0, 50), (40, 60))
+    ]
+    with caplog.at_level(logging.WARNING):
+        views = numbered(worlds)
+    known = [f"type{at}" for at in range(64)]
+    assert views["layer_type"].names == tuple(known)
+    (record,) = caplog.records
+    assert "layer_type has room for 64 names: 'type64'" in record.getMessage()
+    codes = GraphBuilder(views, MetricNormaliser()).build(worlds[1]).nodes["layer"].codes[0, :, 0]
+    assert codes.tolist() == [*range(41, 65), *[UNKNOWN] * 36]
+    assert views["optimizer_family"].names == PRE_SEEDED["optimizer_family"]
+
+
+def layers_called(count, first):
+    return Layers(name=tuple(map(str, range(count))), layer_type=tuple(f"type{first + at}" for at in range(count)))
 
 
 def test_a_full_family_does_not_keep_the_others_from_growing(tmp_path):

@@ -6,11 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from envs.vocabulary import BLENDING_METHODS
 from policies.strategic.builder import GraphBuilder
 from policies.strategic.graph import GraphBatch
-from policies.strategic.graph_columns import MOST_LAYERS, Graph
+from policies.strategic.graph_columns import MOST_EDGES, MOST_NODES, Graph
 from policies.strategic.measured import EDGE_TABLES, NODE_TABLES, NUMBERS, TABLES, TEXTS, Measured, Names
+from policies.strategic.messages import SystemState
 from policies.strategic.normaliser import MetricNormaliser
 from policies.strategic.registries import Capacities, RegistryViews
 from policies.strategic.sampling import SAMPLING, Sampling, sample
@@ -22,14 +25,15 @@ from tests.policies.strategic.states import state
 ENDS = {relation.name: (TABLES[relation.source], TABLES[relation.target]) for relation in FORWARD_RELATIONS}
 
 
-def large(layers, edges, seed=0, connects=None):
-    """A host of many layers with random edges; each number of a row is told apart by its row."""
+def large(layers, edges, seed=0, connects=None, activations=None, parameters=3):
+    """A host of many layers with random edges, no two alike; each number of a row is told apart by its row."""
     generator = torch.Generator().manual_seed(seed)
-    rows = {"layers": layers, "activations": layers // 2, "parameters": 3, "seeds": 2}
+    activations = layers // 2 if activations is None else activations
+    rows = {"layers": layers, "activations": activations, "parameters": parameters, "seeds": 2}
 
     def pairs(name, count):
         columns = [torch.randint(rows[table], (count,), generator=generator) for table in ENDS[name]]
-        return torch.stack(columns, dim=-1).unsqueeze(0)
+        return torch.stack(columns, dim=-1).unique(dim=0).unsqueeze(0)
 
     ends = {name: pairs(name, edges) for name in EDGE_TABLES} | {
         name: pairs(name, 4) for name in ("monitors", "allowed")
@@ -44,9 +48,9 @@ def large(layers, edges, seed=0, connects=None):
         Measured.of(state()),
         nodes={name: tuple(f"{name}{row}" for row in range(rows[name])) for name in NODE_TABLES},
         ends=ends,
-        methods=torch.zeros(1, 4, dtype=torch.int64),
+        methods=torch.arange(counts["allowed"]).unsqueeze(0) % len(BLENDING_METHODS),
         numbers=numbers,
-        texts={key: Names(("a",), torch.zeros(1, kind[key], dtype=torch.int64)) for key in TEXTS},
+        texts={key: Names.of([f"name {row}" for row in range(kind[key])]) for key in TEXTS},
         layer_count=layers,
     )
 
@@ -55,28 +59,52 @@ def row_of(name):
     return int(name.lstrip("layersctivonpm"))
 
 
+def rows_kept(part, table):
+    """The rows of the whole model that a sample has."""
+    return list(range(2)) if table == "seeds" else [row_of(name) for name in part.nodes[table]]
+
+
+def edges_of(host, name):
+    """Ends by names of rows → number of the row, as its numbers say."""
+    key = next((key for key in NUMBERS if key.startswith(f"{name}.")), None)
+    pairs = [
+        tuple(rows_kept(host, table)[row] for row, table in zip(pair, ENDS[name], strict=True))
+        for pair in host.ends[name][0].tolist()
+    ]
+    said = host.methods if key is None else host.numbers[key]
+    return dict(zip(pairs, said[0].tolist(), strict=True))
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.integers(MOST_LAYERS + 1, 600), st.integers(0, 2000), st.integers(0, 5), st.data())
-def test_a_sample_is_bounded_and_a_part_of_the_model(layers, edges, seed, data):
-    whole = large(layers, edges, seed)
-    size = data.draw(st.integers(1, MOST_LAYERS))
+@given(
+    *(st.integers(0, 600), st.integers(0, 3000), st.integers(0, 400), st.integers(1, 200)),
+    *(st.integers(0, 5), st.data()),
+)
+def test_a_sample_is_bounded_and_has_all_edges_between_its_nodes(layers, edges, activations, parameters, seed, data):
+    layers, activations = max(layers, 1), max(activations, 1)
+    whole = large(layers, edges, seed, activations=activations, parameters=parameters)
+    size = data.draw(st.integers(1, MOST_NODES))
     part = sample(whole, "packet", Sampling(size, data.draw(st.integers(1, size))))
-    assert part.rows("layers") == size
-    assert all(part.rows(table) <= size for table in NODE_TABLES)
+    tables = {"layers": layers, "activations": activations, "parameters": parameters}
+    assert part.sampled == (max(tables.values()) > size or max(of.shape[1] for of in whole.ends.values()) > MOST_EDGES)
     assert part.layer_count == layers
-    names = part.nodes["layers"]
-    assert list(names) == sorted(names, key=row_of), "in the order in which data passes"
+    assert part.rows("layers") == min(layers, size)
+    for table, count in tables.items():
+        kept = rows_kept(part, table)
+        assert kept == sorted(kept), "in their order, for layers that in which data passes"
+        assert len(kept) <= size
+        assert layers > size or len(kept) == min(count, size), "nothing is left out without need"
+        for key in (key for key in NUMBERS if key.startswith(f"{table}.")):
+            assert torch.equal(part.number(key)[0], whole.number(key)[0, kept])
+        for key in (key for key in TEXTS if key.startswith(f"{table}.")):
+            names = part.texts[key]
+            assert [names.vocabulary[row] for row in names.index[0]] == [f"name {row}" for row in kept]
     for name, tables in ENDS.items():
-        original = whole.ends[name][0].tolist()
-        key = next((key for key in NUMBERS if key.startswith(f"{name}.")), None)
-        for at, pair in enumerate(part.ends[name][0].tolist()):
-            old = [
-                row if table == "seeds" else row_of(part.nodes[table][row])
-                for row, table in zip(pair, tables, strict=True)
-            ]
-            assert old in original
-            if key is not None:
-                assert original[int(part.numbers[key][0, at])] == old, "with its own numbers"
+        kept = [set(rows_kept(part, table)) for table in tables]
+        between = {pair: said for pair, said in edges_of(whole, name).items() if all(map(set.__contains__, kept, pair))}
+        found = edges_of(part, name)
+        assert len(found) == part.ends[name].shape[1] == min(len(between), MOST_EDGES)
+        assert found.items() <= between.items(), "each with its own numbers"
 
 
 def test_the_same_packet_has_the_same_sample_and_another_one_another():
@@ -103,9 +131,9 @@ def test_neighbours_come_before_strangers():
     assert {f"layers{row}" for row in range(61)} <= set(sample(whole, "packet").nodes["layers"])
 
 
-@pytest.mark.parametrize("sizes", [(MOST_LAYERS + 1, 1), (0, 0), (8, 9)])
+@pytest.mark.parametrize("sizes", [(MOST_NODES + 1, 1), (0, 0), (8, 9)])
 def test_a_packet_has_no_more_room(sizes):
-    with pytest.raises(ValueError, match="layers"):
+    with pytest.raises(ValueError, match=r"nodes|layers"):
         Sampling(*sizes)
 
 
@@ -114,13 +142,26 @@ def test_a_small_model_is_left_as_it_is():
     assert sample(measured, "packet") is measured
 
 
-def test_a_sample_is_read_and_sent():
-    part = sample(large(5000, 20_000), "packet")
-    part = replace(part, numbers={key: values.clamp(0.0, 1.0) for key, values in part.numbers.items()})
-    batch = GraphBatch.from_arrays(GraphBuilder(RegistryViews.fresh(Capacities()), MetricNormaliser()).build(part))
-    assert len(batch.nodes["layer"].codes) == MOST_LAYERS
-    edges = {name: part.ends[name][0].unique(dim=0, return_inverse=True)[1] for name in EDGE_TABLES}
-    assert all(len(rows) == part.ends[name].shape[1] for name, rows in edges.items())
+@pytest.mark.parametrize("many", ["layers", "activations", "parameters", "edges"])
+def test_a_sample_is_sent_and_read_and_one_row_more_is_refused(many):
+    counts = {"layers": 100, "activations": 100, "parameters": 100, "edges": 800} | {many: 4000}
+    whole = large(counts["layers"], counts["edges"], 0, None, counts["activations"], counts["parameters"])
+    whole = replace(whole, numbers={key: values.clamp(0.0, 1.0) for key, values in whole.numbers.items()})
+    with pytest.raises(ValidationError, match=f"at most {MOST_EDGES if many == 'edges' else MOST_NODES}"):
+        graph_of(whole)
+    part = sample(whole, "packet")
+    sent = SystemState.model_validate_json(state(graph_of(part)).model_dump_json())
+    assert (sent.graph.sampled, sent.graph.layer_count) == (True, counts["layers"])
+    again = Measured.of(sent)
+    for table in NODE_TABLES:
+        assert again.nodes[table] == part.nodes[table]
+    for name in (*EDGE_TABLES, "allowed"):
+        assert torch.equal(again.ends[name], part.ends[name])
+    for key in NUMBERS:
+        if key.partition(".")[0] in (*NODE_TABLES, *EDGE_TABLES):
+            torch.testing.assert_close(again.number(key), part.number(key), check_dtype=False)
+    batch = GraphBatch.from_arrays(GraphBuilder(RegistryViews.fresh(Capacities()), MetricNormaliser()).build(again))
+    assert len(batch.nodes["layer"].codes) == min(counts["layers"], MOST_NODES)
 
 
 # ------------------------------------------------------------------ arrays and packets

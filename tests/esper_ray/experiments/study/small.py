@@ -6,8 +6,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 import esper_ray.learning.training
 from esper_ray.experiments.study.study_run import run_study
+from esper_ray.keeping.policy_settings import policy_settings, trained_names
 from esper_ray.keeping.run_directory import POLICY_FILE
-from policies.learned import LearnedPolicy, build_network
+from policies.factory import build_policy
+from policies.learned import LEARNED
 from policies.weights import save_weights
 
 SMALL = {
@@ -48,8 +50,8 @@ class FakeTraining:
 
     def __call__(self, run, config, console):
         index = run.index()
-        slots = config.env.make_task().slots
-        policy = LearnedPolicy(slots, build_network(slots, config.network))
+        names = trained_names(config.env, config.network)
+        policy = build_policy(LEARNED, policy_settings(config.env, config.network, names))
         writer = SummaryWriter(str(run.path))
         for iteration in range(index["latest"].iteration + 1 if index else 1, config.run.iterations + 1):
             if len(self.iterations) == self.stop_after:

@@ -38,6 +38,17 @@ def test_an_interrupted_study_goes_on_where_it_stopped_and_does_nothing_twice(st
     assert not third.iterations
 
 
+def test_a_study_plays_policies_that_read_graphs_wherever_its_worlds_have_slots(tmp_path, monkeypatch):
+    graph = {"network.kind": "graph", "sage_width": 16, "gat_width": 8, "attention_heads": 2}
+    worlds = {"same": None, "scale": {"task": "digits_scale"}, "rows": {"task": "tabular"}}
+    few = {"arms": {"graph": {}}, "seeds": 1, "evaluations": worlds, "settings": SMALL["settings"] | graph}
+    directory = StudyDirectory(tmp_path / "out", Study.read(written(tmp_path, **few)))
+    run_with(monkeypatch, FakeTraining(), directory)
+    played = [json.loads(path.read_text()) for path in directory.path.glob("episodes/*/graph.seed-0.json")]
+    scores = [of["measures"]["score"] for results in played for of in results["policies"].values()]
+    assert [len(of) for of in scores] == [2, 2, 2]
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"settings": {}}', '{"settings": {}, "seconds": 1, "policies": [1]}']
 )
