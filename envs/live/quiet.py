@@ -57,7 +57,7 @@ class _Buffer:
         now = self.module._buffers.get(self.name)
         if now is None or not _kind(now) == _kind(self.tensor) == _kind(self.values):
             return
-        self.module._buffers[self.name] = self.tensor
+        setattr(self.module, self.name, self.tensor)
         if not torch.equal(self.tensor, self.values):
             self.tensor.data.copy_(self.values)  # the version counter says what the user wrote
 

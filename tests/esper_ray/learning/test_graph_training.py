@@ -1,6 +1,5 @@
 """One run of a graph network in worlds of different hosts and slots: learnt, stopped, handed on, played elsewhere."""
 
-import io
 import json
 import shutil
 from dataclasses import replace
@@ -101,15 +100,13 @@ def test_the_same_seed_gives_the_same_bits(tmp_path):
 
 
 def test_a_run_is_drawn_and_compared_as_any_is(run, tmp_path):
-    few = ["--max-epochs", "3"]
-    parse(["replay", str(run.path), *few, "--task", "text", "--output", str(tmp_path / "replay.png")]).run(QUIET)
+    replay = ["replay", str(run.path), "--max-epochs", "3", "--task", "text"]
+    parse([*replay, "--output", str(tmp_path / "replay.png")]).run(QUIET)
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
     other = shutil.copytree(run.path, tmp_path / "other")
-    parse(["evaluate", str(other), "--episodes", "2", *few, "--policies", "learned", "never_grow"]).run(QUIET)
-    said = io.StringIO()
-    parse(["compare", str(run.path), str(other), "--output", str(tmp_path / "out")]).run(Console(file=said, width=120))
-    assert "2 of tabular, 3 epochs" in (tmp_path / "out" / "comparison.md").read_text()
-    assert "World/score" in said.getvalue() or "score" in said.getvalue()
+    parse(["evaluate", str(other), "--episodes", "2", "--policies", "learned", "never_grow"]).run(QUIET)
+    parse(["compare", str(run.path), str(other), "--output", str(tmp_path / "out")]).run(QUIET)
+    assert f"2 of tabular, {EPOCHS} epochs" in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_an_export_plays_any_task_as_its_run_does(run, export):
