@@ -18,13 +18,14 @@ from envs.batched.parameters import count_parameters
 from envs.blueprints import blueprints_for
 from envs.live.places import KINDS, Kind
 from envs.vocabulary import BLENDING_METHODS, INTERNAL_KINDS, INTERNAL_START_LEVEL, Blueprint
-from esper_ray.controller.commands import Severity
+from esper_ray.controller.commands import Reason, Severity
 from esper_ray.controller.outcomes import RecordedOutcomes, SeedOutcomes
+from esper_ray.controller.signals import ROWS
+from esper_ray.controller.thresholds import Thresholds
 from esper_ray.errors import UserError
 from esper_ray.reading import checked, read_json
 from policies.strategic.measured import BLUEPRINT_NAMES
 from policies.strategic.packet_values import BlendingMethod, ByName, Name
-from policies.strategic.schema import RISK_CLASSES
 
 OUTCOMES_FILE = Path(__file__).with_name("outcomes.json")
 """What ships; ``studies/catalogue.sh`` writes it."""
@@ -105,9 +106,10 @@ class Entry:
         return self.outcomes.risk
 
     @property
-    def tier(self) -> str:
-        """The risk class whose level, as a share of the highest, is nearest to the risk."""
-        return RISK_CLASSES[round(self.risk * (len(RISK_CLASSES) - 1))]
+    def tier(self) -> Severity:
+        """What the risk table makes of the risk, as it comes: INFO where nothing."""
+        signal = ROWS[Reason.BLUEPRINT_RISK].of(self.risk, self.name, Thresholds())
+        return Severity.INFO if signal is None else signal.severity
 
     @property
     def hazard(self) -> Severity | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from esper_ray.controller.catalogue import Entry, make_catalogue, shipped_outcomes
 from esper_ray.controller.outcomes import HARM, PRIOR_RISK, PRIOR_SEEDS, End, RecordedOutcomes
+from esper_ray.controller.thresholds import Thresholds
 
 PAGE_FILE = "catalogue.md"
 WIDTHS = (8, 32, 128)
@@ -27,10 +28,10 @@ from the blueprints themselves, its risk from what became of such seeds in recor
   validation loss rose by more than 0.15 within 5 epochs of such a decision. **Pruned**: taken out again. A seed that
   was never blended in can have done nothing, and does not count.
 - What a loss would have done without the seed nobody knows: some of what counts against a blueprint is the host's own.
-- **Tier** is the risk class whose level, as a share of the highest, is nearest: SAFE 0, LOW ¼, MODERATE ½, HIGH ¾,
-  CRITICAL 1. By default the controller masks a blueprint from a risk of 0.8 on, one with a CRITICAL hazard, and a
-  quarantined one, before anybody chooses; from a risk of 0.5 on, or with a HIGH hazard, what adds such a seed becomes
-  OPTIMIZER.
+- **Tier** is what the risk table makes of the risk, as it comes: CRITICAL from {Thresholds.blueprint_risk_pauses:g} on,
+  WARNING from {Thresholds.blueprint_risk_slows:g} on, INFO below. The controller masks a blueprint of tier CRITICAL,
+  one with a CRITICAL hazard, and a quarantined one, before anybody chooses; with tier WARNING or a HIGH hazard, what
+  adds such a seed becomes OPTIMIZER.
 
 A file of one's own adds what nobody can measure, by blueprint; every field may be left out:
 
@@ -62,7 +63,7 @@ def _blueprints(entries: list[Entry]) -> Iterator[str]:
     yield "|---" * (5 + len(HARM)) + "|"
     for entry in entries:
         ends = (str(getattr(entry.outcomes, end)) for end in (*HARM, End.UNSEEN))
-        yield _line(entry.name, entry.tier, f"{entry.risk:.2f}", str(entry.outcomes.blended), *ends)
+        yield _line(entry.name, entry.tier.name, f"{entry.risk:.2f}", str(entry.outcomes.blended), *ends)
     yield "\n## Where they grow\n"
     yield f"Parameters as they germinate, without a gate, at widths of {widths}. All blending methods are allowed.\n"
     yield _line("blueprint", "slots", "parameters")

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from esper_ray.controller.policy_process import PolicyProcess, StartError
-from esper_ray.controller.proposals import Kind, Outcome, Request
+from esper_ray.controller.proposals import Ending, Hello, Reply, Request
 from esper_ray.errors import UserError
 
 DEADLINE_SECONDS = 0.045
@@ -49,7 +49,7 @@ class IsolatedPolicy:
     ) -> None:
         self._policy, self._deadline_s, self._patience_s, self._now = policy, deadline_s, patience_s, now
         self._directory = Path.cwd()
-        self._version, self._problem = "", ""
+        self._hello, self._problem = Hello(), ""
         self._ready: list[PolicyProcess] = []
         self._news, self._closing = asyncio.Condition(), asyncio.Event()
         # One thread does everything with the workers, so that no two threads change anything here.
@@ -58,7 +58,7 @@ class IsolatedPolicy:
         self._thread.start()
 
     # ------------------------------------------------------------------ for the service
-    def ask(self, request: Request, deadline_s: float | None = None) -> Outcome:
+    def ask(self, request: Request, deadline_s: float | None = None) -> Reply:
         """Ask the policy, and wait at most until the deadline. It raises nothing.
 
         Args:
@@ -67,7 +67,7 @@ class IsolatedPolicy:
         """
         seconds = self._deadline_s if deadline_s is None else deadline_s
         due = self._now() + seconds
-        closed = Outcome(Kind.ERROR, "the policy's workers are closed")
+        closed = Reply(Ending.ERROR, "the policy's workers are closed")
         asking = self._ask(request)
         try:
             future = asyncio.run_coroutine_threadsafe(asking, self._loop)
@@ -76,21 +76,21 @@ class IsolatedPolicy:
             return closed
         while (left := due - self._now()) > 0:
             try:
-                outcome = future.result(left)
+                reply = future.result(left)
             except TimeoutError:
                 continue
             except CancelledError:
                 return closed
             if self._now() <= due:
-                return outcome
+                return reply
         future.cancel()
-        return Outcome(Kind.TIMEOUT, f"no answer within {1e3 * seconds:.0f} ms")
+        return Reply(Ending.TIMEOUT, f"no answer within {1e3 * seconds:.0f} ms")
 
-    def wait_ready(self, timeout_s: float = 120.0) -> str:
+    def wait_ready(self, timeout_s: float = 120.0) -> Hello:
         """Wait until a worker has the policy.
 
         Returns:
-            The policy's version.
+            What it says of it.
 
         Raises:
             UserError: there is no such policy, or no worker in time.
@@ -101,7 +101,7 @@ class IsolatedPolicy:
             problem = f"no worker had the policy {self._policy!r} within {timeout_s:.0f} s"
         if problem:
             raise UserError(problem)
-        return self._version
+        return self._hello
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -158,10 +158,10 @@ class IsolatedPolicy:
 
     async def _started(self) -> PolicyProcess:
         worker = await PolicyProcess.start(self._policy, self._directory, self._patience_s)
-        if self._version not in ("", worker.policy_version):
+        if self._hello not in (Hello(), worker.hello):
             await worker.stop()
             raise StartError(f"the policy {self._policy} has changed since these workers began with it: put it back")
-        self._version = worker.policy_version
+        self._hello = worker.hello
         return worker
 
     async def _tell(self, problem: str) -> None:
@@ -169,13 +169,13 @@ class IsolatedPolicy:
             self._problem = problem
             self._news.notify_all()
 
-    async def _ask(self, request: Request) -> Outcome:
+    async def _ask(self, request: Request) -> Reply:
         if not self._ready:
-            return Outcome(Kind.STARTING, self._problem or "no worker has the policy yet, or not again")
+            return Reply(Ending.STARTING, self._problem or "no worker has the policy yet, or not again")
         try:
             return await self._ready[0].ask(request.framed())
         except Exception as error:  # whatever it is: a trainer waits for this
-            return Outcome(Kind.ERROR, " ".join(f"{type(error).__name__}: {error}".split()))
+            return Reply(Ending.ERROR, " ".join(f"{type(error).__name__}: {error}".split()))
 
     async def _settled(self) -> str:
         async with self._news:

@@ -14,7 +14,7 @@ from threading import Thread
 from typing import Self
 
 from esper_ray.controller.framing import read
-from esper_ray.controller.proposals import Answer, Hello, Kind, Outcome
+from esper_ray.controller.proposals import Answer, Ending, Hello, Reply
 
 START_SECONDS = 300.0
 """Within which a worker has its policy, on the slowest of machines."""
@@ -37,7 +37,7 @@ class PolicyProcess:
 
     Attributes:
         pid: Of the process.
-        policy_version: Of its policy.
+        hello: What it said of its policy.
         over: Set once it answers no more.
     """
 
@@ -50,8 +50,8 @@ class PolicyProcess:
     ) -> None:
         self._process, self._reader, self._writer, self._patience_s = process, reader, writer, patience_s
         self._turn = asyncio.Lock()
-        self._asking: asyncio.Task[Outcome] | None = None
-        self.pid, self.policy_version = process.pid, ""
+        self._asking: asyncio.Task[Reply] | None = None
+        self.pid, self.hello = process.pid, Hello()
         self.over, self._gone = asyncio.Event(), asyncio.Event()
         Thread(target=self._wait, args=(asyncio.get_running_loop(),), daemon=True).start()
 
@@ -94,9 +94,9 @@ class PolicyProcess:
             raise StartError(f"the worker {await self._how_it_ended()} before it had its policy") from None
         if hello.policy_version is None:
             raise StartError(hello.problem)
-        self.policy_version = hello.policy_version
+        self.hello = hello
 
-    async def ask(self, request: bytes) -> Outcome:
+    async def ask(self, request: bytes) -> Reply:
         """Put a question, after those before it.
 
         Whoever is cancelled while waiting for the turn has asked nothing. Later the worker goes on with the answer,
@@ -110,19 +110,19 @@ class PolicyProcess:
         self._asking.add_done_callback(lambda _: self._turn.release())
         return await asyncio.shield(self._asking)
 
-    async def _ask(self, request: bytes) -> Outcome:
+    async def _ask(self, request: bytes) -> Reply:
         try:
             async with asyncio.timeout(self._patience_s):
                 self._writer.write(request)
-                return Answer.outcome(await read(self._reader))
+                return Answer.reply(await read(self._reader))
         except TimeoutError:
             await self.stop()
-            return Outcome(Kind.CRASHED, f"the worker was stuck for {self._patience_s:g} s, and was ended")
+            return Reply(Ending.CRASHED, f"the worker was stuck for {self._patience_s:g} s, and was ended")
         except (EOFError, OSError):
-            return Outcome(Kind.CRASHED, f"the worker {await self._how_it_ended()}")
+            return Reply(Ending.CRASHED, f"the worker {await self._how_it_ended()}")
         except ValueError as error:
             await self.stop()
-            return Outcome(Kind.ERROR, f"the worker gave no answer that can be read: {' '.join(str(error).split())}")
+            return Reply(Ending.ERROR, f"the worker gave no answer that can be read: {' '.join(str(error).split())}")
 
     async def stop(self) -> None:
         """End it, if it has not ended, and wait until it has."""

@@ -1,4 +1,4 @@
-"""What a service asks a policy in a process of its own, and what it gets: requests, proposals, outcomes."""
+"""What a service asks a policy in a process of its own, and what it gets: requests, proposals, replies."""
 
 from __future__ import annotations
 
@@ -9,36 +9,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from envs.slots import SlotConfig
+from esper_ray.controller.commands import Blending
 from esper_ray.controller.framing import framed
-from policies.strategic.coverage import Coverage
-from policies.strategic.packet_values import BlendingMethod, Message, Name, Natural, NotNegative, Number, Share
-
-
-class Blending(Message):
-    """How a policy would blend a seed in."""
-
-    method: BlendingMethod
-    """Form of the ramp."""
-    start: Share
-    """Where the ramp begins, as a share of the time that there is for it."""
-    end: Share
-    """Where it ends."""
-
-
-class Covered(Message):
-    """Shares that were measured of what the run declares."""
-
-    average: Share
-    """Of all entries."""
-    types: dict[Name, Share]
-    """Of each type of node, edge or other part."""
-    keys: dict[Name, Share]
-    """Of each key."""
-
-    @classmethod
-    def of(cls, coverage: Coverage) -> Self:
-        """The same as a message."""
-        return cls(average=coverage.average, types=coverage.types, keys=coverage.keys)
+from policies.strategic.packet_values import Count, Message, Name, Natural, NotNegative, Number, Share
 
 
 class Proposal(Message):
@@ -59,8 +33,6 @@ class Proposal(Message):
     says none."""
     blending: dict[Name, Blending] = Field(default_factory=dict)
     """Slot → how to blend its seed in, where the policy says that."""
-    coverage: Covered | None = None
-    """Where the policy says it."""
     embedding: tuple[float, ...] | None = None
     """What it has read of the run, as numbers to store."""
     inference_ms: NotNegative
@@ -70,7 +42,7 @@ class Proposal(Message):
     nothing."""
 
 
-class Kind(StrEnum):
+class Ending(StrEnum):
     """How asking a policy can end."""
 
     ANSWER = "answer"
@@ -87,16 +59,16 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Reply:
     """How asking a policy ended.
 
     Attributes:
-        kind: Of the end.
+        ending: Of it.
         reason: One line; empty with an answer.
         proposal: Of an answer, else None. Whatever else happened, the policy remembers what it did before.
     """
 
-    kind: Kind
+    ending: Ending
     reason: str = ""
     proposal: Proposal | None = None
 
@@ -149,18 +121,34 @@ class Hello(Message):
 
     policy_version: Name | None = None
     problem: str = ""
+    num_slots: Count | None = None
+    """That a run must have; None if any number will do."""
+    internal_levels: bool = False
+    """Of those slots."""
+
+    @classmethod
+    def of(cls, policy_version: str, slots: SlotConfig | None) -> Self:
+        """Of a worker that has its policy."""
+        if slots is None:
+            return cls(policy_version=policy_version)
+        return cls(policy_version=policy_version, num_slots=slots.num_slots, internal_levels=slots.internal_levels)
+
+    @property
+    def slots(self) -> SlotConfig | None:
+        """That a run must have; None if any will do."""
+        return None if self.num_slots is None else SlotConfig.for_row(self.num_slots, self.internal_levels)
 
 
 class Answer(Message):
     """A worker's message to a request."""
 
-    kind: Kind
+    ending: Ending
     reason: str = ""
     proposal: Proposal | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.kind is Kind.ANSWER) != (self.proposal is not None):
+        if (self.ending is Ending.ANSWER) != (self.proposal is not None):
             raise ValueError("an answer has a proposal, and nothing else has")
         return self
 
@@ -170,7 +158,7 @@ class Answer(Message):
         return framed(self, *(() if hidden is None else (hidden,)))
 
     @classmethod
-    def outcome(cls, parts: list[bytes]) -> Outcome:
+    def reply(cls, parts: list[bytes]) -> Reply:
         """What the parts of a frame say.
 
         Raises:
@@ -181,7 +169,7 @@ class Answer(Message):
         proposal = answer.proposal
         if proposal is not None and blobs:
             proposal = proposal.model_copy(update={"hidden": blobs[0]})
-        return Outcome(answer.kind, answer.reason, proposal)
+        return Reply(answer.ending, answer.reason, proposal)
 
 
 def draw_seed(run_id: str, packet_id: str) -> int:

@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from envs.action_masks import mask_size, refusals
 from envs.slots import SlotConfig
 from envs.vocabulary import HeadSpec, LifecycleOp
-from esper_ray.controller.proposals import Answer, Blending, Covered, Kind, Proposal, Request
+from esper_ray.controller.commands import Blending
+from esper_ray.controller.proposals import Answer, Ending, Proposal, Request
 from esper_ray.errors import UserError
 from esper_ray.keeping.export import CARD_FILE, load_export
 from esper_ray.keeping.strategic_policy import checkpoint_in, exported, load_strategic
@@ -46,7 +47,6 @@ from policies.weights import differences
 logging.getLogger(coverage.__name__).disabled = True
 
 BuildPolicy = Callable[[PolicySettings], PolicyBundle]
-USUAL_SLOTS = SlotConfig.for_row(3)
 
 
 class NotFiniteError(ValueError):
@@ -72,8 +72,8 @@ class Proposer(Protocol):
     """A policy that keeps nothing between two packets."""
 
     @property
-    def slots(self) -> SlotConfig:
-        """Of a run that it can read."""
+    def slots(self) -> SlotConfig | None:
+        """The only ones that a run can have; None if it reads any."""
         ...
 
     def think(self, packet: SystemState, hidden: bytes | None, generator: torch.Generator, greedy: bool) -> Thought:
@@ -97,10 +97,10 @@ class ObservationProposer:
 
     Args:
         policy_for: The policy for the slots and the length of a packet's run.
-        slots: Of a run that it can read.
+        slots: The only ones that a run can have; None if it reads any.
     """
 
-    def __init__(self, policy_for: BuildPolicy, slots: SlotConfig = USUAL_SLOTS) -> None:
+    def __init__(self, policy_for: BuildPolicy, slots: SlotConfig | None = None) -> None:
         self.slots = slots
 
         @cache
@@ -139,14 +139,14 @@ class PacketProposer:
         play_temperature: Of its draws.
     """
 
-    slots = USUAL_SLOTS
+    slots = None
 
     def __init__(self, checkpoint: Checkpoint, play_temperature: float = 1.0) -> None:
         self._policy, self._temperature = StrategicPolicy(checkpoint), play_temperature
         self._return_scale = checkpoint.return_scale
 
     def think(self, packet: SystemState, hidden: bytes | None, generator: torch.Generator, greedy: bool) -> Thought:
-        """With risk, blending, coverage and an embedding."""
+        """With risk, blending and an embedding."""
         run = self._policy.open_run(packet.run_id, None if hidden is None else json.loads(hidden))
         reading = run.read(packet)
         distribution = reading.result.distribution.at_temperature(self._temperature)
@@ -160,8 +160,10 @@ class PacketProposer:
             "op_probs": dict(zip(heads[0].choices, distribution.op_log_probs[0].exp().tolist(), strict=True)),
             "value": whole["value"],
             "risk": expected_risk(list(whole["risk"].values())),
-            "blending": {slot: Blending(**how) for slot, how in whole["blending"].items()},
-            "coverage": Covered.of(reading.coverage),
+            "blending": {
+                slot: Blending(method=how["method"], schedule_start=how["start"], schedule_end=how["end"])
+                for slot, how in whole["blending"].items()
+            },
             "embedding": tuple(reading.result.telemetry_embedding[0].tolist()),
         }
         return Thought(heads, told, json.dumps(run.scale).encode())
@@ -189,15 +191,15 @@ def answer(proposer: Proposer, policy_version: str, request: Request) -> Answer:
             **thought.said,
         )
     except NotFiniteError as error:
-        return Answer(kind=Kind.NOT_FINITE, reason=str(error))
+        return Answer(ending=Ending.NOT_FINITE, reason=str(error))
     except ValidationError as error:
         finite = all(problem["type"] != "finite_number" for problem in error.errors())
-        return Answer(kind=Kind.ERROR if finite else Kind.NOT_FINITE, reason=describe_problems(error))
+        return Answer(ending=Ending.ERROR if finite else Ending.NOT_FINITE, reason=describe_problems(error))
     except Exception as error:  # of a policy that anybody may have written
-        return Answer(kind=Kind.ERROR, reason=one_line(error))
+        return Answer(ending=Ending.ERROR, reason=one_line(error))
     if refused := _refused(packet, thought.heads, proposal.action):
-        return Answer(kind=Kind.MASKED_ACTION, reason=refused)
-    return Answer(kind=Kind.ANSWER, proposal=proposal)
+        return Answer(ending=Ending.MASKED_ACTION, reason=refused)
+    return Answer(ending=Ending.ANSWER, proposal=proposal)
 
 
 def _refused(packet: SystemState, heads: Sequence[HeadSpec], action: Sequence[int]) -> str:

@@ -78,7 +78,7 @@ class Decision(Message):
     """As it was judged."""
 
 
-class RunState(Message):
+class StoredRun(Message):
     """What the next decision of a run depends on."""
 
     mode: bytes
@@ -158,11 +158,11 @@ class Records:
         """Ids of all runs, the first first."""
         return [run_id for (run_id,) in self._rows("SELECT run_id FROM runs ORDER BY rowid")]
 
-    def state(self, run_id: str) -> RunState | None:
+    def state(self, run_id: str) -> StoredRun | None:
         """The latest state of a run; None of one that is not known."""
-        names = tuple(RunState.model_fields)
+        names = tuple(StoredRun.model_fields)
         rows = self._rows(f"SELECT {', '.join(names)} FROM runs WHERE run_id = ?", run_id)
-        return RunState(**dict(zip(names, rows[0], strict=True))) if rows else None
+        return StoredRun(**dict(zip(names, rows[0], strict=True))) if rows else None
 
     def records(self, run_id: str, after: int = 0) -> Iterator[Record | Unreadable]:
         """Decisions of a run in their order, those that cannot be read as such.

@@ -22,7 +22,7 @@ from esper_ray.controller.records import (
     Decision,
     Fate,
     Records,
-    RunState,
+    StoredRun,
     StoreFailed,
     check_version,
     failures,
@@ -115,7 +115,7 @@ class Store(Records):
                 )
             )
 
-    def record(self, decision: Decision, state: RunState, *, withheld: bool = False) -> tuple[str, ...]:
+    def record(self, decision: Decision, state: StoredRun, *, withheld: bool = False) -> tuple[str, ...]:
         """Commit a decision and its run's new state. Commands of the run that have waited too long are lost with it.
 
         Args:
@@ -154,7 +154,7 @@ class Store(Records):
                 )
             )
 
-    def put_state(self, run_id: str, state: RunState) -> None:
+    def put_state(self, run_id: str, state: StoredRun) -> None:
         """Commit a run's state without a decision, as when somebody changes its mode by hand.
 
         Raises:
@@ -229,7 +229,7 @@ class Store(Records):
                 raise
 
 
-def _put(connection: sqlite3.Connection, run_id: str, state: RunState) -> None:
+def _put(connection: sqlite3.Connection, run_id: str, state: StoredRun) -> None:
     connection.execute(
         "INSERT INTO runs VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
         "SET mode = excluded.mode, history = excluded.history, hidden = excluded.hidden",

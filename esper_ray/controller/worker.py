@@ -12,6 +12,7 @@ import sys
 from queue import SimpleQueue
 from threading import Thread
 
+from envs.slots import SlotConfig
 from envs.vocabulary import NO_BLUEPRINT, SeedStage
 from esper_ray.controller.framing import framed, received
 from esper_ray.controller.proposals import Answer, Hello, Request
@@ -22,6 +23,8 @@ from policies.strategic.messages import SeedState, SystemState, flat_sizes
 
 WARM_UPS = 3
 """Answers before the first that counts: torch does much when it first does something."""
+USUAL_SLOTS = SlotConfig.for_row(3)
+"""Of the run that a policy for any slots is warmed up with."""
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def main() -> None:
         connection.sendall(framed(Hello(problem=problem)))
         return
     warm_up(proposer)
-    connection.sendall(framed(Hello(policy_version=version)))
+    connection.sendall(framed(Hello.of(version, proposer.slots)))
     while True:
         connection.sendall(answer(proposer, version, Request.of(requests.get())).framed())
 
@@ -54,7 +57,7 @@ def _receive(connection: socket.socket, requests: SimpleQueue[list[bytes]]) -> N
 
 def warm_up(proposer: Proposer) -> Answer:
     """Let a policy answer about a run in which nothing is known; returns the last that it says."""
-    slots = proposer.slots
+    slots = proposer.slots or USUAL_SLOTS
     sizes = flat_sizes(slots.num_slots, slots.internal_levels)
     packet = SystemState(
         run_id="warm-up",

@@ -26,7 +26,6 @@ from esper_ray.measuring.recording import RecordedWorld, record_episodes
 from policies.scripted import RandomValid
 from policies.strategic.labels import ACTIONS
 from policies.strategic.replay_store import Replay, ReplayStore
-from policies.strategic.schema import RISK_CLASSES
 from tests.envs.helpers import EAGER, random_valid_action
 from tests.envs.plain_lifecycle import build, worlds
 
@@ -124,12 +123,11 @@ def test_every_blueprint_that_can_grow_has_an_entry_with_its_parameters():
 
 
 @given(COUNTS)
-def test_the_tier_is_the_class_that_is_nearest(outcomes):
+def test_the_tier_is_what_the_risk_table_makes_of_the_risk(outcomes):
     recorded = RecordedOutcomes(commit=None, command="", record="", sources=(), blueprints={"norm": outcomes})
-    catalogue = make_catalogue(recorded, {})
-    entry, levels = catalogue["norm"], np.arange(5) / 4
-    assert abs(levels[RISK_CLASSES.index(entry.tier)] - entry.risk) == abs(levels - entry.risk).min()
-    assert catalogue["mlp"].tier == "LOW"
+    entry, thresholds = make_catalogue(recorded, {})["norm"], Thresholds()
+    assert (entry.tier is Severity.CRITICAL) == (entry.name in forbidden({entry.name: entry}, thresholds))
+    assert (entry.tier >= Severity.WARNING) == (entry.risk >= thresholds.blueprint_risk_slows)
 
 
 def _written(tmp_path, content):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from esper_ray.controller.isolated_policy import IsolatedPolicy
-from esper_ray.controller.proposals import Kind, Request, draw_seed
+from esper_ray.controller.proposals import Ending, Request, draw_seed
 from esper_ray.controller.proposing import answer, load_proposer
 from esper_ray.errors import UserError
 from esper_ray.live.policies import SHIPPED
@@ -59,7 +59,7 @@ def faulty(clock):
     """The faulty policy in a worker, and another worker on standby."""
     with IsolatedPolicy(POLICY, patience_s=5.0, standby=True, now=clock) as policy:
         first = policy.ask(request(), LONG)
-        assert (first.kind, first.reason) == (Kind.STARTING, "no worker has the policy yet, or not again")
+        assert (first.ending, first.reason) == (Ending.STARTING, "no worker has the policy yet, or not again")
         policy.wait_ready(LONG)
         yield policy
         wait_until(lambda: policy.pids)
@@ -72,23 +72,23 @@ def faulty(clock):
 def asked(policy, fault="none", **changes):
     """The answer to a question that there is enough time for."""
     outcome = policy.ask(request(fault, **changes), LONG)
-    assert outcome.kind is Kind.ANSWER, outcome
+    assert outcome.ending is Ending.ANSWER, outcome
     return outcome.proposal
 
 
 def test_what_is_wrong_with_an_answer_is_an_outcome_and_the_worker_goes_on(faulty):
     (pid, *_), before = faulty.pids, asked(faulty).value
     expected = {
-        "raises": (Kind.ERROR, "RuntimeError: the policy is broken"),
-        "not finite": (Kind.NOT_FINITE, "value"),
-        "forgets numbers": (Kind.NOT_FINITE, "what the policy remembers is not finite"),
-        "masked": (Kind.MASKED_ACTION, "op GERMINATE is masked"),
-        "no index": (Kind.MASKED_ACTION, "got shape (1, 8) with values from 99 to 99"),
-        "no tensor": (Kind.ERROR, "TypeError: "),
+        "raises": (Ending.ERROR, "RuntimeError: the policy is broken"),
+        "not finite": (Ending.NOT_FINITE, "value"),
+        "forgets numbers": (Ending.NOT_FINITE, "what the policy remembers is not finite"),
+        "masked": (Ending.MASKED_ACTION, "op GERMINATE is masked"),
+        "no index": (Ending.MASKED_ACTION, "got shape (1, 8) with values from 99 to 99"),
+        "no tensor": (Ending.ERROR, "TypeError: "),
     }
     for fault, (kind, reason) in expected.items():
         outcome = faulty.ask(request(fault), LONG)
-        assert (outcome.kind, outcome.proposal) == (kind, None)
+        assert (outcome.ending, outcome.proposal) == (kind, None)
         assert reason in outcome.reason
         assert "\n" not in outcome.reason
     assert asked(faulty).value == before + len(expected) + 1
@@ -97,13 +97,13 @@ def test_what_is_wrong_with_an_answer_is_an_outcome_and_the_worker_goes_on(fault
 
 def test_a_question_that_is_none_is_an_outcome_too(faulty):
     outcome = faulty.ask(Request(b"{}", seed=-1), LONG)
-    assert outcome.kind is Kind.ERROR
+    assert outcome.ending is Ending.ERROR
     assert outcome.reason.startswith("ValidationError: ")
 
 
 def test_a_late_answer_is_dropped_and_the_next_question_has_its_own(faulty):
     (pid, *_), before = faulty.pids, asked(faulty).value
-    assert faulty.ask(request("slow"), AT_ONCE).kind is Kind.TIMEOUT
+    assert faulty.ask(request("slow"), AT_ONCE).ending is Ending.TIMEOUT
     assert asked(faulty).value == before + 2, "the late answer was the one before this"
     assert faulty.pids[0] == pid
 
@@ -114,7 +114,7 @@ def test_whether_an_answer_is_late_is_told_by_the_clock(faulty, clock):
         asking = threads.submit(faulty.ask, request("slow"), LONG)
         clock.ahead += 2 * LONG
         outcome = asking.result()
-    assert (outcome.kind, outcome.reason) == (Kind.TIMEOUT, f"no answer within {1e3 * LONG:.0f} ms")
+    assert (outcome.ending, outcome.reason) == (Ending.TIMEOUT, f"no answer within {1e3 * LONG:.0f} ms")
     assert asked(faulty).value >= before + 1
 
 
@@ -122,7 +122,7 @@ def test_a_run_waits_for_another_no_longer_than_its_deadline_and_then_has_asked_
     before = asked(faulty).value
     with ThreadPoolExecutor() as threads:
         asking = threads.submit(asked, faulty, "slow", run_id="other")
-        wait_until(lambda: faulty.ask(request(), AT_ONCE).kind is Kind.TIMEOUT)
+        wait_until(lambda: faulty.ask(request(), AT_ONCE).ending is Ending.TIMEOUT)
         slow = asking.result().value
     answered = slow - before
     assert asked(faulty).value == slow + 1, "the question that was too late was never put"
@@ -133,7 +133,7 @@ def test_a_policy_that_ends_its_process_costs_one_answer(faulty):
     wait_until(lambda: len(faulty.pids) == 2)
     _, standby = faulty.pids
     outcome = faulty.ask(request("exits"), LONG)
-    assert (outcome.kind, outcome.reason) == (Kind.CRASHED, "the worker ended with exit code 3")
+    assert (outcome.ending, outcome.reason) == (Ending.CRASHED, "the worker ended with exit code 3")
     wait_until(lambda: faulty.pids[:1] == (standby,))
     assert asked(faulty).action[0] == 0
 
@@ -141,8 +141,8 @@ def test_a_policy_that_ends_its_process_costs_one_answer(faulty):
 def test_a_stuck_worker_is_ended_and_the_standby_takes_over(faulty):
     wait_until(lambda: len(faulty.pids) == 2)
     stuck, standby = faulty.pids
-    assert faulty.ask(request("stuck"), AT_ONCE).kind is Kind.TIMEOUT
-    assert faulty.ask(request(), AT_ONCE).kind is Kind.TIMEOUT, "nobody waits for it"
+    assert faulty.ask(request("stuck"), AT_ONCE).ending is Ending.TIMEOUT
+    assert faulty.ask(request(), AT_ONCE).ending is Ending.TIMEOUT, "nobody waits for it"
     wait_until(lambda: faulty.pids[:1] == (standby,))
     wait_until(lambda: is_gone(stuck))
     assert asked(faulty).value == 1.0 + 3, "the standby has only warmed up"
@@ -153,7 +153,7 @@ def test_a_killed_worker_leaves_all_decisions_as_they_would_have_been():
     proposer, version = load_proposer(export)
     packets, expected = play(lambda asked: answer(proposer, version, asked).proposal, epochs=8)
     with IsolatedPolicy(export) as policy:
-        assert policy.wait_ready(LONG) == version
+        assert policy.wait_ready(LONG).policy_version == version
         hidden = None
         for at, (packet, alone) in enumerate(zip(packets, expected, strict=True)):
             if at == 4:
@@ -172,7 +172,7 @@ def test_a_policy_that_is_not_there_is_refused_in_a_line():
         with pytest.raises(UserError, match="no policy 'nobody': give the directory of an export") as refused:
             policy.wait_ready(LONG)
         outcome = policy.ask(request(), LONG)
-        assert (outcome.kind, outcome.reason) == (Kind.STARTING, str(refused.value))
+        assert (outcome.ending, outcome.reason) == (Ending.STARTING, str(refused.value))
 
 
 def test_a_name_that_no_process_can_be_given_is_refused_like_any_other():
@@ -197,7 +197,7 @@ from tests.esper_ray.controller.faulty import POLICY, request
 
 policy = IsolatedPolicy(POLICY, patience_s=1000.0)
 policy.wait_ready()
-print(policy.pids[0], policy.ask(request("stuck"), 0.01).kind.name, flush=True)
+print(policy.pids[0], policy.ask(request("stuck"), 0.01).ending.name, flush=True)
 input()
 """
 

@@ -16,7 +16,7 @@ from envs.action_masks import split_mask
 from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
 from esper_ray.controller.framing import read, received
-from esper_ray.controller.proposals import Answer, Kind, Proposal, Request, draw_seed
+from esper_ray.controller.proposals import Answer, Ending, Proposal, Request, draw_seed
 from esper_ray.controller.proposing import ObservationProposer, PacketProposer, answer, expected_risk, load_proposer
 from esper_ray.controller.worker import warm_up
 from esper_ray.errors import UserError
@@ -54,13 +54,13 @@ def episode(lstm):
 def graph(tmp_path_factory):
     """A strategic policy's directory."""
     directory = tmp_path_factory.mktemp("graph")
-    trained(tmp_path_factory.mktemp("names")).save(directory)
+    trained().save(directory)
     return directory
 
 
 def proposed(proposer, request):
     answered = answer(proposer, "version", request)
-    assert answered.kind is Kind.ANSWER, answered
+    assert answered.ending is Ending.ANSWER, answered
     return answered.proposal
 
 
@@ -96,7 +96,7 @@ def test_the_lstm_decides_as_it_does_by_itself(episode):
         assert (proposal.log_prob, proposal.value) == (result.log_prob.item(), result.value.item())
         assert list(proposal.op_probs.values()) == result.op_probs[0].tolist()
         assert list(proposal.op_probs) == [op.name for op in SLOTS.ops]
-        assert proposal.risk is proposal.coverage is proposal.embedding is None
+        assert proposal.risk is proposal.embedding is None
         assert proposal.blending == {}
     assert len({proposal.action[0] for proposal in proposals}) > 1
 
@@ -152,7 +152,7 @@ def test_another_mask_than_the_packets_is_kept_to(lstm, episode):
 # ------------------------------------------------------------------ policies of packets
 def test_a_strategic_policy_says_all_that_it_says_by_itself_and_moves_the_runs_scale(graph):
     proposer, _ = load_proposer(str(graph))
-    alone = StrategicPolicy(trained(graph)).open_run("run")
+    alone = StrategicPolicy(trained()).open_run("run")
     hidden = None
     for at in range(5):
         packet = changed(state(), packet_id=str(at), metrics={**METRICS, "samples_per_s": 100.0 * at})
@@ -169,9 +169,11 @@ def test_a_strategic_policy_says_all_that_it_says_by_itself_and_moves_the_runs_s
         assert proposal.risk == pytest.approx(
             sum(at / 4 * expected["risk"][name] for at, name in enumerate(RISK_CLASSES))
         )
-        assert {slot: blending.model_dump() for slot, blending in proposal.blending.items()} == expected["blending"]
-        assert proposal.coverage.average == reading.coverage.average
-        assert proposal.coverage.keys == reading.coverage.keys
+        told = {
+            slot: {"method": how.method, "start": how.schedule_start, "end": how.schedule_end}
+            for slot, how in proposal.blending.items()
+        }
+        assert told == expected["blending"]
         assert list(proposal.embedding) == reading.result.telemetry_embedding[0].tolist()
     assert json.loads(hidden) == alone.scale
 
@@ -193,7 +195,7 @@ def refused(proposer, request):
     answered = answer(proposer, "version", request)
     assert answered.proposal is None
     assert "\n" not in answered.reason
-    return answered.kind, answered.reason
+    return answered.ending, answered.reason
 
 
 def test_weights_that_are_not_finite_give_no_proposal(episode):
@@ -204,21 +206,21 @@ def test_weights_that_are_not_finite_give_no_proposal(episode):
         with torch.no_grad():
             parameters[0].fill_(torch.nan)
         kind, _ = refused(ObservationProposer(lambda settings, policy=policy: policy), request_of(packets[0]))
-        assert kind is Kind.NOT_FINITE
+        assert kind is Ending.NOT_FINITE
 
 
 def test_neither_do_those_of_a_strategic_policy(graph):
-    checkpoint = trained(graph)
+    checkpoint = trained()
     for where in ("heads.value", "heads.risk", "heads.window", "heads.telemetry"):
         weights = {name: w.clone().fill_(torch.nan) if where in name else w for name, w in checkpoint.weights.items()}
         kind, _ = refused(PacketProposer(dataclasses.replace(checkpoint, weights=weights)), request_of(state()))
-        assert kind is Kind.NOT_FINITE
+        assert kind is Ending.NOT_FINITE
 
 
 @pytest.mark.parametrize("policy", [EXPORT, "heuristic", faulty.POLICY, "graph"])
 def test_what_warms_a_policy_up_is_a_question_that_it_can_answer(policy, graph):
     proposer, _ = load_proposer(str(graph) if policy == "graph" else policy)
-    assert warm_up(proposer).kind is Kind.ANSWER
+    assert warm_up(proposer).ending is Ending.ANSWER
 
 
 def test_what_a_policy_cannot_read_is_an_error_with_its_reason(lstm, graph, episode):
@@ -240,7 +242,7 @@ def test_what_a_policy_cannot_read_is_an_error_with_its_reason(lstm, graph, epis
     ]
     for proposer, request, reason in cases:
         kind, given = refused(proposer, request)
-        assert kind is Kind.ERROR
+        assert kind is Ending.ERROR
         assert reason in given
 
 
@@ -306,8 +308,8 @@ def test_a_proposal_travels_whole(hidden):
     proposal = Proposal(
         policy_version="v", action=(1, 0), log_prob=-0.1, op_probs={"WAIT": 0.3}, inference_ms=1.5, hidden=hidden
     )
-    outcome = Answer.outcome(through_a_stream(Answer(kind=Kind.ANSWER, proposal=proposal).framed()))
-    assert (outcome.kind, outcome.proposal) == (Kind.ANSWER, proposal)
+    outcome = Answer.reply(through_a_stream(Answer(ending=Ending.ANSWER, proposal=proposal).framed()))
+    assert (outcome.ending, outcome.proposal) == (Ending.ANSWER, proposal)
 
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda body: struct.pack(">Q", len(body)) + body))

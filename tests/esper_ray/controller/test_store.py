@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper_ray.controller.records import FILE, Decision, Fate, Records, RunState, StoreFailed, Unreadable
+from esper_ray.controller.records import FILE, Decision, Fate, Records, StoredRun, StoreFailed, Unreadable
 from esper_ray.controller.store import Store
 from tests.esper_ray.keeping.places import files_of_at_most, mounted, read_only
 from tests.places import ROOT
@@ -35,9 +35,9 @@ DECISIONS = st.builds(
     packet=st.binary(max_size=20),
 )
 STATES = st.builds(
-    RunState, mode=st.binary(max_size=9), history=st.binary(max_size=9), hidden=st.none() | st.binary(max_size=9)
+    StoredRun, mode=st.binary(max_size=9), history=st.binary(max_size=9), hidden=st.none() | st.binary(max_size=9)
 )
-CALM = RunState(mode=b"calm", history=b"[]", hidden=None)
+CALM = StoredRun(mode=b"calm", history=b"[]", hidden=None)
 
 
 def decision(at=0, run_id="run", **fields):
@@ -134,14 +134,14 @@ DIES = """
 import os, signal, sys
 from pathlib import Path
 from esper_ray.controller.store import Store
-from tests.esper_ray.controller.test_store import CALM, RunState, decision
+from tests.esper_ray.controller.test_store import CALM, StoredRun, decision
 store = Store(Path(sys.argv[1]))
 store.record(decision(0), CALM)
 def at(statement):
     if statement.startswith(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 store._connection.set_trace_callback(at)
-store.record(decision(1), RunState(mode=b"conservative", history=b"[1]", hidden=b"h"))
+store.record(decision(1), StoredRun(mode=b"conservative", history=b"[1]", hidden=b"h"))
 """
 
 
@@ -185,7 +185,7 @@ def test_what_does_not_fit_leaves_what_was_there(tmp_path, full):
     def fill(store, disk):
         store.record(decision(0), CALM)
         large = decision(1, packet=bytes(2**21))
-        assert str(disk / FILE) in refusal(lambda: store.record(large, RunState(mode=b"", history=b"", hidden=b"")))
+        assert str(disk / FILE) in refusal(lambda: store.record(large, StoredRun(mode=b"", history=b"", hidden=b"")))
         unaffected(store)
         store.record(decision(2), CALM)  # a small one does fit
         assert len(list(store.records("run"))) == 2
