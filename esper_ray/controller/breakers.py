@@ -131,6 +131,12 @@ class CircuitBreaker:
             elif succeeded and not closed and self._streak >= self._config.successes:
                 self._change(BreakerState.CLOSED)
 
+    def give_back(self, permit: Permit) -> None:
+        """Tell that a call was not made after all: nothing is known, and somebody else may try."""
+        with self._lock:
+            if not permit.told and permit.period == self._period:
+                permit.told, self._on_trial = True, False
+
     def call(
         self,
         function: Callable[[], T],

@@ -112,6 +112,10 @@ class Reason(StrEnum):
     """The mode alone stands against it."""
     OPERATOR = "operator"
     """Somebody paused the run by hand."""
+    PACKET_REFUSED = "packet_refused"
+    """What was given is no packet, or of a run that is over."""
+    EVALUATION_FAILED = "evaluation_failed"
+    """The controller itself failed; its log says how."""
 
 
 class Outcome(StrEnum):

@@ -23,15 +23,13 @@ from esper_ray.controller.commands import (
     Refusal,
     SeedOperation,
 )
-from esper_ray.controller.operations import action_of, ramp_of
+from esper_ray.controller.operations import SHAPEABLE, action_of, ramp_of
 from esper_ray.live.choosing import Choice
 from esper_ray.live.grower import Grower
 from esper_ray.live.policies import enabled_slots
 from policies.bundle import Observations
 
 NS_PER_MS, LONGEST_DETAIL = 1_000_000, 500
-_SHAPEABLE = (SeedStage.GERMINATED, SeedStage.TRAINING)
-"""Stages of a seed of which it can still be said how it is blended in."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def _not_admitted(operation: SeedOperation, host: _Host) -> tuple[Refusal, str] 
     refused = unknown or [name for name, wrong in refusals(action[None], host.mask, heads).items() if wrong[0]]
     if refused:
         return Refusal.NOT_ADMITTED, f"{operation.op.name} is not possible now ({', '.join(refused)})"
-    late = operation.op is LifecycleOp.ADVANCE and host.stages[str(operation.slot)] not in _SHAPEABLE
+    late = operation.op is LifecycleOp.ADVANCE and host.stages[str(operation.slot)] not in SHAPEABLE
     if operation.blending is not None and late:
         return Refusal.NOT_ADMITTED, f"the seed in {operation.slot} is blended in already: leave blending out"
     return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from envs.action_masks import split_mask
+from envs.slots import SlotConfig
 from envs.vocabulary import (
     BLENDING_METHODS,
     HEAD_NAMES,
@@ -20,10 +22,13 @@ from envs.vocabulary import (
     GerminationStyle,
     LifecycleOp,
     RampShape,
+    SeedStage,
     Tempo,
 )
 from esper_ray.controller.commands import BLENDED_BY, Blending, SeedOperation
 from esper_ray.live.choosing import Ramp, wait
+from policies.strategic.measured import BLUEPRINT_NAMES
+from policies.strategic.messages import SystemState
 
 _CHOICES: dict[str, type[IntEnum]] = {
     "blueprint": Blueprint,
@@ -34,6 +39,8 @@ _CHOICES: dict[str, type[IntEnum]] = {
     "alpha_curve": AlphaCurve,
 }
 """Heads whose choices are members of an enumeration."""
+SHAPEABLE = (SeedStage.GERMINATED, SeedStage.TRAINING)
+"""Stages of a seed of which it can still be said how it is blended in."""
 
 
 def operation_of(action: Sequence[int], slots: Sequence[str], blending: Blending | None = None) -> SeedOperation:
@@ -72,6 +79,27 @@ def action_of(operation: SeedOperation, slots: Sequence[str]) -> npt.NDArray[np.
         if choice is not None:
             action[at] = slots.index(choice) if head == "slot" else int(choice)
     return action
+
+
+def mask_without(packet: SystemState, blueprints: Collection[str]) -> tuple[int, ...] | None:
+    """What a packet admits, but for blueprints that must not be offered; None where it does not say.
+
+    Where no other can be planted, neither is GERMINATE admitted, nor what only it needs.
+    """
+    if packet.action_mask is None:
+        return None
+    mask = np.array(packet.action_mask, np.int8)
+    if packet.seeds and blueprints:
+        heads = SlotConfig.for_row(len(packet.seeds), packet.internal_levels).heads
+        views = split_mask(mask, heads)
+        views["blueprint"][[name in blueprints for name in BLUEPRINT_NAMES[: views["blueprint"].size]]] = 0
+        if not views["blueprint"].any():
+            views["op"][LifecycleOp.GERMINATE] = 0
+            views["slot"][LifecycleOp.GERMINATE] = 0
+            for head in heads[2:]:
+                if not views["op"][list(head.needed_by)].any():
+                    views[head.name][:] = 0
+    return tuple(mask.tolist())
 
 
 def ramp_of(blending: Blending) -> Ramp:

@@ -81,12 +81,19 @@ class Decision(Message):
 class StoredRun(Message):
     """What the next decision of a run depends on."""
 
-    mode: bytes
-    """Whether it is conservative, and since when."""
-    history: bytes
-    """Of its packets and signals."""
+    memory: bytes
+    """What the risk table remembers: history, mode, level."""
     hidden: bytes | None
     """What the policy remembers."""
+
+
+class Order(Message):
+    """What an operator has said of a run."""
+
+    paused: bool = False
+    """Nothing is done until it is resumed."""
+    release: bool = False
+    """Conservative mode is to end with the next evaluation."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,11 @@ class Records:
         names = tuple(StoredRun.model_fields)
         rows = self._rows(f"SELECT {', '.join(names)} FROM runs WHERE run_id = ?", run_id)
         return StoredRun(**dict(zip(names, rows[0], strict=True))) if rows else None
+
+    def order(self, run_id: str) -> Order:
+        """What holds by an operator's word."""
+        rows = self._rows("SELECT paused, release FROM orders WHERE run_id = ?", run_id)
+        return Order(paused=bool(rows[0][0]), release=bool(rows[0][1])) if rows else Order()
 
     def records(self, run_id: str, after: int = 0) -> Iterator[Record | Unreadable]:
         """Decisions of a run in their order, those that cannot be read as such.

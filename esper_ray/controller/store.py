@@ -66,9 +66,13 @@ CREATE TABLE deliveries (
 CREATE INDEX open_deliveries ON deliveries (run_id, epoch) WHERE {_OPEN};
 CREATE TABLE runs (
     run_id TEXT PRIMARY KEY,
-    mode BLOB NOT NULL,
-    history BLOB NOT NULL,
+    memory BLOB NOT NULL,
     hidden BLOB
+);
+CREATE TABLE orders (
+    run_id TEXT PRIMARY KEY,
+    paused INTEGER NOT NULL,
+    release INTEGER NOT NULL
 );
 PRAGMA user_version = {VERSION};
 """
@@ -115,13 +119,16 @@ class Store(Records):
                 )
             )
 
-    def record(self, decision: Decision, state: StoredRun, *, withheld: bool = False) -> tuple[str, ...]:
+    def record(
+        self, decision: Decision, state: StoredRun, *, withheld: bool = False, released: bool = False
+    ) -> tuple[str, ...]:
         """Commit a decision and its run's new state. Commands of the run that have waited too long are lost with it.
 
         Args:
             decision: Is pending from now on.
             state: Of its run.
             withheld: The command will not be sent.
+            released: An operator's order to leave conservative mode is carried out with it.
 
         Returns:
             Ids of the commands that are lost.
@@ -146,6 +153,8 @@ class Store(Records):
                 ),
             )
             _put(connection, decision.run_id, state)
+            if released:
+                connection.execute("UPDATE orders SET release = 0 WHERE run_id = ?", (decision.run_id,))
             return _changed(
                 connection.execute(
                     f"UPDATE deliveries SET fate = ?, reason = ? WHERE run_id = ? AND epoch <= ? AND {_OPEN} "
@@ -153,15 +162,6 @@ class Store(Records):
                     (Fate.LOST, NO_RESULT, decision.run_id, decision.epoch - NO_RESULT_EPOCHS),
                 )
             )
-
-    def put_state(self, run_id: str, state: StoredRun) -> None:
-        """Commit a run's state without a decision, as when somebody changes its mode by hand.
-
-        Raises:
-            StoreFailed: it was not written.
-        """
-        with self._transaction() as connection:
-            _put(connection, run_id, state)
 
     def mark_sent(self, command_id: str) -> bool:
         """Note that a command is being sent, before it is.
@@ -174,6 +174,17 @@ class Store(Records):
         """
         return self._settle(command_id, f"fate = '{Fate.PENDING}'", Fate.SENT)
 
+    def abort(self, command_id: str) -> bool:
+        """Note that a command will never be sent.
+
+        Returns:
+            Whether it was still to be sent.
+
+        Raises:
+            StoreFailed: it was not noted.
+        """
+        return self._settle(command_id, f"fate = '{Fate.PENDING}'", Fate.ABORTED, reason=NOT_DELIVERED)
+
     def attach_result(self, command_id: str, result: bytes) -> bool:
         """Note the result of a command.
 
@@ -185,11 +196,11 @@ class Store(Records):
         """
         return self._settle(command_id, _OPEN, Fate.ANSWERED, result)
 
-    def _settle(self, command_id: str, where: str, fate: Fate, result: bytes | None = None) -> bool:
+    def _settle(self, command_id: str, where: str, fate: Fate, result: bytes | None = None, reason: str = "") -> bool:
         with self._transaction() as connection:
             changed = connection.execute(
-                f"UPDATE deliveries SET fate = ?, result = ? WHERE command_id = ? AND {where}",
-                (fate, result, command_id),
+                f"UPDATE deliveries SET fate = ?, result = ?, reason = ? WHERE command_id = ? AND {where}",
+                (fate, result, reason, command_id),
             )
             return changed.rowcount == 1
 
@@ -229,11 +240,36 @@ class Store(Records):
                 raise
 
 
+def give_order(directory: Path, run_id: str, *, paused: bool | None = None, release: bool = False) -> None:
+    """Say something of a run to the service that decides on it, which may be another process: the next decision obeys.
+
+    Args:
+        directory: Of the service.
+        run_id: Of the run.
+        paused: Whether it is paused from now on; None leaves that as it is.
+        release: End its conservative mode.
+
+    Raises:
+        StoreFailed: nobody has decided on such a run, or it could not be written.
+    """
+    with Records.open(directory) as records:
+        if run_id not in (runs := records.runs()):
+            raise StoreFailed(f"there is no run {run_id!r} in {directory}: {', '.join(runs) or 'there is none'}")
+        before = records.order(run_id)
+    path = directory / FILE
+    with failures(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(
+            "INSERT INTO orders VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET paused = excluded.paused, "
+            "release = max(release, excluded.release)",
+            (run_id, before.paused if paused is None else paused, release),
+        )
+
+
 def _put(connection: sqlite3.Connection, run_id: str, state: StoredRun) -> None:
     connection.execute(
-        "INSERT INTO runs VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
-        "SET mode = excluded.mode, history = excluded.history, hidden = excluded.hidden",
-        (run_id, state.mode, state.history, state.hidden),
+        "INSERT INTO runs VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
+        "SET memory = excluded.memory, hidden = excluded.hidden",
+        (run_id, state.memory, state.hidden),
     )
 
 

@@ -12,19 +12,15 @@ import sys
 from queue import SimpleQueue
 from threading import Thread
 
-from envs.slots import SlotConfig
-from envs.vocabulary import NO_BLUEPRINT, SeedStage
 from esper_ray.controller.framing import framed, received
 from esper_ray.controller.proposals import Answer, Hello, Request
 from esper_ray.controller.proposing import Proposer, answer, load_proposer, one_line
+from esper_ray.controller.trial import trial_request
 from esper_ray.errors import UserError
 from esper_ray.process import settle
-from policies.strategic.messages import SeedState, SystemState, flat_sizes
 
 WARM_UPS = 3
 """Answers before the first that counts: torch does much when it first does something."""
-USUAL_SLOTS = SlotConfig.for_row(3)
-"""Of the run that a policy for any slots is warmed up with."""
 
 
 def main() -> None:
@@ -57,22 +53,7 @@ def _receive(connection: socket.socket, requests: SimpleQueue[list[bytes]]) -> N
 
 def warm_up(proposer: Proposer) -> Answer:
     """Let a policy answer about a run in which nothing is known; returns the last that it says."""
-    slots = proposer.slots or USUAL_SLOTS
-    sizes = flat_sizes(slots.num_slots, slots.internal_levels)
-    packet = SystemState(
-        run_id="warm-up",
-        packet_id="0",
-        timestamp_ns=0,
-        declared=("run.max_epochs", "run.observation", "run.blueprint_indices", "run.action_mask"),
-        epoch=0,
-        max_epochs=150,
-        seeds=tuple(SeedState(slot=slot, stage=SeedStage.DORMANT) for slot in slots.slot_ids),
-        internal_levels=slots.internal_levels,
-        observation=(0.0,) * sizes["observation"],
-        blueprint_indices=(NO_BLUEPRINT,) * sizes["blueprint_indices"],
-        action_mask=(1,) * sizes["action_mask"],
-    )
-    request = Request(packet.model_dump_json().encode(), seed=0)
+    request = trial_request(proposer.slots)
     return [answer(proposer, "warm-up", request) for _ in range(WARM_UPS)][-1]
 
 

@@ -34,10 +34,8 @@ DECISIONS = st.builds(
     command=st.binary(max_size=20),
     packet=st.binary(max_size=20),
 )
-STATES = st.builds(
-    StoredRun, mode=st.binary(max_size=9), history=st.binary(max_size=9), hidden=st.none() | st.binary(max_size=9)
-)
-CALM = StoredRun(mode=b"calm", history=b"[]", hidden=None)
+STATES = st.builds(StoredRun, memory=st.binary(max_size=9), hidden=st.none() | st.binary(max_size=9))
+CALM = StoredRun(memory=b"calm", hidden=None)
 
 
 def decision(at=0, run_id="run", **fields):
@@ -141,7 +139,7 @@ def at(statement):
     if statement.startswith(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 store._connection.set_trace_callback(at)
-store.record(decision(1), StoredRun(mode=b"conservative", history=b"[1]", hidden=b"h"))
+store.record(decision(1), StoredRun(memory=b"conservative", hidden=b"h"))
 """
 
 
@@ -185,7 +183,7 @@ def test_what_does_not_fit_leaves_what_was_there(tmp_path, full):
     def fill(store, disk):
         store.record(decision(0), CALM)
         large = decision(1, packet=bytes(2**21))
-        assert str(disk / FILE) in refusal(lambda: store.record(large, StoredRun(mode=b"", history=b"", hidden=b"")))
+        assert str(disk / FILE) in refusal(lambda: store.record(large, StoredRun(memory=b"", hidden=b"")))
         unaffected(store)
         store.record(decision(2), CALM)  # a small one does fit
         assert len(list(store.records("run"))) == 2

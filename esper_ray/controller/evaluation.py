@@ -1,0 +1,132 @@
+"""What one evaluation is given, what it goes on from, and what it comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Self
+
+from envs.ranges import Positive, check_numbers
+from esper_ray.controller.assessment import Assessment, RiskConfig, RunState
+from esper_ray.controller.breakers import BreakerConfig, BreakerState
+from esper_ray.controller.case import Latencies
+from esper_ray.controller.commands import AdaptationCommand
+from esper_ray.controller.conservative import ModeEvent
+from esper_ray.controller.proposals import Proposal
+from esper_ray.controller.records import StoredRun
+from esper_ray.errors import UserError
+from policies.strategic.messages import SystemState
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """How a controller decides."""
+
+    risk: RiskConfig = field(default_factory=RiskConfig)
+    """When it steps in."""
+    breakers: BreakerConfig = field(default_factory=BreakerConfig)
+    """Of those around the policy and the catalogue."""
+    inference_ms: Positive = 45.0
+    """Within which the policy's answer counts, milliseconds."""
+    catalogue_ms: Positive = 200.0
+    """Within which the catalogue is read."""
+    evaluate_ms: Positive = 60.0
+    """Within which a decision must stand; writing it down comes after."""
+    return_ms: Positive = 200.0
+    """Within which it must be written down, the deciding included."""
+    standby: bool = False
+    """Keep a second worker, which takes over as soon as the first has ended."""
+    greedy: bool = False
+    """Take the policy's likeliest action instead of drawing one."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, UserError)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation, for whoever watches.
+
+    Attributes:
+        command: That came of it.
+        milliseconds: That it took.
+        detail: What went wrong, in a line; empty where nothing did.
+        packet: That was judged; None of something that is no packet.
+        assessment: What the risk table says; None where nothing could be judged.
+        proposal: Of the policy; None without one.
+        event: Conservative mode began or ended.
+        breakers: State of each, by what is called.
+        recorded: Whether it is in the store.
+    """
+
+    command: AdaptationCommand
+    milliseconds: float
+    detail: str = ""
+    packet: SystemState | None = None
+    assessment: Assessment | None = None
+    proposal: Proposal | None = None
+    event: ModeEvent | None = None
+    breakers: dict[str, BreakerState] = field(default_factory=dict)
+    recorded: bool = False
+
+
+@dataclass
+class Run:
+    """What the service has of a run. Who holds the turn may change it.
+
+    Attributes:
+        turn: Of evaluating it.
+        memory: As it is in the store; None until it was read.
+        latencies: That were measured since.
+    """
+
+    turn: Lock = field(default_factory=Lock)
+    memory: Memory | None = None
+    latencies: Latencies = field(default_factory=Latencies)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the next decision of a run depends on."""
+
+    state: RunState = field(default_factory=RunState)
+    hidden: bytes | None = None
+
+    @classmethod
+    def of(cls, stored: StoredRun | None) -> Self:
+        """As it was stored; that of a new run where nothing was."""
+        if stored is None:
+            return cls()
+        return cls(RunState.model_validate_json(stored.memory), stored.hidden)
+
+    @property
+    def stored(self) -> StoredRun:
+        """As it is stored."""
+        return StoredRun(memory=self.state.model_dump_json().encode(), hidden=self.hidden)
+
+
+@dataclass
+class Call:
+    """One evaluation under way.
+
+    Attributes:
+        packet: To decide on.
+        run: Of the packet.
+        began: On the service's clock.
+        config: With its deadlines.
+        memory: Of the run when its turn came.
+    """
+
+    packet: SystemState
+    run: Run
+    began: float
+    config: ControllerConfig
+    memory: Memory = field(default_factory=Memory)
+
+    def left_to_decide(self, now: float) -> float:
+        """Seconds, 0 once they are over."""
+        return max(self.began + self.config.evaluate_ms / 1e3 - now, 0.0)
+
+    def left_to_return(self, now: float) -> float:
+        """Seconds, 0 once they are over."""
+        return max(self.began + self.config.return_ms / 1e3 - now, 0.0)

@@ -1,0 +1,344 @@
+"""The controller: a run's state in, a command out, at once and whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Self
+
+from envs.slots import SlotConfig
+from envs.vocabulary import LifecycleOp
+from esper_ray.controller.asking import Inquiry, ask
+from esper_ray.controller.assessment import assess
+from esper_ray.controller.breakers import CircuitBreaker, RetryConfig
+from esper_ray.controller.case import Case
+from esper_ray.controller.catalogue import Catalogue, CatalogueCache, read_catalogue
+from esper_ray.controller.commanding import bare_pause, make_command, proposed_operation, record_of
+from esper_ray.controller.commands import (
+    AdaptationCommand,
+    CommandResult,
+    CoverageReport,
+    Kind,
+    Reason,
+    SeedOperation,
+    Severity,
+)
+from esper_ray.controller.conservative import ModeEvent
+from esper_ray.controller.disk import Disk, DiskLate
+from esper_ray.controller.evaluation import Call, ControllerConfig, Evaluation, Memory, Run
+from esper_ray.controller.guarded_catalogue import GuardedCatalogue
+from esper_ray.controller.isolated_policy import IsolatedPolicy
+from esper_ray.controller.operations import mask_without
+from esper_ray.controller.proposals import Proposal, Request, draw_seed
+from esper_ray.controller.records import DIRECTORY, Order, StoreFailed
+from esper_ray.controller.risk import forbidden
+from esper_ray.controller.store import Store
+from esper_ray.controller.trial import trial_request
+from policies.strategic.coverage import Coverage
+from policies.strategic.messages import SystemState
+
+logger = logging.getLogger(__name__)
+
+TRIALS = 20
+"""Questions to a policy before it counts."""
+CHECKPOINT_EVERY = 100
+"""Evaluations after which the store's log is moved into its file."""
+_WAIT = SeedOperation(op=LifecycleOp.WAIT)
+
+
+class Controller:
+    """Decides beside runs. It never raises to who asks, and returns in time, if need be with a PAUSE.
+
+    Any number of threads may ask; runs do not wait for one another.
+
+    Args:
+        policy: Who proposes, as :func:`esper_ray.controller.proposing.load_proposer` takes it: a name, the directory of
+            an export, the file of a schedule, ``FILE.py:CLASS``.
+        directory: For what outlives this process; no second controller uses it.
+        config: How it decides.
+        observe: Decide and record, but send nothing.
+        amendments: JSON file of one's own for the catalogue (docs/catalogue.md).
+        watch: Is shown every evaluation, in a thread of its own and in their order.
+        now: Seconds on a clock that never goes back.
+        time_ns: Nanoseconds since 1970.
+
+    Raises:
+        UserError: no such policy, a directory that cannot be used, or a catalogue that cannot be read.
+
+    Attributes:
+        observe: As given.
+        slots: That a run must have; None if any will do.
+    """
+
+    def __init__(
+        self,
+        policy: str | Path,
+        directory: str | Path = DIRECTORY,
+        *,
+        config: ControllerConfig | None = None,
+        observe: bool = False,
+        amendments: Path | None = None,
+        watch: Callable[[Evaluation], None] | None = None,
+        now: Callable[[], float] = time.monotonic,
+        time_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.observe, self._config = observe, config or ControllerConfig()
+        self._watch, self._now, self._time_ns = watch, now, time_ns
+        self._runs: dict[str, Run] = {}
+        self._guard, self._told = Lock(), 0
+        settings = self._config
+        self._breakers = {name: CircuitBreaker(name, settings.breakers, now) for name in ("policy", "catalogue")}
+        seconds = settings.catalogue_ms / 1e3
+        self._catalogue = GuardedCatalogue(
+            CatalogueCache(lambda: read_catalogue(amendments), now=now),
+            self._breakers["catalogue"],
+            RetryConfig(seconds=seconds),
+            seconds,
+            now,
+        )
+        self._store = Store(Path(directory))
+        self._disk = Disk()
+        self._policy = IsolatedPolicy(
+            str(policy), deadline_s=settings.inference_ms / 1e3, standby=settings.standby, now=now
+        )
+        try:
+            self.slots: SlotConfig | None = self._policy.wait_ready().slots
+            self._try_policy()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the worker, write what is left to be written, and give the directory back."""
+        self._policy.close()
+        self._disk.close()
+        self._catalogue.close()
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ for runs
+    def evaluate_epoch(self, state: SystemState, hook_ms: float | None = None) -> AdaptationCommand:
+        """Decide what a run does with its next epoch.
+
+        Args:
+            state: Of the run at the end of an epoch.
+            hook_ms: Time that measuring and carrying out took at this end of an epoch, milliseconds.
+        """
+        return self._evaluate(state, lambda call: self._epoch(call, hook_ms))
+
+    def evaluate_step(self, state: SystemState) -> AdaptationCommand:
+        """Look at a run within an epoch: at latencies, losses and isolation, without asking the policy.
+
+        Only trouble is recorded and remembered. The command is to wait, or a PAUSE.
+
+        Args:
+            state: Of the run; its seeds are not looked at.
+        """
+        return self._evaluate(state, self._step)
+
+    def report(self, result: CommandResult) -> None:
+        """Take in what became of a command. It raises nothing, and waits for nobody."""
+        run = self._run(result.run_id)
+        run.latencies = replace(run.latencies, apply=result.apply_ms)
+        command_id, content = str(result.command_id), result.model_dump_json().encode()
+        self._disk.later(lambda: self._store.attach_result(command_id, content))
+
+    # ------------------------------------------------------------------ an evaluation
+    def _evaluate(self, state: object, decide: Callable[[Call], Evaluation]) -> AdaptationCommand:
+        began = self._now()
+        try:
+            evaluation = self._in_turn(state, began, decide)
+        except StoreFailed as error:
+            evaluation = self._unrecorded(state, Reason.STORE_FAILED, str(error))
+        except Exception as error:
+            logger.exception("an evaluation failed")
+            evaluation = self._unrecorded(state, Reason.EVALUATION_FAILED, " ".join(str(error).split()))
+        evaluation = replace(
+            evaluation,
+            milliseconds=1e3 * (self._now() - began),
+            breakers={name: breaker.state for name, breaker in self._breakers.items()},
+        )
+        self._disk.later(lambda: self._tell(evaluation))
+        return evaluation.command
+
+    def _in_turn(self, state: object, began: float, decide: Callable[[Call], Evaluation]) -> Evaluation:
+        if not isinstance(state, SystemState):
+            return self._unrecorded(state, Reason.PACKET_REFUSED, f"a packet is needed, got a {type(state).__name__}")
+        call = Call(state, self._run(state.run_id), began, self._config)
+        if not call.run.turn.acquire(timeout=call.left_to_decide(self._now())):
+            return self._unrecorded(state, Reason.TIMEOUT_EVALUATE, "the run's evaluation before is still under way")
+        try:
+            if call.run.memory is None:
+                stored = self._disk.within(lambda: self._store.state(state.run_id), call.left_to_return(self._now()))
+                call.run.memory = Memory.of(stored)
+            call.memory = call.run.memory
+            return decide(call)
+        finally:
+            call.run.turn.release()
+
+    def _epoch(self, call: Call, hook_ms: float | None) -> Evaluation:
+        packet, config = call.packet, self._config
+        order = self._disk.within(lambda: self._store.order(packet.run_id), call.left_to_return(self._now()))
+        before, event = self._released(call.memory, order)
+        sheets, faults = self._catalogue.look()
+        banned = forbidden(sheets, config.risk.thresholds)
+        is_over = packet.max_epochs is not None and packet.epoch >= packet.max_epochs
+        mask = mask_without(packet, banned)
+        inquiry = (
+            self._ask(call, mask) if not is_over else Inquiry(hold=Reason.PACKET_REFUSED, detail="the run is over")
+        )
+        proposal, proposed, inquiry = _operation(inquiry, packet, sheets)
+        coverage = Coverage.of(packet)
+        case = Case(
+            packet,
+            proposed,
+            None if proposal is None else proposal.risk,
+            sheets,
+            coverage.average,
+            replace(call.run.latencies, hook=hook_ms),
+            faults | ({inquiry.fault} if inquiry.fault is not None else set()),
+        )
+        hold = Reason.OPERATOR if order.paused else inquiry.hold
+        found = assess(before.state, case, config.risk, hold)
+        hidden = before.hidden if proposal is None else proposal.hidden
+        if call.left_to_decide(self._now()) <= 0.0:  # whatever was found came too late, and changes nothing
+            late = replace(case, operation=None, expected_risk=None, faults=case.faults | {Reason.TIMEOUT_EVALUATE})
+            found, proposal, hidden = assess(before.state, late, config.risk, hold), None, before.hidden
+        command = make_command(
+            packet,
+            found,
+            self._time_ns(),
+            proposal=proposal,
+            proposed=proposed,
+            masked=banned,
+            coverage=CoverageReport.of(coverage),
+        )
+        evaluation = Evaluation(command, 0.0, inquiry.detail, packet, found, proposal, found.event or event)
+        self._commit(call, evaluation, Memory(found.state, hidden), mask, released=order.release)
+        return replace(evaluation, recorded=True)
+
+    def _step(self, call: Call) -> Evaluation:
+        began = self._now()
+        packet = call.packet.model_copy(update={"seeds": (), "budgets": None})
+        found = assess(call.memory.state, Case(packet, _WAIT, latencies=call.run.latencies), self._config.risk)
+        command = make_command(packet, found, self._time_ns())
+        evaluation = Evaluation(command, 0.0, "", call.packet, found)
+        if found.verdict.severity >= Severity.HIGH:
+            self._commit(call, evaluation, Memory(found.state, call.memory.hidden), None)
+            evaluation = replace(evaluation, event=found.event, recorded=True)
+        call.run.latencies = replace(call.run.latencies, step=1e3 * (self._now() - began))
+        return evaluation
+
+    # ------------------------------------------------------------------ its parts
+    def _run(self, run_id: str) -> Run:
+        with self._guard:
+            return self._runs.setdefault(run_id, Run())
+
+    def _released(self, memory: Memory, order: Order) -> tuple[Memory, ModeEvent | None]:
+        if not order.release:
+            return memory, None
+        mode, event = memory.state.mode.release()
+        return replace(memory, state=memory.state.model_copy(update={"mode": mode})), event
+
+    def _ask(self, call: Call, mask: tuple[int, ...] | None) -> Inquiry:
+        packet = call.packet
+        request = Request(
+            packet.model_dump_json().encode(),
+            draw_seed(packet.run_id, packet.packet_id),
+            call.memory.hidden,
+            mask,
+            self._config.greedy,
+        )
+        seconds = min(self._config.inference_ms / 1e3, call.left_to_decide(self._now()))
+        return ask(self._policy, self._breakers["policy"], request, seconds)
+
+    def _commit(
+        self,
+        call: Call,
+        evaluation: Evaluation,
+        memory: Memory,
+        mask: tuple[int, ...] | None,
+        *,
+        released: bool = False,
+    ) -> None:
+        """Write a decision down with what the next one depends on, or change nothing.
+
+        Raises:
+            StoreFailed: it is not written, or nobody knows yet; then the command is never sent.
+        """
+        assert evaluation.assessment is not None
+        command = evaluation.command
+        decision = record_of(command, call.packet, evaluation.assessment, evaluation.proposal, mask)
+
+        def write() -> None:
+            lost = self._store.record(decision, memory.stored, withheld=self.observe, released=released)
+            for command_id in lost:
+                logger.warning("run %s: command %s is lost: no result came", call.packet.run_id, command_id)
+
+        try:
+            self._disk.within(write, call.left_to_return(self._now()))
+        except DiskLate:
+            call.run.memory = None  # is read anew, after what is being written now
+            self._disk.later(lambda: self._store.abort(str(command.command_id)))
+            raise
+        call.run.memory = memory
+
+    def _unrecorded(self, state: object, reason: Reason, detail: str) -> Evaluation:
+        """A PAUSE that nothing is known of afterwards."""
+        packet = state if isinstance(state, SystemState) else None
+        run_id, epoch = ("unknown", 0) if packet is None else (packet.run_id, packet.epoch)
+        return Evaluation(bare_pause(run_id, epoch, reason, self._time_ns()), 0.0, detail, packet)
+
+    def _tell(self, evaluation: Evaluation) -> None:
+        """After the command has left: note that it has, and say what there is to be said."""
+        command = evaluation.command
+        if evaluation.recorded and not self.observe:
+            self._store.mark_sent(str(command.command_id))
+        if evaluation.event is not None:
+            what, why = evaluation.event.change, evaluation.event.reason
+            logger.warning("run %s: conservative mode %s (%s)", command.run_id, what.value, why)
+        if command.kind in (Kind.PAUSE, Kind.CIRCUIT_BREAKER):
+            at = command.expects.epoch
+            logger.warning("run %s, epoch %d: PAUSE %s %s", command.run_id, at, command.reason, evaluation.detail)
+        if self._watch is not None:
+            self._watch(evaluation)
+        self._told += 1
+        if self._told % CHECKPOINT_EVERY == 0:
+            self._store.checkpoint()
+
+    def _try_policy(self) -> None:
+        """Say so if a policy is slower than it may be."""
+        request, limit = trial_request(self.slots), self._config.inference_ms / 1e3
+        times = []
+        for _ in range(TRIALS):
+            began = time.perf_counter()
+            self._policy.ask(request, 1.0)
+            times.append(time.perf_counter() - began)
+        slow = sorted(times)[int(0.95 * TRIALS) - 1]
+        if slow > limit:
+            logger.warning(
+                "the policy takes %.0f ms (p95 of %d trials), and may take %.0f: many decisions will be PAUSE",
+                *(1e3 * slow, TRIALS, 1e3 * limit),
+            )
+
+
+def _operation(
+    inquiry: Inquiry, packet: SystemState, sheets: Catalogue
+) -> tuple[Proposal | None, SeedOperation | None, Inquiry]:
+    """A proposal and what it means in the packet's slots; one that means nothing there is a fault of the policy."""
+    if inquiry.proposal is None:
+        return None, None, inquiry
+    try:
+        return inquiry.proposal, proposed_operation(inquiry.proposal, packet, sheets), inquiry
+    except (ValueError, IndexError) as error:
+        detail = f"its action means nothing in these slots: {' '.join(str(error).split())}"
+        return None, None, Inquiry(fault=Reason.POLICY_FAILED, detail=detail)
