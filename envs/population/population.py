@@ -127,6 +127,10 @@ class Population(EpisodeState):
             start = spec.draw(np.random.default_rng(0))  # running statistics start at constants
             self.buffers[name][index] = torch.from_numpy(start).to(self.device)
 
+    def batches(self, member: int, epoch: int) -> IntArray:
+        """Samples of a host's mini-batches in an epoch, ``[batches_per_epoch, batch_size]``."""
+        return self._order[member, epoch].astype(np.int64)
+
     def _draw_order(self, generator: np.random.Generator) -> npt.NDArray[np.int32]:
         """Sample indices of a whole episode: one random pass over the training set after another."""
         samples = len(self._data["train"][1])

@@ -19,7 +19,6 @@ from esper_ray.controller.commands import (
     CommandResult,
     Expectation,
     Outcome,
-    Reason,
     Refusal,
     SeedOperation,
 )
@@ -157,6 +156,9 @@ class Executor:
             )
         )
 
+    def end(self) -> None:
+        """Nothing to put away."""
+
     def state_dict(self) -> dict[str, Any]:
         """The commands that were carried out, which are never carried out again."""
         return {"applied": list(self._applied)}
@@ -227,12 +229,20 @@ def _stages(grower: Grower) -> dict[str, SeedStage]:
     return {name: report.stage for name, report in zip(grower.slot_names, grower.reports(), strict=True)}
 
 
+def in_words(command: AdaptationCommand) -> str:
+    """What is commanded and why, short, with what the signal measured that it follows from."""
+    what = command.kind.value.lower().replace("_", " ")
+    fired = next((signal for signal in command.risk.signals if signal.reason is command.reason), None)
+    if fired is None:
+        return f"{what}: {command.reason}"
+    return f"{what}: {command.reason} {fired.value:.3g} (threshold {fired.threshold:g})"
+
+
 def _choice(command: AdaptationCommand, host: _Host, notes: list[str]) -> Choice:
     rate = 1.0 if command.is_clean else None
     if command.optimizer is not None:
         rate = command.optimizer.rate_factor
-    if command.reason is not Reason.POLICY:
-        notes = [*notes, f"{command.kind.value.lower().replace('_', ' ')}: {command.reason}"]
+    notes = [*notes, in_words(command)]
     operation = command.operation
     if operation is None:
         return Choice(seed_rate=rate, note="; ".join(notes))

@@ -14,6 +14,7 @@ from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
 from esper_ray.controller.asking import Inquiry, ask
 from esper_ray.controller.assessment import assess
+from esper_ray.controller.attending import Attendance
 from esper_ray.controller.breakers import CircuitBreaker, RetryConfig
 from esper_ray.controller.case import Case
 from esper_ray.controller.catalogue import Catalogue, CatalogueCache, read_catalogue
@@ -38,6 +39,7 @@ from esper_ray.controller.records import DIRECTORY, Order, StoreFailed
 from esper_ray.controller.risk import forbidden
 from esper_ray.controller.store import Store
 from esper_ray.controller.trial import trial_request
+from esper_ray.live.choosing import Training
 from policies.strategic.coverage import Coverage
 from policies.strategic.messages import SystemState
 
@@ -126,6 +128,10 @@ class Controller:
         self.close()
 
     # ------------------------------------------------------------------ for runs
+    def attend(self, training: Training) -> Attendance:
+        """Decide for a model that somebody grows (:class:`esper_ray.live.growing.Controlling`)."""
+        return Attendance(self, training)
+
     def evaluate_epoch(self, state: SystemState, hook_ms: float | None = None) -> AdaptationCommand:
         """Decide what a run does with its next epoch.
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
+from torch.optim import Optimizer
 
+from envs.live.places import Example, Kind
 from envs.vocabulary import HEAD_NAMES, LifecycleOp, RampShape
 
 
@@ -28,6 +31,27 @@ class Ramp:
     shape: RampShape
     start: float
     end: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """What somebody is to choose for.
+
+    Attributes:
+        model: That is trained.
+        optimizer: That trains it.
+        example: A batch of inputs, as the loop passes them.
+        batch_axis: Axis of the batch in it.
+        slots: Number of slots.
+        kind: Of the slots.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    example: Example
+    batch_axis: int
+    slots: int
+    kind: Kind
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,10 @@ class Chooser(Protocol):
         """Take in that the choice was carried out: the next epoch begins."""
         ...
 
+    def end(self) -> None:
+        """Take in that the run is committed: there is nothing to choose any more."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """What the next choices depend on: plain numbers, strings and tensors, in dicts and lists."""
         ...
@@ -102,6 +106,9 @@ class PolicyChooser:
     def begun(self, grower: Grower) -> None:
         """Nothing to remember."""
 
+    def end(self) -> None:
+        """Nothing to put away."""
+
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`policies.player.Player.state_dict`."""
         return self._player.state_dict()
@@ -117,6 +124,8 @@ class Grower:
     Attributes:
         decision: The latest one.
         max_epochs: Epochs that the model is trained for.
+        training_loss: Of the latest epoch, where the loop said it.
+        samples: That were trained on in it, likewise.
     """
 
     def __init__(
@@ -142,6 +151,8 @@ class Grower:
         )
         self._course = Course()
         self._panic, self._committed = Panic.NONE, False
+        self.training_loss: float | None = None
+        self.samples: int | None = None
         self._gradients: SeedGradients | None = None
         self._untrained: list[str] = []
         self._watch.open(_HOST)
@@ -172,7 +183,14 @@ class Grower:
         """
         self._host.optimizer.set_gradients_aside()
 
-    def end_epoch(self, loss: float | None = None, accuracy: float | None = None) -> Decision:
+    def end_epoch(
+        self,
+        loss: float | None = None,
+        accuracy: float | None = None,
+        *,
+        training_loss: float | None = None,
+        samples: int | None = None,
+    ) -> Decision:
         """End an epoch: measure, decide, and change the model for the next one.
 
         An epoch is whatever was trained since the last call.
@@ -180,6 +198,8 @@ class Grower:
         Args:
             loss: Validation loss of the model as it is, if the loop has just evaluated it.
             accuracy: Likewise in percent.
+            training_loss: Mean over the epoch, for a controller; policies don't read it.
+            samples: That were trained on, likewise.
 
         Returns:
             What was measured and decided; it prints as one line.
@@ -197,6 +217,7 @@ class Grower:
         refuse_processes()
         if loss is not None:
             self._host.give(checked_result((loss, accuracy), "end_epoch() was given"))
+        self.training_loss, self.samples = training_loss, samples
         self._measure()
         self._course.record(self._watch)
         if self.epoch < self.max_epochs:
@@ -315,6 +336,7 @@ class Grower:
         removed = tuple(names[at] for at in range(number) if unfinished[at] and not chosen.kept[at])
         slots, extra = self.slots, int(life.extra_parameters[0])
         self._host.release()
+        self._chooser.end()
         self._committed = True
         return Report(
             kept=kept,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,11 +14,25 @@ from envs.live.host import LiveHost
 from envs.live.places import Example, LiveError, Places, forward_flops
 from envs.live.planting import FORMAT, GrownSeed, check_ungrown, plant
 from envs.vocabulary import Blueprint
+from esper_ray.live.choosing import Training
 from esper_ray.live.grower import Chooser, Grower, PolicyChooser
 from esper_ray.live.policies import Policy, find_policy
 from esper_ray.live.refusals import refuse_model, refuse_processes
 from esper_ray.live.scalars import ScalarWriter
 from policies.player import Player
+
+
+class Controlling(Protocol):
+    """Who decides for models beside their training."""
+
+    def attend(self, training: Training) -> Chooser:
+        """Who chooses for one of them, from now on.
+
+        Raises:
+            LiveError: nobody can, for that model.
+        """
+        ...
+
 
 SHORTEST = 12
 """Epochs that a seed needs to be grown, blended and judged, with some to spare."""
@@ -33,7 +47,7 @@ def grow(
     evaluate: Callable[[], tuple[float, float]],
     max_epochs: int,
     policy: Policy | None = None,
-    controller: Chooser | None = None,
+    controller: Controlling | None = None,
     force: bool = False,
     chance: float | None = None,
     governor: bool = True,
@@ -65,7 +79,7 @@ def grow(
         max_epochs: Epochs that the model will be trained for.
         policy: Who decides: the shipped policy by default; the directory of an export; "heuristic" or another name;
             the file of a schedule; or a :class:`policies.bundle.PolicyBundle`.
-        controller: Who decides in place of a policy, such as an :class:`esper_ray.controller.executor.Executor`.
+        controller: Who decides in place of a policy, a :class:`esper_ray.controller.service.Controller`.
         force: Take an export that was trained on another topology.
         chance: Accuracy of guessing, in percent. Without it a collapse to guessing is not noticed.
         governor: Save the model in healthy epochs, and go back if the training breaks; takes the model's and the
@@ -107,7 +121,7 @@ def grow(
         decider = find_policy(policy, chosen[0].kind, len(chosen), max_epochs, force)
         chooser: Chooser = PolicyChooser(decider, Player(decider.policy, 1, seed, deterministic))
     elif policy is None:
-        chooser = controller
+        chooser = controller.attend(Training(model, optimizer, example, batch_axis, len(chosen), chosen[0].kind))
     else:
         raise LiveError("a policy and a controller are both to decide: give one of them")
     decided = chooser.slots_of(len(chosen))

@@ -12,6 +12,7 @@ from envs.action_masks import split_mask
 from envs.blueprints import blueprints_for
 from envs.live.host import LiveHost
 from envs.live.places import Places
+from envs.live.task_host import TaskHost
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.vocabulary import INTERNAL_OPS, STYLE_ALGORITHM, AlphaAlgorithm, Blueprint, LifecycleOp, SeedStage, Tempo
 from envs.watch import HostWatch
@@ -27,46 +28,6 @@ LEVELS = [f"level {level}" for level in range(5)]
 EPOCHS, MOST_EPOCHS = 80, 300
 
 
-class GreenhouseHost(nn.Module):
-    """A greenhouse host of one member as somebody's module: its segments are modules, on whose outputs seeds grow."""
-
-    class Segment(nn.Module):
-        def __init__(self, compute):
-            super().__init__()
-            self.compute = compute
-
-        def forward(self, x):
-            return self.compute(x)
-
-    def __init__(self, task):
-        super().__init__()
-        self.host, (variant,) = task.host, task.variants
-        for name, spec in self.host.parameters(variant).items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(spec.shape)))
-        for name, spec in self.host.buffers(variant).items():
-            self.register_buffer(name, torch.zeros(spec.shape))
-        self.segments = nn.ModuleList(self.Segment(self._computing(slot)) for slot in range(self.host.num_slots))
-
-    def _computing(self, slot):
-        def compute(x):
-            images = self.host.topology == "cnn"
-            x = x.permute(0, 2, 3, 1) if images and slot else x
-            buffers = {name: buffer.unsqueeze(0) for name, buffer in self.named_buffers() if "." not in name}
-            out = self.host.segment(slot, self._members(), buffers, x.unsqueeze(0), self.training)
-            return out.squeeze(0).permute(0, 3, 1, 2) if images else out.squeeze(0)
-
-        return compute
-
-    def _members(self):
-        return {name: p.unsqueeze(0) for name, p in self.named_parameters() if "." not in name}
-
-    def forward(self, x):
-        for segment in self.segments:
-            x = segment(x)
-        x = x.permute(0, 2, 3, 1) if self.host.topology == "cnn" else x
-        return self.host.head(self._members(), x.unsqueeze(0)).squeeze(0)
-
-
 class Pair:
     """One world twice: with a population of one, and with a live host."""
 
@@ -75,7 +36,7 @@ class Pair:
         self.env = MorphogenesisVectorEnv(1, task=task, max_epochs=EPOCHS, counterfactual_interval=2, **settings)
         self.env.reset(seed=seed)
         self.population, self.watch = self.env.population, self.env.watch
-        self.task, self.model = task, GreenhouseHost(task)
+        self.task, self.model = task, TaskHost(task)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         places = Places(self.model, self.data("train")[0][:3]).chosen(["segments.*"])
         devices = [torch.device("cpu")] * len(places)

@@ -68,7 +68,10 @@ class Commanded:
             time_ns=lambda: self.time_ns,
             **executing,
         )
-        self.grower = self.loop.grow(None, controller=self.executor, **settings or {})
+        self.grower = self.loop.grow(None, controller=self, **settings or {})
+
+    def attend(self, training):
+        return self.executor
 
     def run(self, epochs):
         for _ in range(epochs):

@@ -1,0 +1,110 @@
+"""A controller beside somebody's training: measured, asked and obeyed at every end of an epoch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+from uuid import uuid4
+
+from envs.slots import SlotConfig
+from esper_ray.controller.commands import AdaptationCommand, CommandResult
+from esper_ray.controller.executor import Executor, in_words
+from esper_ray.live.choosing import Choice, Training
+from esper_ray.live.grower import Grower
+from esper_ray.live.probe import Probe
+from policies.bundle import Observations
+from policies.strategic.messages import SystemState
+
+logger = logging.getLogger(__name__)
+
+
+class Decides(Protocol):
+    """Whoever decides, as a run has them (:class:`esper_ray.controller.service.Controller`)."""
+
+    observe: bool
+    slots: SlotConfig | None
+
+    def evaluate_epoch(self, state: SystemState, hook_ms: float | None = None) -> AdaptationCommand:
+        """Decide what a run does with its next epoch; it raises nothing."""
+        ...
+
+    def report(self, result: CommandResult) -> None:
+        """Take in what became of a command; it raises nothing."""
+        ...
+
+
+class Attendance:
+    """Chooses for a grower what a controller commands (:class:`esper_ray.live.grower.Chooser`).
+
+    What the controller cannot do never stops the training: then nothing is done with the epoch.
+
+    Args:
+        controller: Decides.
+        training: What is grown.
+
+    Attributes:
+        run_id: Of the run, as the controller's records have it.
+    """
+
+    name = "controller"
+
+    def __init__(self, controller: Decides, training: Training) -> None:
+        self._controller, self._training = controller, training
+        self.run_id = f"run-{uuid4().hex[:12]}"
+        self._executor = self._new_executor()
+        self._probe: Probe | None = None
+        self._executing_ms = 0.0
+
+    def _new_executor(self) -> Executor:
+        return Executor(self.run_id, self._controller.report, slots=self._controller.slots)
+
+    def slots_of(self, count: int) -> SlotConfig:
+        """Those of the controller's policy."""
+        return self._executor.slots_of(count)
+
+    def choose(self, grower: Grower, observations: Observations) -> Choice:
+        """Measure, ask, obey."""
+        if self._probe is None:
+            given = self._training
+            self._probe = Probe(given.model, given.optimizer, given.example, grower=grower, batch_axis=given.batch_axis)
+        began = time.perf_counter()
+        try:
+            packet = self._packet(self._probe, grower)
+        except Exception as error:
+            logger.exception("run %s: the probe failed", self.run_id)
+            return Choice(note=f"not measured, and left alone: {' '.join(str(error).split())}")
+        hook_ms = 1e3 * (time.perf_counter() - began) + self._executing_ms
+        command = self._controller.evaluate_epoch(packet, hook_ms)
+        if self._controller.observe:
+            return Choice(note=f"only observed; {in_words(command)}")
+        began = time.perf_counter()
+        self._executor.receive(command)
+        choice = self._executor.choose(grower, observations)
+        self._executing_ms = 1e3 * (time.perf_counter() - began)
+        return choice
+
+    def _packet(self, probe: Probe, grower: Grower) -> SystemState:
+        """Of the epoch that the grower is at, also where it went on from a checkpoint."""
+        packet = probe.end_epoch(training_loss=grower.training_loss, samples=grower.samples)
+        return packet.model_copy(update={"run_id": self.run_id, "packet_id": str(grower.epoch), "epoch": grower.epoch})
+
+    def begun(self, grower: Grower) -> None:
+        """Report what was carried out."""
+        self._executor.begun(grower)
+
+    def end(self) -> None:
+        """Watch the model no longer."""
+        if self._probe is not None:
+            self._probe.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which run it is, and the commands that were carried out."""
+        return {"run_id": self.run_id, "executor": self._executor.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with that run; what the controller remembers of it, its directory has."""
+        self.run_id = str(state["run_id"])
+        self._executor = self._new_executor()
+        self._executor.load_state_dict(state["executor"])
