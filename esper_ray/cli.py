@@ -87,6 +87,7 @@ def parse(arguments: Sequence[str]) -> Command:
     """
     import tyro
 
+    from esper_ray.commands.control import Control
     from esper_ray.commands.deployment import Export, Serve
     from esper_ray.commands.evaluation import Evaluate, Replay, Search
     from esper_ray.commands.inspection import Inspect
@@ -111,6 +112,7 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+        | Annotated[Control, tyro.conf.subcommand("control")]
         | Annotated[
             Strategic, tyro.conf.subcommand("strategic", description="Record episodes, and teach a graph policy.")
         ]

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from envs.population.optimizer import CLIP_NORM, MOMENTUM
 from envs.population.population import Population
 from envs.seeding import HostChance
 from envs.tasks.base import Split, SplitName, Task, TaskError
-
-MOMENTUM, CLIP = 0.9, 1.0
 
 
 class TaskHost(nn.Module):
@@ -134,7 +133,7 @@ class TaskLoop:
             self.optimizer.zero_grad()
             loss = F.cross_entropy(self.model(split.x[index]).flatten(0, -2), split.y[index].flatten())
             loss.backward()
-            nn.utils.clip_grad_norm_(self._own, CLIP)
+            nn.utils.clip_grad_norm_(self._own, CLIP_NORM)
             self.optimizer.step()
             losses.append(loss.item())
         self._epoch += 1

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from typing import Self
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from envs.ranges import Positive, check_numbers
 from esper_ray.controller.assessment import Assessment, RiskConfig, RunState
@@ -15,6 +18,7 @@ from esper_ray.controller.conservative import ModeEvent
 from esper_ray.controller.proposals import Proposal
 from esper_ray.controller.records import StoredRun
 from esper_ray.errors import UserError
+from esper_ray.reading import checked, read_json
 from policies.strategic.messages import SystemState
 
 
@@ -41,6 +45,22 @@ class ControllerConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, UserError)
+
+
+class _Given(BaseModel):
+    """The border check of a file: types and unknown fields, in nested parts too."""
+
+    model_config = ConfigDict(extra="forbid")
+    config: ControllerConfig
+
+
+def read_config(path: Path) -> ControllerConfig:
+    """A config from a JSON file, such as ``{"risk": {"thresholds": {"loss_delta_pauses": 0.3}}}``.
+
+    Raises:
+        UserError: it cannot be read, has an unknown field, or a value that it cannot have.
+    """
+    return checked({"config": read_json(path)}, TypeAdapter(_Given), str(path)).config
 
 
 @dataclass(frozen=True)

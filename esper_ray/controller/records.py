@@ -176,6 +176,12 @@ class Records:
         rows = self._rows("SELECT paused, release FROM orders WHERE run_id = ?", run_id)
         return Order(paused=bool(rows[0][0]), release=bool(rows[0][1])) if rows else Order()
 
+    def latest(self, run_id: str) -> Record | Unreadable | None:
+        """The last decision of a run; None where there is none."""
+        rows = self._rows("SELECT max(sequence) FROM decisions WHERE run_id = ?", run_id)
+        sequence = rows[0][0]
+        return None if sequence is None else next(self.records(run_id, sequence - 1), None)
+
     def records(self, run_id: str, after: int = 0) -> Iterator[Record | Unreadable]:
         """Decisions of a run in their order, those that cannot be read as such.
 

@@ -151,6 +151,12 @@ class Controller:
         """
         return self._evaluate(state, self._step)
 
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """Runs that it has decided on since it began, in their order."""
+        with self._guard:
+            return tuple(self._runs)
+
     def report(self, result: CommandResult) -> None:
         """Take in what became of a command. It raises nothing, and waits for nobody."""
         run = self._run(result.run_id)
