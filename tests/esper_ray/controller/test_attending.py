@@ -1,0 +1,186 @@
+"""A host under a controller does what its policy alone would have it do, as long as nothing stands against that."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from envs.live.task_host import TaskLoop
+from envs.morphogenesis import MorphogenesisVectorEnv
+from envs.slots import SlotConfig
+from envs.tasks import make_task
+from envs.vocabulary import SeedStage
+from esper_ray.controller.assessment import RiskConfig
+from esper_ray.controller.commands import AdaptationCommand, CommandResult, Outcome, Reason
+from esper_ray.controller.evaluation import ControllerConfig
+from esper_ray.controller.proposals import Request, draw_seed
+from esper_ray.controller.proposing import answer, load_proposer
+from esper_ray.controller.records import Records
+from esper_ray.controller.service import Controller
+from esper_ray.controller.thresholds import Thresholds
+from esper_ray.live import grow
+from esper_ray.live.choosing import Choice
+from esper_ray.live.policies import SHIPPED, enabled_slots
+from policies.strategic.messages import SeedState, SystemState
+from tests.envs.helpers import WAIT
+from tests.envs.live.loops import same
+from tests.esper_ray.controller.faulty import DECLARED, POLICY
+from tests.places import ROOT
+
+torch.set_num_threads(1)
+
+EXPORT = str(SHIPPED / "images")
+EPOCHS = 12
+FOREVER = 1e9
+UNHURRIED = ControllerConfig(
+    RiskConfig(Thresholds(hook_ms_pauses=FOREVER, step_ms_pauses=FOREVER, apply_ms_slows=FOREVER)),
+    inference_ms=FOREVER,
+    evaluate_ms=FOREVER,
+    return_ms=FOREVER,
+)
+
+
+class Alone:
+    """The policy in this process, with no more than it reads, and the draws of a run of this name."""
+
+    name = "alone"
+
+    def __init__(self, policy, run_id):
+        self.proposer, self.run_id, self.hidden = load_proposer(policy)[0], run_id, None
+
+    def attend(self, training):
+        return self
+
+    def slots_of(self, count):
+        own = self.proposer.slots
+        return SlotConfig.for_row(count) if own is None else enabled_slots(own, count, "it")
+
+    def choose(self, grower, observations):
+        packet = SystemState(
+            run_id=self.run_id,
+            packet_id=str(grower.epoch),
+            timestamp_ns=0,
+            declared=DECLARED,
+            epoch=grower.epoch,
+            max_epochs=grower.max_epochs,
+            seeds=tuple(SeedState(slot=name, stage=SeedStage.DORMANT) for name in grower.slot_names),
+            observation=tuple(observations["obs"][0].tolist()),
+            blueprint_indices=tuple(observations["blueprint_indices"][0].tolist()),
+            action_mask=tuple(observations["action_mask"][0].tolist()),
+        )
+        seed = draw_seed(self.run_id, packet.packet_id)
+        proposal = answer(self.proposer, "v", Request(packet.model_dump_json().encode(), seed, self.hidden)).proposal
+        self.hidden = proposal.hidden
+        return Choice(np.array(proposal.action))
+
+    def begun(self, grower):
+        pass
+
+    def end(self):
+        pass
+
+
+def episode(controller, epochs=EPOCHS):
+    """A host of the greenhouse, trained: what was done, and the model."""
+    loop = TaskLoop(make_task("digits_impaired"), epochs, seed=3)
+    grower = grow(
+        loop.model,
+        loop.optimizer,
+        "segments.*",
+        example=loop.example,
+        evaluate=loop.evaluate,
+        max_epochs=epochs,
+        controller=controller,
+    )
+    decisions = [grower.decision]
+    for _ in range(epochs):
+        loss = loop.epoch()
+        decisions.append(grower.end_epoch(training_loss=loss, samples=loop.samples))
+    grower.commit()
+    return decisions, loop
+
+
+def test_the_shipped_policy_under_a_controller_is_the_policy_alone_bit_for_bit(tmp_path):
+    with Controller(EXPORT, tmp_path, config=UNHURRIED) as controller:
+        decisions, loop = episode(controller)
+        (run_id,) = controller.run_ids
+    alone, plain = episode(Alone(EXPORT, run_id))
+    assert [decision.action for decision in decisions] == [decision.action for decision in alone]
+    assert len({decision.op for decision in decisions}) > 2
+    assert same(loop.model.state_dict(), plain.model.state_dict())
+    assert not loop.optimizer._optimizer_step_pre_hooks, "the probe is gone"
+    with Records.open(tmp_path) as records:
+        found = list(records.records(run_id))
+    assert [record.decision.epoch for record in found] == list(range(EPOCHS))
+    for record in found:
+        command = AdaptationCommand.model_validate_json(record.decision.command)
+        result = CommandResult.model_validate_json(record.result)
+        assert (command.reason, result.outcome) == (Reason.POLICY, Outcome.APPLIED)
+        assert command.operation == command.selection.proposed
+
+
+def test_who_only_observes_changes_nothing(tmp_path):
+    with Controller(POLICY, tmp_path, config=UNHURRIED, observe=True) as controller:
+        decisions, loop = episode(controller)
+    untouched = TaskLoop(make_task("digits_impaired"), EPOCHS, seed=3)
+    for _ in range(EPOCHS):
+        untouched.epoch()
+    assert same(loop.model.state_dict(), untouched.model.state_dict())
+    assert all("only observed" in decision.note for decision in decisions[:-1])
+
+
+def test_a_loop_trains_a_host_as_the_greenhouse_does():
+    env = MorphogenesisVectorEnv(1, task="digits_impaired", max_epochs=EPOCHS)
+    env.reset(seed=[3])
+    loop = TaskLoop(make_task("digits_impaired"), EPOCHS, seed=3)
+    for _ in range(3):
+        env.step(WAIT[None])
+        loop.epoch()
+        loop.model.eval()
+        loss, accuracy = loop.evaluate()
+        found = env.watch.progress
+        assert loss == pytest.approx(float(found.loss[0, -1]), abs=1e-4)
+        assert accuracy == pytest.approx(float(found.accuracy[0, -1]), abs=0.5)
+
+
+SCRIPT = """
+import torch
+from torch import nn
+from esper_ray.controller.service import Controller
+from esper_ray.live import grow
+
+torch.manual_seed(0)
+x, y = torch.randn(32, 6), torch.arange(32) % 3
+model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def evaluate():
+    return nn.functional.cross_entropy(model(x), y).item(), 50.0
+controller = Controller("heuristic", "state")
+grower = grow(model, optimizer, ["0"], example=x[:4], evaluate=evaluate, max_epochs=12, controller=controller)
+print(grower.decision)
+for _ in range(12):
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    print(grower.end_epoch())
+print(grower.commit())
+"""
+
+
+def test_a_script_without_a_main_guard_and_without_a_close_runs_to_its_end(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch ") >= 13
+    with Records.open(tmp_path / "state") as records:
+        (run_id,) = records.runs()
+        assert len(list(records.records(run_id))) == 12
