@@ -238,7 +238,7 @@ def test_conservative_mode_survives_a_restart_and_an_operator_ends_it(tmp_path):
         records, _ = of(controller, tmp_path, run_id)
         with pytest.raises(UserError, match="in use by another controller"):
             Controller("never_grow", tmp_path)
-    assert [record.fate for record in records] == [Fate.SENT, *[Fate.WITHHELD] * 3]
+    assert [record.fate for record in records] == [Fate.LOST, *[Fate.WITHHELD] * 3], "nobody reported the first"
     assert [each.event.change for each in seen if each.event] == [Change.ENTERED, Change.RELEASED]
 
 
