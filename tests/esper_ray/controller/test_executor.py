@@ -13,11 +13,10 @@ from envs.alpha import ramp_value
 from envs.slots import SlotConfig
 from envs.vocabulary import ALPHA_TARGET_VALUES, BLENDING_METHODS, TEMPO_EPOCHS, Blueprint, SeedStage
 from esper_ray.controller.commands import Blending, Expectation, Kind, Outcome, Reason, Refusal, RiskReport, Severity
-from esper_ray.controller.executor import Executor
 from esper_ray.live import LiveError
 from tests.envs.helpers import advance, fossilize, germinate, grow_inside, random_valid_action
 from tests.envs.live.loops import Loop, Script, prune, same
-from tests.esper_ray.controller.commanding import RUN, Commanded, commanded, expectation, pause, seed, slower
+from tests.esper_ray.controller.commanding import Commanded, commanded, expectation, pause, seed, slower
 
 PLAN = {
     0: germinate(1, Blueprint.LORA),
@@ -332,9 +331,9 @@ def test_where_the_governor_stopped_the_growth_commands_are_refused_and_pauses_a
 
 def test_a_controller_decides_alone_and_for_slots_enough():
     with pytest.raises(LiveError, match="a policy and a controller"):
-        Loop("mlp").grow("heuristic", controller=Executor(RUN, print))
+        Loop("mlp").grow("heuristic", controller=Commanded())
     with pytest.raises(LiveError, match="2 slots are more than the 1"):
-        Loop("mlp").grow(None, controller=Executor(RUN, print, slots=SlotConfig.for_row(1)))
+        Commanded(slots=SlotConfig.for_row(1))
     wide = Commanded(plan=commanded({0: germinate(2, Blueprint.LORA)}), slots=SlotConfig.for_row(3)).run(1)
     assert wide.grower.slot_names == ("0", "2", "r0c2")
     assert wide.results[0].reason is Refusal.NOT_ADMITTED

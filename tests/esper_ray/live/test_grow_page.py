@@ -1,6 +1,7 @@
 """docs/grow.md: its code runs."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from envs.slots import SlotConfig
+from esper_ray.controller.records import Records
 from esper_ray.live import grow
 from policies.schedule import GrowthPlan, GrowthSchedule
 from policies.scripted import FixedSchedule
@@ -176,7 +178,27 @@ def test_who_decides():
     assert names["grower"].slots == ("stem", "body.0", "body.1")
 
 
+def test_under_a_controller(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = users()
+
+    def train():
+        names["optimizer"].zero_grad()
+        loss = F.cross_entropy(names["model"](names["images"]), torch.arange(16) % 3)
+        loss.backward()
+        names["optimizer"].step()
+        return loss.item()
+
+    given = names | {"train": train, "train_set": range(16)}
+    exec(block("Controller(").replace("60", "12"), given)
+    given["controller"].close()
+    assert "epoch 12/12" in capsys.readouterr().out
+    with Records.open(Path("var/controller")) as records:
+        (run_id,) = records.runs()
+        assert len(list(records.records(run_id))) == 12
+
+
 def test_every_block_is_run_here_and_every_link_leads_somewhere():
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 11
     for target in re.findall(r"\]\(([^)#]+)\)", PAGE.read_text()):
         assert (PAGE.parent / target).exists(), target
