@@ -42,7 +42,8 @@ def proposed_operation(proposal: Proposal, packet: SystemState, sheets: Mapping[
         ValueError: an action that is none in these slots.
         IndexError: likewise.
     """
-    operation = operation_of(proposal.action, [seed.slot for seed in packet.seeds])
+    slots = [seed.slot for seed in packet.seeds]
+    operation = operation_of(proposal.action, slots)
     seed = _seed(packet, operation.slot)
     if seed is None or (blending := proposal.blending.get(seed.slot)) is None:
         return operation
@@ -50,7 +51,7 @@ def proposed_operation(proposal: Proposal, packet: SystemState, sheets: Mapping[
     shaped = operation.op is LifecycleOp.ADVANCE and seed.stage in SHAPEABLE
     if not (planted or shaped) or not _allowed(blending, operation, seed, sheets):
         return operation
-    return SeedOperation(**dict(operation) | {"blending": blending})
+    return operation_of(proposal.action, slots, blending)
 
 
 def make_command(

@@ -224,3 +224,17 @@ def test_waiting_leaves_the_process_randomness_as_it_is():
 def test_numbers_out_of_range_are_refused(config, wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         config(**wrong)
+
+
+def test_a_trial_that_was_not_made_is_left_to_the_next():
+    clock = Clock()
+    breaker = CircuitBreaker("bus", now=clock)
+    for _ in range(3):
+        breaker.record(breaker.try_acquire(), succeeded=False)
+    clock.seconds += 30.0
+    permit = breaker.try_acquire()
+    assert breaker.try_acquire() is None
+    breaker.give_back(permit)
+    breaker.record(permit, succeeded=False)  # is told already
+    assert breaker.state is BreakerState.HALF_OPEN
+    assert breaker.try_acquire() is not None

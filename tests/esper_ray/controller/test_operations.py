@@ -1,13 +1,20 @@
 """An operation says what an action does, and back."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.action_masks import split_mask
 from envs.alpha import ramp_value
+from envs.slots import SlotConfig
 from envs.vocabulary import BLENDING_METHODS, HEAD_NAMES, HEADS_NEEDED, LifecycleOp, RampShape, head_specs
 from esper_ray.controller.commands import Blending
-from esper_ray.controller.operations import action_of, operation_of, ramp_of
+from esper_ray.controller.operations import action_of, mask_without, operation_of, ramp_of
+from esper_ray.controller.trial import trial_request
+from policies.strategic.measured import BLUEPRINT_NAMES
+from policies.strategic.messages import SystemState
+from tests.envs.helpers import random_valid_action
 
 SLOTS = ("stem", "body.0", "r0c2")
 HEADS = head_specs(SLOTS, internal_levels=True)
@@ -32,6 +39,26 @@ def test_blending_is_said_of_ops_that_blend_and_names_its_shape(action, method):
     ramp = ramp_of(blending)
     assert (ramp.shape, ramp.start, ramp.end) == (RampShape[method.upper()], 0.25, 0.5)
     assert ramp_value(ramp.shape, ramp.start, ramp.end, 1.0) == 1.0
+
+
+@given(st.sets(st.sampled_from(BLUEPRINT_NAMES)), st.integers(0, 2**32))
+def test_a_mask_without_blueprints_admits_what_it_did_but_them(banned, seed):
+    packet = SystemState.model_validate_json(trial_request(None).packet)
+    heads = SlotConfig.for_row(len(packet.seeds)).heads
+    mask, rng = np.array(mask_without(packet, banned)), np.random.default_rng(seed)
+    assert (mask <= np.array(packet.action_mask)).all()
+    if not banned:
+        assert mask.tolist() == list(packet.action_mask)
+    for _ in range(20):
+        action = random_valid_action(mask, heads, rng)
+        operation = operation_of(action, [slot.slot for slot in packet.seeds])
+        assert operation.blueprint is None or BLUEPRINT_NAMES[operation.blueprint] not in banned
+    views = split_mask(mask, heads)
+    if not views["blueprint"].any():
+        shut = (views["op"], views["slot"])
+        assert not any(view[LifecycleOp.GERMINATE].any() for view in shut)
+        assert not views["tempo"].any()
+    assert mask_without(packet.model_copy(update={"action_mask": None}), banned) is None
 
 
 def test_what_is_not_there_is_refused():
