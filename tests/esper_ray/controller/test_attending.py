@@ -12,7 +12,7 @@ from envs.live.task_host import TaskLoop
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
 from envs.tasks import make_task
-from envs.vocabulary import SeedStage
+from envs.vocabulary import LifecycleOp, SeedStage
 from esper_ray.controller.assessment import RiskConfig
 from esper_ray.controller.commands import AdaptationCommand, CommandResult, Outcome, Reason
 from esper_ray.controller.evaluation import ControllerConfig
@@ -29,6 +29,7 @@ from tests.envs.helpers import WAIT
 from tests.envs.live.loops import same
 from tests.esper_ray.controller.faulty import DECLARED, POLICY
 from tests.places import ROOT
+from tests.policies.strategic.test_inference import trained
 
 torch.set_num_threads(1)
 
@@ -120,6 +121,22 @@ def test_the_shipped_policy_under_a_controller_is_the_policy_alone_bit_for_bit(t
         result = CommandResult.model_validate_json(record.result)
         assert (command.reason, result.outcome) == (Reason.POLICY, Outcome.APPLIED)
         assert command.operation == command.selection.proposed
+
+
+def test_a_policy_that_reads_graphs_grows_a_host_by_what_a_probe_measures(tmp_path):
+    (tmp_path / "graph").mkdir()
+    trained().save(tmp_path / "graph")
+    with Controller(tmp_path / "graph", tmp_path / "state", config=UNHURRIED) as controller:
+        decisions, _ = episode(controller)
+        (run_id,) = controller.run_ids
+    with Records.open(tmp_path / "state") as records:
+        found = [AdaptationCommand.model_validate_json(each.decision.command) for each in records.records(run_id)]
+    assert {command.selection is not None for command in found} == {True}
+    assert min(command.coverage.average for command in found) > 0.3
+    planted = [command.operation for command in found if command.operation.op is LifecycleOp.GERMINATE]
+    assert planted
+    assert all(operation.blending is not None for operation in planted)
+    assert any("germinate" in decision.action for decision in decisions)
 
 
 def test_who_only_observes_changes_nothing(tmp_path):
