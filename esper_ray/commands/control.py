@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -55,6 +56,8 @@ class Control:
     """Epochs that the host is trained for."""
     seed: Large = 0
     """Of the host."""
+    name: str = ""
+    """Of the run, new in this directory; the policy's draws depend on it. By default TASK-SEED-NUMBER."""
 
     def __post_init__(self) -> None:
         check_numbers(self, UserError)
@@ -116,13 +119,20 @@ class Control:
         with controller:
             self._grow(env, controller, console)
 
+    def _new_name(self) -> str:
+        from esper_ray.controller.records import Records
+
+        with Records.open(self.directory) as records:
+            taken = records.runs()
+        return next(name for at in itertools.count(1) if (name := f"{self.task}-{self.seed}-{at}") not in taken)
+
     def _grow(self, env: EnvConfig, controller: Controller, console: Console) -> None:
         """The trainer: it knows of the controller what any user's loop does."""
         from envs.live.task_host import TaskLoop
         from envs.tasks import TaskError
         from esper_ray.live import LiveError, grow
 
-        task = env.make_task()
+        task, run_id = env.make_task(), self.name or self._new_name()
         try:
             loop = TaskLoop(task, self.max_epochs, self.seed)
             grower = grow(
@@ -133,12 +143,11 @@ class Control:
                 evaluate=loop.evaluate,
                 max_epochs=self.max_epochs,
                 chance=task.chance_accuracy,
-                controller=controller,
+                controller=controller.named(run_id),
                 seed=self.seed,
             )
         except (TaskError, LiveError) as error:
             raise UserError(str(error)) from error
-        (run_id,) = controller.run_ids
         console.print(f"run {run_id} by {self.policy}")
         console.print(str(grower.decision))
         for _ in range(self.max_epochs):

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
-from uuid import uuid4
 
 from envs.slots import SlotConfig
 from esper_ray.controller.commands import AdaptationCommand, CommandResult
@@ -43,16 +42,13 @@ class Attendance:
     Args:
         controller: Decides.
         training: What is grown.
-
-    Attributes:
         run_id: Of the run, as the controller's records have it.
     """
 
     name = "controller"
 
-    def __init__(self, controller: Decides, training: Training) -> None:
-        self._controller, self._training = controller, training
-        self.run_id = f"run-{uuid4().hex[:12]}"
+    def __init__(self, controller: Decides, training: Training, run_id: str) -> None:
+        self._controller, self._training, self.run_id = controller, training, run_id
         self._executor = self._new_executor()
         self._probe: Probe | None = None
         self._executing_ms = 0.0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Self
+from uuid import uuid4
 
 from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
@@ -39,6 +40,7 @@ from esper_ray.controller.records import DIRECTORY, Order, StoreFailed
 from esper_ray.controller.risk import forbidden
 from esper_ray.controller.store import Store
 from esper_ray.controller.trial import trial_request
+from esper_ray.errors import UserError
 from esper_ray.live.choosing import Training
 from policies.strategic.coverage import Coverage
 from policies.strategic.messages import SystemState
@@ -130,7 +132,17 @@ class Controller:
     # ------------------------------------------------------------------ for runs
     def attend(self, training: Training) -> Attendance:
         """Decide for a model that somebody grows (:class:`esper_ray.live.growing.Controlling`)."""
-        return Attendance(self, training)
+        return Attendance(self, training, f"run-{uuid4().hex[:12]}")
+
+    def named(self, run_id: str) -> Named:
+        """The same for a run of this name, on which the policy's draws depend: one name, one course.
+
+        Raises:
+            UserError: there is such a run already.
+        """
+        if self._store.state(run_id) is not None:
+            raise UserError(f"there is a run {run_id!r} already: give another name, or another directory")
+        return Named(self, run_id)
 
     def evaluate_epoch(self, state: SystemState, hook_ms: float | None = None) -> AdaptationCommand:
         """Decide what a run does with its next epoch.
@@ -341,6 +353,18 @@ class Controller:
                 "the policy takes %.0f ms (p95 of %d trials), and may take %.0f: many decisions will be PAUSE",
                 *(1e3 * slow, TRIALS, 1e3 * limit),
             )
+
+
+@dataclass(frozen=True)
+class Named:
+    """A controller for one run (:class:`esper_ray.live.growing.Controlling`); :meth:`Controller.named` makes it."""
+
+    controller: Controller
+    run_id: str
+
+    def attend(self, training: Training) -> Attendance:
+        """Decide for the model of that run."""
+        return Attendance(self.controller, training, self.run_id)
 
 
 def _operation(

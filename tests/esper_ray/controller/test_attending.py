@@ -21,6 +21,7 @@ from esper_ray.controller.proposing import answer, load_proposer
 from esper_ray.controller.records import Records
 from esper_ray.controller.service import Controller
 from esper_ray.controller.thresholds import Thresholds
+from esper_ray.errors import UserError
 from esper_ray.live import grow
 from esper_ray.live.choosing import Choice
 from esper_ray.live.policies import SHIPPED, enabled_slots
@@ -106,8 +107,8 @@ def episode(controller, epochs=EPOCHS):
 
 def test_the_shipped_policy_under_a_controller_is_the_policy_alone_bit_for_bit(tmp_path):
     with Controller(EXPORT, tmp_path, config=UNHURRIED) as controller:
-        decisions, loop = episode(controller)
-        (run_id,) = controller.run_ids
+        decisions, loop = episode(controller.named(run_id := "a run"))
+        assert controller.run_ids == (run_id,)
     alone, plain = episode(Alone(EXPORT, run_id))
     assert [decision.action for decision in decisions] == [decision.action for decision in alone]
     assert len({decision.op for decision in decisions}) > 2
@@ -127,8 +128,9 @@ def test_a_policy_that_reads_graphs_grows_a_host_by_what_a_probe_measures(tmp_pa
     (tmp_path / "graph").mkdir()
     trained().save(tmp_path / "graph")
     with Controller(tmp_path / "graph", tmp_path / "state", config=UNHURRIED) as controller:
-        decisions, _ = episode(controller)
-        (run_id,) = controller.run_ids
+        decisions, _ = episode(controller.named(run_id := "a run"))
+        with pytest.raises(UserError, match="there is a run 'a run' already"):
+            controller.named(run_id)
     with Records.open(tmp_path / "state") as records:
         found = [AdaptationCommand.model_validate_json(each.decision.command) for each in records.records(run_id)]
     assert {command.selection is not None for command in found} == {True}
