@@ -42,7 +42,7 @@ class Control:
     """Decide and record, but carry nothing out."""
     greedy: bool = False
     """Take the policy's likeliest action instead of drawing one."""
-    config: Path | None = None
+    settings: Path | None = None
     """JSON file of thresholds and deadlines."""
     amendments: Path | None = None
     """JSON file of one's own for the catalogue of blueprints."""
@@ -110,7 +110,7 @@ class Control:
         env = EnvConfig(task=self.task, data_dir=self.data_dir, task_args=self.task_args, max_epochs=self.max_epochs)
         env.load_data()
         settle()
-        config = ControllerConfig() if self.config is None else read_config(self.config)
+        config = ControllerConfig() if self.settings is None else read_config(self.settings)
         config = dataclasses.replace(config, greedy=self.greedy or config.greedy)
         with under_way(console, f"starting the policy {self.policy}"):
             controller = Controller(

@@ -17,6 +17,7 @@ from envs.limits import LifecycleRules
 from envs.ranges import Range, ranges_of
 from envs.reward import RewardConfig
 from esper_ray.cli import parse
+from esper_ray.commands.control import Control
 from esper_ray.commands.deployment import Export, Serve
 from esper_ray.commands.evaluation import Evaluate, Replay, Search
 from esper_ray.commands.inspection import Inspect
@@ -49,11 +50,12 @@ COMMANDS = {
     ("tune", "tuning.yaml"): (Tune,),
     ("compare", "one", "other"): (Compare,),
     ("inspect", DEFAULT_TASK): (Inspect,),
+    ("control",): (Control,),
     ("strategic", "collect", "store"): (Collect,),
     ("strategic", "imitate", "store", "out"): (Imitate, ImitationConfig),
     ("strategic", "evaluate", "trained", "store"): (EvaluateStrategic,),
 }
-POSITIONAL = {"trained", "world", "run_dir", "export", "out", "study", "tuning", "runs", "store"}
+POSITIONAL = {"trained", "world", "run_dir", "export", "out", "study", "tuning", "runs", "store", "word", "run_id"}
 FLAGS = [
     (*command, f"--{field.name.replace('_', '-')}")
     for command, kinds in COMMANDS.items()
