@@ -149,6 +149,7 @@ def grow(
             writer=writer,
         )
     except BaseException:
+        chooser.end()
         host.withdraw()
         raise
 
