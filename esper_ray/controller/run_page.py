@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -10,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.custom_scalar import summary as custom_scalars
-from tensorboard.plugins.scalar.summary_v2 import scalar_pb
-from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary as summaries
 
 from esper_ray.controller import telemetry
 from esper_ray.controller.telemetry import Form, Item, Reading, Route
@@ -75,8 +73,11 @@ class RunPages:
 
 
 def directory_name(run_id: str) -> str:
-    """Of a run's page: the id where it can be one."""
-    return re.sub(r"[^\w.+=@-]", "_", run_id).lstrip(".") or "service"
+    """Of a run's page: the id where it can be one, else what is left of it and a digest, as no two runs share one."""
+    if not run_id:
+        return "service"
+    left = re.sub(r"[^\w+=@-]", "_", run_id)
+    return run_id if left == run_id else f"{left}.{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
 
 
 class _Page:
@@ -119,17 +120,14 @@ def tag_of(item: Item, part: str = "") -> str:
 def _summary(reading: Reading) -> Any:
     tag = tag_of(reading.item, reading.part)
     if reading.item.form in (Form.TEXT, Form.EVENT):
-        return text_pb(tag, f"{reading.severity.name}: {reading.value}")
+        return summaries.text(tag, f"{reading.severity.name}: {reading.value}")
     number = reading.number
-    return None if number is None else scalar_pb(tag, number)
+    return None if number is None else summaries.scalar(tag, number)
 
 
 def _layout() -> Any:
-    categories: dict[str, list[Any]] = {}
+    charts: dict[str, dict[str, Any]] = {}
     for title, (category, items) in LAYOUT.items():
         tags = [f"{re.escape(tag_of(item))}{'/.*' if item.part else ''}$" for item in items]
-        lines = layout_pb2.MultilineChartContent(tag=tags)
-        categories.setdefault(category, []).append(layout_pb2.Chart(title=title, multiline=lines))
-    return custom_scalars.pb(
-        layout_pb2.Layout(category=[layout_pb2.Category(title=t, chart=c) for t, c in categories.items()])
-    )
+        charts.setdefault(category, {})[title] = ["Multiline", tags]
+    return summaries.custom_scalars(charts)

@@ -9,9 +9,10 @@ from esper_ray.controller.commands import Severity
 from esper_ray.controller.emitting import WAITING
 from esper_ray.controller.prometheus import LOOPBACK, MOST_RUNS, metric_name
 from esper_ray.controller.run_page import LAYOUT, tag_of
-from esper_ray.controller.telemetry import ITEMS, Form, Item, Route
+from esper_ray.controller.telemetry import ITEMS, MODE_ENTERED, RISK_LEVEL, Form, Item, Route
 
 PAGE_FILE = "telemetry.md"
+_CHARTS = ", ".join(dict.fromkeys(category.lower() for category, _ in LAYOUT.values()))
 OPENING = f"""\
 # What the controller tells
 
@@ -19,16 +20,16 @@ OPENING = f"""\
 
 Every metric and event is declared once, in `esper_ray/controller/telemetry.py`, and nothing else can be emitted.
 
-- **Severities** are {", ".join(severity.name for severity in Severity)}. Metrics are INFO; of an event the table has the
-  least, and what it tells of may be worse.
+- **Severities** are {", ".join(severity.name for severity in Severity)}. Metrics are INFO;
+  of an event the table has the least, and what it tells of may be worse.
 - **What was not measured is not emitted**, never 0.
 - **A choice** is one of some words. Where only numbers go it is its place among them, from 0.
 - **Whoever takes them cannot hurt the service**: each has a queue of {WAITING:,} readings and a thread of its own. One
   that fails gets no more, one that is too slow loses what does not fit; both are logged once.
-- **{Route.TENSORBOARD}**: a directory per run, by epochs. Tags are names with slashes: `{tag_of(ITEMS["tamiyo.risk.level"])}`.
-  Texts and events stand under *Text*. The page *Custom Scalars* shows {", ".join(dict.fromkeys(c for c, _ in LAYOUT.values()))}.
-- **{Route.PROMETHEUS}**: text on a port of the loopback interface ({LOOPBACK}), for a scraper on the same machine. Names have
-  underscores, with `_total` for events, which are counted: `{metric_name(ITEMS["tamiyo.conservative_mode.entered"])}`.
+- **{Route.TENSORBOARD}**: a directory per run, by epochs. Tags are names with slashes: `{tag_of(RISK_LEVEL)}`.
+  Texts and events stand under *Text*. The page *Custom Scalars* shows {_CHARTS}.
+- **{Route.PROMETHEUS}**: text on a port of the loopback interface ({LOOPBACK}), for a scraper on the same machine.
+  Names have underscores, with `_total` for events, which are counted: `{metric_name(MODE_ENTERED)}`.
   `run_id` is empty of what is the service's own; the {MOST_RUNS} runs that were heard of last are shown. A text is the
   label `value` of a 1.
 - **{Route.BUS}**: whatever function is given.
