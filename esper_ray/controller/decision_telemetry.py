@@ -135,8 +135,9 @@ class DecisionTelemetry:
             emit(items.COMMAND_OP, operation.op.name, *run)
             if operation.blending is not None:
                 emit(items.BLENDING_METHOD, operation.blending.method, *run)
-        if command.reason in FAULTS or command.reason is Reason.WORKER_STARTING:
-            emit(items.DEGRADED, command.reason, *run, severity=severity)
+        faults = [signal.reason for signal in assessment.verdict.signals if signal.reason in FAULTS]
+        for fault in (*faults, *([command.reason] if command.reason is Reason.WORKER_STARTING else [])):
+            emit(items.DEGRADED, in_words(command), *run, part=fault, severity=severity)
         if (event := assessment.event) is not None:
             item = items.MODE_ENTERED if event.change is Change.ENTERED else items.MODE_LEFT
             emit(item, f"{event.change}: {event.reason}", *run)

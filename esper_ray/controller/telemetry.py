@@ -148,9 +148,10 @@ MODE_LEFT = Item("tamiyo.conservative_mode.left", "It ended, by its rule or by h
 LEVEL_CHANGED = Item("tamiyo.risk.level_changed", "The dashboard shows another level.", Form.EVENT)
 DEGRADED = Item(
     "tamiyo.decision.degraded",
-    "The run was paused by a fault of the controller itself, not of the run.",
+    "A fault of the controller itself, not of the run, stood against a decision.",
     Form.EVENT,
     severity=Severity.WARNING,
+    part="reason",
 )
 BREAKER_CHANGED = Item(
     "tamiyo.breaker.changed", "A breaker opened or closed.", Form.EVENT, severity=Severity.WARNING, part="breaker"
