@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from queue import Full, Queue
+from queue import SimpleQueue
 from threading import Thread
 from typing import Protocol, Self
 
@@ -121,7 +120,7 @@ class _Outlet:
     def __init__(self, sink: Sink) -> None:
         self._sink, self._route = sink, sink.route
         self._name = type(sink).__name__
-        self._queue: Queue[Reading | None] = Queue(WAITING)
+        self._queue: SimpleQueue[Reading | None] = SimpleQueue()
         self._open, self._behind = True, False
         self.thread = Thread(target=self._run, name=f"telemetry {self._name}", daemon=True)
         self.thread.start()
@@ -129,24 +128,20 @@ class _Outlet:
     def put(self, reading: Reading) -> None:
         if not self._open or self._route not in reading.item.routes:
             return
-        try:
-            self._queue.put_nowait(reading)
-        except Full:
-            if not self._behind:
-                self._behind = True
-                logger.warning("telemetry: %s does not keep up, and loses what comes too fast", self._name)
+        if self._queue.qsize() < WAITING:
+            self._queue.put(reading)
+        elif not self._behind:
+            self._behind = True
+            logger.warning("telemetry: %s does not keep up, and loses what comes too fast", self._name)
 
     def end(self) -> None:
         self._open = False
-        with suppress(Full):  # then it is awake, and ends once it has taken all
-            self._queue.put_nowait(None)
+        self._queue.put(None)
 
     def _run(self) -> None:
         try:
-            while self._open or not self._queue.empty():
-                reading = self._queue.get()
-                if reading is not None:
-                    self._sink.take(reading)
+            while (reading := self._queue.get()) is not None:
+                self._sink.take(reading)
         except Exception as error:
             self._open = False
             reason = " ".join(str(error).split())
