@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 WAITING = 4096
 """Readings that may wait for a sink; what comes then is lost for it."""
-PATIENCE_S = 5.0
-"""For which a sink is waited for at the end."""
+USUAL_PATIENCE_S = 5.0
+"""For which sinks are waited for at the end."""
 
 
 class Sink(Protocol):
@@ -65,10 +65,16 @@ class Telemetry:
     Args:
         sinks: Are closed with it.
         time_ns: Nanoseconds since 1970.
+        patience_s: Seconds for which they are waited for then.
     """
 
-    def __init__(self, sinks: Iterable[Sink] = (), time_ns: Callable[[], int] = time.time_ns) -> None:
-        self._outlets, self._time_ns = [_Outlet(sink) for sink in sinks], time_ns
+    def __init__(
+        self,
+        sinks: Iterable[Sink] = (),
+        time_ns: Callable[[], int] = time.time_ns,
+        patience_s: float = USUAL_PATIENCE_S,
+    ) -> None:
+        self._outlets, self._time_ns, self._patience_s = [_Outlet(sink) for sink in sinks], time_ns, patience_s
 
     def emit(
         self,
@@ -103,7 +109,7 @@ class Telemetry:
         """Write what is waiting, and close all sinks; one that does not come to an end is left."""
         for outlet in self._outlets:
             outlet.end()
-        ends = time.monotonic() + PATIENCE_S
+        ends = time.monotonic() + self._patience_s
         for outlet in self._outlets:
             outlet.thread.join(max(ends - time.monotonic(), 0.0))
 

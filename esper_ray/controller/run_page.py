@@ -17,6 +17,8 @@ from torch.utils.tensorboard import summary as summaries
 from esper_ray.controller import telemetry
 from esper_ray.controller.telemetry import Form, Item, Reading, Route
 
+MOST_OPEN = 16
+"""Files that are open: those of the runs that were heard of last. Another one begins where a run is heard of again."""
 LAYOUT: dict[str, tuple[str, tuple[Item, ...]]] = {
     "level: 0 is Green, 4 Critical": ("Level", (telemetry.RISK_LEVEL,)),
     "combined score, and the risk that the policy expects": (
@@ -62,9 +64,11 @@ class RunPages:
         Raises:
             OSError: it cannot be written.
         """
-        if reading.run_id not in self._pages:
-            self._pages[reading.run_id] = _Page(self._directory / directory_name(reading.run_id))
-        self._pages[reading.run_id].write(reading)
+        page = self._pages.pop(reading.run_id, None) or _Page(self._directory / directory_name(reading.run_id))
+        self._pages[reading.run_id] = page  # the last one now
+        if len(self._pages) > MOST_OPEN:
+            self._pages.pop(next(iter(self._pages))).close()
+        page.write(reading)
 
     def close(self) -> None:
         """Close all files."""
@@ -76,7 +80,7 @@ def directory_name(run_id: str) -> str:
     """Of a run's page: the id where it can be one, else what is left of it and a digest, as no two runs share one."""
     if not run_id:
         return "service"
-    left = re.sub(r"[^\w+=@-]", "_", run_id)
+    left = re.sub(r"[^\w+=@-]", "_", run_id, flags=re.ASCII)[:100]
     return run_id if left == run_id else f"{left}.{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
 
 

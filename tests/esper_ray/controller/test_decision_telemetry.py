@@ -38,7 +38,7 @@ class Told:
     def __init__(self, breakers=None):
         self.readings = defaultdict(list)
         sink = CallingSink(lambda reading: self.readings[reading.item.name].append(reading))
-        self._telemetry = Telemetry([sink])
+        self._telemetry = Telemetry([sink], patience_s=1e6)
         self.decisions = DecisionTelemetry(self._telemetry, breakers or {})
 
     def __enter__(self):

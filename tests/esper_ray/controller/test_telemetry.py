@@ -6,7 +6,9 @@ import threading
 import urllib.error
 import urllib.request
 from collections import defaultdict
+from pathlib import Path
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,13 +17,14 @@ from esper_ray.controller import emitting, telemetry
 from esper_ray.controller.commands import Severity
 from esper_ray.controller.emitting import CallingSink, Telemetry
 from esper_ray.controller.prometheus import MOST_RUNS, PrometheusSink, metric_name
-from esper_ray.controller.run_page import LAYOUT, RunPages, directory_name, tag_of
+from esper_ray.controller.run_page import LAYOUT, MOST_OPEN, RunPages, directory_name, tag_of
 from esper_ray.controller.telemetry import ITEMS, Form, Item, Reading, Route
 from esper_ray.controller.telemetry_page import PAGE_FILE, page
 from esper_ray.errors import UserError
 from tests.places import ROOT
 
 LOSS, LEVEL, MODE = telemetry.VALIDATION_LOSS, telemetry.RISK_LEVEL, telemetry.MODE_ENTERED
+FOR_EVER = 1e6
 OTHERS_RELY_ON = {
     *("tamiyo.validation_loss", "tamiyo.loss_delta", "tamiyo.gnn.inference.latency_ms", "tamiyo.gnn.compile_enabled"),
     *("tamiyo.gnn.compile_warm_ms", "tamiyo.gnn.feature_coverage", "tamiyo.blending.method"),
@@ -72,7 +75,7 @@ def test_what_is_not_declared_is_the_callers_mistake(item, value, part, said):
 # ------------------------------------------------------------------ emitting
 def test_readings_go_where_their_item_does_and_nothing_unmeasured_goes_anywhere():
     (on_bus, bus), (on_page, pages) = gathered(), gathered(Route.TENSORBOARD)
-    with Telemetry([bus, pages], time_ns=lambda: 7) as told:
+    with Telemetry([bus, pages], lambda: 7, FOR_EVER) as told:
         told.emit(LOSS, 0.5, "run", 3)
         told.emit(LOSS, None, "run", 4)
         told.emit(telemetry.POLICY_VERSION, "abc", "run", 3)
@@ -93,7 +96,7 @@ def test_a_sink_that_fails_is_told_of_once_and_the_others_go_on(caplog):
         calls.append(reading)
         raise OSError("the disk\nis full")
 
-    with Telemetry([CallingSink(fail), sink]) as told:
+    with Telemetry([CallingSink(fail), sink], patience_s=FOR_EVER) as told:
         for epoch in range(50):
             told.emit(LOSS, 1.0, "run", epoch)
     assert [reading.epoch for reading in found] == list(range(50))
@@ -105,7 +108,6 @@ def test_a_sink_that_fails_is_told_of_once_and_the_others_go_on(caplog):
 
 def test_a_sink_that_is_stuck_holds_nobody_up(caplog, monkeypatch):
     monkeypatch.setattr(emitting, "WAITING", 8)
-    monkeypatch.setattr(emitting, "PATIENCE_S", 0.2)
     found, sink = gathered()
     held, entered = threading.Event(), threading.Event()
 
@@ -113,7 +115,7 @@ def test_a_sink_that_is_stuck_holds_nobody_up(caplog, monkeypatch):
         entered.set()
         held.wait()
 
-    told = Telemetry([CallingSink(wait), sink])
+    told = Telemetry([CallingSink(wait), sink], patience_s=0.2)
     try:
         told.emit(LOSS, 1.0)
         entered.wait()
@@ -155,7 +157,7 @@ def labels(**given):
 
 def test_prometheus_has_the_latest_values_and_counts_events():
     sink = PrometheusSink()
-    with Telemetry([sink]) as told:
+    with Telemetry([sink], patience_s=FOR_EVER) as told:
         for epoch, loss in enumerate((0.9, 0.5)):
             told.emit(LOSS, loss, "one", epoch)
             told.emit(MODE, "entered", "one", epoch)
@@ -217,7 +219,7 @@ def values(page, tag):
 
 
 def test_a_page_per_run_shows_level_signals_and_decisions_over_epochs(tmp_path):
-    with Telemetry([RunPages(tmp_path)]) as told:
+    with Telemetry([RunPages(tmp_path)], patience_s=FOR_EVER) as told:
         for epoch, level in enumerate(("GREEN", "RED", "YELLOW")):
             told.emit(LEVEL, level, "one", epoch)
             told.emit(telemetry.SIGNAL, "HIGH", "one", epoch, part="loss_delta")
@@ -242,17 +244,31 @@ def test_a_run_that_went_back_is_shown_as_it_went_on(tmp_path):
 
 
 def test_ids_of_runs_become_directories_of_their_own(tmp_path):
-    ids = ("run", "a/b", "a_b", "..", ".", "../../x", "ü", "a b")
+    ids = ("run", "a/b", "a_b", "..", ".", "../../x", "ü", "a b", "ü" * 200, "a" * 200, "a" * 199)
     names = [directory_name(run_id) for run_id in ids]
     assert len(set(names)) == len(ids)
     assert all((tmp_path / name).resolve().parent == tmp_path.resolve() for name in names)
     assert names[0] == "run"
+    assert max(len(name.encode()) for name in names) < 200
+
+
+def test_of_many_runs_few_files_are_open_and_all_are_written(tmp_path):
+    pages, runs = RunPages(tmp_path), [f"run{at}" for at in range(MOST_OPEN + 3)]
+    for epoch in range(2):
+        for run in runs:
+            pages.take(Reading(LOSS, 1.0, run, epoch))
+            pages.take(Reading(LOSS, 1.0, runs[0], epoch))
+    held = {Path(file.path).parent for file in psutil.Process().open_files()}
+    assert held & set(tmp_path.iterdir()) == {tmp_path / run for run in [*runs[-MOST_OPEN + 1 :], runs[0]]}
+    pages.close()
+    for run in runs:
+        assert [step for step, _ in values(read(tmp_path / run), "tamiyo/validation_loss")][-1] == 1
 
 
 def test_a_page_that_cannot_be_written_stops_the_page_alone(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     found, sink = gathered()
-    with Telemetry([RunPages(tmp_path / "file"), sink]) as told:
+    with Telemetry([RunPages(tmp_path / "file"), sink], patience_s=FOR_EVER) as told:
         told.emit(LOSS, 1.0, "run", 1)
     assert len(found) == 1
     assert "RunPages gets no more: NotADirectoryError" in caplog.text
