@@ -77,9 +77,12 @@ class RunPages:
 
 
 def directory_name(run_id: str) -> str:
-    """Of a run's page: the id where it can be one, else what is left of it and a digest, as no two runs share one."""
+    """Of a run's page, which no two runs share: the id where it can be one, else what is left of it and a digest.
+
+    What is the service's own has one that no run can have, as there is a dot in it.
+    """
     if not run_id:
-        return "service"
+        return "service.own"
     left = re.sub(r"[^\w+=@-]", "_", run_id, flags=re.ASCII)[:100]
     return run_id if left == run_id else f"{left}.{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
 

@@ -244,7 +244,22 @@ def test_a_run_that_went_back_is_shown_as_it_went_on(tmp_path):
 
 
 def test_ids_of_runs_become_directories_of_their_own(tmp_path):
-    ids = ("run", "a/b", "a_b", "..", ".", "../../x", "ü", "a b", "ü" * 200, "a" * 200, "a" * 199)
+    ids = (
+        "run",
+        "",
+        "service",
+        "service.own",
+        "a/b",
+        "a_b",
+        "..",
+        ".",
+        "../../x",
+        "ü",
+        "a b",
+        "ü" * 200,
+        "a" * 200,
+        "a" * 199,
+    )
     names = [directory_name(run_id) for run_id in ids]
     assert len(set(names)) == len(ids)
     assert all((tmp_path / name).resolve().parent == tmp_path.resolve() for name in names)
