@@ -193,6 +193,7 @@ def test_models_of_all_sorts(name):
     assert missing <= {
         *("run.max_epochs", "run.validation_loss", "run.validation_accuracy"),
         *("layers.activation_type", "influences.gradient_contribution", "activations.gradient_flow"),
+        "metrics.cpu_util_percent",  # of less than a hundredth of a second the system knows nothing
     }
 
 
