@@ -49,7 +49,7 @@ class LevelConfig:
     gradient_emergency: Positive = 20.0
     """The same."""
     memory_base: Share = Thresholds.process_memory_slows
-    """Share of the machine's memory that the process has."""
+    """Memory of the process as a share of what it may have."""
     memory_emergency: Share = Thresholds.process_memory_pauses
     """The same."""
     latency_ms_base: Positive = 100.0

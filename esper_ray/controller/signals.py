@@ -81,6 +81,12 @@ class Origin(Enum):
     SERVICE = "service"
 
 
+SEEDS, RISK, SHEETS = "seeds", "policy.risk", "catalogue.sheets"
+HOOK, STEP, APPLY, COVERED = "service.hook_ms", "service.step_ms", "service.apply_ms", "service.coverage"
+NEEDS = (SEEDS, RISK, SHEETS, HOOK, STEP, APPLY, COVERED)
+"""What rows need beside keys of packets: slots in the packet, and what stands beside it in a case."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """Where a signal begins.
@@ -102,6 +108,7 @@ class Row:
         reason: Its code.
         origin: Where it comes from.
         measure: Its value now.
+        needs: What must be there, or it never fires: keys of packets, and ``NEEDS``. Of an entry one is enough.
         critical: Where it is CRITICAL.
         high: Where it is HIGH.
         warning: Where it is a WARNING.
@@ -111,6 +118,7 @@ class Row:
     reason: Reason
     origin: Origin
     measure: Callable[[Situation], Measured]
+    needs: tuple[tuple[str, ...], ...] = ()
     critical: Limit | None = None
     high: Limit | None = None
     warning: Limit | None = None
@@ -231,6 +239,7 @@ TABLE: tuple[Row, ...] = (
         Reason.EXPECTED_RISK,
         Origin.PROPOSAL,
         lambda now: _of(now.case.expected_risk),
+        ((RISK,),),
         critical=at_least(lambda t: t.expected_risk_pauses),
         warning=at_least(lambda t: t.expected_risk_slows),
     ),
@@ -238,14 +247,23 @@ TABLE: tuple[Row, ...] = (
         Reason.BLUEPRINT_QUARANTINED,
         Origin.PROPOSAL,
         _sheet_says(Reason.BLUEPRINT_QUARANTINED),
+        ((SHEETS,),),
         critical=_YES,
         spares=True,
     ),
-    Row(Reason.QUARANTINED_SEED, Origin.RUN, _quarantined_seed, critical=_YES, spares=True),
+    Row(
+        Reason.QUARANTINED_SEED,
+        Origin.RUN,
+        _quarantined_seed,
+        ((SEEDS,), ("seeds.quarantine_only", "seeds.blueprint")),
+        critical=_YES,
+        spares=True,
+    ),
     Row(
         Reason.BLUEPRINT_HAZARD,
         Origin.PROPOSAL,
         _sheet_says(Reason.BLUEPRINT_HAZARD),
+        ((SHEETS,),),
         critical=at_least(lambda _: Severity.CRITICAL),
         warning=at_least(lambda _: Severity.HIGH),
         spares=True,
@@ -254,6 +272,7 @@ TABLE: tuple[Row, ...] = (
         Reason.BLUEPRINT_RISK,
         Origin.PROPOSAL,
         _sheet_says(Reason.BLUEPRINT_RISK),
+        ((SHEETS,),),
         critical=at_least(lambda t: t.blueprint_risk_pauses),
         warning=at_least(lambda t: t.blueprint_risk_slows),
         spares=True,
@@ -262,6 +281,7 @@ TABLE: tuple[Row, ...] = (
         Reason.LOSS_DELTA,
         Origin.RUN,
         lambda now: _of(now.loss_delta),
+        (("run.validation_loss",),),
         high=above(lambda t: t.loss_delta_pauses),
         warning=above(lambda t: t.loss_delta_slows),
     ),
@@ -269,34 +289,58 @@ TABLE: tuple[Row, ...] = (
         Reason.HOOK_LATENCY,
         Origin.RUN,
         lambda now: _of(now.hook_ms),
+        ((HOOK, "metrics.hook_latency_ms"),),
         high=above(lambda t: t.hook_ms_pauses),
     ),
     Row(
         Reason.STEP_LATENCY,
         Origin.RUN,
         lambda now: _of(now.case.latencies.step),
+        ((STEP,),),
         high=above(lambda t: t.step_ms_pauses),
     ),
     Row(
         Reason.APPLY_LATENCY,
         Origin.RUN,
         lambda now: _of(now.apply_ms),
+        ((APPLY, "metrics.apply_ms"),),
         warning=above(lambda t: t.apply_ms_slows),
     ),
-    Row(Reason.ISOLATION_VIOLATIONS, Origin.RUN, _metric("isolation_violations"), high=above(lambda _: 0.0)),
+    Row(
+        Reason.ISOLATION_VIOLATIONS,
+        Origin.RUN,
+        _metric("isolation_violations"),
+        (("metrics.isolation_violations",),),
+        high=above(lambda _: 0.0),
+    ),
     Row(
         Reason.GPU_EXHAUSTED,
         Origin.RUN,
         _gpu_memory,
+        (("metrics.gpu_util_percent",), ("metrics.gpu_mem_free_gb",)),
         high=at_most(lambda t: t.gpu_free_gb_pauses),
         spares=True,
     ),
-    Row(Reason.CPU_SATURATED, Origin.RUN, _throughput_drop, warning=at_least(lambda t: t.throughput_drop_slows)),
-    Row(Reason.OVER_BUDGET, Origin.LIFECYCLE, _over_budget, high=above(lambda _: 0.0), spares=True),
+    Row(
+        Reason.CPU_SATURATED,
+        Origin.RUN,
+        _throughput_drop,
+        (("metrics.cpu_util_percent",), ("metrics.samples_per_s",)),
+        warning=at_least(lambda t: t.throughput_drop_slows),
+    ),
+    Row(
+        Reason.OVER_BUDGET,
+        Origin.LIFECYCLE,
+        _over_budget,
+        ((SEEDS,), ("run.budgets",)),
+        high=above(lambda _: 0.0),
+        spares=True,
+    ),
     Row(
         Reason.SEED_STUCK,
         Origin.LIFECYCLE,
         _oldest,
+        ((SEEDS,),),
         warning=above(lambda t: t.stuck_epochs_slows),
         spares=True,
     ),
@@ -304,6 +348,7 @@ TABLE: tuple[Row, ...] = (
         Reason.PROCESS_MEMORY,
         Origin.RUN,
         _metric("process_memory_share"),
+        (("metrics.process_memory_share",),),
         high=at_least(lambda t: t.process_memory_pauses),
         warning=at_least(lambda t: t.process_memory_slows),
         spares=True,
@@ -312,19 +357,28 @@ TABLE: tuple[Row, ...] = (
         Reason.LOSS_VOLATILITY,
         Origin.RUN,
         lambda now: _of(now.loss_volatility),
+        (("run.training_loss",),),
         warning=above(lambda t: t.loss_volatility_slows),
     ),
-    Row(Reason.GRADIENT_VARIANCE, Origin.RUN, _metric("grad_var"), warning=above(lambda t: t.gradient_variance_slows)),
+    Row(
+        Reason.GRADIENT_VARIANCE,
+        Origin.RUN,
+        _metric("grad_var"),
+        (("metrics.grad_var",),),
+        warning=above(lambda t: t.gradient_variance_slows),
+    ),
     Row(
         Reason.GRADIENT_CONFLICT,
         Origin.RUN,
         _metric("grad_conflict_rate"),
+        (("metrics.grad_conflict_rate",),),
         warning=above(lambda t: t.gradient_conflict_slows),
     ),
     Row(
         Reason.COVERAGE,
         Origin.RUN,
         lambda now: _of(now.case.coverage),
+        ((COVERED,),),
         critical=at_most(lambda t: t.coverage_pauses),
         warning=below(lambda t: t.coverage_slows),
     ),

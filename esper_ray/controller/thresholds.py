@@ -45,7 +45,7 @@ class Thresholds:
     stuck_epochs_slows: Count = 50
     """Epochs for which a seed's fate is open, above which seeds are slowed."""
     process_memory_pauses: Share = 0.95
-    """Share of the machine's memory that the process has, from which on nothing is added."""
+    """Memory of the process as a share of what it may have, from which on nothing is added."""
     process_memory_slows: Share = 0.80
     """The same, from which on seeds are slowed."""
     loss_volatility_slows: Positive = 0.1125

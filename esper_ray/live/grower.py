@@ -375,6 +375,16 @@ class Grower:
         return self._course.loss[-1], self._course.accuracy[-1]
 
     @property
+    def max_living_seeds(self) -> int:
+        """Seeds that may live at a time."""
+        return min(self._watch.lifecycle.max_living, len(self.slots))
+
+    @property
+    def parameter_budget(self) -> int:
+        """Parameters that living seeds may have together."""
+        return int(self._watch.lifecycle.parameter_budget[0])
+
+    @property
     def slot_config(self) -> SlotConfig:
         """The policy's slots, of which the first ones are the model's."""
         return self._watch.slots

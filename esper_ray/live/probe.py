@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,14 @@ from envs.seed_report import SeedReport
 from envs.vocabulary import LIVING_STAGES
 from esper_ray.live.arrays import model_arrays, update_magnitudes
 from esper_ray.live.grower import Grower
+from esper_ray.live.hardware import DECLARED as OF_MACHINES
+from esper_ray.live.hardware import DECLARED_ON_CUDA, UTILISATION, HardwareMeter
 from esper_ray.live.metering import Motion, StepMeter
 from esper_ray.live.refusals import refuse_to_measure
 from esper_ray.live.tracing import Trace, trace
 from policies.strategic.graph_columns import Monitors
 from policies.strategic.measured import BLUEPRINT_NAMES, Measured
-from policies.strategic.messages import Hardware, SeedState, SystemState
+from policies.strategic.messages import Budgets, SeedState, SystemState
 from policies.strategic.packet_values import LARGEST_NUMBER
 from policies.strategic.sampling import SAMPLING, Sampling, sample
 from policies.strategic.sending import graph_of, monitors_of
@@ -43,6 +45,7 @@ DECLARED = (
     *("metrics.loss", "metrics.gradient_norm", "metrics.samples_per_s", "metrics.hook_latency_ms"),
     *("metrics.step_latency_ms", "metrics.loss_delta", "metrics.loss_volatility", "metrics.grad_var"),
     "metrics.optimizer_lr",
+    *OF_MACHINES,
     *("layers.layer_type", "layers.input_channels", "layers.output_channels", "layers.activation_type"),
     *("layers.dropout_rate", "layers.weight_norm", "layers.gradient_norm", "layers.update_frequency"),
     *("layers.loss_share", "layers.in_degree", "layers.out_degree", "layers.depth"),
@@ -57,7 +60,7 @@ DECLARED = (
 )
 """What a probe can measure of any model."""
 DECLARED_OF_GROWERS = (
-    *("run.observation", "run.blueprint_indices", "run.action_mask"),
+    *("run.observation", "run.blueprint_indices", "run.action_mask", "run.budgets"),
     *(
         "seeds.seed_id",
         "seeds.blueprint",
@@ -118,6 +121,7 @@ class Probe:
         self._losses: list[float] = []
         self._magnitudes: dict[str, float] = {}
         self._kind = self._kind_of_model()
+        self._hardware = HardwareMeter()
         trace(model, self._inputs, self._samples)  # what does not run is refused now
         host = (p for name, p in model.named_parameters() if name.partition(".")[0] != GROWTH)
         self._meter = StepMeter([p for p in host if p.is_floating_point()], optimizer)
@@ -161,13 +165,13 @@ class Probe:
         whole = self._measured(seen, motion)
         self._magnitudes = update_magnitudes(whole)
         loss = _finite(training_loss)
-        metrics = self._metrics(motion, loss, samples)
+        metrics = self._metrics(motion, loss, samples) | self._hardware.measure(self._device)
         part = sample(whole, packet_id, self._sampling)
         packet = SystemState(
             run_id=self._run_id,
             packet_id=packet_id,
             timestamp_ns=time.time_ns(),
-            declared=self._declared(seen),
+            declared=self._declared(seen, metrics),
             epoch=self._epochs,
             max_epochs=self._max_epochs,
             global_step=self._steps,
@@ -176,7 +180,7 @@ class Probe:
             validation_accuracy=_finite(validation_accuracy),
             metrics={name: value for name, value in metrics.items() if _finite(value) is not None},
             graph=graph_of(part),
-            hardware=Hardware(device=self._device.type, cpu_cores=os.cpu_count()),
+            hardware=self._hardware.describe(self._device),
             **self._growing(whole, part),
         )
         self._meter.begin()
@@ -209,10 +213,10 @@ class Probe:
         if self._kind != now:
             self._kind, self._inputs = now, tree_map_only(Tensor, moved, self._inputs)
 
-    def _declared(self, seen: Trace) -> tuple[str, ...]:
+    def _declared(self, seen: Trace, metrics: Collection[str]) -> tuple[str, ...]:
         """What can be measured of this model: nothing of activation functions where it calls none."""
-        on_cuda = ("metrics.gpu_mem_free_gb",) if self._device.type == "cuda" else ()
-        declared = DECLARED + on_cuda + (() if self._grower is None else DECLARED_OF_GROWERS)
+        here = tuple(key for key in (*DECLARED_ON_CUDA, UTILISATION) if key.partition(".")[2] in metrics)
+        declared = DECLARED + here + (() if self._grower is None else DECLARED_OF_GROWERS)
         return tuple(key for key in declared if seen.activations or key.partition(".")[0] not in OF_FUNCTIONS)
 
     def _measured(self, seen: Trace, motion: Motion) -> Measured:
@@ -226,7 +230,7 @@ class Probe:
         self._losses = [*self._losses, math.nan if loss is None else loss][-VOLATILITY_EPOCHS:]
         known = [value for value in self._losses if math.isfinite(value)]
         taken = math.nan if samples is None or motion.steps < 2 else samples * (1.0 - 1.0 / motion.steps)
-        metrics = {
+        return {
             "loss": self._losses[-1],
             "gradient_norm": motion.norm,
             "samples_per_s": taken / motion.seconds if motion.seconds > 0 else math.nan,
@@ -237,9 +241,6 @@ class Probe:
             "grad_var": motion.spread.sum() / motion.sizes.sum() if len(motion.sizes) else math.nan,
             "optimizer_lr": float(self._optimizer.param_groups[0].get("lr", math.nan)),
         }
-        if self._device.type == "cuda":
-            metrics["gpu_mem_free_gb"] = torch.cuda.mem_get_info(self._device)[0] / 1e9
-        return metrics
 
     # ------------------------------------------------------------------ what grows
     def _growing(self, whole: Measured, part: Measured) -> dict[str, Any]:
@@ -256,6 +257,7 @@ class Probe:
                 for at, (name, seed_id, report, monitors, layers) in enumerate(seeds)
             ),
             "internal_levels": grower.slot_config.internal_levels,
+            "budgets": Budgets(living_seeds=grower.max_living_seeds, parameters=grower.parameter_budget),
             "observation": tuple(observations["obs"][0].tolist()),
             "blueprint_indices": tuple(observations["blueprint_indices"][0].tolist()),
             "action_mask": tuple(observations["action_mask"][0].tolist()),

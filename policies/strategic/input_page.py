@@ -36,14 +36,16 @@ PROBE = frozenset(
         *("feeds.saturation_events", "influences.gradient_contribution", "influences.nonlinearity_strength"),
         *("tunes.update_magnitude", "tunes.convergence_rate"),
         *("metrics.loss", "metrics.gradient_norm", "metrics.samples_per_s", "metrics.hook_latency_ms"),
-        *("metrics.gpu_mem_free_gb", "run.max_epochs"),
+        *("metrics.gpu_util_percent", "metrics.gpu_mem_free_gb", "metrics.cpu_util_percent"),
+        *("metrics.process_memory_share", "run.max_epochs"),
     }
 )
 """Keys of inputs that the probe measures of any model."""
 GROWER = frozenset({OBSERVATION, ACTION_MASK, MONITORED, "seeds.blueprint", "seeds.scope", "seeds.activity_level"})
 """Those that it measures where a grower is at work."""
 GREENHOUSE = (PROBE | GROWER | {"seeds.success_rate", "monitors.monitoring_frequency"}) - {
-    *("metrics.samples_per_s", "metrics.hook_latency_ms", "metrics.gpu_mem_free_gb"),
+    *("metrics.samples_per_s", "metrics.hook_latency_ms", "metrics.gpu_util_percent", "metrics.gpu_mem_free_gb"),
+    *("metrics.cpu_util_percent", "metrics.process_memory_share"),
 }
 """Those that are measured of hosts in the greenhouse: nothing that depends on the machine."""
 

@@ -136,7 +136,7 @@ class Hardware(Message):
     cpu_cores: Count | None = None
     """Of the machine."""
     memory_gb: NotNegative | None = None
-    """Of the machine, 10⁹ bytes."""
+    """Of the machine, or of the process's container where that may have less, 10⁹ bytes."""
 
 
 class SystemState(Message):

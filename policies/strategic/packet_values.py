@@ -97,7 +97,9 @@ METRICS = {
     "gpu_util_percent": Metric("Time in which the accelerator computed, percent.", most=100.0),
     "gpu_mem_free_gb": Metric("Free memory of the accelerator, 10⁹ bytes."),
     "cpu_util_percent": Metric("Time in which the processors computed, percent of all of them.", most=100.0),
-    "process_memory_share": Metric("Memory of the process as a share of the machine's.", most=1.0),
+    "process_memory_share": Metric(
+        "Memory of the process as a share of what it may have: the machine's, or its container's.", most=1.0
+    ),
     "isolation_violations": Metric("Times since the previous packet that a seed's gradient reached the host."),
 }
 """The metrics that are known; a packet may have any of them and no others."""

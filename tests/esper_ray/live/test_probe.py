@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from envs.limits import DEFAULT_BUDGET_FACTOR
 from envs.live.slot import GROWTH
 from envs.vocabulary import SeedStage
 from esper_ray.live import LiveError
+from esper_ray.live.hardware import DECLARED_ON_CUDA, UTILISATION
 from esper_ray.live.probe import DECLARED, DECLARED_OF_GROWERS, SAMPLES, Probe
 from policies.strategic.coverage import Coverage
 from policies.strategic.graph_columns import MOST_NODES
 from policies.strategic.input_page import GROWER, PROBE, read_keys
-from policies.strategic.messages import KEYS, SystemState
+from policies.strategic.messages import KEYS, Budgets, SystemState
 from policies.strategic.sampling import Sampling
 from tests.esper_ray.live.models import ARCHITECTURES, Loop, growing, images
 from tests.esper_ray.live.odd_models import ODD
@@ -191,6 +193,7 @@ def test_models_of_all_sorts(name):
     assert missing <= {
         *("run.max_epochs", "run.validation_loss", "run.validation_accuracy"),
         *("layers.activation_type", "influences.gradient_contribution", "activations.gradient_flow"),
+        "metrics.cpu_util_percent",  # of less than a hundredth of a second the system knows nothing
     }
 
 
@@ -308,7 +311,7 @@ def test_what_was_not_trained_or_given_is_unknown_and_not_zero():
     loop = wired()
     packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch(training_loss=math.inf)
     assert packet.training_loss is None
-    assert set(packet.metrics) == {"optimizer_lr"}
+    assert set(packet.metrics) - {"cpu_util_percent"} == {"optimizer_lr", "process_memory_share"}
     assert packet.graph.layers.gradient_norm is None
     assert packet.graph.tunes.update_magnitude is None
     assert packet.graph.layers.weight_norm is not None
@@ -451,6 +454,23 @@ def test_with_a_grower_the_packet_has_its_slots():
     assert packet.validation_loss == pytest.approx(grower.decision.loss)
 
 
+def test_budgets_are_those_that_the_grower_keeps():
+    loop = wired()
+    grower = growing(loop, ["stem", "a", "b"])
+    probe = Probe(loop.model, loop.optimizer, loop.validation[0], grower=grower)
+    loop.epoch()
+    grower.end_epoch()
+    host = sum(parameter.numel() for parameter in Wired().parameters())
+    packet = probe.end_epoch()
+    assert packet.budgets == Budgets(living_seeds=3, parameters=DEFAULT_BUDGET_FACTOR * host)
+    assert Coverage.of(packet).keys["run.budgets"] == 1.0
+
+    loop = wired()
+    bound = growing(loop, ["stem", "a", "b"], max_living_seeds=1, parameter_budget=500)
+    packet = Probe(loop.model, loop.optimizer, loop.validation[0], grower=bound).end_epoch()
+    assert packet.budgets == Budgets(living_seeds=1, parameters=500)
+
+
 def test_a_seeds_activity_is_its_change_over_what_it_was():
     loop = wired()
     grower = growing(loop, ["stem", "a", "b"])
@@ -488,7 +508,7 @@ def test_a_grower_and_its_probe_change_no_bit_of_each_other():
 def test_what_it_declares_it_measures():
     assert set(DECLARED) | set(DECLARED_OF_GROWERS) <= set(KEYS)
     assert len(set(DECLARED + DECLARED_OF_GROWERS)) == len(DECLARED + DECLARED_OF_GROWERS)
-    assert {*DECLARED, "metrics.gpu_mem_free_gb"} & read_keys() == PROBE, "as docs/inputs.md says"
+    assert {*DECLARED, *DECLARED_ON_CUDA, UTILISATION} & read_keys() == PROBE, "as docs/inputs.md says"
     assert set(DECLARED_OF_GROWERS) & read_keys() == GROWER
 
 
