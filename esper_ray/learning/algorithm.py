@@ -152,16 +152,16 @@ class FactoredAlgorithm(Algorithm):
         weights until the learner has made up for the updates taken back.
         """
         super().restore_from_path(path, *args, **kwargs)
-        self._hand_out_weights()
+        self.hand_out_weights()
 
     def begin_with(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over some entries of a policy's state before anything was learnt."""
         weights = self.learner_group.get_weights()["default_policy"]
         weights |= {f"network.{name}": tensor.numpy() for name, tensor in state.items()}
         self.learner_group.set_weights({"default_policy": weights})
-        self._hand_out_weights()
+        self.hand_out_weights()
 
-    def _hand_out_weights(self) -> None:
+    def hand_out_weights(self) -> None:
         """Every runner has the learner's newest weights, leaves its episodes, and draws anew."""
         weights, stream = self.newest_weights(), self.iteration
 

@@ -73,9 +73,9 @@ class EsperPPO(FactoredAlgorithm, PPO):
         super().setup(config)
         self.share_weights()
 
-    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Take over a checkpoint's state (see :meth:`FactoredAlgorithm.restore_from_path`)."""
-        super().restore_from_path(path, *args, **kwargs)
+    def hand_out_weights(self) -> None:
+        """Now, and to rollouts that are ordered later (see :meth:`FactoredAlgorithm.hand_out_weights`)."""
+        super().hand_out_weights()
         self.share_weights()
 
     def training_step(self) -> None:

@@ -79,8 +79,13 @@ def _refuse(model: nn.Module, verdict: str, wrappers: Mapping[type, str], compil
         for wrapper, reason in wrappers.items():
             if isinstance(module, wrapper):
                 raise LiveError(f"{where} {verdict}: {reason}")
-        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+        if isinstance(module, torch._dynamo.OptimizedModule) or compiled_in_place(module):
             raise LiveError(f"{where} is compiled already, and {compiled}")
+
+
+def compiled_in_place(module: nn.Module) -> bool:
+    """Whether the module's own ``compile`` was called, after which it is the module that it was."""
+    return module._compiled_call_impl is not None
 
 
 def refuse_processes() -> None:

@@ -22,6 +22,7 @@ from envs.live.places import Example, LiveError, call
 from envs.live.quiet import untouched
 from envs.live.slot import GROWTH
 from esper_ray.live.provenance import Passage, Provenance, Sources, is_opaque, origins, tensors
+from esper_ray.live.refusals import compiled_in_place
 
 FLAT_SLOPE = 0.01
 """A function is saturated where its slope is closer to 0."""
@@ -319,7 +320,7 @@ class _Watcher(TorchFunctionMode):
 @contextmanager
 def _uncompiled(model: nn.Module) -> Iterator[None]:
     """What was compiled meanwhile runs as it is written, and is not compiled anew for being watched."""
-    if all(module._compiled_call_impl is None for module in model.modules()):
+    if not any(compiled_in_place(module) for module in model.modules()):
         yield  # else torch would import its compiler
         return
     with torch.compiler.set_stance("force_eager"):

@@ -23,6 +23,7 @@ from policies.strategic.checkpoint import Checkpoint
 from policies.strategic.replay_store import Replay
 from policies.strategic.taught import NOTHING, Taught
 from tests.esper_ray.graph_exports import make_export
+from tests.esper_ray.learning.test_resume import scalars
 
 TINY = ["--network.sage-width", 16, "--network.gat-width", 8, "--network.attention-heads", 2, "--held-out", 0.4]
 
@@ -99,6 +100,8 @@ def test_a_graph_network_may_begin_with_what_was_taught(taught, tmp_path):
     config = with_settings(DEBUG, settings)
     run = RunDirectory.create(tmp_path / "run", config)
     train(run, config, Console(quiet=True))
+    curves = scalars(run.path)
+    assert curves["Alarm/replay"][0][1] == 0.0, "the first rollout is played by what was taught"
     after = safetensors.torch.load(run.policy("latest")[1].content)
     policy = Checkpoint.load(taught / "policy")
     numbered = ("embeddings", "fallback")

@@ -24,6 +24,7 @@ from esper_ray.serving.replica import SessionKeeper
 from esper_ray.serving.service import _opened, running
 from esper_ray.serving.settings import ServiceConfig
 from policies.player import Player
+from policies.strategic.coverage import Coverage
 from policies.strategic.inference import StrategicPolicy
 from policies.strategic.schema import BLENDING_METHODS, RISK_CLASSES
 from policies.strategic.seen import Seen
@@ -257,10 +258,11 @@ def test_the_service_reads_packets(graph_export):
         sessions = [client.open(5) for _ in hosts]
         for _ in range(3):
             for session, host in zip(sessions, hosts, strict=True):
-                decision = session.act_on(host.packet.model_dump(mode="json"))
+                packet = host.packet
+                decision = session.act_on(packet.model_dump(mode="json"))
                 assert decision.action == host.step()
                 assert decision.value is not None
-                assert decision.coverage == "OK"
+                assert decision.coverage == Coverage.of(packet).level.name
         with client.open(1) as session:
             assert session.act_on(large.model_dump(mode="json")).step == 0
             with pytest.raises(ServiceError, match="packet: Field required") as error:
