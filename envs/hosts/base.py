@@ -21,7 +21,10 @@ Observe = Callable[[str, Tensor], None]
 
 
 class Host(Protocol, Generic[VariantT]):
-    """A base network for many members at once; a *variant* says how large one member is."""
+    """A base network for many members at once; a *variant* says how large one member is.
+
+    A variant's class has ``widest(variants)``: the smallest that holds them all, or a ValueError where none can.
+    """
 
     topology: str
     activations: ActivationLayout

@@ -68,7 +68,7 @@ class Task:
 
     Attributes:
         name: Key in the registry.
-        host: The base network, at the size that holds every variant.
+        host: The base network, made for a size that holds every variant (``widest`` of their class says which).
         variants: Sizes that an episode's host is drawn from, uniformly.
         slots: Where seeds can grow.
         num_classes: Labels.
@@ -106,6 +106,12 @@ class Task:
             raise ValueError(f"task {self.name!r} has no host variants: give at least one")
         if not 1.0 <= self.lr_spread < math.inf:
             raise ValueError(f"lr_spread of task {self.name!r} must be a number of at least 1, got {self.lr_spread}")
+        widest = type(self.host.widest).widest((self.host.widest, *self.variants))
+        if widest != self.host.widest:
+            raise ValueError(
+                f"the host of task {self.name!r} is made for {self.host.widest}, but its variants need {widest}: "
+                "make it for these"
+            )
         if self.slots.num_slots != self.host.num_slots:
             raise ValueError(
                 f"task {self.name!r} names {self.slots.num_slots} slots but its host has {self.host.num_slots}"

@@ -18,19 +18,10 @@ def tabular() -> Task:
     too few to measure a seed by. Ten classes in four features need a nonlinear map: an MLP seed gains a few points,
     LORA, being linear, next to nothing (docs/blueprints.md).
     """
-    return _tabular("tabular", (IMPAIRED,))
-
-
-def tabular_mixed() -> Task:
-    """Hosts of three sizes: the one of :func:`tabular`, and two that are best left alone, or nearly so."""
-    return _tabular("tabular_mixed", (IMPAIRED, MlpVariant(8, (4, 4, 4)), MlpVariant(16, (8, 8, 8))))
-
-
-def _tabular(name: str, variants: tuple[MlpVariant, ...]) -> Task:
     return Task(
-        name=name,
-        host=MlpHost(variants[-1], COLUMNS, NUM_CLASSES),
-        variants=variants,
+        name="tabular",
+        host=MlpHost(IMPAIRED, COLUMNS, NUM_CLASSES),
+        variants=(IMPAIRED,),
         slots=SlotConfig.for_row(len(IMPAIRED.hidden)),
         num_classes=NUM_CLASSES,
         splits={name: Split(split.x.flatten(1), split.y) for name, split in digits_splits().items()},

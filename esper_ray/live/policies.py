@@ -60,6 +60,8 @@ def find_policy(policy: Policy | None, kind: Kind, num_slots: int, max_epochs: i
     """
     settings = PolicySettings(SlotConfig.for_row(num_slots), max_epochs)
     if policy is None:
+        if not shipped_export(kind).is_dir():
+            raise LiveError(f'no policy ships for {kind.name}s: pass policy="heuristic", or an export of yours')
         shipped = _exported(shipped_export(kind), kind, num_slots, max_epochs, force)
         return dataclasses.replace(shipped, name=f"the shipped policy for {kind.name}s")
     if isinstance(policy, str) and policy in registered() and policy != LEARNED:

@@ -72,11 +72,6 @@ def monitors_of(measured: Measured, host: int = 0) -> list[Monitors | None]:
     return found
 
 
-def metrics_of(measured: Measured, host: int = 0) -> dict[str, float]:
-    """The metrics that were measured."""
-    return {name: of[0] for name, of in _columns(measured, "metrics", host).items()}
-
-
 def _ends(pairs: Tensor) -> dict[str, tuple[int, ...]]:
     source, target = pairs.T.tolist()
     return {"source": tuple(source), "target": tuple(target)}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from envs.hosts.mlp import MlpHost
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.tasks import LazySplits, Split, TaskError, make_task, resolve_arguments, task_arguments, task_names
 from tests.envs.helpers import WAIT, everyone, task_of
@@ -82,6 +83,18 @@ def test_a_mixture_is_drawn_from_the_named_hosts_as_often_as_they_are_named():
     assert chosen.path_rent == whole.path_rent
     with pytest.raises(TaskError, match="variants names lat: choose among healthy, "):
         make_task("digits_mixed", {"variants": "lat"})
+
+
+def test_variants_that_their_host_cannot_hold_are_refused():
+    """Padded with what is not there: layer norm would count absent features, and wider variants would be cut."""
+    rows, images = make_task("tabular"), make_task("digits_mixed")
+    (narrow,) = rows.variants
+    with pytest.raises(ValueError, match="must have the same width"):
+        replace(rows, host=MlpHost(replace(narrow, width=16), 64, 10))
+    with pytest.raises(ValueError, match=r"but its variants need .*hidden=\(99, "):
+        replace(rows, variants=(narrow, replace(narrow, hidden=(99, *narrow.hidden[1:]))))
+    with pytest.raises(ValueError, match="but its variants need"):
+        replace(images, variants=(*images.variants, replace(images.variants[0], widths=(99, 1, 1))))
 
 
 def test_a_deeper_mixture_has_more_convolutions_and_the_same_slots():

