@@ -50,9 +50,8 @@ REASONS: dict[Reason, Advice] = {
         "Wait an epoch. If it goes on rising without seeds, the learning rate or the data are to blame.",
     ),
     Reason.HOOK_LATENCY: Advice(
-        "Probe and executor took too long.",
-        "On a large model or a busy machine that is what they cost: send a smaller sample, end epochs less often, or "
-        "raise the threshold.",
+        "The probe added too much to a training step, or the executor to an epoch's end.",
+        "On a large model or a busy machine that is what they cost: free a processor, or raise the threshold.",
     ),
     Reason.STEP_LATENCY: Advice(
         "Deciding took too long of a step.",

@@ -65,13 +65,14 @@ class Attendance:
         if self._probe is None:
             given = self._training
             self._probe = Probe(given.model, given.optimizer, given.example, grower=grower, batch_axis=given.batch_axis)
-        began = time.perf_counter()
         try:
             packet = self._packet(self._probe, grower)
         except Exception as error:
             logger.exception("run %s: the probe failed", self.run_id)
             return Choice(note=f"not measured, and left alone: {' '.join(str(error).split())}")
-        hook_ms = 1e3 * (time.perf_counter() - began) + self._executing_ms
+        # What measuring takes at an epoch's end is no part of it: that grows with the model, is the same at every epoch
+        # and does not go away by pausing; of a large model each epoch would be HIGH.
+        hook_ms = packet.metrics.get("hook_latency_ms", 0.0) + self._executing_ms
         command = self._controller.evaluate_epoch(packet, hook_ms)
         if self._controller.observe:
             return Choice(note=f"only observed; {in_words(command)}")

@@ -39,7 +39,8 @@ class Latencies:
     """Time that the controller added when it was last here, milliseconds; None where it is not known.
 
     Attributes:
-        hook: Of probe and executor at an epoch's end, without evaluating: one time-out would raise the next HIGH.
+        hook: Of the probe in a step and of the executor at an epoch's end. Not of measuring at an epoch's end, which
+            is always long of a large model, nor of evaluating: one time-out would raise the next HIGH.
         step: Of evaluating at a step.
         apply: Of carrying out a decision.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from pydantic import TypeAdapter
@@ -9,6 +10,7 @@ from pydantic import TypeAdapter
 from envs.vocabulary import LifecycleOp
 from esper_ray.controller import records
 from esper_ray.controller.assessment import Assessment
+from esper_ray.controller.breakers import BreakerState
 from esper_ray.controller.catalogue import Entry
 from esper_ray.controller.commands import (
     AdaptationCommand,
@@ -114,6 +116,7 @@ def record_of(
     found: Assessment,
     proposal: Proposal | None,
     mask: tuple[int, ...] | None,
+    breakers: Mapping[str, BreakerState],
 ) -> records.Decision:
     """All of a decision, as it is kept."""
     return records.Decision(
@@ -129,6 +132,7 @@ def record_of(
         proposal=None if proposal is None else proposal.model_dump_json().encode(),
         mask=mask,
         signals=_SIGNALS.dump_json(found.verdict.signals),
+        breakers=json.dumps(breakers).encode(),
         command=command.model_dump_json().encode(),
         packet=packet.model_dump_json().encode(),
     )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 
 import numpy as np
 
 from esper_ray.controller import telemetry as items
 from esper_ray.controller.assessment import Assessment
-from esper_ray.controller.breakers import BreakerState, CircuitBreaker
+from esper_ray.controller.breakers import BreakerState
 from esper_ray.controller.case import Case
-from esper_ray.controller.commands import AdaptationCommand, CommandResult, Kind, Outcome, Reason, Severity
+from esper_ray.controller.commands import AdaptationCommand, CommandResult, Kind, Outcome, Reason, Severity, Signal
 from esper_ray.controller.conservative import Change
 from esper_ray.controller.emitting import Telemetry
+from esper_ray.controller.evaluation import Evaluation
 from esper_ray.controller.levels import Level
 from esper_ray.controller.proposals import Proposal
 from esper_ray.controller.signals import FAULTS, TABLE
@@ -28,12 +29,11 @@ class DecisionTelemetry:
 
     Args:
         telemetry: Emits.
-        breakers: Of the service, by what they guard.
     """
 
-    def __init__(self, telemetry: Telemetry, breakers: Mapping[str, CircuitBreaker]) -> None:
-        self._telemetry, self._breakers = telemetry, breakers
-        self._states = dict.fromkeys(breakers, BreakerState.CLOSED)
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._states: dict[str, BreakerState] = {}
         self._levels: dict[str, Level] = {}
         self._durations: deque[float] = deque(maxlen=DURATIONS)
         self._turn = Lock()
@@ -53,28 +53,26 @@ class DecisionTelemetry:
         """A process of the policy ended, or was ended."""
         self._telemetry.emit(items.WORKER_LOST, reason)
 
-    def decided(
-        self,
-        case: Case,
-        assessment: Assessment,
-        command: AdaptationCommand,
-        evaluate_ms: float,
-        proposal: Proposal | None = None,
-    ) -> None:
-        """An evaluation is over and its decision committed.
+    def decided(self, evaluation: Evaluation) -> None:
+        """An evaluation is over, and its decision committed if it could be.
 
         Args:
-            case: That was judged.
-            assessment: Of it.
-            command: That came of it.
-            evaluate_ms: Time from the packet to the command, milliseconds.
-            proposal: Of the policy, if it gave one.
+            evaluation: All of it. What could not be judged or not be written is told by its command alone; of a step
+                in which nothing is wrong nothing is told.
         """
+        case, assessment = evaluation.case, evaluation.assessment
         with self._turn:
-            self._tell_run(case, command, proposal)
-            self._tell_risk(case, assessment)
-            self._tell_command(assessment, command, evaluate_ms)
-            self._tell_service(evaluate_ms)
+            if case is None or assessment is None:
+                self._tell_unjudged(evaluation)
+            elif evaluation.recorded:
+                self._tell_run(case, evaluation.command, evaluation.proposal)
+                self._tell_risk(case, assessment)
+                self._tell_mode(evaluation)
+                signals = assessment.verdict.signals
+                self._tell_command(evaluation, assessment.verdict.severity, _faults(evaluation.command, signals))
+            else:
+                return
+            self._tell_service(evaluation.milliseconds, evaluation.breakers)
 
     def answered(self, result: CommandResult) -> None:
         """A command's result is here."""
@@ -89,6 +87,14 @@ class DecisionTelemetry:
             self._telemetry.emit(items.COMMAND_LOST, command_id, run_id, epoch)
 
     # ------------------------------------------------------------------ parts of a decision
+    def _tell_unjudged(self, evaluation: Evaluation) -> None:
+        emit, command = self._telemetry.emit, evaluation.command
+        run, severity = (command.run_id, command.expects.epoch), command.risk.severity
+        emit(items.RISK_SEVERITY, severity.name, *run)
+        if command.reason in FAULTS:
+            emit(items.SIGNAL, severity.name, *run, part=command.reason)
+        self._tell_command(evaluation, severity, [command.reason])
+
     def _tell_run(self, case: Case, command: AdaptationCommand, proposal: Proposal | None) -> None:
         emit, packet = self._telemetry.emit, case.packet
         run = packet.run_id, packet.epoch
@@ -112,7 +118,6 @@ class DecisionTelemetry:
         emit(items.BLUEPRINT_RISK, None if case.sheet is None else case.sheet.risk, *run)
         emit(items.RISK_SCORE, assessment.score, *run)
         emit(items.RISK_SEVERITY, assessment.verdict.severity.name, *run)
-        emit(items.CONSERVATIVE, items.CONSERVATIVE.choices[assessment.state.mode.is_on], *run)
         fired = {signal.reason: signal.severity.name for signal in assessment.verdict.signals}
         for row in TABLE:
             emit(items.SIGNAL, fired.get(row.reason, items.SIGNAL.choices[0]), *run, part=row.reason)
@@ -124,36 +129,46 @@ class DecisionTelemetry:
             emit(items.LEVEL_CHANGED, f"from {before.name} to {level.name}", *run, severity=severity)
         self._levels[packet.run_id] = level
 
-    def _tell_command(self, assessment: Assessment, command: AdaptationCommand, evaluate_ms: float) -> None:
-        emit, severity = self._telemetry.emit, assessment.verdict.severity
+    def _tell_mode(self, evaluation: Evaluation) -> None:
+        emit, command, event = self._telemetry.emit, evaluation.command, evaluation.event
         run = command.run_id, command.expects.epoch
-        operation = command.operation
+        emit(items.CONSERVATIVE, items.CONSERVATIVE.choices[command.risk.conservative], *run)
+        if event is not None:
+            item = items.MODE_ENTERED if event.change is Change.ENTERED else items.MODE_LEFT
+            emit(item, f"{event.change}: {event.reason}", *run)
+
+    def _tell_command(self, evaluation: Evaluation, severity: Severity, faults: Iterable[Reason]) -> None:
+        emit, command = self._telemetry.emit, evaluation.command
+        run, operation, words = (command.run_id, command.expects.epoch), command.operation, in_words(command)
         emit(items.COMMAND_KIND, command.kind.value, *run)
-        emit(items.DECISION, in_words(command), *run, severity=severity)
-        emit(items.EVALUATE_MS, evaluate_ms, *run)
+        emit(items.DECISION, words, *run, severity=severity)
+        emit(items.EVALUATE_MS, evaluation.milliseconds, *run)
         if operation is not None:
             emit(items.COMMAND_OP, operation.op.name, *run)
             if operation.blending is not None:
                 emit(items.BLENDING_METHOD, operation.blending.method, *run)
-        faults = [signal.reason for signal in assessment.verdict.signals if signal.reason in FAULTS]
-        for fault in (*faults, *([command.reason] if command.reason is Reason.WORKER_STARTING else [])):
-            emit(items.DEGRADED, in_words(command), *run, part=fault, severity=severity)
-        if (event := assessment.event) is not None:
-            item = items.MODE_ENTERED if event.change is Change.ENTERED else items.MODE_LEFT
-            emit(item, f"{event.change}: {event.reason}", *run)
+        why = f" ({evaluation.detail})" if evaluation.detail else ""
+        for fault in faults:
+            emit(items.DEGRADED, words + why, *run, part=fault, severity=severity)
 
-    def _tell_service(self, evaluate_ms: float) -> None:
+    def _tell_service(self, evaluate_ms: float, breakers: Mapping[str, BreakerState]) -> None:
         emit = self._telemetry.emit
         self._durations.append(evaluate_ms)
         median, high = np.quantile(self._durations, (0.5, 0.95)).tolist()
         emit(items.EVALUATE_P50, median)
         emit(items.EVALUATE_P95, high)
-        for name, breaker in self._breakers.items():
-            state = breaker.state
+        for name, state in breakers.items():
             emit(items.BREAKER_STATE, state.value, part=name)
-            if state is not self._states[name]:
-                emit(items.BREAKER_CHANGED, f"from {self._states[name]} to {state}", part=name)
+            before = self._states.get(name, BreakerState.CLOSED)
+            if state is not before:
+                emit(items.BREAKER_CHANGED, f"from {before} to {state}", part=name)
             self._states[name] = state
+
+
+def _faults(command: AdaptationCommand, signals: Iterable[Signal]) -> list[Reason]:
+    """The controller's own, of a decision that could be judged."""
+    starting = [command.reason] if command.reason is Reason.WORKER_STARTING else []
+    return [*(signal.reason for signal in signals if signal.reason in FAULTS), *starting]
 
 
 def in_words(command: AdaptationCommand) -> str:

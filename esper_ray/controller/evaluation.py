@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from envs.ranges import Positive, check_numbers
 from esper_ray.controller.assessment import Assessment, RiskConfig, RunState
 from esper_ray.controller.breakers import BreakerConfig, BreakerState
-from esper_ray.controller.case import Latencies
+from esper_ray.controller.case import Case, Latencies
 from esper_ray.controller.commands import AdaptationCommand
 from esper_ray.controller.conservative import ModeEvent
 from esper_ray.controller.proposals import Proposal
@@ -71,18 +71,20 @@ class Evaluation:
         command: That came of it.
         milliseconds: That it took.
         detail: What went wrong, in a line; empty where nothing did.
-        packet: That was judged; None of something that is no packet.
-        assessment: What the risk table says; None where nothing could be judged.
+        packet: That it is of; None of something that is no packet.
+        case: That was judged; None where nothing could be, as in the next two.
+        assessment: What the risk table says.
         proposal: Of the policy; None without one.
         event: Conservative mode began or ended.
         breakers: State of each, by what is called.
-        recorded: Whether it is in the store.
+        recorded: Whether it is in the store. A judged one is not only where nothing is wrong with a step.
     """
 
     command: AdaptationCommand
     milliseconds: float
     detail: str = ""
     packet: SystemState | None = None
+    case: Case | None = None
     assessment: Assessment | None = None
     proposal: Proposal | None = None
     event: ModeEvent | None = None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich import box
 from rich.table import Table
 
 from esper_ray.controller.assessment import RunState
+from esper_ray.controller.breakers import BreakerState
 from esper_ray.controller.commands import AdaptationCommand, CommandResult, SeedOperation, Signal
 from esper_ray.controller.records import Record, Records, StoreFailed, Unreadable
+
+_BREAKERS = TypeAdapter(dict[str, BreakerState])
 
 
 def decision_table(run_id: str, records: Iterable[Record | Unreadable]) -> Table:
@@ -80,6 +83,26 @@ def status_table(records: Records) -> Table:
         _, level, _, commanded, reason, *_ = _row(latest)
         decided = f"{commanded} ({reason})"
         table.add_row(run_id, str(latest.decision.epoch), level, _mode(records, run_id), by_hand, decided)
+    return table
+
+
+def breaker_table(records: Records) -> Table:
+    """Whether policy and catalogue are asked, as it was when anything was decided last."""
+    table = _table("breakers, at the last decision")
+    table.add_column("of")
+    table.add_column("state")
+    latest = records.latest()
+    if latest is None:
+        return table
+    try:
+        if isinstance(latest, Unreadable):
+            raise ValueError(latest.reason)
+        states = _BREAKERS.validate_json(latest.decision.breakers)
+    except ValueError:
+        table.add_row("", "cannot be read")
+        return table
+    for name, state in states.items():
+        table.add_row(name, state.value)
     return table
 
 

@@ -36,6 +36,11 @@ class IsolatedPolicy:
         patience_s: After so long over one question a worker is stuck.
         standby: Keep a second worker, which takes over as soon as the first has ended.
         now: Monotonic clock of the deadlines, seconds.
+        on_ready: Is told what a worker says of its policy when it is ready, in another thread: it must not raise.
+        on_lost: Is told how a worker ended that was not to, likewise.
+
+    Attributes:
+        name: Of the policy, as given.
     """
 
     def __init__(
@@ -46,8 +51,11 @@ class IsolatedPolicy:
         patience_s: float = PATIENCE_SECONDS,
         standby: bool = False,
         now: Callable[[], float] = time.monotonic,
+        on_ready: Callable[[Hello], None] = lambda _: None,
+        on_lost: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._policy, self._deadline_s, self._patience_s, self._now = policy, deadline_s, patience_s, now
+        self.name, self._deadline_s, self._patience_s, self._now = policy, deadline_s, patience_s, now
+        self._on_ready, self._on_lost = on_ready, on_lost
         self._directory = Path.cwd()
         self._hello, self._problem = Hello(), ""
         self._ready: list[PolicyProcess] = []
@@ -98,7 +106,7 @@ class IsolatedPolicy:
         try:
             problem = asyncio.run_coroutine_threadsafe(self._settled(), self._loop).result(timeout_s)
         except TimeoutError:
-            problem = f"no worker had the policy {self._policy!r} within {timeout_s:.0f} s"
+            problem = f"no worker had the policy {self.name!r} within {timeout_s:.0f} s"
         if problem:
             raise UserError(problem)
         return self._hello
@@ -149,19 +157,21 @@ class IsolatedPolicy:
                 continue
             pause = FIRST_PAUSE_SECONDS
             self._ready.append(worker)
+            self._on_ready(worker.hello)
             try:
                 await self._tell("")
                 await worker.over.wait()
             finally:
                 self._ready.remove(worker)
                 await worker.stop()
+            self._on_lost(f"the worker {worker.ending}")
 
     async def _started(self) -> PolicyProcess:
-        worker = await PolicyProcess.start(self._policy, self._directory, self._patience_s)
-        if self._hello not in (Hello(), worker.hello):
+        worker = await PolicyProcess.start(self.name, self._directory, self._patience_s)
+        if self._hello not in (Hello(), worker.hello.policy):
             await worker.stop()
-            raise StartError(f"the policy {self._policy} has changed since these workers began with it: put it back")
-        self._hello = worker.hello
+            raise StartError(f"the policy {self.name} has changed since these workers began with it: put it back")
+        self._hello = worker.hello.policy
         return worker
 
     async def _tell(self, problem: str) -> None:

@@ -52,7 +52,7 @@ class PolicyProcess:
         self._turn = asyncio.Lock()
         self._asking: asyncio.Task[Reply] | None = None
         self.pid, self.hello = process.pid, Hello()
-        self.over, self._gone = asyncio.Event(), asyncio.Event()
+        self.over, self._gone, self._fault = asyncio.Event(), asyncio.Event(), ""
         Thread(target=self._wait, args=(asyncio.get_running_loop(),), daemon=True).start()
 
     @classmethod
@@ -116,13 +116,15 @@ class PolicyProcess:
                 self._writer.write(request)
                 return Answer.reply(await read(self._reader))
         except TimeoutError:
+            self._fault = f"was stuck for {self._patience_s:g} s, and was ended"
             await self.stop()
-            return Reply(Ending.CRASHED, f"the worker was stuck for {self._patience_s:g} s, and was ended")
+            return Reply(Ending.CRASHED, f"the worker {self.ending}")
         except (EOFError, OSError):
             return Reply(Ending.CRASHED, f"the worker {await self._how_it_ended()}")
         except ValueError as error:
+            self._fault = f"gave no answer that can be read: {' '.join(str(error).split())}"
             await self.stop()
-            return Reply(Ending.ERROR, f"the worker gave no answer that can be read: {' '.join(str(error).split())}")
+            return Reply(Ending.ERROR, f"the worker {self.ending}")
 
     async def stop(self) -> None:
         """End it, if it has not ended, and wait until it has."""
@@ -138,8 +140,14 @@ class PolicyProcess:
             async with asyncio.timeout(HANGING_UP_SECONDS):
                 await self._gone.wait()
         await self.stop()
+        return self.ending
+
+    @property
+    def ending(self) -> str:
+        """How it ended, once it has, in words."""
         code = self._process.returncode
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        by_itself = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return self._fault or by_itself
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         self._process.wait()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from envs.slots import SlotConfig
 from esper_ray.controller.commands import Blending
 from esper_ray.controller.framing import framed
-from policies.strategic.packet_values import Count, Message, Name, Natural, NotNegative, Number, Share
+from policies.strategic.packet_values import Count, Message, Name, Names, Natural, NotNegative, Number, Share
 
 
 class Proposal(Message):
@@ -116,6 +116,16 @@ class _Head(Message):
     greedy: bool
 
 
+class TrainedOn(Message):
+    """What runs a policy has learned on."""
+
+    topologies: Names
+    """Of their hosts."""
+    shortest: Count
+    """Epochs."""
+    longest: Count
+
+
 class Hello(Message):
     """A worker's first message: which policy it has, or why it has none."""
 
@@ -125,13 +135,24 @@ class Hello(Message):
     """That a run must have; None if any number will do."""
     internal_levels: bool = False
     """Of those slots."""
+    trained_on: TrainedOn | None = None
+    """None of a policy that does not say."""
+    compiled: bool | None = None
+    """Whether its network is; None where there is none to be compiled."""
+    compile_warm_ms: NotNegative | None = None
+    """Time that the network's first passes took, likewise."""
 
     @classmethod
-    def of(cls, policy_version: str, slots: SlotConfig | None) -> Self:
+    def of(cls, policy_version: str, slots: SlotConfig | None, **more: Any) -> Self:
         """Of a worker that has its policy."""
-        if slots is None:
-            return cls(policy_version=policy_version)
-        return cls(policy_version=policy_version, num_slots=slots.num_slots, internal_levels=slots.internal_levels)
+        if slots is not None:
+            more |= {"num_slots": slots.num_slots, "internal_levels": slots.internal_levels}
+        return cls(policy_version=policy_version, **more)
+
+    @property
+    def policy(self) -> Hello:
+        """What any worker with this policy says."""
+        return self.model_copy(update={"compiled": None, "compile_warm_ms": None})
 
     @property
     def slots(self) -> SlotConfig | None:

@@ -23,9 +23,9 @@ from envs.action_masks import mask_size, refusals
 from envs.slots import SlotConfig
 from envs.vocabulary import HeadSpec, LifecycleOp
 from esper_ray.controller.commands import Blending
-from esper_ray.controller.proposals import Answer, Ending, Proposal, Request
+from esper_ray.controller.proposals import Answer, Ending, Hello, Proposal, Request, TrainedOn
 from esper_ray.errors import UserError
-from esper_ray.keeping.export import CARD_FILE, load_export
+from esper_ray.keeping.export import CARD_FILE, Card, load_export
 from esper_ray.keeping.strategic_policy import checkpoint_in, exported, load_strategic
 from esper_ray.measuring.search.schedule_files import read_schedule
 from esper_ray.reading import describe_problems
@@ -76,6 +76,10 @@ class Proposer(Protocol):
         """The only ones that a run can have; None if it reads any."""
         ...
 
+    def hello(self, policy_version: str) -> Hello:
+        """What there is to be said of the policy."""
+        ...
+
     def think(self, packet: SystemState, hidden: bytes | None, generator: torch.Generator, greedy: bool) -> Thought:
         """What the policy makes of a packet.
 
@@ -93,21 +97,28 @@ class Proposer(Protocol):
 
 
 class ObservationProposer:
-    """A policy that reads Obs V3 (see :class:`Proposer` for the method).
+    """A policy that reads Obs V3 (see :class:`Proposer` for the methods).
 
     Args:
         policy_for: The policy for the slots and the length of a packet's run.
         slots: The only ones that a run can have; None if it reads any.
+        trained_on: As far as it says.
     """
 
-    def __init__(self, policy_for: BuildPolicy, slots: SlotConfig | None = None) -> None:
-        self.slots = slots
+    def __init__(
+        self, policy_for: BuildPolicy, slots: SlotConfig | None = None, trained_on: TrainedOn | None = None
+    ) -> None:
+        self.slots, self._trained_on = slots, trained_on
 
         @cache
         def of(slots: SlotConfig, max_epochs: int) -> PolicyBundle:
             return policy_for(PolicySettings(slots, max_epochs))
 
         self._policy_for = of
+
+    def hello(self, policy_version: str) -> Hello:
+        """With what it was trained on."""
+        return Hello.of(policy_version, self.slots, trained_on=self._trained_on)
 
     def think(self, packet: SystemState, hidden: bytes | None, generator: torch.Generator, greedy: bool) -> Thought:
         """With what the policy itself says of its draw."""
@@ -132,18 +143,32 @@ class ObservationProposer:
 
 
 class PacketProposer:
-    """A policy that reads packets and remembers its run's scale (see :class:`Proposer` for the method).
+    """A policy that reads packets and remembers its run's scale (see :class:`Proposer` for the methods).
 
     Args:
         checkpoint: The policy.
         play_temperature: Of its draws.
+        trained_on: As far as it says.
     """
 
     slots = None
 
-    def __init__(self, checkpoint: Checkpoint, play_temperature: float = 1.0) -> None:
-        self._policy, self._temperature = StrategicPolicy(checkpoint), play_temperature
+    def __init__(
+        self, checkpoint: Checkpoint, play_temperature: float = 1.0, trained_on: TrainedOn | None = None
+    ) -> None:
+        self._policy, self._temperature, self._trained_on = StrategicPolicy(checkpoint), play_temperature, trained_on
         self._return_scale = checkpoint.return_scale
+
+    def hello(self, policy_version: str) -> Hello:
+        """With what it was trained on, and how its network runs."""
+        policy = self._policy
+        return Hello.of(
+            policy_version,
+            None,
+            trained_on=self._trained_on,
+            compiled=policy.is_compiled,
+            compile_warm_ms=policy.compile_warm_ms,
+        )
 
     def think(self, packet: SystemState, hidden: bytes | None, generator: torch.Generator, greedy: bool) -> Thought:
         """With risk, blending and an embedding."""
@@ -286,13 +311,18 @@ def load_proposer(policy: str) -> tuple[Proposer, str]:
         card, bundle = load_export(path)
         version = _digest(path / CARD_FILE)
         if bundle.reads_graphs:
-            return PacketProposer(exported(card, bundle), card.network.play_temperature), version
-        return ObservationProposer(lambda settings: bundle, card.slots), version
+            return PacketProposer(exported(card, bundle), card.network.play_temperature, _trained_on(card)), version
+        return ObservationProposer(lambda settings: bundle, card.slots, _trained_on(card)), version
     names = ", ".join(name for name in sorted(registered()) if name != LEARNED)
     raise UserError(
         f"no policy {policy!r}: give the directory of an export, the file of a schedule, FILE.py:CLASS, or one of "
         f"{names}"
     )
+
+
+def _trained_on(card: Card) -> TrainedOn:
+    horizons = card.env.horizons
+    return TrainedOn(topologies=card.topologies, shortest=horizons[0], longest=horizons[-1])
 
 
 def _own(file: Path, name: str) -> type[PolicyBundle]:

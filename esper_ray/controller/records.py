@@ -72,6 +72,8 @@ class Decision(Message):
     """What was admitted."""
     signals: bytes
     """Those that fired."""
+    breakers: bytes
+    """State of each of the service's, by name."""
     command: bytes
     """Exactly as it is sent."""
     packet: bytes
@@ -176,11 +178,11 @@ class Records:
         rows = self._rows("SELECT paused, release FROM orders WHERE run_id = ?", run_id)
         return Order(paused=bool(rows[0][0]), release=bool(rows[0][1])) if rows else Order()
 
-    def latest(self, run_id: str) -> Record | Unreadable | None:
-        """The last decision of a run; None where there is none."""
-        rows = self._rows("SELECT max(sequence) FROM decisions WHERE run_id = ?", run_id)
-        sequence = rows[0][0]
-        return None if sequence is None else next(self.records(run_id, sequence - 1), None)
+    def latest(self, run_id: str | None = None) -> Record | Unreadable | None:
+        """The last decision of a run, or of all runs; None where there is none."""
+        of, values = ("", ()) if run_id is None else (" WHERE run_id = ?", (run_id,))
+        ((sequence,),) = self._rows(f"SELECT max(sequence) FROM decisions{of}", *values)
+        return None if sequence is None else self._read(sequence)
 
     def records(self, run_id: str, after: int = 0) -> Iterator[Record | Unreadable]:
         """Decisions of a run in their order, those that cannot be read as such.
@@ -195,13 +197,15 @@ class Records:
         numbers = self._rows(
             "SELECT sequence FROM decisions WHERE run_id = ? AND sequence > ? ORDER BY sequence", run_id, after
         )
-        for (sequence,) in numbers:
-            try:
-                yield self._record(sequence)
-            except ValidationError as error:
-                yield Unreadable(sequence, describe_problems(error))
-            except (StoreFailed, ValueError, TypeError) as error:
-                yield Unreadable(sequence, " ".join(str(error).split()))
+        yield from (self._read(sequence) for (sequence,) in numbers)
+
+    def _read(self, sequence: int) -> Record | Unreadable:
+        try:
+            return self._record(sequence)
+        except ValidationError as error:
+            return Unreadable(sequence, describe_problems(error))
+        except (StoreFailed, ValueError, TypeError) as error:
+            return Unreadable(sequence, " ".join(str(error).split()))
 
     def _record(self, sequence: int) -> Record:
         (row,) = self._rows(f"SELECT {', '.join(COLUMNS)} FROM decisions WHERE sequence = ?", sequence)

@@ -11,12 +11,14 @@ from threading import Lock
 from typing import Self
 from uuid import uuid4
 
+from envs.live.places import LiveError
 from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
+from esper_ray.controller.aftermath import Aftermath
 from esper_ray.controller.asking import Inquiry, ask
 from esper_ray.controller.assessment import assess
 from esper_ray.controller.attending import Attendance
-from esper_ray.controller.breakers import CircuitBreaker, RetryConfig
+from esper_ray.controller.breakers import BreakerState, CircuitBreaker, RetryConfig
 from esper_ray.controller.case import Case
 from esper_ray.controller.catalogue import Catalogue, CatalogueCache, read_catalogue
 from esper_ray.controller.commanding import bare_pause, make_command, proposed_operation, record_of
@@ -24,33 +26,31 @@ from esper_ray.controller.commands import (
     AdaptationCommand,
     CommandResult,
     CoverageReport,
-    Kind,
     Reason,
     SeedOperation,
     Severity,
 )
 from esper_ray.controller.conservative import ModeEvent
+from esper_ray.controller.decision_telemetry import DecisionTelemetry
 from esper_ray.controller.disk import Disk, DiskLate
+from esper_ray.controller.emitting import Telemetry
 from esper_ray.controller.evaluation import Call, ControllerConfig, Evaluation, Memory, Run
 from esper_ray.controller.guarded_catalogue import GuardedCatalogue
 from esper_ray.controller.isolated_policy import IsolatedPolicy
 from esper_ray.controller.operations import mask_without
-from esper_ray.controller.proposals import Proposal, Request, draw_seed
+from esper_ray.controller.proposals import Ending, Proposal, Request, draw_seed
 from esper_ray.controller.records import DIRECTORY, Order, StoreFailed
 from esper_ray.controller.risk import forbidden
 from esper_ray.controller.store import Store
-from esper_ray.controller.trial import trial_request
+from esper_ray.controller.trial import TRIAL_SECONDS, trial_request, try_policy
 from esper_ray.errors import UserError
 from esper_ray.live.choosing import Training
+from esper_ray.live.policies import check_training
 from policies.strategic.coverage import Coverage
 from policies.strategic.messages import SystemState
 
 logger = logging.getLogger(__name__)
 
-TRIALS = 20
-"""Questions to a policy before it counts."""
-CHECKPOINT_EVERY = 100
-"""Evaluations after which the store's log is moved into its file."""
 _WAIT = SeedOperation(op=LifecycleOp.WAIT)
 
 
@@ -66,7 +66,9 @@ class Controller:
         config: How it decides.
         observe: Decide and record, but send nothing.
         amendments: JSON file of one's own for the catalogue (docs/catalogue.md).
-        watch: Is shown every evaluation, in a thread of its own and in their order.
+        watch: Is shown every evaluation, after its command has left and in their order. The next decision's record
+            waits for it: it must be quick.
+        telemetry: Where metrics and events go, by default nowhere; whoever gives it closes it, after the controller.
         now: Seconds on a clock that never goes back.
         time_ns: Nanoseconds since 1970.
 
@@ -87,13 +89,14 @@ class Controller:
         observe: bool = False,
         amendments: Path | None = None,
         watch: Callable[[Evaluation], None] | None = None,
+        telemetry: Telemetry | None = None,
         now: Callable[[], float] = time.monotonic,
         time_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.observe, self._config = observe, config or ControllerConfig()
-        self._watch, self._now, self._time_ns = watch, now, time_ns
+        self._now, self._time_ns = now, time_ns
         self._runs: dict[str, Run] = {}
-        self._guard, self._told = Lock(), 0
+        self._guard = Lock()
         settings = self._config
         self._breakers = {name: CircuitBreaker(name, settings.breakers, now) for name in ("policy", "catalogue")}
         seconds = settings.catalogue_ms / 1e3
@@ -106,12 +109,19 @@ class Controller:
         )
         self._store = Store(Path(directory))
         self._disk = Disk()
+        self._after = Aftermath(self._disk, self._store, DecisionTelemetry(telemetry or Telemetry()), watch)
         self._policy = IsolatedPolicy(
-            str(policy), deadline_s=settings.inference_ms / 1e3, standby=settings.standby, now=now
+            str(policy),
+            deadline_s=settings.inference_ms / 1e3,
+            standby=settings.standby,
+            now=now,
+            on_ready=self._after.worker_ready,
+            on_lost=self._after.worker_lost,
         )
         try:
-            self.slots: SlotConfig | None = self._policy.wait_ready().slots
-            self._try_policy()
+            self._hello = self._policy.wait_ready()
+            self.slots = self._hello.slots
+            try_policy(self._policy.ask, self.slots, settings.inference_ms / 1e3)
         except BaseException:
             self.close()
             raise
@@ -131,8 +141,12 @@ class Controller:
 
     # ------------------------------------------------------------------ for runs
     def attend(self, training: Training) -> Attendance:
-        """Decide for a model that somebody grows (:class:`esper_ray.live.growing.Controlling`)."""
-        return Attendance(self, training, f"run-{uuid4().hex[:12]}")
+        """Decide for a model that somebody grows (:class:`esper_ray.live.growing.Controlling`).
+
+        Raises:
+            UserError: the policy was trained on other hosts, or cannot decide for such a run.
+        """
+        return self._attend(training, f"run-{uuid4().hex[:12]}")
 
     def named(self, run_id: str) -> Named:
         """The same for a run of this name, on which the policy's draws depend: one name, one course.
@@ -144,12 +158,28 @@ class Controller:
             raise UserError(f"there is a run {run_id!r} already: give another name, or another directory")
         return Named(self, run_id)
 
+    def _attend(self, training: Training, run_id: str) -> Attendance:
+        """What the policy cannot do at all is said here, and not with every epoch."""
+        who, trained_on = f"the policy {self._policy.name}", self._hello.trained_on
+        if trained_on is not None:
+            of, shortest, longest = trained_on.topologies, trained_on.shortest, trained_on.longest
+            try:
+                check_training(who, of, shortest, longest, training.kind, training.max_epochs, training.force)
+            except LiveError as error:
+                raise UserError(str(error)) from error
+        question = trial_request(self.slots or SlotConfig.for_row(training.slots), training.max_epochs)
+        reply = self._policy.ask(question, TRIAL_SECONDS)
+        if reply.ending is Ending.ERROR:
+            raise UserError(f"{who} cannot decide for this run: {reply.reason}")
+        return Attendance(self, training, run_id)
+
     def evaluate_epoch(self, state: SystemState, hook_ms: float | None = None) -> AdaptationCommand:
         """Decide what a run does with its next epoch.
 
         Args:
             state: Of the run at the end of an epoch.
-            hook_ms: Time that measuring and carrying out took at this end of an epoch, milliseconds.
+            hook_ms: Time that the probe added to the last step and the executor to the last end of an epoch,
+                milliseconds. What the probe takes at the end of an epoch is no part of it.
         """
         return self._evaluate(state, lambda call: self._epoch(call, hook_ms))
 
@@ -173,8 +203,7 @@ class Controller:
         """Take in what became of a command. It raises nothing, and waits for nobody."""
         run = self._run(result.run_id)
         run.latencies = replace(run.latencies, apply=result.apply_ms)
-        command_id, content = str(result.command_id), result.model_dump_json().encode()
-        self._disk.later(lambda: self._store.attach_result(command_id, content))
+        self._after.answered(result)
 
     # ------------------------------------------------------------------ an evaluation
     def _evaluate(self, state: object, decide: Callable[[Call], Evaluation]) -> AdaptationCommand:
@@ -189,9 +218,9 @@ class Controller:
         evaluation = replace(
             evaluation,
             milliseconds=1e3 * (self._now() - began),
-            breakers={name: breaker.state for name, breaker in self._breakers.items()},
+            breakers=self._breaker_states,
         )
-        self._disk.later(lambda: self._tell(evaluation))
+        self._after.evaluated(evaluation, sent=not self.observe)
         return evaluation.command
 
     def _in_turn(self, state: object, began: float, decide: Callable[[Call], Evaluation]) -> Evaluation:
@@ -235,8 +264,8 @@ class Controller:
         found = assess(before.state, case, config.risk, hold)
         hidden = before.hidden if proposal is None else proposal.hidden
         if call.left_to_decide(self._now()) <= 0.0:  # whatever was found came too late, and changes nothing
-            late = replace(case, operation=None, expected_risk=None, faults=case.faults | {Reason.TIMEOUT_EVALUATE})
-            found, proposal, hidden = assess(before.state, late, config.risk, hold), None, before.hidden
+            case = replace(case, operation=None, expected_risk=None, faults=case.faults | {Reason.TIMEOUT_EVALUATE})
+            found, proposal, hidden = assess(before.state, case, config.risk, hold), None, before.hidden
         command = make_command(
             packet,
             found,
@@ -246,16 +275,17 @@ class Controller:
             masked=banned,
             coverage=CoverageReport.of(coverage),
         )
-        evaluation = Evaluation(command, 0.0, inquiry.detail, packet, found, proposal, found.event or event)
+        evaluation = Evaluation(command, 0.0, inquiry.detail, packet, case, found, proposal, found.event or event)
         self._commit(call, evaluation, Memory(found.state, hidden), mask, released=order.release)
         return replace(evaluation, recorded=True)
 
     def _step(self, call: Call) -> Evaluation:
         began = self._now()
         packet = call.packet.model_copy(update={"seeds": (), "budgets": None})
-        found = assess(call.memory.state, Case(packet, _WAIT, latencies=call.run.latencies), self._config.risk)
+        case = Case(packet, _WAIT, latencies=call.run.latencies)
+        found = assess(call.memory.state, case, self._config.risk)
         command = make_command(packet, found, self._time_ns())
-        evaluation = Evaluation(command, 0.0, "", call.packet, found)
+        evaluation = Evaluation(command, 0.0, "", call.packet, case, found)
         if found.verdict.severity >= Severity.HIGH:
             self._commit(call, evaluation, Memory(found.state, call.memory.hidden), None)
             evaluation = replace(evaluation, event=found.event, recorded=True)
@@ -263,6 +293,10 @@ class Controller:
         return evaluation
 
     # ------------------------------------------------------------------ its parts
+    @property
+    def _breaker_states(self) -> dict[str, BreakerState]:
+        return {name: breaker.state for name, breaker in self._breakers.items()}
+
     def _run(self, run_id: str) -> Run:
         with self._guard:
             return self._runs.setdefault(run_id, Run())
@@ -283,6 +317,8 @@ class Controller:
             self._config.greedy,
         )
         seconds = min(self._config.inference_ms / 1e3, call.left_to_decide(self._now()))
+        if seconds <= 0.0:  # which is no fault of the policy
+            return Inquiry(fault=Reason.TIMEOUT_EVALUATE, detail="no time was left to ask the policy")
         return ask(self._policy, self._breakers["policy"], request, seconds)
 
     def _commit(
@@ -301,12 +337,14 @@ class Controller:
         """
         assert evaluation.assessment is not None
         command = evaluation.command
-        decision = record_of(command, call.packet, evaluation.assessment, evaluation.proposal, mask)
+        decision = record_of(
+            command, call.packet, evaluation.assessment, evaluation.proposal, mask, self._breaker_states
+        )
 
         def write() -> None:
             lost = self._store.record(decision, memory.stored, withheld=self.observe, released=released)
-            for command_id in lost:
-                logger.warning("run %s: command %s is lost: no result came", call.packet.run_id, command_id)
+            if lost:
+                self._after.lost(call.packet, lost)
 
         try:
             self._disk.within(write, call.left_to_return(self._now()))
@@ -322,38 +360,6 @@ class Controller:
         run_id, epoch = ("unknown", 0) if packet is None else (packet.run_id, packet.epoch)
         return Evaluation(bare_pause(run_id, epoch, reason, self._time_ns()), 0.0, detail, packet)
 
-    def _tell(self, evaluation: Evaluation) -> None:
-        """After the command has left: note that it has, and say what there is to be said."""
-        command = evaluation.command
-        if evaluation.recorded and not self.observe:
-            self._store.mark_sent(str(command.command_id))
-        if evaluation.event is not None:
-            what, why = evaluation.event.change, evaluation.event.reason
-            logger.warning("run %s: conservative mode %s (%s)", command.run_id, what.value, why)
-        if command.kind in (Kind.PAUSE, Kind.CIRCUIT_BREAKER):
-            at = command.expects.epoch
-            logger.warning("run %s, epoch %d: PAUSE %s %s", command.run_id, at, command.reason, evaluation.detail)
-        if self._watch is not None:
-            self._watch(evaluation)
-        self._told += 1
-        if self._told % CHECKPOINT_EVERY == 0:
-            self._store.checkpoint()
-
-    def _try_policy(self) -> None:
-        """Say so if a policy is slower than it may be."""
-        request, limit = trial_request(self.slots), self._config.inference_ms / 1e3
-        times = []
-        for _ in range(TRIALS):
-            began = time.perf_counter()
-            self._policy.ask(request, 1.0)
-            times.append(time.perf_counter() - began)
-        slow = sorted(times)[int(0.95 * TRIALS) - 1]
-        if slow > limit:
-            logger.warning(
-                "the policy takes %.0f ms (p95 of %d trials), and may take %.0f: many decisions will be PAUSE",
-                *(1e3 * slow, TRIALS, 1e3 * limit),
-            )
-
 
 @dataclass(frozen=True)
 class Named:
@@ -363,8 +369,8 @@ class Named:
     run_id: str
 
     def attend(self, training: Training) -> Attendance:
-        """Decide for the model of that run."""
-        return Attendance(self.controller, training, self.run_id)
+        """Decide for the model of that run, as :meth:`Controller.attend`."""
+        return self.controller._attend(training, self.run_id)
 
 
 def _operation(

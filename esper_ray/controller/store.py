@@ -50,6 +50,7 @@ CREATE TABLE decisions (
     proposal BLOB,
     mask BLOB,
     signals BLOB NOT NULL,
+    breakers BLOB NOT NULL,
     command BLOB NOT NULL,
     packet BLOB NOT NULL
 );

@@ -29,7 +29,8 @@ class Thresholds:
     loss_delta_slows: Positive = 0.075
     """The same, above which seeds are slowed."""
     hook_ms_pauses: Positive = 50.0
-    """Time that probe and executor add to an epoch's end, milliseconds, above which the run is paused."""
+    """Time that the probe adds to a step and the executor to an epoch's end, milliseconds, above which the run is
+    paused."""
     step_ms_pauses: Positive = 120.0
     """Time that deciding adds to a step, milliseconds, above which the run is paused."""
     apply_ms_slows: Positive = 30.0

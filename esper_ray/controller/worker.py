@@ -15,7 +15,7 @@ from threading import Thread
 from esper_ray.controller.framing import framed, received
 from esper_ray.controller.proposals import Answer, Hello, Request
 from esper_ray.controller.proposing import Proposer, answer, load_proposer, one_line
-from esper_ray.controller.trial import trial_request
+from esper_ray.controller.trial import USUAL_SLOTS, trial_request
 from esper_ray.errors import UserError
 from esper_ray.process import settle
 
@@ -37,7 +37,7 @@ def main() -> None:
         connection.sendall(framed(Hello(problem=problem)))
         return
     warm_up(proposer)
-    connection.sendall(framed(Hello.of(version, proposer.slots)))
+    connection.sendall(framed(proposer.hello(version)))
     while True:
         connection.sendall(answer(proposer, version, Request.of(requests.get())).framed())
 
@@ -53,7 +53,7 @@ def _receive(connection: socket.socket, requests: SimpleQueue[list[bytes]]) -> N
 
 def warm_up(proposer: Proposer) -> Answer:
     """Let a policy answer about a run in which nothing is known; returns the last that it says."""
-    request = trial_request(proposer.slots)
+    request = trial_request(proposer.slots or USUAL_SLOTS)
     return [answer(proposer, "warm-up", request) for _ in range(WARM_UPS)][-1]
 
 

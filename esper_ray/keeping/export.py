@@ -121,6 +121,11 @@ class Card(_Strict):
     weights_sha256: str
 
     @property
+    def topologies(self) -> tuple[str, ...]:
+        """Of the hosts of the training."""
+        return tuple(sorted({world.make_task().host.topology for world in self.env.worlds}))
+
+    @property
     def registries(self) -> RegistryViews:
         """Numbers of the names.
 

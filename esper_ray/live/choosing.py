@@ -44,6 +44,8 @@ class Training:
         batch_axis: Axis of the batch in it.
         slots: Number of slots.
         kind: Of the slots.
+        max_epochs: That it is trained for.
+        force: Whoever chooses may have been trained on another topology.
     """
 
     model: nn.Module
@@ -52,6 +54,8 @@ class Training:
     batch_axis: int
     slots: int
     kind: Kind
+    max_epochs: int
+    force: bool
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Controlling(Protocol):
 
         Raises:
             LiveError: nobody can, for that model.
+            UserError: who decides cannot, for that model.
         """
         ...
 
@@ -101,7 +102,7 @@ def grow(
 
     Raises:
         LiveError: something that nothing can be grown with; the model is as it was.
-        UserError: an export or a schedule that cannot be read.
+        UserError: an export or a schedule that cannot be read, or a controller whose policy does not fit.
     """
     refuse_model(model)
     refuse_processes()
@@ -121,7 +122,8 @@ def grow(
         decider = find_policy(policy, chosen[0].kind, len(chosen), max_epochs, force)
         chooser: Chooser = PolicyChooser(decider, Player(decider.policy, 1, seed, deterministic))
     elif policy is None:
-        chooser = controller.attend(Training(model, optimizer, example, batch_axis, len(chosen), chosen[0].kind))
+        training = Training(model, optimizer, example, batch_axis, len(chosen), chosen[0].kind, max_epochs, force)
+        chooser = controller.attend(training)
     else:
         raise LiveError("a policy and a controller are both to decide: give one of them")
     decided = chooser.slots_of(len(chosen))

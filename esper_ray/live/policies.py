@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from envs.live.places import IMAGE, Kind, LiveError
 from envs.slots import SlotConfig
-from esper_ray.keeping.export import Card, load_export
+from esper_ray.keeping.export import load_export
 from esper_ray.measuring.search.schedule_files import read_schedule
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
@@ -90,25 +91,38 @@ def _exported(path: Path, kind: Kind, num_slots: int, max_epochs: int, force: bo
             f"the policy in {path} reads hosts as graphs, and yours is observed as Obs V3: choose one whose network is "
             "flat"
         )
-    trained_on = topologies(card)
-    if kind.topology not in trained_on and not force:
+    who, horizons = f"the policy in {path}", card.env.horizons
+    check_training(who, card.topologies, horizons[0], horizons[-1], kind, max_epochs, force)
+    return Decider(policy, enabled_slots(policy.slot_config, num_slots, who), path.name)
+
+
+def check_training(
+    who: str, topologies: Sequence[str], shortest: int, longest: int, kind: Kind, max_epochs: int, force: bool
+) -> None:
+    """Hold what a policy was trained on against a run; of another length it is only warned, where grow is called.
+
+    Args:
+        who: Was trained, for the message.
+        topologies: Of its hosts.
+        shortest: Epochs.
+        longest: Epochs.
+        kind: Of the run's slots.
+        max_epochs: Of the run.
+        force: Any topology will do.
+
+    Raises:
+        LiveError: it was trained on other topologies.
+    """
+    if kind.topology not in topologies and not force:
         raise LiveError(
-            f"the policy in {path} was trained on hosts of topology {', '.join(trained_on)}, and these slots are "
+            f"{who} was trained on hosts of topology {', '.join(topologies)}, and these slots are "
             f"{kind.name}s (topology {kind.topology}): choose another policy, or pass force=True to try it all the same"
         )
-    horizons = card.env.horizons
-    if max_epochs not in range(horizons[0], horizons[-1] + 1):
-        spread = f"{horizons[0]}" if len(horizons) == 1 else f"{horizons[0]} to {horizons[-1]}"
+    if not shortest <= max_epochs <= longest:
+        spread = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
         warnings.warn(
-            f"the policy in {path} was trained over {spread} epochs and may not finish in {max_epochs} what it begins",
-            stacklevel=4,
+            f"{who} was trained over {spread} epochs and may not finish in {max_epochs} what it begins", stacklevel=5
         )
-    return Decider(policy, enabled_slots(policy.slot_config, num_slots, f"the policy in {path}"), path.name)
-
-
-def topologies(card: Card) -> list[str]:
-    """Topologies of the hosts that a policy was trained on."""
-    return sorted({world.make_task().host.topology for world in card.env.worlds})
 
 
 def enabled_slots(slots: SlotConfig, num_slots: int, who: str) -> SlotConfig:

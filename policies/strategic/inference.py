@@ -52,6 +52,11 @@ class FallingBack:
         except Exception as error:  # compilers fail in ways of their own
             _warn(error)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether nothing has failed so far."""
+        return self._compiled is not None
+
     def __call__(self, graphs: GraphBatch, tables: ActionTables) -> GraphPolicyResult:
         """A pass."""
         if self._compiled is None:
@@ -127,6 +132,11 @@ class StrategicPolicy:
             self.answer(builder.build(measured), measured.slots)
         self.compile_warm_ms = 1e3 * (time.perf_counter() - started)
         logger.info("gnn.compile_warm_ms %.0f on %s", self.compile_warm_ms, self._device)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether torch compiles the network."""
+        return isinstance(self._forward, FallingBack) and self._forward.is_compiled
 
     def open_run(self, run_id: str, scale: Any = None) -> StrategicRun:
         """A training run to read, with a scale of its own for what depends on the machine.

@@ -1,6 +1,7 @@
 """What is told of a decision is what was decided."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from esper_ray.controller import telemetry as items
 from esper_ray.controller.assessment import RiskConfig, RunState, assess
 from esper_ray.controller.breakers import BreakerConfig, CircuitBreaker
 from esper_ray.controller.case import Case
+from esper_ray.controller.commanding import bare_pause
 from esper_ray.controller.commands import (
     AdaptationCommand,
     Blending,
@@ -25,6 +27,7 @@ from esper_ray.controller.commands import (
 )
 from esper_ray.controller.decision_telemetry import DecisionTelemetry
 from esper_ray.controller.emitting import CallingSink, Telemetry
+from esper_ray.controller.evaluation import Evaluation
 from esper_ray.controller.proposals import Proposal
 from esper_ray.controller.signals import FAULTS, TABLE
 from tests.esper_ray.controller.evaluations import GERMINATE, PRUNE, WAIT, Sheet, packet, seen_packets
@@ -36,10 +39,10 @@ class Told:
     """All that was told, by name."""
 
     def __init__(self, breakers=None):
-        self.readings = defaultdict(list)
+        self.readings, self.breakers = defaultdict(list), breakers or {}
         sink = CallingSink(lambda reading: self.readings[reading.item.name].append(reading))
         self._telemetry = Telemetry([sink], patience_s=1e6)
-        self.decisions = DecisionTelemetry(self._telemetry, breakers or {})
+        self.decisions = DecisionTelemetry(self._telemetry)
 
     def __enter__(self):
         return self
@@ -70,7 +73,19 @@ class Told:
             **fields,
         )
         proposal = Proposal(policy_version="v", action=(0,), log_prob=0.0, op_probs={}, inference_ms=3.0)
-        self.decisions.decided(case, assessment, command, evaluate_ms, None if case.operation is None else proposal)
+        evaluation = Evaluation(
+            command,
+            evaluate_ms,
+            packet=case.packet,
+            case=case,
+            assessment=assessment,
+            proposal=None if case.operation is None else proposal,
+            event=assessment.event,
+            breakers={name: breaker.state for name, breaker in self.breakers.items()},
+            recorded=True,
+        )
+        self.decisions.decided(evaluation)
+        self.decisions.decided(replace(evaluation, recorded=False))  # as of a step with nothing wrong: is not told
         return assessment
 
 
@@ -99,6 +114,24 @@ def test_of_every_evaluation_the_level_the_signals_and_the_decision_are_told(pac
     assert len(told.values(items.MODE_ENTERED)) + len(told.values(items.MODE_LEFT)) == len(entered)
     for reading in (reading for of in told.readings.values() for reading in of if reading.item is items.DECISION):
         assert "\n" not in reading.value
+
+
+def test_what_could_not_be_judged_or_written_is_told_by_its_command():
+    evaluation = Evaluation(bare_pause("run", 7, Reason.STORE_FAILED, 0), 9.0, "the disk is full", packet(7))
+    with Told() as told:
+        told.decide(RunState(), Case(packet(6), WAIT))
+        told.decisions.decided(evaluation)
+        told.decisions.decided(Evaluation(bare_pause("unknown", 0, Reason.PACKET_REFUSED, 0), 1.0, "it is none"))
+    assert told.values(items.COMMAND_KIND) == ["SEED", "PAUSE", "PAUSE"]
+    assert told.values(items.RISK_SEVERITY) == ["INFO", "HIGH", "HIGH"]
+    assert told.parts(items.SIGNAL)["store_failed"] == "HIGH"
+    degraded = [(each.run_id, each.epoch, each.part, each.value) for each in told.readings[items.DEGRADED.name]]
+    assert degraded == [
+        ("run", 7, "store_failed", "PAUSE: store_failed (the disk is full)"),
+        ("unknown", 0, "packet_refused", "PAUSE: packet_refused (it is none)"),
+    ]
+    assert len(told.values(items.RISK_LEVEL)) == len(told.values(items.CONSERVATIVE)) == 1, "nobody knows of the others"
+    assert told.values(items.EVALUATE_MS) == [5.0, 9.0, 1.0]
 
 
 def test_what_was_not_measured_is_not_told():

@@ -11,7 +11,7 @@ from envs.slots import SlotConfig
 from envs.vocabulary import BLENDING_METHODS, HEAD_NAMES, HEADS_NEEDED, LifecycleOp, RampShape, head_specs
 from esper_ray.controller.commands import Blending
 from esper_ray.controller.operations import action_of, mask_without, operation_of, ramp_of
-from esper_ray.controller.trial import trial_request
+from esper_ray.controller.trial import USUAL_SLOTS, trial_request
 from policies.strategic.measured import BLUEPRINT_NAMES
 from policies.strategic.messages import SystemState
 from tests.envs.helpers import random_valid_action
@@ -43,7 +43,7 @@ def test_blending_is_said_of_ops_that_blend_and_names_its_shape(action, method):
 
 @given(st.sets(st.sampled_from(BLUEPRINT_NAMES)), st.integers(0, 2**32))
 def test_a_mask_without_blueprints_admits_what_it_did_but_them(banned, seed):
-    packet = SystemState.model_validate_json(trial_request(None).packet)
+    packet = SystemState.model_validate_json(trial_request(USUAL_SLOTS).packet)
     heads = SlotConfig.for_row(len(packet.seeds)).heads
     mask, rng = np.array(mask_without(packet, banned)), np.random.default_rng(seed)
     assert (mask <= np.array(packet.action_mask)).all()

@@ -31,6 +31,7 @@ DECISIONS = st.builds(
     proposal=st.none() | st.binary(max_size=20),
     mask=st.none() | st.lists(st.integers(0, 1), max_size=60).map(tuple),
     signals=st.binary(max_size=20),
+    breakers=st.binary(max_size=20),
     command=st.binary(max_size=20),
     packet=st.binary(max_size=20),
 )
@@ -52,6 +53,7 @@ def decision(at=0, run_id="run", **fields):
         "proposal": b"proposal",
         "mask": (1, 0, 1),
         "signals": b"[]",
+        "breakers": b"{}",
         "command": b"command",
         "packet": b"packet",
     }

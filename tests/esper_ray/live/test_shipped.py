@@ -5,7 +5,7 @@ import pytest
 from envs.live.places import KINDS
 from esper_ray.keeping.export import load_export
 from esper_ray.live import grow
-from esper_ray.live.policies import SHIPPED, shipped_export, topologies
+from esper_ray.live.policies import SHIPPED, shipped_export
 from tests.esper_ray.live.models import ARCHITECTURES, Loop
 
 OF_KIND = {"image": "LeNet"}
@@ -16,7 +16,7 @@ KINDS = {name: kind for name, kind in KINDS.items() if name in OF_KIND}  # the o
 def test_every_kind_of_slot_has_one(kind):
     path = shipped_export(kind)
     card, policy = load_export(path)
-    assert kind.topology in topologies(card)
+    assert kind.topology in card.topologies
     assert (card.env.horizons[0], card.env.horizons[-1]) == (15, 150)
     assert policy.slot_config.num_slots >= 3
     assert sum(file.stat().st_size for file in path.iterdir()) < 2_000_000
