@@ -15,6 +15,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 
 import torch
 
+TRAINER_NICENESS = 5
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 KEPT_BYTES = 1 << 28
 """Freed memory that stays with the process. By default glibc hands every large activation back to the kernel, which
@@ -48,6 +49,15 @@ def settle(threads: int = 1) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
         libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
+
+
+def step_back() -> None:
+    """Let others compute before this thread and whatever it starts from now on; there is no way back.
+
+    Niceness is the process's on systems where it is no thread's.
+    """
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, max(niceness, TRAINER_NICENESS))
 
 
 class _HostProcess(SpawnProcess):

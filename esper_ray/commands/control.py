@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,6 +19,7 @@ from esper_ray.fields import TaskArgs
 from esper_ray.terminal import command, under_way
 
 if TYPE_CHECKING:
+    from esper_ray.controller.emitting import Sink
     from esper_ray.controller.service import Controller
 
 Word = Literal["train", "pause", "resume", "release", "status"]
@@ -46,6 +48,10 @@ class Control:
     """JSON file of thresholds and deadlines."""
     amendments: Path | None = None
     """JSON file of one's own for the catalogue of blueprints."""
+    tensorboard: Path | None = None
+    """Where the pages of the runs go; by default beside the records."""
+    prometheus_port: Annotated[int, Range(0, 65535, whole=True)] | None = None
+    """Serve metrics to Prometheus on this port of this machine; 0 takes a free one."""
     task: str = DEFAULT_TASK
     """Data and host, by name."""
     task_args: TaskArgs = field(default_factory=dict)
@@ -84,11 +90,12 @@ class Control:
             console.print(decision_table(run_id, records.records(run_id)))
 
     def _status(self, console: Console) -> None:
-        from esper_ray.controller.explaining import status_table
+        from esper_ray.controller.explaining import breaker_table, status_table
         from esper_ray.controller.records import Records
 
         with Records.open(self.directory) as records:
             console.print(status_table(records))
+            console.print(breaker_table(records))
 
     def _order(self, console: Console) -> None:
         from esper_ray.controller.store import give_order
@@ -101,9 +108,10 @@ class Control:
 
     # ------------------------------------------------------------------ a host under a controller
     def _train(self, console: Console) -> None:
+        from esper_ray.controller.emitting import Telemetry
         from esper_ray.controller.evaluation import ControllerConfig, read_config
         from esper_ray.controller.service import Controller
-        from esper_ray.process import settle
+        from esper_ray.process import settle, step_back
 
         if self.run_id:
             raise UserError(f"a new run has a name of its own: leave out {self.run_id!r}")
@@ -112,12 +120,33 @@ class Control:
         settle()
         config = ControllerConfig() if self.settings is None else read_config(self.settings)
         config = dataclasses.replace(config, greedy=self.greedy or config.greedy)
-        with under_way(console, f"starting the policy {self.policy}"):
-            controller = Controller(
-                self.policy, self.directory, config=config, observe=self.observe, amendments=self.amendments
-            )
-        with controller:
-            self._grow(env, controller, console)
+        with Telemetry(self._sinks(console)) as telemetry:
+            with under_way(console, f"starting the policy {self.policy}"):
+                controller = Controller(
+                    self.policy,
+                    self.directory,
+                    config=config,
+                    observe=self.observe,
+                    amendments=self.amendments,
+                    telemetry=telemetry,
+                )
+            with controller:
+                # Where the trainer and the policy's process want the same core, the trainer waits: it has hours, the
+                # policy milliseconds. Only now, as whatever a thread starts is as nice as that thread.
+                step_back()
+                self._grow(env, controller, console)
+
+    def _sinks(self, console: Console) -> list[Sink]:
+        from esper_ray.controller.prometheus import PrometheusSink
+        from esper_ray.controller.run_page import DIRECTORY, RunPages
+
+        pages = self.tensorboard or self.directory / DIRECTORY
+        sinks: list[Sink] = [RunPages(pages)]
+        if self.prometheus_port is not None:
+            sinks.append(prometheus := PrometheusSink(self.prometheus_port))
+            console.print(f"metrics: {prometheus.url}")
+        console.print(f"page: {shlex.join(['tensorboard', '--logdir', str(pages)])}")
+        return sinks
 
     def _new_name(self) -> str:
         from esper_ray.controller.records import Records

@@ -142,8 +142,43 @@ REASONS: dict[Reason, Advice] = {
         "Wait: it ends after its cool-down of clean epochs. Or release it by hand, once the cause is gone.",
     ),
     Reason.OPERATOR: Advice("Somebody has paused the run by hand.", "Resume it when you want."),
+    Reason.PACKET_REFUSED: Advice(
+        "What was to be decided on is no packet, or of a run whose epochs are over.",
+        "See what your source sends. A run that goes on for longer needs a `max_epochs` that says so.",
+    ),
+    Reason.EVALUATION_FAILED: Advice(
+        "The controller itself failed. Of this decision there is no record.",
+        "The log has what it failed with: report it.",
+    ),
 }
 """On every reason."""
+
+COMMANDS = {
+    "esper-ray control --task TASK --policy POLICY": (
+        "Trains a host of a task under a controller. A line per epoch says what was decided and why."
+    ),
+    "esper-ray control --observe": (
+        "The same, but nothing is carried out: what would have been done is recorded. Begin with that."
+    ),
+    "esper-ray control --prometheus-port 9464": (
+        "The same, and serves the latest numbers to Prometheus on this machine; 0 takes a port that is free."
+    ),
+    "esper-ray control status": (
+        "Lists all runs: how far they are, level, mode, what holds by hand, the last decision; and the breakers as "
+        "they were at the last decision."
+    ),
+    "esper-ray control pause RUN": "Nothing is done with the run from its next decision on.",
+    "esper-ray control resume RUN": "Ends that.",
+    "esper-ray control release RUN": "Ends the run's conservative mode with its next decision.",
+    "esper-ray control --explain RUN": (
+        "Prints every decision on the run: what was proposed and commanded, why, the signals that fired with what they "
+        "measured, and what became of it."
+    ),
+    "tensorboard --logdir var/controller/tensorboard": (
+        "Shows level, signals and decisions of each run over its epochs."
+    ),
+}
+"""What can be asked and said: command → what it does."""
 
 LEVELS: dict[Level, Advice] = {
     Level.GREEN: Advice("All is well.", "Nothing."),

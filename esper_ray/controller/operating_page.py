@@ -5,16 +5,18 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from esper_ray.controller.advice import LEVELS, REASONS
-from esper_ray.controller.breakers import BreakerConfig, RetryConfig
+from esper_ray.controller.advice import COMMANDS, LEVELS, REASONS
+from esper_ray.controller.breakers import BreakerConfig
 from esper_ray.controller.commands import Refusal, Severity
 from esper_ray.controller.conservative import ConservativeConfig
+from esper_ray.controller.evaluation import ControllerConfig
 from esper_ray.controller.levels import UPPER_BOUNDS, LevelConfig
 from esper_ray.controller.signals import APPLY, COVERED, HOOK, RISK, SEEDS, SHEETS, STEP, TABLE, Row
 from esper_ray.controller.thresholds import Thresholds
@@ -27,7 +29,7 @@ CONFIGS: dict[type[Any], str] = {
     ConservativeConfig: "Conservative mode",
     LevelConfig: "Level of the dashboard",
     BreakerConfig: "Breakers",
-    RetryConfig: "Retries inside one call of a breaker",
+    ControllerConfig: "Deadlines, and what else there is",
 }
 """Settings with numbers, and what they are of."""
 NOBODY = "nobody here: a source of your own"
@@ -48,6 +50,11 @@ GIVEN = {
 def _table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     head, *lines = (f"| {' | '.join(cells)} |" for cells in (header, *rows))
     return "\n".join([head, "|---" * len(header) + "|", *lines]).replace("``", "`")
+
+
+def commands() -> str:
+    """What can be asked and said."""
+    return _table(("command", "what it does"), ((f"`{words}`", told) for words, told in COMMANDS.items()))
 
 
 def reasons() -> str:
@@ -88,13 +95,14 @@ def thresholds() -> str:
         f"**{title}** (`{config.__name__}`)\n\n"
         + _table(
             ("setting", "value", "what it is"),
-            ((f"`{name}`", f"{default:g}", told) for name, default, told in settings(config)),
+            ((f"`{name}`", _value(default), told) for name, default, told in settings(config)),
         )
         for config, title in CONFIGS.items()
     )
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "commands": commands,
     "reasons": reasons,
     "levels": levels,
     "refusals": refusals,
@@ -135,10 +143,15 @@ def _source(name: str) -> str:
 
 
 def settings(config: type[Any]) -> Iterator[tuple[str, Any, str]]:
-    """Name, value by default and docstring of each field."""
+    """Name, value by default and docstring of each field; those made of others have tables of their own."""
     told = field_docs(config)
     for field in dataclasses.fields(config):
-        yield field.name, field.default, told[field.name]
+        if field.default is not dataclasses.MISSING:
+            yield field.name, field.default, told[field.name]
+
+
+def _value(default: float | bool) -> str:
+    return json.dumps(default) if isinstance(default, bool) else f"{default:g}"
 
 
 def field_docs(config: type[Any]) -> dict[str, str]:

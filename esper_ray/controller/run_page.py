@@ -17,6 +17,8 @@ from torch.utils.tensorboard import summary as summaries
 from esper_ray.controller import telemetry
 from esper_ray.controller.telemetry import Form, Item, Reading, Route
 
+DIRECTORY = "tensorboard"
+"""Of all runs, in the directory of a service."""
 MOST_OPEN = 16
 """Files that are open: those of the runs that were heard of last. Another one begins where a run is heard of again."""
 LAYOUT: dict[str, tuple[str, tuple[Item, ...]]] = {
