@@ -8,8 +8,10 @@ from pathlib import Path
 from esper_ray.controller.commands import Severity
 from esper_ray.controller.emitting import WAITING
 from esper_ray.controller.prometheus import LOOPBACK, MOST_RUNS, metric_name
+from esper_ray.controller.records import DIRECTORY
+from esper_ray.controller.run_page import DIRECTORY as PAGES
 from esper_ray.controller.run_page import LAYOUT, tag_of
-from esper_ray.controller.telemetry import ITEMS, MODE_ENTERED, RISK_LEVEL, Form, Item, Route
+from esper_ray.controller.telemetry import DEGRADED, ITEMS, MODE_ENTERED, RISK_LEVEL, Form, Item, Route
 
 PAGE_FILE = "telemetry.md"
 _CHARTS = ", ".join(dict.fromkeys(category.lower() for category, _ in LAYOUT.values()))
@@ -33,6 +35,26 @@ Every metric and event is declared once, in `esper_ray/controller/telemetry.py`,
   `run_id` is empty of what is the service's own; the {MOST_RUNS} runs that were heard of last are shown. A text is the
   label `value` of a 1.
 - **{Route.BUS}**: whatever function is given.
+
+`esper-ray control` writes the pages beside its records, in `{DIRECTORY / PAGES}`, or where `--tensorboard`
+says, and serves Prometheus where `--prometheus-port` says. For a model of your own say where it goes:
+
+```python
+from pathlib import Path
+
+from esper_ray.controller.emitting import CallingSink, Telemetry
+from esper_ray.controller.prometheus import PrometheusSink
+from esper_ray.controller.run_page import RunPages
+from esper_ray.controller.service import Controller
+
+sinks = [RunPages(Path("{DIRECTORY / PAGES}")), PrometheusSink(9464), CallingSink(print)]
+with Telemetry(sinks) as telemetry, Controller("heuristic", telemetry=telemetry) as controller:
+    ...  # grow(..., controller=controller), and the loop
+```
+
+A decision is told once its command has left and its record is committed; nobody who decides waits for it. One that
+could not be judged or written is told all the same, as `{DEGRADED.name}`.
+Of looks within an epoch that find nothing wrong nothing is told.
 """
 
 

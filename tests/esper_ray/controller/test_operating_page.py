@@ -1,14 +1,24 @@
 """The page for whoever runs the controller is complete, and says what the code does."""
 
 import dataclasses
+import re
+import shlex
+from typing import get_args
 
 import pytest
 
-from esper_ray.controller.advice import LEVELS, REASONS
+from esper_ray.cli import parse
+from esper_ray.commands.control import Word
+from esper_ray.config import DEFAULT_TASK
+from esper_ray.controller.advice import COMMANDS, LEVELS, REASONS
+from esper_ray.controller.assessment import RiskConfig
+from esper_ray.controller.breakers import BreakerConfig
 from esper_ray.controller.commands import Kind, Reason, Refusal
+from esper_ray.controller.evaluation import ControllerConfig, read_config
 from esper_ray.controller.levels import Level
-from esper_ray.controller.operating_page import CONFIGS, PAGE_FILE, field_docs, filled
+from esper_ray.controller.operating_page import CONFIGS, PAGE_FILE, filled, settings
 from esper_ray.controller.records import DIRECTORY
+from esper_ray.controller.run_page import DIRECTORY as PAGES
 from esper_ray.controller.signals import TABLE
 from esper_ray.controller.store import Store
 from esper_ray.controller.telemetry import ITEMS
@@ -36,13 +46,40 @@ def test_every_reason_level_code_and_setting_has_its_line():
     assert rows("levels") == [level.name for level in Level]
     assert rows("refusals") == list(Refusal)
     assert rows("upstream") == [row.reason for row in TABLE if row.needs]
-    assert rows("thresholds") == [field.name for config in CONFIGS for field in dataclasses.fields(config)]
-    for config in CONFIGS:
-        assert all(field_docs(config)[field.name] for field in dataclasses.fields(config))
+    assert rows("thresholds") == [name for config in CONFIGS for name, _, _ in settings(config)]
+    assert all(told for config in CONFIGS for _, _, told in settings(config))
     for kind in Kind:
         assert f"| `{kind}` |" in PAGE
     for name in ("tamiyo.command.refused",):
         assert name in ITEMS
+
+
+def test_every_number_of_a_controller_can_be_looked_up():
+    nested = {type(getattr(ControllerConfig().risk, field.name)) for field in dataclasses.fields(RiskConfig)}
+    assert {ControllerConfig, BreakerConfig} | nested == set(CONFIGS)
+    for config in (ControllerConfig, *nested, BreakerConfig):
+        numbers = {
+            field.name
+            for field in dataclasses.fields(config)
+            if not dataclasses.is_dataclass(getattr(config(), field.name))
+        }
+        assert {name for name, _, _ in settings(config)} == numbers
+
+
+def test_the_file_of_settings_that_is_shown_can_be_read(tmp_path):
+    (shown,) = re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL)
+    (tmp_path / "settings.json").write_text(shown)
+    assert read_config(tmp_path / "settings.json").risk.conservative.cool_down_epochs == 8
+
+
+def test_every_command_that_is_shown_is_one_and_none_is_left_out():
+    ours = [shlex.split(words) for words in COMMANDS if words.startswith("esper-ray ")]
+    known = {word.replace("TASK", DEFAULT_TASK) for words in ours for word in words}
+    parsed = [parse([known_word.replace("TASK", DEFAULT_TASK) for known_word in words[1:]]) for words in ours]
+    assert {command.word for command in parsed} == set(get_args(Word))
+    assert {"--observe", "--explain", "--prometheus-port"} <= known
+    assert f"--logdir {DIRECTORY / PAGES}" in PAGE
+    assert rows("commands") == list(COMMANDS)
 
 
 def test_every_file_of_a_state_directory_is_named(tmp_path):
