@@ -7,13 +7,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from envs.live.task_host import TaskLoop
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
 from envs.tasks import make_task
 from envs.vocabulary import LifecycleOp, SeedStage
+from esper_ray.controller import attending
 from esper_ray.controller.assessment import RiskConfig
+from esper_ray.controller.attending import Attendance
+from esper_ray.controller.commanding import bare_pause
 from esper_ray.controller.commands import AdaptationCommand, CommandResult, Outcome, Reason
 from esper_ray.controller.evaluation import ControllerConfig
 from esper_ray.controller.proposals import Request, draw_seed
@@ -35,7 +39,7 @@ from tests.policies.strategic.test_inference import trained
 torch.set_num_threads(1)
 
 EXPORT = str(SHIPPED / "images")
-EPOCHS = 12
+EPOCHS = 15
 FOREVER = 1e9
 UNHURRIED = ControllerConfig(
     RiskConfig(Thresholds(hook_ms_pauses=FOREVER, step_ms_pauses=FOREVER, apply_ms_slows=FOREVER)),
@@ -105,16 +109,27 @@ def episode(controller, epochs=EPOCHS):
     return decisions, loop
 
 
-def test_the_shipped_policy_under_a_controller_is_the_policy_alone_bit_for_bit(tmp_path):
-    with Controller(EXPORT, tmp_path, config=UNHURRIED) as controller:
-        decisions, loop = episode(controller.named(run_id := "a run"))
-        assert controller.run_ids == (run_id,)
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("controller")
+
+
+@pytest.fixture(scope="module")
+def shipped(directory):
+    with Controller(EXPORT, directory, config=UNHURRIED) as controller:
+        yield controller
+
+
+def test_the_shipped_policy_under_a_controller_is_the_policy_alone_bit_for_bit(shipped, directory):
+    decisions, loop = episode(shipped.named(run_id := "a run"))
+    assert shipped.run_ids == (run_id,)
+    shipped._disk.within(lambda: None, FOREVER)
     alone, plain = episode(Alone(EXPORT, run_id))
     assert [decision.action for decision in decisions] == [decision.action for decision in alone]
     assert len({decision.op for decision in decisions}) > 2
     assert same(loop.model.state_dict(), plain.model.state_dict())
     assert not loop.optimizer._optimizer_step_pre_hooks, "the probe is gone"
-    with Records.open(tmp_path) as records:
+    with Records.open(directory) as records:
         found = list(records.records(run_id))
     assert [record.decision.epoch for record in found] == list(range(EPOCHS))
     for record in found:
@@ -139,6 +154,77 @@ def test_a_policy_that_reads_graphs_grows_a_host_by_what_a_probe_measures(tmp_pa
     assert planted
     assert all(operation.blending is not None for operation in planted)
     assert any("germinate" in decision.action for decision in decisions)
+
+
+def grown(controller, width=6, max_epochs=20, force=False):
+    """A network on vectors, under a controller."""
+    model = nn.Sequential(nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 3))
+    return grow(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        ["0"],
+        example=torch.randn(4, width),
+        evaluate=lambda: (1.0, 50.0),
+        max_epochs=max_epochs,
+        controller=controller,
+        force=force,
+    )
+
+
+def test_a_policy_that_does_not_fit_a_run_is_refused_before_its_first_epoch(shipped):
+    with pytest.raises(UserError, match=r"shipped/images was trained on hosts of topology cnn") as refused:
+        grown(shipped)
+    assert "\n" not in str(refused.value)
+    assert grown(shipped, force=True).epoch == 0
+    with pytest.warns(UserWarning, match="trained over 15 to 150 epochs and may not finish in 200") as warned:
+        grown(shipped, max_epochs=200, force=True)
+    assert warned[0].filename == __file__
+
+
+def test_a_policy_that_cannot_decide_for_a_run_is_refused_before_its_first_epoch(tmp_path):
+    file = tmp_path / "schedule.json"
+    file.write_text('{"schedule": [{"slot": 2, "blueprint": "NORM", "epoch": 3}]}')
+    with Controller(file, tmp_path / "state") as controller:
+        with pytest.raises(UserError, match=r"schedule.json cannot decide for this run: .*slot") as refused:
+            grown(controller)
+        assert "\n" not in str(refused.value)
+
+
+class Clock:
+    """A second passes whenever somebody looks."""
+
+    seconds = 0.0
+
+    def perf_counter(self):
+        self.seconds += 1.0
+        return self.seconds
+
+
+class Listening:
+    """Decides to wait, and hears what is said of the hook."""
+
+    observe, slots = False, None
+
+    def __init__(self):
+        self.heard = []
+
+    def attend(self, training):
+        return Attendance(self, training, "a run")
+
+    def evaluate_epoch(self, state, hook_ms=None):
+        self.heard.append((hook_ms, state.metrics.get("hook_latency_ms")))
+        return bare_pause("a run", state.epoch, Reason.OPERATOR, 0)
+
+    def report(self, result):
+        pass
+
+
+def test_the_hooks_latency_is_of_a_step_and_of_the_executor_without_what_is_measured_between(monkeypatch):
+    monkeypatch.setattr(attending, "time", Clock())
+    episode(listening := Listening())
+    (first, unknown), *others = listening.heard
+    assert (first, unknown) == (0.0, None), "nothing was trained or carried out yet"
+    assert [hook for hook, _ in others] == [in_a_step + 1e3 for _, in_a_step in others]
 
 
 def test_who_only_observes_changes_nothing(tmp_path):

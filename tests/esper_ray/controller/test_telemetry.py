@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -53,6 +54,13 @@ def test_every_item_is_declared_once_and_says_what_it_is():
 
 def test_the_page_is_what_is_declared():
     assert (ROOT / "docs" / PAGE_FILE).read_text() == page(), "run: python -m esper_ray.controller.telemetry_page docs"
+
+
+def test_what_the_page_shows_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (shown,) = re.findall(r"```python\n(.*?)```", page(), flags=re.DOTALL)
+    exec(shown.replace("9464", "0"), {})
+    assert (tmp_path / "var" / "controller").is_dir()
 
 
 @pytest.mark.parametrize(
