@@ -2,8 +2,11 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from esper_ray.process import TRAINER_NICENESS, step_back
 
 SLEEPER = """
 import os, time
@@ -13,6 +16,15 @@ if __name__ == "__main__":
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 600).result()
 """
+
+
+def test_who_steps_back_does_so_once_and_alone():
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    with ThreadPoolExecutor(1) as threads:
+        for _ in range(2):
+            threads.submit(step_back).result()
+        assert threads.submit(os.getpriority, os.PRIO_PROCESS, 0).result() == max(niceness, TRAINER_NICENESS)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == niceness
 
 
 def test_processes_end_with_a_parent_that_is_killed(tmp_path):

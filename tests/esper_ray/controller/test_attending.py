@@ -19,6 +19,7 @@ from esper_ray.controller.assessment import RiskConfig
 from esper_ray.controller.attending import Attendance
 from esper_ray.controller.commanding import bare_pause
 from esper_ray.controller.commands import AdaptationCommand, CommandResult, Outcome, Reason
+from esper_ray.controller.emitting import CallingSink, Telemetry
 from esper_ray.controller.evaluation import ControllerConfig
 from esper_ray.controller.proposals import Request, draw_seed
 from esper_ray.controller.proposing import answer, load_proposer
@@ -33,6 +34,7 @@ from policies.strategic.messages import SeedState, SystemState
 from tests.envs.helpers import WAIT
 from tests.envs.live.loops import same
 from tests.esper_ray.controller.faulty import DECLARED, POLICY
+from tests.esper_ray.controller.test_telemetry import OTHERS_RELY_ON
 from tests.places import ROOT
 from tests.policies.strategic.test_inference import trained
 
@@ -42,7 +44,9 @@ EXPORT = str(SHIPPED / "images")
 EPOCHS = 15
 FOREVER = 1e9
 UNHURRIED = ControllerConfig(
-    RiskConfig(Thresholds(hook_ms_pauses=FOREVER, step_ms_pauses=FOREVER, apply_ms_slows=FOREVER)),
+    RiskConfig(
+        Thresholds(hook_ms_pauses=FOREVER, step_ms_pauses=FOREVER, apply_ms_slows=FOREVER, throughput_drop_slows=1.0)
+    ),
     inference_ms=FOREVER,
     evaluate_ms=FOREVER,
     return_ms=FOREVER,
@@ -142,7 +146,11 @@ def test_the_shipped_policy_under_a_controller_is_the_policy_alone_bit_for_bit(s
 def test_a_policy_that_reads_graphs_grows_a_host_by_what_a_probe_measures(tmp_path):
     (tmp_path / "graph").mkdir()
     trained().save(tmp_path / "graph")
-    with Controller(tmp_path / "graph", tmp_path / "state", config=UNHURRIED) as controller:
+    readings = []
+    with (
+        Telemetry([CallingSink(readings.append)]) as telemetry,
+        Controller(tmp_path / "graph", tmp_path / "state", config=UNHURRIED, telemetry=telemetry) as controller,
+    ):
         decisions, _ = episode(controller.named(run_id := "a run"))
         with pytest.raises(UserError, match="there is a run 'a run' already"):
             controller.named(run_id)
@@ -154,6 +162,7 @@ def test_a_policy_that_reads_graphs_grows_a_host_by_what_a_probe_measures(tmp_pa
     assert planted
     assert all(operation.blending is not None for operation in planted)
     assert any("germinate" in decision.action for decision in decisions)
+    assert {reading.item.name for reading in readings} >= OTHERS_RELY_ON
 
 
 def grown(controller, width=6, max_epochs=20, force=False):

@@ -10,6 +10,7 @@ from esper_ray.cli import parse
 from esper_ray.controller import telemetry
 from esper_ray.controller.run_page import tag_of
 from esper_ray.errors import UserError
+from esper_ray.process import TRAINER_NICENESS
 from esper_ray.terminal import output
 from tests.esper_ray.controller.test_telemetry import read
 
@@ -26,7 +27,7 @@ def test_a_host_is_trained_and_every_decision_can_be_explained(tmp_path, capsys,
         niceness = threads.submit(lambda: os.getpriority(os.PRIO_PROCESS, 0))
         trained = threads.submit(said, capsys, "--max-epochs", 12, "--prometheus-port", 0, *given)
         after = threads.submit(lambda: os.getpriority(os.PRIO_PROCESS, 0))
-    assert after.result() == max(niceness.result(), 5)
+    assert after.result() == max(niceness.result(), TRAINER_NICENESS)
     run_id, pages = "digits_impaired-0-1", tmp_path / "state" / "tensorboard"
     assert f"run {run_id} by heuristic" in trained.result()
     assert f"page: tensorboard --logdir {pages}" in trained.result()

@@ -16,7 +16,7 @@ from envs.action_masks import split_mask
 from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
 from esper_ray.controller.framing import read, received
-from esper_ray.controller.proposals import Answer, Ending, Proposal, Request, draw_seed
+from esper_ray.controller.proposals import Answer, Ending, Proposal, Request, TrainedOn, draw_seed
 from esper_ray.controller.proposing import ObservationProposer, PacketProposer, answer, expected_risk, load_proposer
 from esper_ray.controller.worker import warm_up
 from esper_ray.errors import UserError
@@ -182,6 +182,15 @@ def test_a_strategic_policy_only_waits_where_nothing_is_admitted(graph):
     proposer, _ = load_proposer(str(graph))
     packet = SystemState(run_id="run", packet_id="1", timestamp_ns=0, declared=(), epoch=0)
     assert proposed(proposer, request_of(packet)).action == (0,) * 8
+
+
+def test_two_workers_with_a_policy_have_the_same_whatever_their_first_passes_took(graph, lstm):
+    one, another = (load_proposer(str(graph))[0].hello("v") for _ in range(2))
+    assert one.compiled is False
+    assert one.compile_warm_ms != another.compile_warm_ms
+    assert one.policy == another.policy
+    assert one.policy != lstm.hello("v").policy
+    assert lstm.hello("v").trained_on == TrainedOn(topologies=("cnn",), shortest=15, longest=150)
 
 
 def test_expected_risk_is_from_none_to_all():
