@@ -9,9 +9,11 @@ import pytest
 from esper_ray.cli import parse
 from esper_ray.controller import telemetry
 from esper_ray.controller.run_page import tag_of
+from esper_ray.controller.store import Store
 from esper_ray.errors import UserError
 from esper_ray.process import TRAINER_NICENESS
 from esper_ray.terminal import output
+from tests.esper_ray.controller.test_store import CALM, decision
 from tests.esper_ray.controller.test_telemetry import read
 
 
@@ -46,6 +48,16 @@ def test_a_host_is_trained_and_every_decision_can_be_explained(tmp_path, capsys,
     assert "paused, to be released" in said(capsys, "status", *given)
     said(capsys, "resume", run_id, *given)
     assert "paused" not in said(capsys, "status", *given)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shown"), [(b'{"policy": "open"}', r"policy +open"), (b'{"policy": "ajar"}', "cannot be read")]
+)
+def test_breakers_are_shown_as_they_were_at_the_last_decision_of_any_run(tmp_path, capsys, recorded, shown):
+    with Store(tmp_path) as store:
+        store.record(decision(1, "one", breakers=b'{"policy": "half_open"}'), CALM)
+        store.record(decision(0, "another", breakers=recorded), CALM)
+    assert re.search(shown, said(capsys, "status", "--directory", tmp_path))
 
 
 @pytest.mark.parametrize(

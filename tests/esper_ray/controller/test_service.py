@@ -1,6 +1,7 @@
 """Whatever a policy, a disk or a packet does, who asks gets a command: if need be a PAUSE with its reason."""
 
 import dataclasses
+import json
 import threading
 import time
 
@@ -242,12 +243,14 @@ def test_conservative_mode_survives_a_restart_and_an_operator_ends_it(tmp_path):
     assert [each.event.change for each in seen if each.event] == [Change.ENTERED, Change.RELEASED]
 
 
-def test_an_open_breaker_asks_nobody(controller, clock):
+def test_an_open_breaker_asks_nobody_and_is_on_record(controller, directory, clock):
     breaker = controller._breakers["policy"]
     for _ in range(1000):
         breaker.record(breaker.try_acquire(), succeeded=False)
     found = controller.evaluate_epoch(packet(run_id="run behind a breaker"))
     assert told(found) == (Kind.CIRCUIT_BREAKER, Reason.BREAKER_INFERENCE)
+    (record,), _ = of(controller, directory, "run behind a breaker")
+    assert json.loads(record.decision.breakers) == {"policy": "open", "catalogue": "closed"}
     clock.ahead += 31.0
     for epoch in (2, 3):
         controller.evaluate_epoch(packet("none", epoch, "another run"))
