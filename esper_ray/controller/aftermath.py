@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from esper_ray.controller.commands import CommandResult, Kind
-from esper_ray.controller.decision_telemetry import DecisionTelemetry
+from esper_ray.controller.decision_telemetry import DecisionTelemetry, in_words
 from esper_ray.controller.disk import Disk
 from esper_ray.controller.evaluation import Evaluation
 from esper_ray.controller.proposals import Hello
@@ -88,5 +88,4 @@ def _log(evaluation: Evaluation) -> None:
         what, why = evaluation.event.change, evaluation.event.reason
         logger.warning("run %s: conservative mode %s (%s)", command.run_id, what.value, why)
     if command.kind in (Kind.PAUSE, Kind.CIRCUIT_BREAKER):
-        at = command.expects.epoch
-        logger.warning("run %s, epoch %d: PAUSE %s %s", command.run_id, at, command.reason, evaluation.detail)
+        logger.warning("run %s, epoch %d: %s", command.run_id, command.expects.epoch, in_words(evaluation))

@@ -139,7 +139,7 @@ class DecisionTelemetry:
 
     def _tell_command(self, evaluation: Evaluation, severity: Severity, faults: Iterable[Reason]) -> None:
         emit, command = self._telemetry.emit, evaluation.command
-        run, operation, words = (command.run_id, command.expects.epoch), command.operation, in_words(command)
+        run, operation, words = (command.run_id, command.expects.epoch), command.operation, in_words(evaluation)
         emit(items.COMMAND_KIND, command.kind.value, *run)
         emit(items.DECISION, words, *run, severity=severity)
         emit(items.EVALUATE_MS, evaluation.milliseconds, *run)
@@ -147,9 +147,8 @@ class DecisionTelemetry:
             emit(items.COMMAND_OP, operation.op.name, *run)
             if operation.blending is not None:
                 emit(items.BLENDING_METHOD, operation.blending.method, *run)
-        why = f" ({evaluation.detail})" if evaluation.detail else ""
         for fault in faults:
-            emit(items.DEGRADED, words + why, *run, part=fault, severity=severity)
+            emit(items.DEGRADED, words, *run, part=fault, severity=severity)
 
     def _tell_service(self, evaluate_ms: float, breakers: Mapping[str, BreakerState]) -> None:
         emit = self._telemetry.emit
@@ -171,8 +170,9 @@ def _faults(command: AdaptationCommand, signals: Iterable[Signal]) -> list[Reaso
     return [*(signal.reason for signal in signals if signal.reason in FAULTS), *starting]
 
 
-def in_words(command: AdaptationCommand) -> str:
+def in_words(evaluation: Evaluation) -> str:
     """What is commanded and why, in a line."""
+    command = evaluation.command
     operation = command.operation
     what = [command.kind.value] if operation is None else [operation.op.name, *filter(None, (operation.slot,))]
     if operation is not None and operation.blueprint is not None:
@@ -184,4 +184,4 @@ def in_words(command: AdaptationCommand) -> str:
         f"{signal.reason} {signal.value:g} ({signal.severity.name} from {signal.threshold:g})"
         for signal in command.risk.signals
     )
-    return f"{' '.join(what)}: {command.reason}" + (f"; {signals}" if signals else "")
+    return "; ".join(filter(None, (f"{' '.join(what)}: {command.reason}", signals, evaluation.detail)))

@@ -23,7 +23,6 @@ class Disk:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "controller's disk")
-        self._thread.submit(lambda: None)  # it begins now: within a decision that would take milliseconds of it
 
     def within(self, do: Callable[[], T], seconds: float) -> T:
         """Do something, and wait for it.

@@ -48,7 +48,7 @@ class GuardedCatalogue:
         self._held = cache.get()
         self._thread = ThreadPoolExecutor(1, "catalogue")
         self._lock = Lock()
-        self._reading: Future[Catalogue] | None = self._thread.submit(self._read)  # the thread begins now, too
+        self._reading: Future[Catalogue] | None = None
         self._began = now()
 
     def look(self) -> tuple[Catalogue, frozenset[Reason]]:

@@ -122,6 +122,9 @@ class Controller:
             self._hello = self._policy.wait_ready()
             self.slots = self._hello.slots
             try_policy(self._policy.ask, self.slots, settings.inference_ms / 1e3)
+            # Threads begin with what they are first given, which takes milliseconds that a decision has not.
+            self._catalogue.look()
+            self._disk.later(lambda: None)
         except BaseException:
             self.close()
             raise

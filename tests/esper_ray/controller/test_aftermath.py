@@ -93,7 +93,7 @@ def test_every_decision_is_told_also_the_one_that_could_not_be_written(controlle
     assert kinds == [(epoch, "", "PAUSE" if epoch == 3 else "SEED") for epoch in range(6)]
     ((epoch, reason, words),) = of(items.DEGRADED, run_id)
     assert (epoch, reason) == (3, "store_failed")
-    assert words.startswith("PAUSE: store_failed (")
+    assert words.startswith("PAUSE: store_failed; ")
     assert [value for _, part, value in of(items.SIGNAL, run_id) if part == "store_failed"] == [
         *["silent"] * 3,
         "HIGH",

@@ -43,6 +43,7 @@ torch.set_num_threads(1)
 EXPORT = str(SHIPPED / "images")
 EPOCHS = 15
 FOREVER = 1e9
+# Nothing that a busy machine does to a run fires.
 UNHURRIED = ControllerConfig(
     RiskConfig(
         Thresholds(hook_ms_pauses=FOREVER, step_ms_pauses=FOREVER, apply_ms_slows=FOREVER, throughput_drop_slows=1.0)

@@ -127,8 +127,8 @@ def test_what_could_not_be_judged_or_written_is_told_by_its_command():
     assert told.parts(items.SIGNAL)["store_failed"] == "HIGH"
     degraded = [(each.run_id, each.epoch, each.part, each.value) for each in told.readings[items.DEGRADED.name]]
     assert degraded == [
-        ("run", 7, "store_failed", "PAUSE: store_failed (the disk is full)"),
-        ("unknown", 0, "packet_refused", "PAUSE: packet_refused (it is none)"),
+        ("run", 7, "store_failed", "PAUSE: store_failed; the disk is full"),
+        ("unknown", 0, "packet_refused", "PAUSE: packet_refused; it is none"),
     ]
     assert len(told.values(items.RISK_LEVEL)) == len(told.values(items.CONSERVATIVE)) == 1, "nobody knows of the others"
     assert told.values(items.EVALUATE_MS) == [5.0, 9.0, 1.0]
