@@ -81,7 +81,7 @@ def grow(
         policy: Who decides: the shipped policy by default; the directory of an export; "heuristic" or another name;
             the file of a schedule; or a :class:`policies.bundle.PolicyBundle`.
         controller: Who decides in place of a policy, a :class:`esper_ray.controller.service.Controller`.
-        force: Take an export that was trained on another topology.
+        force: Take an export that was trained on another topology, under a controller too.
         chance: Accuracy of guessing, in percent. Without it a collapse to guessing is not noticed.
         governor: Save the model in healthy epochs, and go back if the training breaks; takes the model's and the
             optimiser's memory once more, on the CPU.
