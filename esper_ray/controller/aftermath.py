@@ -1,4 +1,4 @@
-"""What is done once a command has left, in the thread of the disk: nobody who decides waits for it."""
+"""What is done once a command has left: nobody who decides waits for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from esper_ray.controller.commands import CommandResult, Kind
 from esper_ray.controller.decision_telemetry import DecisionTelemetry, in_words
 from esper_ray.controller.disk import Disk
+from esper_ray.controller.errands import Errands
 from esper_ray.controller.evaluation import Evaluation
 from esper_ray.controller.proposals import Hello
 from esper_ray.controller.store import Store
@@ -22,18 +23,20 @@ CHECKPOINT_EVERY = 100
 class Aftermath:
     """Notes what became of commands, and tells whoever wants to know. What fails of it holds up nothing else.
 
+    What is told goes through a thread of its own: it is told of a disk that does not answer, too.
+
     Args:
-        disk: Does it.
+        disk: Notes it.
         store: Of the decisions.
         telling: To telemetry.
-        watch: Is shown every evaluation.
+        watch: Is shown every evaluation, by the disk's thread.
     """
 
     def __init__(
         self, disk: Disk, store: Store, telling: DecisionTelemetry, watch: Callable[[Evaluation], None] | None
     ) -> None:
         self._disk, self._store, self._telling, self._watch = disk, store, telling, watch
-        self._evaluations = 0
+        self._errands, self._evaluations = Errands("controller's telemetry"), 0
 
     def evaluated(self, evaluation: Evaluation, sent: bool) -> None:
         """An evaluation is over.
@@ -42,20 +45,20 @@ class Aftermath:
             evaluation: All of it.
             sent: Whether its command leaves.
         """
-        later, watch = self._disk.later, self._watch
+        self._errands.later(lambda: _log(evaluation))
+        self._errands.later(lambda: self._telling.decided(evaluation))
+        watch = self._watch
         if evaluation.recorded and sent:
-            later(lambda: self._store.mark_sent(str(evaluation.command.command_id)))
-        later(lambda: _log(evaluation))
-        later(lambda: self._telling.decided(evaluation))
+            self._disk.later(lambda: self._store.mark_sent(str(evaluation.command.command_id)))
         if watch is not None:
-            later(lambda: watch(evaluation))
-        later(self._checkpoint)
+            self._disk.later(lambda: watch(evaluation))
+        self._disk.later(self._checkpoint)
 
     def answered(self, result: CommandResult) -> None:
         """A command's result is here."""
         command_id, content = str(result.command_id), result.model_dump_json().encode()
         self._disk.later(lambda: self._store.attach_result(command_id, content))
-        self._disk.later(lambda: self._telling.answered(result))
+        self._errands.later(lambda: self._telling.answered(result))
 
     def lost(self, packet: SystemState, command_ids: Sequence[str]) -> None:
         """Commands before a packet's have waited too long for a result."""
@@ -65,16 +68,20 @@ class Aftermath:
                 logger.warning("run %s: command %s is lost: no result came", packet.run_id, command_id)
             self._telling.lost(packet.run_id, packet.epoch, command_ids)
 
-        self._disk.later(tell)
+        self._errands.later(tell)
 
     def worker_ready(self, hello: Hello) -> None:
         """A process of the policy is ready."""
-        self._disk.later(lambda: self._telling.policy_ready(hello.compiled, hello.compile_warm_ms))
+        self._errands.later(lambda: self._telling.policy_ready(hello.compiled, hello.compile_warm_ms))
 
     def worker_lost(self, how: str) -> None:
         """A process of the policy has ended that was not to."""
-        self._disk.later(lambda: logger.warning("%s", how))
-        self._disk.later(lambda: self._telling.worker_lost(how))
+        self._errands.later(lambda: logger.warning("%s", how))
+        self._errands.later(lambda: self._telling.worker_lost(how))
+
+    def close(self) -> None:
+        """Tell what is left to be told."""
+        self._errands.close()
 
     def _checkpoint(self) -> None:
         self._evaluations += 1

@@ -133,6 +133,7 @@ class Controller:
         """End the worker, write what is left to be written, and give the directory back."""
         self._policy.close()
         self._disk.close()
+        self._after.close()
         self._catalogue.close()
         self._store.close()
 

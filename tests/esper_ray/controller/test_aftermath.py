@@ -1,6 +1,8 @@
 """What is told once a command has left is all that was decided, and whatever happens to it costs no decision."""
 
+import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
 
@@ -104,6 +106,19 @@ def test_every_decision_is_told_also_the_one_that_could_not_be_written(controlle
     assert {part: value for _, part, value in of(items.BREAKER_STATE)} == {"policy": "closed", "catalogue": "closed"}
     with Records.open(directory) as records:
         assert [record.decision.epoch for record in records.records(run_id)] == [0, 1, 2, 4, 5]
+
+
+def test_what_happens_while_the_disk_does_not_answer_is_told_at_once(controller, of):
+    run_id, release = next(NAMES), threading.Event()
+    controller._disk.later(lambda: release.wait(LONG))
+    controller._config = replace(PATIENT, return_ms=200.0)
+    try:
+        controller.evaluate_epoch(packet("none", 1, run_id))
+        assert of(items.COMMAND_KIND, run_id) == [(1, "", "PAUSE")]
+        assert of(items.SIGNAL, run_id) == [(1, "store_failed", "HIGH")]
+    finally:
+        controller._config = PATIENT
+        release.set()
 
 
 def test_what_was_no_packet_is_told(controller, of):
