@@ -76,21 +76,19 @@ class GraphPolicies:
 
     def _playings(self) -> Mapping[tuple[str, str], Playing]:
         """By task and who has learnt; controls and teachers stand under no name."""
-        of = {MIXED: self.mixed, THREE: self.three, LSTM: SHIPPED / "images"}
-        trained = {name: Trained.open(path, "latest") for name, path in of.items()}
+        paths = {MIXED: self.mixed, THREE: self.three, LSTM: SHIPPED / "images"}
         playings = {}
         for task in _TASKS:
-            worlds = {
-                name: World(task=task).of(trained[name].env).lasting(EPOCHS) for name in DIGITS.get(task, (THREE,))
-            }
-            for name, env in worlds.items():
-                playings[task, name] = Playing(env, (LEARNED,), trained[name], None, self.episodes, evaluation_seed=0)
+            world, names = World(task=task, max_epochs=EPOCHS), DIGITS.get(task, (THREE,))
+            trained = {name: Trained.open(paths[name], "latest", world) for name in names}
+            for name, of in trained.items():
+                playings[task, name] = Playing(of.env, (LEARNED,), of, None, self.episodes, evaluation_seed=0)
             controls: tuple[str, ...] = CONTROLS
             schedule = None
             if task in BY_SCHEDULE:
                 controls += (BEST_SCHEDULE,)
                 schedule = read_schedule(SCHEDULES / f"{task}.json")
-            playings[task, ""] = Playing(worlds[THREE], controls, None, schedule, self.episodes, evaluation_seed=0)
+            playings[task, ""] = Playing(trained[THREE].env, controls, None, schedule, self.episodes, evaluation_seed=0)
         return playings
 
 
