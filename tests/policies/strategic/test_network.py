@@ -163,7 +163,7 @@ def test_every_weight_and_every_input_is_reached():
     network = perturbed()
     graphs = GraphBatch.from_arrays(random_arrays(30, edges=20, unknown=0.1))
     leaves = {name: nodes.numbers.requires_grad_() for name, nodes in graphs.nodes.items()}
-    attributes, context = graphs.edges.attributes.requires_grad_(), graphs.context.requires_grad_()
+    attributes, context = graphs.attributes.requires_grad_(), graphs.context.requires_grad_()
     result = network(graphs, tables(3))
     finite = [tensor.clamp(min=-50) for tensor in tensors_of(result).values()]
     sum((tensor * torch.randn_like(tensor)).sum() for tensor in finite).backward()
