@@ -317,15 +317,15 @@ PANEL = 1024
 """Columns of a product that a thread computes at a time."""
 
 
-def _products(x: list[Tensor], weights: list[Tensor], wanted: Tensor, width: int) -> Tensor:
-    sizes = [len(rows) * weight.shape[1] for rows, weight in zip(x, weights, strict=True)]
-    y = x[0].new_empty(sum(sizes) // width, width)
-    at, role = y.data_ptr(), wanted.data_ptr()
-    for rows, weight, size in zip(x, weights, sizes, strict=True):
-        inputs, outputs = weight.shape
-        pointers = (*_pointers(rows.contiguous(), weight.contiguous()), role, at)
-        _over_members("product", -(-outputs // PANEL), *pointers, len(rows), inputs, outputs, width)
-        at, role = at + size * y.element_size(), role + outputs // width
+def _products(x: list[Tensor], weights: list[Tensor], wanted: Tensor) -> Tensor:
+    counts = [len(rows) * weight.shape[1] for rows, weight in zip(x, weights, strict=True)]
+    y = x[0].new_empty(sum(counts), weights[0].shape[2])
+    row = role = 0
+    for rows, weight, count in zip(x, weights, counts, strict=True):
+        inputs, roles, width = weight.shape
+        pointers = (*_pointers(rows.contiguous(), weight.contiguous()), _rows(wanted, role), _rows(y, row))
+        _over_members("product", -(-roles * width // PANEL), *pointers, len(rows), inputs, roles * width, width)
+        row, role = row + count, role + roles
     return y
 
 
@@ -413,7 +413,7 @@ for _schema, _implementation in {
     "graft_backward(Tensor gradient, Tensor h, Tensor[] deltas, Tensor members, Tensor strength, Tensor multiplies,"
     " Tensor incubating, Tensor attached, Tensor gated, Tensor? gate_weight, Tensor? gate_bias, Tensor statistics)"
     " -> (Tensor, Tensor[], Tensor, Tensor)": _graft_backward,
-    "products(Tensor[] x, Tensor[] weights, Tensor wanted, int width) -> Tensor": _products,
+    "products(Tensor[] x, Tensor[] weights, Tensor wanted) -> Tensor": _products,
     "attention(Tensor messages, Tensor[] source, Tensor target, Tensor along, Tensor message, Tensor first,"
     " Tensor relation, Tensor edge, Tensor attributes, int[] origins, float slope) -> Tensor": _attention,
     "normed_sums(Tensor x, Tensor counts, Tensor[] bias, Tensor[] gain, Tensor[] shift, int[] nodes, float eps)"

@@ -35,11 +35,11 @@ def products(nodes: Sequence[Tensor], weights: Sequence[Tensor], wanted: Tensor)
     Returns:
         A table ``[rows, width]``.
     """
-    flat, width = [weight.flatten(1) for weight in weights], weights[0].shape[2]
     if _for_kernels(max(map(len, nodes)), nodes[0], weights):
-        table: Tensor = torch.ops.esper.products(nodes, flat, wanted, width)
+        table: Tensor = torch.ops.esper.products(nodes, weights, wanted)
         return table
-    return torch.cat([(rows @ weight).view(-1, width) for rows, weight in zip(nodes, flat, strict=True)])
+    parts = [rows @ weight.flatten(1) for rows, weight in zip(nodes, weights, strict=True)]
+    return torch.cat([part.view(-1, weights[0].shape[2]) for part in parts])
 
 
 def normed_sums(
