@@ -885,6 +885,7 @@ INLINE void deepen(const float *restrict x, const float *restrict w, float *rest
         const int64_t c = columns[k];
         lanes16 weights[depth];
         UNROLL for (int64_t i = 0; i < depth; i++) weights[i] = *AT(lanes16, w, i * outputs + c);
+        UNROLL for (int64_t i = 0; i < depth; i++) __builtin_prefetch(w + (depth + i) * outputs + c); /* the next part */
         for (int64_t r = 0; r < rows; r++, sums += COLUMNS) {
             lanes16 sum = *AT(lanes16, sums, 0);
             UNROLL for (int64_t i = 0; i < depth; i++) sum += x[r * inputs + i] * weights[i];
