@@ -93,13 +93,12 @@ class GraphBuilder:
         rows = tuple(1 if kind == "context" else measured.rows(TABLES.get(kind, kind)) for kind in _FEATURES)
         widths = tuple((key, of.shape[1]) for key, of in given.items())
         shapes, index = _columns(widths, rows, unknown.device)
-        parts = iter(torch.cat([*given.values(), unknown], dim=1)[:, index].split([a * b for a, b in shapes], dim=1))
+        known = torch.cat([*given.values(), unknown], dim=1)[:, index]
+        parts = iter(known.split([count * width for count, width in shapes], dim=1))
         scaled = {}
         for kind, count in zip(_FEATURES, rows, strict=True):
-            of_kind = [
-                of.scaled(next(parts).unflatten(1, (count, len(of.keys))), self.normaliser) for of in _FEATURES[kind]
-            ]
-            scaled[kind] = torch.cat(of_kind, dim=-1)
+            given_to = [(of, next(parts).view(len(known), count, len(of.keys))) for of in _FEATURES[kind]]
+            scaled[kind] = torch.cat([of.scaled(x, self.normaliser) for of, x in given_to], dim=-1)
         return scaled
 
     def _codes(self, measured: Measured, code: str) -> Tensor:

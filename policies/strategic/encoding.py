@@ -38,7 +38,7 @@ def encode(values: Sequence[Tensor], kinds: Kinds) -> list[Tensor]:
     known = F.pad((before == upto).to(numbers.dtype), (0, 1))
     encoded = torch.cat([torch.where(unknown, fills, numbers), known], dim=1).index_select(1, order)
     parts = encoded.split([count * width for count, (_, width) in zip(rows, kinds, strict=True)], dim=1)
-    return [part.unflatten(1, (count, width)) for part, count, (_, width) in zip(parts, rows, kinds, strict=True)]
+    return [part.view(len(encoded), count, width) for part, count, (_, width) in zip(parts, rows, kinds, strict=True)]
 
 
 @lru_cache(KEPT)
