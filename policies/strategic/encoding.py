@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from policies.strategic.schema import Columns
 
-KEPT = 32
+KEPT = 8
 """How many shapes, and structures of graphs, have what follows from them kept: every world has one, and so has a model
-that sends packets."""
+that sends packets. A training batch's takes up to 20 MB, so that there are no more."""
 Kinds = tuple[tuple[Columns, int], ...]
 """Columns of several kinds, and to what width zeros fill them up once they have masks."""
 
