@@ -177,6 +177,16 @@ def test_every_weight_and_every_input_is_reached():
         assert touched[: relation.attributes.encoded].all(), relation
 
 
+def test_what_a_policy_in_use_has_kept_of_a_structure_serves_training():
+    network, arrays = perturbed(), random_arrays(2, edges=20, seed=11)
+    with torch.inference_mode():
+        played = network(GraphBatch.from_arrays(arrays), tables()).scaled_value
+    trained = network(GraphBatch.from_arrays(arrays), tables()).scaled_value
+    torch.testing.assert_close(trained, played)
+    trained.sum().backward()
+    assert all(layer.attend_edge.grad.abs().max() > 0 for layer in network.layers[2:])
+
+
 def test_layer_nodes_read_the_context():
     graphs = GraphBatch.from_arrays(random_arrays(4))
     encoded = perturbed().encoders["layer"](graphs.nodes["layer"], graphs.context.requires_grad_())
