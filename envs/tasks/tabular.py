@@ -23,7 +23,7 @@ def tabular() -> Task:
 
 
 def tabular_wide() -> Task:
-    """A host of four times the width and eight times the hidden units: for a policy that must also learn to leave alone.
+    """A host of four times the width and eight times the hidden units, which is best left alone.
 
     A task of its own, since the hosts of one MLP task have one width.
     """
