@@ -16,8 +16,9 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from envs.action_masks import split_mask
+from envs.action_masks import mask_size, split_mask
 from envs.vocabulary import HeadSpec
 
 
@@ -29,10 +30,17 @@ class ActionTables(nn.Module):
 
     Attributes:
         heads: As given.
+        entries: Where the choices of all heads' rows stand in a flat mask, int64 ``[sum K_h, max n_h]``, row by row of
+            one head after the other; where a row has no choice any more it is the mask's size.
+        counts: ``K_h`` of each head.
+        arguments: Of each row of the heads behind the slot's, the row of its op among the slot's and its head, counted
+            from the first of them: int64 ``[sum K_h, 2]``.
         needs: Which heads matter for which op: bool ``[num_ops, H]``.
         rows: Row that each op reads in each head's table: int64 ``[num_ops, H]``, 0 where the op needs no such head.
     """
 
+    entries: Tensor
+    arguments: Tensor
     needs: Tensor
     rows: Tensor
 
@@ -45,6 +53,10 @@ class ActionTables(nn.Module):
             self.register_buffer(_needed_by(column), torch.tensor(head.needed_by, dtype=torch.int64), persistent=False)
             rows[list(head.needed_by), column] = torch.arange(len(head.needed_by))
         needs = torch.tensor([[op in head.needed_by for head in heads] for op in ops], dtype=torch.bool)
+        arguments = [(heads[1].needed_by.index(op), at) for at, head in enumerate(heads[2:]) for op in head.needed_by]
+        self.counts = (1, *(len(head.needed_by) for head in heads[1:]))
+        self.register_buffer("entries", torch.cat(_entries(self.heads)), persistent=False)
+        self.register_buffer("arguments", torch.tensor(arguments), persistent=False)
         self.register_buffer("needs", needs, persistent=False)
         self.register_buffer("rows", rows, persistent=False)
 
@@ -61,15 +73,29 @@ class ActionTables(nn.Module):
         Returns:
             Per head a bool mask ``[..., K_h, n_h]``.
         """
-        views = split_mask(action_mask != 0, self.heads)
-        masks = [views[self.heads[0].name].unsqueeze(-2)]
-        for column, head in enumerate(self.heads[1:], start=1):
-            view = views[head.name]
-            if head.masked_by_op:
-                masks.append(view.index_select(-2, self.needed_by(column)))
-            else:
-                masks.append(view.unsqueeze(-2).expand(*view.shape[:-1], len(head.needed_by), head.size))
-        return tuple(masks)
+        return self.split(self.all_masks(action_mask))
+
+    def all_masks(self, action_mask: Tensor) -> Tensor:
+        """The masks of all heads as one, bool ``[..., sum K_h, max n_h]``; see :meth:`masks`."""
+        return F.pad(action_mask != 0, (0, 1))[..., self.entries]
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Rows of all heads ``[..., sum K_h, max n_h or more]`` by head, ``[..., K_h, n_h]``."""
+        parts = zip(rows.split(self.counts, dim=-2), self.heads, strict=True)
+        return tuple(part[..., : head.size] for part, head in parts)
+
+
+def _entries(heads: Sequence[HeadSpec]) -> list[Tensor]:
+    """Of each head, where its rows' choices stand in a flat mask (:attr:`ActionTables.entries`)."""
+    size, most = mask_size(heads), max(head.size for head in heads)
+    views, tables = split_mask(torch.arange(size), heads), []
+    for column, head in enumerate(heads):
+        view = views[head.name]
+        table = (
+            view[list(head.needed_by)] if head.masked_by_op else view.expand(len(head.needed_by) if column else 1, -1)
+        )
+        tables.append(F.pad(table, (0, most - head.size), value=size))
+    return tables
 
 
 def _needed_by(column: int) -> str:

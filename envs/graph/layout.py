@@ -113,9 +113,14 @@ class GraphLayout:
             vectors: ``[N, size]``.
         """
         known = vectors.where(vectors != UNKNOWN, torch.nan)
-        views = {key: known[:, place] for key, place in self.places.items()}
-        constants = {key: torch.from_numpy(values).to(vectors.device) for key, values in self.constants.items()}
-        return views | {key: values.expand(len(vectors), -1) for key, values in constants.items()}
+        both = torch.cat([known, self._constant_row.to(vectors.device).expand(len(vectors), -1)], dim=1)
+        sizes = [place.stop - place.start for place in self.places.values()]
+        parts = both.split([1, *sizes, *map(len, self.constants.values())], dim=1)
+        return dict(zip((*self.places, *self.constants), parts[1:], strict=True))
+
+    @cached_property
+    def _constant_row(self) -> Tensor:
+        return torch.from_numpy(np.concatenate(list(self.constants.values())))
 
 
 MEASURED = (

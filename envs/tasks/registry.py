@@ -18,7 +18,7 @@ from envs.ranges import LARGEST
 from envs.tasks.base import Task, TaskError
 from envs.tasks.cifar import cifar10, cifar_impaired, cifar_scale
 from envs.tasks.digits import digits, digits_impaired, digits_mixed, digits_scale
-from envs.tasks.tabular import tabular
+from envs.tasks.tabular import tabular, tabular_wide
 from envs.tasks.text import text, text_attending
 
 TaskFactory = Callable[..., Task]
@@ -32,6 +32,7 @@ _BUILT_IN: dict[str, TaskFactory] = {
     "digits_mixed": digits_mixed,
     "digits_scale": digits_scale,
     "tabular": tabular,
+    "tabular_wide": tabular_wide,
     "text": text,
     "text_attending": text_attending,
     "cifar10": cifar10,

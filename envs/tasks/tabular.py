@@ -9,6 +9,7 @@ from envs.tasks.digits import NUM_CLASSES, digits_splits
 
 COLUMNS = 64
 IMPAIRED = MlpVariant(width=4, hidden=(1, 1, 1))
+WIDE = MlpVariant(width=16, hidden=(8, 8, 8))
 
 
 def tabular() -> Task:
@@ -18,11 +19,23 @@ def tabular() -> Task:
     too few to measure a seed by. Ten classes in four features need a nonlinear map: an MLP seed gains a few points,
     LORA, being linear, next to nothing (docs/blueprints.md).
     """
+    return _tabular("tabular", IMPAIRED)
+
+
+def tabular_wide() -> Task:
+    """A host of four times the width and eight times the hidden units, which is best left alone.
+
+    A task of its own, since the hosts of one MLP task have one width.
+    """
+    return _tabular("tabular_wide", WIDE)
+
+
+def _tabular(name: str, variant: MlpVariant) -> Task:
     return Task(
-        name="tabular",
-        host=MlpHost(IMPAIRED, COLUMNS, NUM_CLASSES),
-        variants=(IMPAIRED,),
-        slots=SlotConfig.for_row(len(IMPAIRED.hidden)),
+        name=name,
+        host=MlpHost(variant, COLUMNS, NUM_CLASSES),
+        variants=(variant,),
+        slots=SlotConfig.for_row(len(variant.hidden)),
         num_classes=NUM_CLASSES,
         splits={name: Split(split.x.flatten(1), split.y) for name, split in digits_splits().items()},
     )

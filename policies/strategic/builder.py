@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from envs.vocabulary import BLENDING_METHODS
+from policies.strategic.encoding import KEPT
 from policies.strategic.features import (
     CODES,
     CONTEXT_FEATURES,
@@ -23,7 +25,7 @@ from policies.strategic.features import (
 from policies.strategic.graph import EdgeArrays, GraphArrays, NodeArrays
 from policies.strategic.measured import TABLES, Measured, Names
 from policies.strategic.normaliser import MetricNormaliser
-from policies.strategic.registries import UNKNOWN, Capacities, RegistryViews
+from policies.strategic.registries import UNKNOWN, Capacities, RegistryView, RegistryViews
 from policies.strategic.schema import FORWARD_RELATIONS, NODE_TYPES, SLOT_NUMBERS
 
 MOST_GUESSED = 3
@@ -71,7 +73,7 @@ class GraphBuilder:
             ],
             "parameter": [self._codes(measured, "parameter.optimizer_family")],
         }
-        values = {name: self._numbers(measured, of, measured.rows(TABLES[name])) for name, of in NODE_FEATURES.items()}
+        values = self._numbers(measured)
         values["seed"] = _seed_numbers(measured, values["seed"])
         nodes = {
             name: NodeArrays(
@@ -81,18 +83,23 @@ class GraphBuilder:
             )
             for name in NODE_TYPES
         }
-        context = torch.cat(
-            [_base_numbers(measured), self._numbers(measured, CONTEXT_FEATURES, 1).squeeze(1)], dim=1
-        ).float()
-        return GraphArrays(nodes, self._edges(measured), _seeds(measured), context, measured.action_mask)
+        context = torch.cat([_base_numbers(measured), values["context"].squeeze(1)], dim=1).float()
+        return GraphArrays(nodes, self._edges(measured, values), _seeds(measured), context, measured.action_mask)
 
-    def _numbers(self, measured: Measured, features: tuple[Features, ...], rows: int) -> Tensor:
-        """Scaled numbers ``[N, rows, k]``; what is measured of a whole host is every row's."""
-        parts = [
-            of.scaled(torch.stack([measured.number(key).expand(-1, rows) for key in of.keys], dim=-1), self.normaliser)
-            for of in features
-        ]
-        return torch.cat(parts, dim=-1)
+    def _numbers(self, measured: Measured) -> dict[str, Tensor]:
+        """Scaled numbers ``[N, rows, k]`` by kind of ``_FEATURES``; what is measured of a whole host is every row's."""
+        given = {key: measured.numbers[key] for key in _KEYS if key in measured.numbers}
+        unknown = measured.observation.new_full((len(measured), 1), torch.nan)
+        rows = tuple(1 if kind == "context" else measured.rows(TABLES.get(kind, kind)) for kind in _FEATURES)
+        widths = tuple((key, of.shape[1]) for key, of in given.items())
+        shapes, index = _columns(widths, rows, unknown.device)
+        known = torch.cat([*given.values(), unknown], dim=1)[:, index]
+        parts = iter(known.split([count * width for count, width in shapes], dim=1))
+        scaled = {}
+        for kind, count in zip(_FEATURES, rows, strict=True):
+            given_to = [(of, next(parts).view(len(known), count, len(of.keys))) for of in _FEATURES[kind]]
+            scaled[kind] = torch.cat([of.scaled(x, self.normaliser) for of, x in given_to], dim=-1)
+        return scaled
 
     def _codes(self, measured: Measured, code: str) -> Tensor:
         """Registry numbers of a code's names, int64 ``[N, rows]``."""
@@ -102,20 +109,47 @@ class GraphBuilder:
             return measured.stages.new_full((len(measured), measured.rows(key)), UNKNOWN)
         return _numbered(names, self.registries, code.partition(".")[2])
 
-    def _edges(self, measured: Measured) -> dict[str, EdgeArrays]:
-        edges = {
-            name: EdgeArrays(measured.ends[name], self._numbers(measured, of, measured.ends[name].shape[1]).float())
-            for name, of in EDGE_FEATURES.items()
-        }
-        guessed = _guessed_monitors(measured)
+    @staticmethod
+    def _edges(measured: Measured, values: Mapping[str, Tensor]) -> dict[str, EdgeArrays]:
+        edges = {name: EdgeArrays(measured.ends[name], values[name].float()) for name in EDGE_FEATURES}
         said = edges["monitors"]
-        edges["monitors"] = EdgeArrays(
-            torch.cat([said.ends, guessed], dim=1),
-            F.pad(said.values, (0, 0, 0, guessed.shape[1]), value=torch.nan),
-        )
+        if not measured.watched.all():
+            guessed = _guessed_monitors(measured)
+            edges["monitors"] = EdgeArrays(
+                torch.cat([said.ends, guessed], dim=1),
+                F.pad(said.values, (0, 0, 0, guessed.shape[1]), value=torch.nan),
+            )
         methods = F.one_hot(measured.methods, len(BLENDING_METHODS))
         edges["allowed"] = EdgeArrays(measured.ends["allowed"], methods.to(said.values.dtype))
         return {relation.name: edges[relation.name] for relation in FORWARD_RELATIONS}
+
+
+_FEATURES: Mapping[str, tuple[Features, ...]] = {**NODE_FEATURES, **EDGE_FEATURES, "context": CONTEXT_FEATURES}
+_KEYS = tuple(dict.fromkeys(key for features in _FEATURES.values() for of in features for key in of.keys))
+
+
+@lru_cache(KEPT)
+def _columns(
+    widths: tuple[tuple[str, int], ...], rows: tuple[int, ...], device: torch.device
+) -> tuple[list[tuple[int, int]], Tensor]:
+    """What each of ``_FEATURES`` is computed from, among what is known, key by key, and one column that is unknown.
+
+    Args:
+        widths: Columns of each key that is known.
+        rows: Of each kind.
+        device: Of the columns.
+
+    Returns:
+        Rows and numbers of all features, and the columns of all of them, row by row of one after the other.
+    """
+    starts = accumulate((width for _, width in widths), initial=0)
+    known = {key: torch.arange(start, start + width) for (key, width), start in zip(widths, starts, strict=False)}
+    unknown, shapes, index = torch.tensor([sum(width for _, width in widths)]), [], []
+    for features, count in zip(_FEATURES.values(), rows, strict=True):
+        for of in features:
+            shapes.append((count, len(of.keys)))
+            index.append(torch.stack([known.get(key, unknown).expand(count) for key in of.keys], dim=1).flatten())
+    return shapes, torch.cat(index).to(device)
 
 
 _SEED_NAMES = tuple(code.name for code in NODE_TYPES["seed"].codes if f"seed.{code.name}" in CODES)
@@ -143,9 +177,13 @@ def vocabulary(measured: Measured) -> Mapping[str, tuple[str, ...]]:
 
 
 def _numbered(names: Names, registries: RegistryViews, family: str) -> Tensor:
-    view = registries[family]
-    table = [*(view.index(name) for name in names.vocabulary), UNKNOWN]  # the last one is read by -1
-    return torch.tensor(table, device=names.index.device)[names.index]
+    return _indices(registries[family], names.vocabulary, names.index.device)[names.index]
+
+
+@lru_cache(len(CODES) * KEPT)
+def _indices(view: RegistryView, vocabulary: tuple[str, ...], device: torch.device) -> Tensor:
+    """Numbers of some names; the last one is read by -1, which is none."""
+    return torch.tensor([*map(view.index, vocabulary), UNKNOWN], device=device)
 
 
 def _of_feeding(feeds: Tensor, layer_types: Tensor, activations: int) -> Tensor:

@@ -5,21 +5,30 @@ Shapes: ``N`` or ``B`` is the number of graphs, ``S`` of slots, ``n`` and ``e`` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from policies.strategic.schema import ATTRIBUTE_WIDTH, CONTEXT, FORWARD_RELATIONS, NODE_TYPES, Columns
+from policies.strategic.encoding import KEPT, encode
+from policies.strategic.schema import ATTRIBUTE_WIDTH, CONTEXT, FORWARD_RELATIONS, NODE_TYPES
 
 _TYPE_INDEX = {name: index for index, name in enumerate(NODE_TYPES)}
 SOURCE_TYPE = tuple(_TYPE_INDEX[relation.source] for relation in FORWARD_RELATIONS)
 """Index of the node type that each relation leaves."""
 TARGET_TYPE = tuple(_TYPE_INDEX[relation.target] for relation in FORWARD_RELATIONS)
 """Index of the node type that each relation enters."""
+_KINDS = (
+    *((kind.columns, kind.columns.encoded) for kind in NODE_TYPES.values()),
+    (CONTEXT, CONTEXT.encoded),
+    *((relation.attributes, ATTRIBUTE_WIDTH) for relation in FORWARD_RELATIONS),
+)
+"""Whose numbers a graph has, and how wide they are once they have masks."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +96,20 @@ class Nodes:
     graph: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edges:
-    """The edges of all relations in a batch, graph by graph.
+    """The edges of all relations in a batch, graph by graph. Batches of one structure share them.
 
     Attributes:
         relation: Index into ``FORWARD_RELATIONS``, int64 ``[e]``.
         source: Index among the batch's nodes of the relation's source type, int64 ``[e]``.
         target: The same of its target type.
-        attributes: Values and masks of the relation's attributes, zeros up to ``[e, ATTRIBUTE_WIDTH]``.
         graph: Which graph each belongs to, int64 ``[e]``, never decreasing.
     """
 
     relation: Tensor
     source: Tensor
     target: Tensor
-    attributes: Tensor
     graph: Tensor
 
 
@@ -113,6 +120,7 @@ class GraphBatch:
     Attributes:
         nodes: By node type, all of them.
         edges: Of all forward relations.
+        attributes: Values and masks of what each edge's relation has, zeros up to ``[e, ATTRIBUTE_WIDTH]``.
         seeds: The seed node of each slot among the batch's, int64 ``[B, S]``; -1 where there is none.
         context: Values and masks of the whole graphs, ``[B, CONTEXT.encoded]``.
         action_mask: Flat mask of the world's heads ``[B, mask_size]``.
@@ -120,6 +128,7 @@ class GraphBatch:
 
     nodes: Mapping[str, Nodes]
     edges: Edges
+    attributes: Tensor
     seeds: Tensor
     context: Tensor
     action_mask: Tensor
@@ -139,11 +148,23 @@ class GraphBatch:
 
         Every edge attribute is divided by the largest magnitude that it has in its graph; 0 stays 0.
         """
-        places, starts = _places(arrays.nodes)
-        nodes = {name: _flat_nodes(nodes, NODE_TYPES[name].columns) for name, nodes in arrays.nodes.items()}
-        seeds = _look_up(places, arrays.seeds, starts["seed"])
+        structure = _Structure.of(arrays)
+        values = [*(arrays.nodes[name].values for name in NODE_TYPES), arrays.context.unsqueeze(1)]
+        values += [arrays.edges[relation.name].values for relation in FORWARD_RELATIONS]
+        encoded = encode(values, _KINDS)
+        nodes, context, edges = encoded[: len(NODE_TYPES)], encoded[len(NODE_TYPES)], encoded[len(NODE_TYPES) + 1 :]
+        wide = torch.cat(edges, dim=1)
+        attributes = _scaled(wide.flatten(0, 1)[structure.edge_rows], structure.group, len(wide) * len(edges))
         return cls(
-            nodes, _flat_edges(arrays.edges, places, starts), seeds, CONTEXT.encode(arrays.context), arrays.action_mask
+            {
+                name: Nodes(numbers.flatten(0, 1)[rows], arrays.nodes[name].codes.flatten(0, 1)[rows], graph)
+                for (name, rows), graph, numbers in zip(structure.rows.items(), structure.graphs, nodes, strict=True)
+            },
+            structure.edges,
+            attributes,
+            structure.seeds,
+            context.squeeze(1),
+            arrays.action_mask,
         )
 
     def chunks(self, size: int) -> list[GraphBatch]:
@@ -173,50 +194,85 @@ class GraphBatch:
             relation,
             self.edges.source[part] - starts[source],
             self.edges.target[part] - starts[target],
-            self.edges.attributes[part],
             self.edges.graph[part] - start,
         )
         seeds = self.seeds[start:end]
         seeds = torch.where(seeds >= 0, seeds - starts[_TYPE_INDEX["seed"]], -1)
-        return GraphBatch(kept, moved, seeds, self.context[start:end], self.action_mask[start:end])
+        return GraphBatch(
+            kept, moved, self.attributes[part], seeds, self.context[start:end], self.action_mask[start:end]
+        )
 
 
-def _places(nodes: Mapping[str, NodeArrays]) -> tuple[Tensor, dict[str, int]]:
+@dataclass(frozen=True)
+class _Structure:
+    """What of a batch follows from who is present and who is linked to whom, and from no number.
+
+    Attributes:
+        rows: By node type the place of each node among all rows of the arrays, int64 ``[n]``.
+        graphs: Of each type's nodes, see :class:`Nodes`.
+        edge_rows: Place of each edge among all rows of all relations, int64 ``[e]``.
+        group: A number per graph and relation, int64 ``[e]``.
+        edges: Of the batch.
+        seeds: Of the batch.
+    """
+
+    rows: Mapping[str, Tensor]
+    graphs: tuple[Tensor, ...]
+    edge_rows: Tensor
+    group: Tensor
+    edges: Edges
+    seeds: Tensor
+
+    @classmethod
+    def of(cls, arrays: GraphArrays) -> _Structure:
+        """Of some graphs; that of the same content is kept."""
+        present = [arrays.nodes[name].present for name in NODE_TYPES]
+        parts = [*present, *(arrays.edges[of.name].ends.flatten(1) for of in FORWARD_RELATIONS), arrays.seeds]
+        content = torch.cat(parts, dim=1)
+        return _structure(tuple(of.shape[1] for of in parts), content.cpu().numpy().tobytes(), content.device)
+
+
+@lru_cache(KEPT)
+@torch.inference_mode(False)  # what is kept serves training, too
+def _structure(widths: tuple[int, ...], content: bytes, device: torch.device) -> _Structure:
+    """The structure of graphs whose presence, ends and seeds are so many columns each, in so many bytes."""
+    whole = torch.from_numpy(np.frombuffer(content, np.int64).copy()).view(-1, sum(widths)).to(device)
+    *columns, seeds = whole.split(widths, dim=1)
+    present, ends = [of > 0 for of in columns[: len(NODE_TYPES)]], columns[len(NODE_TYPES) :]
+    node_rows = [of.flatten().nonzero().squeeze(1) for of in present]
+    places, starts = _places(present)
+    first = [
+        torch.tensor([starts[source], starts[target]], device=device).expand(of.shape[1] // 2, -1)
+        for source, target, of in zip(SOURCE_TYPE, TARGET_TYPE, ends, strict=True)
+    ]
+    every = torch.cat([torch.full((len(of),), at, device=device) for at, of in enumerate(first)])
+    found = _look_up(places, torch.cat(ends, dim=1).unflatten(1, (-1, 2)), torch.cat(first))
+    graph, edge = (found >= 0).all(dim=-1).nonzero(as_tuple=True)
+    relation, (source, target) = every[edge], found[graph, edge].unbind(1)
+    return _Structure(
+        dict(zip(NODE_TYPES, node_rows, strict=True)),
+        tuple(rows // max(of.shape[1], 1) for rows, of in zip(node_rows, present, strict=True)),
+        graph * len(every) + edge,
+        graph * len(FORWARD_RELATIONS) + relation,
+        Edges(relation, source.contiguous(), target.contiguous(), graph),
+        _look_up(places, seeds, starts[_TYPE_INDEX["seed"]]),
+    )
+
+
+def _places(present: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """Index of each present node ``[N, all types]`` among the batch's of its type, and each type's first column.
 
     It is -1 where nobody is, and in one column more, the last, which is nobody's.
     """
-    present = torch.cat([of.present for of in nodes.values()], dim=1)
-    counted = torch.cat([of.present.flatten().cumsum(0).view_as(of.present) for of in nodes.values()], dim=1)
-    widths = [of.present.shape[1] for of in nodes.values()]
-    starts = dict(zip(nodes, accumulate(widths, initial=0), strict=False))
-    return F.pad(torch.where(present, counted - 1, -1), (0, 1), value=-1), starts
+    counted = torch.cat([of.flatten().cumsum(0).view_as(of) for of in present], dim=1)
+    starts = [0, *accumulate(of.shape[1] for of in present)]
+    return F.pad(torch.where(torch.cat(list(present), dim=1), counted - 1, -1), (0, 1), value=-1), starts
 
 
 def _look_up(places: Tensor, index: Tensor, starts: Tensor | int) -> Tensor:
     """Indices ``[N, ...]`` within each graph's nodes of a type as the batch's; -1 stays, and so does nobody."""
     columns = torch.where(index >= 0, index + starts, places.shape[1] - 1)
     return places.gather(1, columns.flatten(1)).view_as(columns)
-
-
-def _flat_nodes(arrays: NodeArrays, columns: Columns) -> Nodes:
-    graph, node = arrays.present.nonzero(as_tuple=True)
-    return Nodes(columns.encode(arrays.values[graph, node]), arrays.codes[graph, node], graph)
-
-
-def _flat_edges(arrays: Mapping[str, EdgeArrays], places: Tensor, starts: Mapping[str, int]) -> Edges:
-    of = [arrays[relation.name] for relation in FORWARD_RELATIONS]
-    device = places.device
-    every = torch.repeat_interleave(torch.tensor([edges.ends.shape[1] for edges in of], device=device))
-    first = torch.tensor([(starts[each.source], starts[each.target]) for each in FORWARD_RELATIONS], device=device)
-    ends = _look_up(places, torch.cat([edges.ends for edges in of], dim=1), first[every])
-    graph, edge = (ends >= 0).all(dim=-1).nonzero(as_tuple=True)
-    encoded = [each.attributes.encode(edges.values) for each, edges in zip(FORWARD_RELATIONS, of, strict=True)]
-    wide = torch.cat([F.pad(rows, (0, ATTRIBUTE_WIDTH - rows.shape[-1])) for rows in encoded], dim=1)
-    relation = every[edge]
-    source, target = ends[graph, edge].unbind(1)
-    attributes = _scaled(wide[graph, edge], graph * len(of) + relation, len(places) * len(of))
-    return Edges(relation, source, target, attributes, graph)
 
 
 def _scaled(attributes: Tensor, group: Tensor, groups: int) -> Tensor:

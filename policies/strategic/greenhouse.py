@@ -6,7 +6,8 @@ Shapes: ``N`` is the number of hosts, ``S`` of slots.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from envs.graph.layout import BLUEPRINTS, OBSERVATION, GraphLayout
 from envs.observation import ObservationLayout
 from envs.vocabulary import BLENDING_METHODS, SeedStage
+from policies.strategic.encoding import KEPT
 from policies.strategic.measured import BLUEPRINT_NAMES, EDGE_TABLES, NODE_TABLES, NUMBERS, TEXTS, Measured, Names
 
 GRAPH, ACTION_MASK = "graph", "action_mask"
@@ -49,23 +51,35 @@ class GreenhouseReader:
             observations: The leaves ``graph`` float32 ``[N, layout.size]`` and ``action_mask`` ``[N, mask_size]``.
         """
         vectors = observations[GRAPH]
-        hosts, structure, views = len(vectors), self.layout.structure, self.layout.views(vectors)
-        ends = {name: of.to(vectors.device).expand(hosts, -1, -1) for name, of in self._ends.items()}
+        views, same = self.layout.views(vectors), _same(self, len(vectors), vectors.device)
         blueprints = Names(BLUEPRINT_NAMES, views[BLUEPRINTS].long())
-        return Measured(
-            slots=self.slots,
+        return replace(
+            same,
             present=self.layout.present(vectors),
-            nodes=self._nodes,
-            ends=ends,
-            methods=torch.zeros(hosts, 0, dtype=torch.int64, device=vectors.device),
-            watched=torch.ones(hosts, self.slots.num_slots, dtype=torch.bool, device=vectors.device),
             numbers={key: views[key] for key in NUMBERS if key in views},
-            texts={**self._texts(hosts, vectors.device), "seeds.blueprint": blueprints},
-            allowed_methods=vectors.new_full((hosts, self.slots.num_slots, len(BLENDING_METHODS)), self._allowed),
+            texts={**same.texts, "seeds.blueprint": blueprints},
             stages=self._stages(views[OBSERVATION]),
             observation=views[OBSERVATION],
             action_mask=observations[ACTION_MASK],
-            layer_count=len(structure.layers),
+        )
+
+    def same(self, hosts: int, device: torch.device) -> Measured:
+        """What is known of so many hosts before anything is measured."""
+        slots, nothing = self.slots.num_slots, torch.zeros(hosts, 0, device=device)
+        return Measured(
+            slots=self.slots,
+            present=nothing,
+            nodes=self._nodes,
+            ends={name: of.to(device).expand(hosts, -1, -1) for name, of in self._ends.items()},
+            methods=nothing.long(),
+            watched=torch.ones(hosts, slots, dtype=torch.bool, device=device),
+            numbers={},
+            texts={key: Names(of.vocabulary, of.index.to(device)).expand(hosts) for key, of in self._names.items()},
+            allowed_methods=torch.full((hosts, slots, len(BLENDING_METHODS)), self._allowed, device=device),
+            stages=nothing,
+            observation=nothing,
+            action_mask=nothing,
+            layer_count=len(self.layout.structure.layers),
             sampled=False,
         )
 
@@ -87,9 +101,6 @@ class GreenhouseReader:
         names = self.layout.structure.names
         return {key: Names.of(names[key]) for key in TEXTS if key in names}
 
-    def _texts(self, hosts: int, device: torch.device) -> dict[str, Names]:
-        return {key: Names(of.vocabulary, of.index.to(device)).expand(hosts) for key, of in self._names.items()}
-
     def _stages(self, observation: Tensor) -> Tensor:
         """``SeedStage`` of each slot, int64 ``[N, S]``; where no flag is set it is DORMANT."""
         flags = observation[:, self._stage_places.to(observation.device)]
@@ -100,3 +111,6 @@ class GreenhouseReader:
         """Where Obs V3 has each slot's flags of stages, ``[S, stages]``."""
         index = {field.name: at for at, field in enumerate(ObservationLayout(self.slots).fields)}
         return torch.tensor([[index[f"{slot}.stage_{s.name}"] for s in SeedStage] for slot in self.slots.slot_ids])
+
+
+_same = lru_cache(KEPT)(GreenhouseReader.same)

@@ -7,11 +7,13 @@ that of a node.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from envs.action_masks import mask_size
 from envs.vocabulary import BLENDING_METHODS, HEADS_NEEDED, HeadSpec, LifecycleOp, head_specs
 from policies.distribution import ActionTables, FactoredDistribution, masked_log_softmax
 from policies.network import op_bias
@@ -25,7 +27,7 @@ EARLIEST_END, LATEST_START = 0.05, 0.95
 SLOT_OPS = tuple(op for op in LifecycleOp if "slot" in HEADS_NEEDED[op])
 """Ops that are done to a slot. A world's are the first of these."""
 FREE_OPS = tuple(op for op in LifecycleOp if op not in SLOT_OPS)
-"""Ops that are not."""
+"""Ops that are not: they stand before all others."""
 _CHOICE_GAIN, _VALUE_GAIN = 0.01, 0.1
 """Of output layers, as in the recurrent network: at first every choice is about as likely, every value about 0."""
 
@@ -76,7 +78,7 @@ class Beside(nn.Module):
         super().__init__()
         self.node, self.graph = linear(node, graph, bias=False), linear(graph, graph)
 
-    def forward(self, nodes: Tensor, graph: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+    def forward(self, nodes: Tensor, graph: Tensor, offset: Tensor | None = None) -> Tensor:
         """The layer.
 
         Args:
@@ -84,7 +86,8 @@ class Beside(nn.Module):
             graph: ``[B, W]``.
             offset: Added before the nonlinearity; broadcasts to ``[B, k, W]``.
         """
-        return F.gelu(self.node(nodes) + self.graph(graph).unsqueeze(1) + offset)
+        hidden = self.node(nodes) + self.graph(graph).unsqueeze(1)
+        return F.gelu(hidden if offset is None else hidden + offset)
 
 
 class ActionHeads(nn.Module):
@@ -95,6 +98,8 @@ class ActionHeads(nn.Module):
         graph: Width of the graph's vector.
         config: Has the logits that ops start with.
     """
+
+    columns: Tensor
 
     def __init__(self, node: int, graph: int, config: GraphNetworkConfig) -> None:
         super().__init__()
@@ -107,6 +112,10 @@ class ActionHeads(nn.Module):
         self.argument_hidden = Beside(node, graph)
         sizes = {head.name: head.size for head in head_specs(("slot",))[2:]} | {"blueprint": NUM_KERNELS}
         self.arguments = nn.ModuleDict({name: linear(graph, size, _CHOICE_GAIN) for name, size in sizes.items()})
+        # Where each head's logits are among all of theirs; rows are as long as the longest.
+        starts, choices = accumulate(sizes.values(), initial=0), torch.arange(max(sizes.values()))
+        columns = [start + choices.clamp(max=size - 1) for start, size in zip(starts, sizes.values(), strict=False)]
+        self.register_buffer("columns", torch.stack(columns), persistent=False)
 
     def forward(
         self, graph: Tensor, slots: Tensor, action_mask: Tensor, tables: ActionTables
@@ -119,22 +128,39 @@ class ActionHeads(nn.Module):
             action_mask: ``[B, mask_size(tables.heads)]``.
             tables: Of the world's heads.
         """
-        masks = tables.masks(action_mask)
+        every = tables.all_masks(action_mask)
+        masks = tables.split(every)
         ops = masks[1].shape[1]
         scores = self.slot_scores(self.slot_hidden(slots, graph))[..., :ops].transpose(1, 2).float()
-        op_log_probs = masked_log_softmax(self._op_logits(scores, graph, masks[1], tables).unsqueeze(1), masks[0])
+        op_log_probs = masked_log_softmax(self._op_logits(scores, graph, masks[1]).unsqueeze(1), masks[0])
         slot_log_probs = masked_log_softmax(scores, masks[1])
         # Which slots an op looks at here only weighs. Detached, or the arguments' losses would choose slots.
         attended = slot_log_probs.detach().exp().to(slots.dtype) @ slots
         hidden = self.argument_hidden(attended, graph, self.op_embedding[:ops])
-        log_probs, logits = [op_log_probs, slot_log_probs], {}
-        for column, head in enumerate(tables.heads[2:], start=2):
-            rows = tables.rows[tables.needed_by(column), 1]
-            logits[head.name] = self.arguments[head.name](hidden.index_select(1, rows))
-            log_probs.append(masked_log_softmax(logits[head.name][..., : head.size], masks[column]))
-        return FactoredDistribution(tuple(log_probs), masks, tables), logits
+        logits, log_probs = self._arguments(hidden, every, tables)
+        return FactoredDistribution((op_log_probs, slot_log_probs, *log_probs), masks, tables), logits
 
-    def _op_logits(self, scores: Tensor, graph: Tensor, mask: Tensor, tables: ActionTables) -> Tensor:
+    def _arguments(
+        self, hidden: Tensor, masks: Tensor, tables: ActionTables
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """Logits and log-probabilities of each argument, from ``hidden [B, K, W]``: all rows as one table, padded."""
+        rows, head = tables.arguments.unbind(1)
+        weight, bias = (torch.cat([of.get_parameter(n) for of in self.arguments.values()]) for n in ("weight", "bias"))
+        every, columns = F.linear(hidden, weight, bias).index_select(1, rows), self.columns[head]
+        table = every.gather(2, columns.expand(len(every), -1, -1))
+        more = (0, table.shape[-1] - masks.shape[-1])
+        ended = F.pad(tables.entries[-len(rows) :] == mask_size(tables.heads), more, value=True)
+        mask = F.pad(masks[:, -len(rows) :], more) | ended
+        log_probs = masked_log_softmax(table.masked_fill(ended, -torch.inf), mask)
+        counts = tables.counts[2:]
+        logits = {
+            name: part[..., : layer.out_features]
+            for (name, layer), part in zip(self.arguments.items(), table.split(counts, dim=1), strict=True)
+        }
+        parts = zip(log_probs.split(counts, dim=1), tables.heads[2:], strict=True)
+        return logits, tuple(part[..., : of.size] for part, of in parts)
+
+    def _op_logits(self, scores: Tensor, graph: Tensor, mask: Tensor) -> Tensor:
         """Bias plus the mean of the admitted slots' scores on the exponential scale, ``[B, num_ops]``.
 
         A sum in place of the mean would make every op likelier the more slots there are, and WAIT rarer.
@@ -142,12 +168,8 @@ class ActionHeads(nn.Module):
         # Of no slot at all it is the smallest float, or nearly, so that such an op is never drawn.
         masked = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         over_slots = masked.logsumexp(dim=-1) - mask.sum(dim=-1).clamp(min=1).log()
-        free, needed_by = self.free_scores(graph).float(), tables.heads[1].needed_by
-        columns = [
-            over_slots[:, needed_by.index(op)] if op in needed_by else free[:, FREE_OPS.index(LifecycleOp(op))]
-            for op in range(tables.heads[0].size)
-        ]
-        return torch.stack(columns, dim=1) + self.op_bias[: len(columns)]
+        logits = torch.cat([self.free_scores(graph).float(), over_slots], dim=1)
+        return logits + self.op_bias[: logits.shape[1]]
 
 
 class GraphHeads(nn.Module):

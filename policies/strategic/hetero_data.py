@@ -28,7 +28,7 @@ def to_hetero_data(graphs: GraphBatch) -> Any:
     for index, relation in enumerate(FORWARD_RELATIONS):
         of = graphs.edges.relation == index
         data[relation.triple].edge_index = torch.stack([graphs.edges.source[of], graphs.edges.target[of]])
-        data[relation.triple].edge_attr = graphs.edges.attributes[of, : relation.attributes.encoded]
+        data[relation.triple].edge_attr = graphs.attributes[of, : relation.attributes.encoded]
     data.seeds, data.context, data.action_mask = graphs.seeds, graphs.context, graphs.action_mask
     return data
 
@@ -49,8 +49,8 @@ def from_hetero_data(data: Any) -> GraphBatch:
         attributes = data[relation.triple].edge_attr
         padded = F.pad(attributes, (0, ATTRIBUTE_WIDTH - attributes.shape[1]))
         graph = nodes[relation.source].graph[source]
-        parts.append((torch.full_like(source, index), source, target, padded, graph))
+        parts.append((torch.full_like(source, index), source, target, graph, padded))
     stacked = [torch.cat(part) for part in zip(*parts, strict=True)]
-    order = stacked[-1].argsort(stable=True)
-    edges = Edges(*(part[order] for part in stacked))
-    return GraphBatch(nodes, edges, data.seeds, data.context, data.action_mask)
+    order = stacked[3].argsort(stable=True)
+    *ends, attributes = (part[order] for part in stacked)
+    return GraphBatch(nodes, Edges(*ends), attributes, data.seeds, data.context, data.action_mask)

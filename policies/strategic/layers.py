@@ -13,14 +13,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, lru_cache, partial, reduce
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from envs.batched.kernels.tables import normed_sums, products
-from policies.strategic.graph import GraphBatch, Nodes
+from envs.batched.kernels.tables import Attended, attention, normed_sums, products
+from policies.strategic.encoding import KEPT
+from policies.strategic.graph import Edges, GraphBatch, Nodes
 from policies.strategic.schema import ATTRIBUTE_WIDTH, NODE_TYPES, RELATIONS, NodeType
 
 NEGATIVE_SLOPE = 0.2
@@ -110,72 +111,92 @@ class NodeEncoder(nn.Module):
         return torch.where(torch.cat(known, dim=1), content, self.fallback(codes[:, -1]))
 
 
+@dataclass(frozen=True)
 class Wiring:
     """The relations that a layer computes, and where each stands in the flat tables.
 
-    Args:
-        targets: Node types that the layer yields.
-
     Attributes:
-        targets: As given, in the order of all types.
-        relations: Indices into ``RELATIONS`` of those that enter a target.
-        sends: Per node type that any of them leaves, which do, in order.
-        receives: Per target, which of them enter it, in order.
+        targets: Node types that the layer yields, in the order of all types.
     """
 
-    def __init__(self, targets: Iterable[str]) -> None:
-        chosen = set(targets)
-        self.targets = tuple(name for name in NODE_TYPES if name in chosen)
-        self.relations = tuple(index for index, relation in enumerate(RELATIONS) if relation.target in chosen)
-        sends = {
-            name: tuple(index for index in self.relations if RELATIONS[index].source == name) for name in NODE_TYPES
-        }
-        self.sends = {name: relations for name, relations in sends.items() if relations}
-        self.receives = {
-            name: tuple(index for index in self.relations if RELATIONS[index].target == name) for name in self.targets
-        }
+    targets: tuple[str, ...]
+
+    @cached_property
+    def relations(self) -> tuple[int, ...]:
+        """Indices into ``RELATIONS`` of those that enter a target."""
+        return tuple(index for index, relation in enumerate(RELATIONS) if relation.target in self.targets)
+
+    @cached_property
+    def sends(self) -> dict[str, tuple[int, ...]]:
+        """Per node type that any of them leaves, which do, in order."""
+        found = {t: tuple(index for index in self.relations if RELATIONS[index].source == t) for t in NODE_TYPES}
+        return {name: relations for name, relations in found.items() if relations}
+
+    @cached_property
+    def receives(self) -> dict[str, tuple[int, ...]]:
+        """Per target, which of them enter it, in order."""
+        return {t: tuple(index for index in self.relations if RELATIONS[index].target == t) for t in self.targets}
+
+    @cached_property
+    def origins(self) -> tuple[tuple[int, int], ...]:
+        """Per relation, which of the types in ``sends`` it leaves, and which of that type's it is."""
+        at = {r: (t, role) for t, of in enumerate(self.sends.values()) for role, r in enumerate(of)}
+        return tuple(at[relation] for relation in self.relations)
 
 
 @dataclass(frozen=True)
-class Links:
-    """The edges of a batch as rows of a layer's flat tables, inbox by inbox.
+class Links(Attended):
+    """The edges of a batch as rows of a layer's flat tables, inbox by inbox; relations as in ``wiring.relations``.
 
     Attributes:
-        message: Row of the message that each edge carries, int64 ``[e]``.
-        inbox: Row of the inbox that it enters, int64 ``[e]``, never decreasing.
-        first: Each inbox's first edge, int64 ``[Q]``.
         reached: Whether any edge enters the inbox, float ``[Q, 1]``.
-        relation: Place of each edge's relation in ``wiring.relations``, int64 ``[e]``.
-        attributes: ``[e, ATTRIBUTE_WIDTH]``.
+        sent: Whether anything is sent, by each role in ``wiring.sends``, type by type: bool.
+        received: Likewise by each role in ``wiring.receives``.
     """
 
-    message: Tensor
-    inbox: Tensor
-    first: Tensor
     reached: Tensor
-    relation: Tensor
-    attributes: Tensor
+    sent: Tensor
+    received: Tensor
 
     @classmethod
     def of(cls, graphs: GraphBatch, wiring: Wiring) -> Links:
         """The edges of the relations that a layer computes, forward and in reverse."""
-        edges, counts = graphs.edges, {name: len(nodes.graph) for name, nodes in graphs.nodes.items()}
-        message_at, _ = _row_places(wiring.sends, counts)
-        inbox_at, inboxes = _row_places(wiring.receives, counts)
-        at = {relation: place for place, relation in enumerate(wiring.relations)}
-        table = [(at.get(r, -1), *message_at[r], *inbox_at[r]) for r in range(len(RELATIONS))]
-        relation = torch.cat([edges.relation, edges.relation + len(RELATIONS) // 2])
-        of = torch.tensor(table, device=relation.device)[relation]
-        place, message_offset, message_stride, inbox_offset, inbox_stride = of.unbind(1)
-        message = message_offset + message_stride * torch.cat([edges.source, edges.target])
-        inbox = inbox_offset + inbox_stride * torch.cat([edges.target, edges.source])
-        kept = (place >= 0).nonzero().squeeze(1)
-        inbox, order = torch.sort(inbox[kept], stable=True)
-        edge = kept[order]
-        arrived = torch.bincount(inbox, minlength=inboxes)
-        reached = (arrived > 0).to(edges.attributes.dtype).unsqueeze(1)
-        attributes = torch.cat([edges.attributes, edges.attributes])[edge]
-        return cls(message[edge], inbox, arrived.cumsum(0) - arrived, reached, place[edge], attributes)
+        counts = tuple(len(nodes.graph) for nodes in graphs.nodes.values())
+        return _linked(graphs.edges, counts, wiring)(attributes=graphs.attributes)
+
+
+@lru_cache(2 * KEPT)
+@torch.inference_mode(False)
+def _linked(edges: Edges, counts: tuple[int, ...], wiring: Wiring) -> partial[Links]:
+    """The links of edges, between so many nodes of each type, which lack their attributes."""
+    by_type = dict(zip(NODE_TYPES, counts, strict=True))
+    message_at, _ = _row_places(wiring.sends, by_type)
+    inbox_at, inboxes = _row_places(wiring.receives, by_type)
+    at = {relation: place for place, relation in enumerate(wiring.relations)}
+    table = [(at.get(r, -1), *message_at[r], *inbox_at[r]) for r in range(len(RELATIONS))]
+    relation = torch.cat([edges.relation, edges.relation + len(RELATIONS) // 2])
+    of = torch.tensor(table, device=relation.device)[relation]
+    place, message_offset, message_stride, inbox_offset, inbox_stride = of.unbind(1)
+    message = message_offset + message_stride * torch.cat([edges.source, edges.target])
+    inbox = inbox_offset + inbox_stride * torch.cat([edges.target, edges.source])
+    kept = (place >= 0).nonzero().squeeze(1)
+    inbox, order = torch.sort(inbox[kept], stable=True)
+    edge = kept[order]
+    arrived = torch.bincount(inbox, minlength=inboxes)
+    place = place[edge]
+    used = torch.bincount(place, minlength=len(wiring.relations)) > 0
+    sent, received = (used[[at[r] for of in roles.values() for r in of]] for roles in (wiring.sends, wiring.receives))
+    return partial(
+        Links,
+        message=message[edge],
+        inbox=inbox,
+        first=arrived.cumsum(0) - arrived,
+        relation=place,
+        edge=edge % max(len(edges.relation), 1),  # the way back has the attributes of the way there
+        reached=(arrived > 0).float().unsqueeze(1),
+        sent=sent,
+        received=received,
+    )
 
 
 def _row_places(roles: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> tuple[list[tuple[int, int]], int]:
@@ -237,7 +258,7 @@ class RelationalLayer(nn.Module, ABC):
             dropout: Chance that a number is dropped.
         """
         targets = self.wiring.targets
-        received = self.inboxes(nodes, _table(nodes, self.send, self.wiring.sends), links)
+        received = self.inboxes(nodes, _table(nodes, self.send, self.wiring.sends, links.sent), links)
         bias, gain, shift = ([of[name] for name in targets] for of in (self.bias, self.gain, self.shift))
         counts = [len(nodes[name]) for name in targets]
         sums = F.gelu(normed_sums(received, links.reached, bias, gain, shift, counts))
@@ -264,7 +285,7 @@ class SageLayer(RelationalLayer):
     def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
         """See :meth:`RelationalLayer.inboxes`."""
         means = F.embedding_bag(links.message, messages, links.first, mode="mean")
-        return means + _table(nodes, self.own, self.wiring.receives)
+        return means + _table(nodes, self.own, self.wiring.receives, links.received)
 
 
 class GatLayer(RelationalLayer):
@@ -290,43 +311,19 @@ class GatLayer(RelationalLayer):
 
     def inboxes(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
         """See :meth:`RelationalLayer.inboxes`."""
-        weights = segment_softmax(self._scores(nodes, messages, links), links)
-        by_head = messages.view(-1, self.width)
-        rows = links.message.unsqueeze(1) * self.heads + torch.arange(self.heads, device=messages.device)
-        return F.embedding_bag(
-            rows.flatten(),
-            by_head,
-            links.first * self.heads,
-            mode="sum",
-            per_sample_weights=(weights / self.heads).flatten().to(by_head.dtype),
+        sends = self.wiring.sends
+        return attention(
+            messages,
+            [self.attend_source[name] for name in sends],
+            _table(nodes, self.attend_target, self.wiring.receives, links.received),
+            self.attend_edge,
+            links,
+            self.wiring.origins,
+            [len(nodes[name]) for name in sends],
+            NEGATIVE_SLOPE,
         )
 
-    def _scores(self, nodes: Mapping[str, Tensor], messages: Tensor, links: Links) -> Tensor:
-        """How much each edge is attended to, before the softmax: ``[e, heads]``."""
-        sends, by_head = self.wiring.sends, messages.unflatten(1, (self.heads, self.width))
-        rows = [len(nodes[name]) * len(sends[name]) for name in sends]
-        sources = [
-            torch.einsum("nrhw,wrh->nrh", part.unflatten(0, (-1, len(sends[name]))), self.attend_source[name])
-            for name, part in zip(sends, by_head.split(rows), strict=True)
-        ]
-        targets = _table(nodes, self.attend_target, self.wiring.receives)
-        source = torch.cat([part.flatten(0, 1) for part in sources])[links.message]
-        target = targets[links.inbox]
-        edge = torch.einsum("ea,aeh->eh", links.attributes, self.attend_edge[:, links.relation])
-        return F.leaky_relu(source + target + edge, NEGATIVE_SLOPE)
 
-
-def segment_softmax(scores: Tensor, links: Links) -> Tensor:
-    """Softmax over the edges of each inbox, head by head, in float32 at least: ``[e, heads]``."""
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    inbox = links.inbox.unsqueeze(1).expand_as(scores)
-    zeros = scores.new_zeros(len(links.first), scores.shape[1])
-    largest = zeros.scatter_reduce(0, inbox, scores.detach(), "amax", include_self=False)
-    exponentials = (scores - largest[links.inbox]).exp()
-    totals = zeros.scatter_add(0, inbox, exponentials)
-    return exponentials / totals[links.inbox]
-
-
-def _table(nodes: Mapping[str, Tensor], weights: nn.ParameterDict, roles: Iterable[str]) -> Tensor:
+def _table(nodes: Mapping[str, Tensor], weights: nn.ParameterDict, roles: Iterable[str], wanted: Tensor) -> Tensor:
     """A flat table ``[rows, outputs]``: products of each type's nodes with its weights ``[inputs, roles, outputs]``."""
-    return products([nodes[name] for name in roles], [weights[name] for name in roles])
+    return products([nodes[name] for name in roles], [weights[name] for name in roles], wanted)

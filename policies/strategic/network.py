@@ -34,7 +34,7 @@ class GraphPolicyNetwork(nn.Module):
         self.scale = GraphScale()
         encoded = {name: kind.encoded * config.sage_width // FULL_WIDTH for name, kind in NODE_TYPES.items()}
         sage, gat = dict.fromkeys(NODE_TYPES, config.sage_width), dict.fromkeys(NODE_TYPES, config.gat_width)
-        everything, read = Wiring(NODE_TYPES), Wiring(("layer", "seed"))  # the heads read these two only
+        everything, read = Wiring(tuple(NODE_TYPES)), Wiring(("layer", "seed"))  # the heads read these two only
         self.encoders = nn.ModuleDict({name: NodeEncoder(kind, encoded[name]) for name, kind in NODE_TYPES.items()})
         self.layers = nn.ModuleList(
             [

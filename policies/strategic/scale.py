@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from envs.vocabulary import HeadSpec
 from policies.observation_scale import ObservationScale
 from policies.running_moments import RunningMoments
+from policies.strategic.encoding import KEPT
 from policies.strategic.graph import GraphBatch
 from policies.strategic.schema import CONTEXT, NODE_TYPES, Columns
 from policies.strategic.seen import BLUEPRINTS, INPUTS, OPS, Seen
@@ -19,7 +22,6 @@ from policies.strategic.seen import BLUEPRINTS, INPUTS, OPS, Seen
 _SCALED: dict[str, Columns] = {name: kind.columns for name, kind in NODE_TYPES.items()} | {"context": CONTEXT}
 _ENDS = tuple(accumulate(columns.width for columns in _SCALED.values()))
 _PLACES = {name: slice(end - _SCALED[name].width, end) for name, end in zip(_SCALED, _ENDS, strict=True)}
-_BLOCKS = {name: torch.tensor(columns.block_of) for name, columns in _SCALED.items()}
 _NAMED = {"inputs": INPUTS, "ops": OPS, "blueprints": BLUEPRINTS}
 _SIZES = tuple(len(names) for names in _NAMED.values())
 
@@ -45,17 +47,19 @@ class GraphScale(RunningMoments):
         """The same graphs, scaled; unchanged before anything was seen."""
         count, mean, squared = self.moments.unbind()
         varied = squared > count * (ROUNDING * mean.abs().clamp(min=1.0)).square()
-        deviation, limit, counted = self.deviation(ObservationScale.MINIMUM), ObservationScale.LIMIT, count > 0
-
-        def scaled(name: str, numbers: Tensor) -> Tensor:
-            columns, place = _SCALED[name], _PLACES[name]
-            values, masks = numbers.split([columns.width, len(columns.blocks)], dim=-1)
-            relative = ((values - mean[place]) / deviation[place]).clamp(-limit, limit) * varied[place]
-            known = masks.index_select(-1, _BLOCKS[name].to(masks.device)).bool() & counted[place]
-            return torch.cat([torch.where(known, relative, values), masks], dim=-1)
-
-        nodes = {name: replace(of, numbers=scaled(name, of.numbers)) for name, of in graphs.nodes.items()}
-        return replace(graphs, nodes=nodes, context=scaled("context", graphs.context))
+        scales = torch.stack([mean, self.deviation(ObservationScale.MINIMUM), varied, count == 0])
+        parts = {name: of.numbers for name, of in graphs.nodes.items()} | {"context": graphs.context}
+        number, mask = _places(tuple(map(len, parts.values())), count.device)
+        values = torch.cat([part.flatten() for part in parts.values()])
+        mean, deviation, varied, never = F.pad(scales, (0, 1), value=1.0)[:, number].unbind()
+        limit = ObservationScale.LIMIT
+        relative = ((values - mean) / deviation).clamp(-limit, limit) * varied
+        scaled = torch.where(values[mask] > never, relative, values).split([part.numel() for part in parts.values()])
+        *numbers, context = (of.view_as(part) for of, part in zip(scaled, parts.values(), strict=True))
+        nodes = {
+            name: replace(of, numbers=mine) for (name, of), mine in zip(graphs.nodes.items(), numbers, strict=True)
+        }
+        return replace(graphs, nodes=nodes, context=context)
 
     def sums(self, graphs: GraphBatch, heads: Sequence[HeadSpec]) -> Tensor:
         """What :meth:`collect` and :meth:`update` take of some graphs.
@@ -85,6 +89,25 @@ class GraphScale(RunningMoments):
                 for (what, names), flags in zip(_NAMED.items(), shown, strict=True)
             }
         )
+
+
+@lru_cache(KEPT)
+@torch.inference_mode(False)
+def _places(rows: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of so many rows of each of ``_SCALED``, one after the other, where each number's scale and mask are.
+
+    A mask has the one behind the last scale, and is its own mask.
+    """
+    scales, masks, start = [], [], 0
+    for count, (name, columns) in zip(rows, _SCALED.items(), strict=True):
+        own = torch.arange(columns.width, columns.encoded)
+        of_row = torch.cat([torch.tensor(columns.block_of) + columns.width, own])
+        first = start + columns.encoded * torch.arange(count).unsqueeze(1)
+        place = torch.arange(_PLACES[name].start, _PLACES[name].stop)
+        scales.append(torch.cat([place, torch.full_like(own, -1)]).repeat(count))
+        masks.append((first + of_row).flatten())
+        start += count * columns.encoded
+    return torch.cat(scales).to(device), torch.cat(masks).to(device)
 
 
 def _known_sums(numbers: Tensor, columns: Columns) -> Tensor:

@@ -11,10 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from envs.observation import base_fields, slot_fields
 from envs.slots import SlotConfig
 from envs.vocabulary import BLENDING_METHODS, SeedStage
@@ -83,29 +79,6 @@ class Columns:
         """Where a block stands among the numbers, by the name of its first."""
         start = self.names.index(name)
         return slice(start, start + len(self.blocks[self.block_of[start]].names))
-
-    def encode(self, values: Tensor) -> Tensor:
-        """Numbers and after them their masks.
-
-        Args:
-            values: ``[..., width]``, NaN or infinite where not known.
-
-        Returns:
-            ``[..., encoded]``, all finite; a mask is 1 where its whole block is known.
-        """
-        unknown = (values - values) != 0  # NaN of what is not finite, at half of isfinite's price
-        masks = unknown.to(values.dtype) @ self._membership.to(values) == 0
-        filled = torch.where(unknown, self._fill_ins.to(values), values)
-        return torch.cat([filled, masks.to(values.dtype)], dim=-1)
-
-    @cached_property
-    def _membership(self) -> Tensor:
-        """Which block each number belongs to, ``[width, blocks]`` of 0 and 1."""
-        return F.one_hot(torch.tensor(self.block_of), len(self.blocks)).float()
-
-    @cached_property
-    def _fill_ins(self) -> Tensor:
-        return torch.tensor(self.fills)
 
 
 @dataclass(frozen=True)

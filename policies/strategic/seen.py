@@ -66,7 +66,7 @@ class Seen:
     @classmethod
     def of(cls, graphs: GraphBatch, heads: Sequence[HeadSpec]) -> Self:
         """In a batch, with the action's heads that its masks are of."""
-        edges, relation = graphs.edges.attributes, graphs.edges.relation
+        edges, relation = graphs.attributes, graphs.edges.relation
         numbers = {name: nodes.numbers for name, nodes in graphs.nodes.items()}
         numbers |= {
             of.name: edges[relation == at][:, : of.attributes.encoded] for at, of in enumerate(FORWARD_RELATIONS)

@@ -21,7 +21,7 @@ from tests.envs.helpers import EAGER, WAIT, everyone, germinate, random_valid_ac
 HOSTS, EPOCHS = 2, 16
 COMMITTING = EAGER | {LifecycleOp.FOSSILIZE: 6.0, LifecycleOp.GERMINATE: 2.0, LifecycleOp.SET_ALPHA_TARGET: 0.1}
 IMAGES = ("digits", "digits_impaired", "digits_mixed", "digits_scale")
-FROM_FILES = (*IMAGES, "tabular", "text", "text_attending")
+FROM_FILES = (*IMAGES, "tabular", "tabular_wide", "text", "text_attending")
 
 
 @cache

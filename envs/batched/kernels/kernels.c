@@ -878,13 +878,14 @@ void graft_backward(const float *dy, const float *h, const float *delta, float *
 /* What takes the time is to fetch the weights from memory, each once: they are read in the order in which they lie. */
 enum { COLUMNS = 16, PANEL = 64 * COLUMNS, ROWS = 16, DEPTH = 8 };
 
-/* Adds the part of `depth` inputs to the sums of a panel, [columns, rows, COLUMNS]. */
+/* Adds the part of `depth` inputs to the sums of some of a panel's columns, [columns, rows, COLUMNS]. */
 INLINE void deepen(const float *restrict x, const float *restrict w, float *restrict sums, int64_t rows, int64_t inputs,
-                   int64_t outputs, int64_t left, int64_t right, const int64_t depth) {
-    for (int64_t column = left; column < right; column += COLUMNS) {
-        const int64_t c = column + COLUMNS <= outputs ? column : outputs - COLUMNS; /* the last ones twice */
+                   int64_t outputs, const int64_t *restrict columns, int64_t count, const int64_t depth) {
+    for (int64_t k = 0; k < count; k++) {
+        const int64_t c = columns[k];
         lanes16 weights[depth];
         UNROLL for (int64_t i = 0; i < depth; i++) weights[i] = *AT(lanes16, w, i * outputs + c);
+        UNROLL for (int64_t i = 0; i < depth; i++) __builtin_prefetch(w + (depth + i) * outputs + c); /* the next part */
         for (int64_t r = 0; r < rows; r++, sums += COLUMNS) {
             lanes16 sum = *AT(lanes16, sums, 0);
             UNROLL for (int64_t i = 0; i < depth; i++) sum += x[r * inputs + i] * weights[i];
@@ -893,32 +894,77 @@ INLINE void deepen(const float *restrict x, const float *restrict w, float *rest
     }
 }
 
-/* y [rows, outputs] = x [rows, inputs] · weight [inputs, outputs]; by panels of the outputs. */
-void product(const float *x, const float *weight, float *y, int64_t all_rows, int64_t inputs, int64_t outputs,
-             int64_t begin, int64_t end) {
+/* y [rows, outputs] = x [rows, inputs] · weight [inputs, outputs]; by panels of the outputs. Of roles that are not wanted,
+   each `width` outputs wide, only what lies in one vector with another's is computed; the rest is 0. */
+void product(const float *x, const float *weight, const uint8_t *wanted, float *y, int64_t all_rows, int64_t inputs,
+             int64_t outputs, int64_t width, int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; panel++) {
         const int64_t left = panel * PANEL, right = left + PANEL < outputs ? left + PANEL : outputs;
+        int64_t columns[PANEL / COLUMNS], count = 0;
+        for (int64_t column = left; column < right && outputs >= COLUMNS; column += COLUMNS) {
+            const int64_t c = column + COLUMNS <= outputs ? column : outputs - COLUMNS; /* the last ones twice */
+            for (int64_t role = c / width; role <= (c + COLUMNS - 1) / width; role++)
+                if (wanted[role]) {
+                    columns[count++] = c;
+                    break;
+                }
+        }
         for (int64_t top = 0; top < all_rows; top += ROWS) {
             const int64_t rows = top + ROWS <= all_rows ? ROWS : all_rows - top;
             const float *of = x + top * inputs;
             float sums[ROWS * PANEL], *sum = sums, *to = y + top * outputs;
+            for (int64_t r = 0; r < rows; r++) memset(to + r * outputs + left, 0, (right - left) * sizeof(float));
             if (outputs < COLUMNS) {
-                memset(to, 0, rows * outputs * sizeof(float));
                 for (int64_t r = 0; r < rows; r++)
                     for (int64_t i = 0; i < inputs; i++)
                         for (int64_t o = 0; o < outputs; o++)
                             to[r * outputs + o] += of[r * inputs + i] * weight[i * outputs + o];
                 continue;
             }
-            memset(sums, 0, rows * PANEL * sizeof(float));
+            memset(sums, 0, rows * count * COLUMNS * sizeof(float));
             int64_t i = 0;
             for (; i + DEPTH <= inputs; i += DEPTH)
-                deepen(of + i, weight + i * outputs, sums, rows, inputs, outputs, left, right, DEPTH);
-            for (; i < inputs; i++) deepen(of + i, weight + i * outputs, sums, rows, inputs, outputs, left, right, 1);
-            for (int64_t column = left; column < right; column += COLUMNS) {
-                const int64_t c = column + COLUMNS <= outputs ? column : outputs - COLUMNS;
+                deepen(of + i, weight + i * outputs, sums, rows, inputs, outputs, columns, count, DEPTH);
+            for (; i < inputs; i++) deepen(of + i, weight + i * outputs, sums, rows, inputs, outputs, columns, count, 1);
+            for (int64_t k = 0; k < count; k++)
                 for (int64_t r = 0; r < rows; r++, sum += COLUMNS)
-                    *TO(lanes16, to, r * outputs + c) = *AT(lanes16, sum, 0);
+                    *TO(lanes16, to, r * outputs + columns[k]) = *AT(lanes16, sum, 0);
+        }
+    }
+}
+
+/* y [inboxes, width]: the mean over heads of each inbox's messages [rows, heads, width], weighed by a softmax over its
+   edges: those from first[inbox] on. An edge's score is the leaky ReLU of what its message says, weighed by a vector per
+   relation (source, whose numbers of one head lie strides[relation] apart), of target [inboxes, heads], and of its
+   attributes, weighed by along [attributes, relations, heads]. scores [edges, heads] is room for them. */
+void attention(const float *messages, const float *const *source, const int64_t *strides, const float *target,
+               const float *along, const int64_t *message, const int64_t *first, const int64_t *relation,
+               const int64_t *edge, const float *attributes, float *scores, float *y, int64_t inboxes, int64_t edges,
+               int64_t relations, int64_t attributes_of, int64_t heads, int64_t width, float slope, int64_t begin,
+               int64_t end) {
+    for (int64_t q = begin; q < end; q++) {
+        const int64_t from = first[q], upto = q + 1 < inboxes ? first[q + 1] : edges;
+        float *restrict to = y + q * width;
+        memset(to, 0, width * sizeof(float));
+        for (int64_t e = from; e < upto; e++)
+            for (int64_t h = 0; h < heads; h++) {
+                const float *restrict said = messages + (message[e] * heads + h) * width;
+                const float *restrict weights = source[relation[e]] + h, *restrict numbers = attributes + edge[e] * attributes_of;
+                float score = target[q * heads + h];
+                for (int64_t c = 0; c < width; c++) score += said[c] * weights[c * strides[relation[e]]];
+                for (int64_t a = 0; a < attributes_of; a++)
+                    score += numbers[a] * along[(a * relations + relation[e]) * heads + h];
+                scores[e * heads + h] = score < 0.0f ? slope * score : score;
+            }
+        for (int64_t h = 0; h < heads && from < upto; h++) {
+            float largest = scores[from * heads + h], total = 0.0f;
+            for (int64_t e = from + 1; e < upto; e++)
+                if (scores[e * heads + h] > largest) largest = scores[e * heads + h];
+            for (int64_t e = from; e < upto; e++) total += scores[e * heads + h] = expf(scores[e * heads + h] - largest);
+            for (int64_t e = from; e < upto; e++) {
+                const float *restrict said = messages + (message[e] * heads + h) * width;
+                const float weight = scores[e * heads + h] / (total * heads);
+                for (int64_t c = 0; c < width; c++) to[c] += weight * said[c];
             }
         }
     }

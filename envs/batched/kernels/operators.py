@@ -13,6 +13,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,8 @@ _SIGNATURES = {
     "batch_norm_backward": [*[_POINTER] * 8, *[_COUNT] * 7],
     "graft_forward": [*[_POINTER] * 10, *[_COUNT] * 3, _REAL],
     "graft_backward": [*[_POINTER] * 15, *[_COUNT] * 3],
-    "product": [*[_POINTER] * 3, *[_COUNT] * 3],
+    "product": [*[_POINTER] * 4, *[_COUNT] * 4],
+    "attention": [*[_POINTER] * 12, *[_COUNT] * 6, _REAL],
     "normed_sums": [*[_POINTER] * 6, _COUNT, _COUNT, _REAL],
     "sgd_step": [*[_POINTER] * 4, _COUNT, *[_POINTER] * 8, _COUNT, _COUNT, _REAL, _REAL],
 }
@@ -66,7 +68,7 @@ def _helpers(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "esper-kernels")
 
 
-def _over_members(name: str, members: int, *arguments: float | None) -> None:
+def _over_members(name: str, members: int, *arguments: float | ctypes.Array[Any] | None) -> None:
     """Run a kernel over all members, in equal parts on as many threads as torch has.
 
     What is computed for a member does not depend on how they are shared out.
@@ -315,15 +317,44 @@ PANEL = 1024
 """Columns of a product that a thread computes at a time."""
 
 
-def _products(x: list[Tensor], weights: list[Tensor], width: int) -> Tensor:
-    sizes = [len(rows) * weight.shape[1] for rows, weight in zip(x, weights, strict=True)]
-    y = x[0].new_empty(sum(sizes) // width, width)
-    at = y.data_ptr()
-    for rows, weight, size in zip(x, weights, sizes, strict=True):
-        inputs, outputs = weight.shape
-        pointers = _pointers(rows.contiguous(), weight.contiguous())
-        _over_members("product", -(-outputs // PANEL), *pointers, at, len(rows), inputs, outputs)
-        at += size * y.element_size()
+def _products(x: list[Tensor], weights: list[Tensor], wanted: Tensor) -> Tensor:
+    counts = [len(rows) * weight.shape[1] for rows, weight in zip(x, weights, strict=True)]
+    y = x[0].new_empty(sum(counts), weights[0].shape[2])
+    row = role = 0
+    for rows, weight, count in zip(x, weights, counts, strict=True):
+        inputs, roles, width = weight.shape
+        pointers = (*_pointers(rows.contiguous(), weight.contiguous()), _rows(wanted, role), _rows(y, row))
+        _over_members("product", -(-roles * width // PANEL), *pointers, len(rows), inputs, roles * width, width)
+        row, role = row + count, role + roles
+    return y
+
+
+def _attention(
+    messages: Tensor,
+    source: list[Tensor],
+    target: Tensor,
+    along: Tensor,
+    message: Tensor,
+    first: Tensor,
+    relation: Tensor,
+    edge: Tensor,
+    attributes: Tensor,
+    origins: list[int],
+    slope: float,
+) -> Tensor:
+    width, (attributes_of, relations, heads) = len(source[0]), along.shape
+    types, roles = origins[::2], origins[1::2]
+    starts = [
+        source[of].data_ptr() + role * heads * source[of].element_size() for of, role in zip(types, roles, strict=True)
+    ]
+    strides = [source[of].stride(0) for of in types]
+    y, scores = messages.new_empty(len(first), width), messages.new_empty(len(message), heads)
+    _over_members(
+        *("attention", len(first), messages.data_ptr()),
+        *((_POINTER * relations)(*starts), (_COUNT * relations)(*strides)),
+        *_pointers(target, along, message, first, relation, edge, attributes.contiguous(), scores, y),
+        *(len(first), len(message), relations, attributes_of, heads, width, slope),
+    )
     return y
 
 
@@ -382,7 +413,9 @@ for _schema, _implementation in {
     "graft_backward(Tensor gradient, Tensor h, Tensor[] deltas, Tensor members, Tensor strength, Tensor multiplies,"
     " Tensor incubating, Tensor attached, Tensor gated, Tensor? gate_weight, Tensor? gate_bias, Tensor statistics)"
     " -> (Tensor, Tensor[], Tensor, Tensor)": _graft_backward,
-    "products(Tensor[] x, Tensor[] weights, int width) -> Tensor": _products,
+    "products(Tensor[] x, Tensor[] weights, Tensor wanted) -> Tensor": _products,
+    "attention(Tensor messages, Tensor[] source, Tensor target, Tensor along, Tensor message, Tensor first,"
+    " Tensor relation, Tensor edge, Tensor attributes, int[] origins, float slope) -> Tensor": _attention,
     "normed_sums(Tensor x, Tensor counts, Tensor[] bias, Tensor[] gain, Tensor[] shift, int[] nodes, float eps)"
     " -> Tensor": _normed_sums,
     "sgd_step(Tensor(a!) flat, Tensor(b!) momentum, Tensor(c!) squares, Tensor(d!) moving_squares, Tensor(e!) totals,"

@@ -9,6 +9,7 @@ A table has a row for each node and each role that it plays, type by type, node 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,21 +23,23 @@ EPSILON = 1e-5
 """Of the norm, as in ``nn.LayerNorm``."""
 
 
-def products(nodes: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def products(nodes: Sequence[Tensor], weights: Sequence[Tensor], wanted: Tensor) -> Tensor:
     """The products of each type's nodes with its weights.
 
     Args:
         nodes: By type ``[n, inputs]``.
         weights: By type ``[inputs, roles, width]``.
+        wanted: Whether anybody reads the products of each role, type by type: bool ``[all roles]``. The others are
+            some finite number: their weights need not be read.
 
     Returns:
         A table ``[rows, width]``.
     """
-    flat, width = [weight.flatten(1) for weight in weights], weights[0].shape[2]
     if _for_kernels(max(map(len, nodes)), nodes[0], weights):
-        table: Tensor = torch.ops.esper.products(nodes, flat, width)
+        table: Tensor = torch.ops.esper.products(nodes, weights, wanted)
         return table
-    return torch.cat([(rows @ weight).view(-1, width) for rows, weight in zip(nodes, flat, strict=True)])
+    parts = [rows @ weight.flatten(1) for rows, weight in zip(nodes, weights, strict=True)]
+    return torch.cat([part.view(-1, weights[0].shape[2]) for part in parts])
 
 
 def normed_sums(
@@ -69,6 +72,107 @@ def normed_sums(
         centred = F.layer_norm(rows.unflatten(0, roles) + bias[at], table.shape[1:], eps=EPSILON)
         parts.append((torch.addcmul(shift[at], centred, gain[at]) * counted.unflatten(0, roles)).sum(dim=1))
     return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Attended:
+    """The edges along which inboxes attend to messages, inbox by inbox.
+
+    Attributes:
+        message: Row of the message that each edge carries, int64 ``[e]``.
+        inbox: Row of the inbox that it enters, int64 ``[e]``.
+        first: Each inbox's first edge, int64 ``[Q]``.
+        relation: Of each edge, int64 ``[e]``.
+        edge: Row of its attributes, int64 ``[e]``.
+        attributes: ``[rows, k]``.
+    """
+
+    message: Tensor
+    inbox: Tensor
+    first: Tensor
+    relation: Tensor
+    edge: Tensor
+    attributes: Tensor
+
+
+def attention(
+    messages: Tensor,
+    source: Sequence[Tensor],
+    target: Tensor,
+    along: Tensor,
+    edges: Attended,
+    origins: Sequence[tuple[int, int]],
+    nodes: Sequence[int],
+    slope: float,
+) -> Tensor:
+    """What inboxes receive: the mean over heads of sums of messages, weighed by a softmax over each inbox's edges.
+
+    An edge's score is the leaky ReLU of what source, target and attributes say of it.
+
+    Args:
+        messages: A table ``[rows, heads · width]``.
+        source: By type that sends ``[width, roles, heads]``.
+        target: ``[Q, heads]``.
+        along: ``[k, relations, heads]``.
+        edges: Whose message enters which inbox.
+        origins: Type and role that each relation leaves.
+        nodes: How many there are of each type that sends.
+        slope: Of the leaky ReLU.
+
+    Returns:
+        ``[Q, width]``.
+    """
+    if _for_kernels(max(nodes), messages, [target, along, *source]):
+        of_edges = (edges.message, edges.first, edges.relation, edges.edge, edges.attributes)
+        leaving = [at for origin in origins for at in origin]
+        received: Tensor = torch.ops.esper.attention(messages, source, target, along, *of_edges, leaving, slope)
+        return received
+    width, (_, _, heads) = len(source[0]), along.shape
+    weights = _segment_softmax(_scores(messages, source, target, along, edges, nodes, slope), edges)
+    rows = edges.message.unsqueeze(1) * heads + torch.arange(heads, device=messages.device)
+    return F.embedding_bag(
+        rows.flatten(),
+        messages.view(-1, width),
+        edges.first * heads,
+        mode="sum",
+        per_sample_weights=(weights / heads).flatten().to(messages.dtype),
+    )
+
+
+def _scores(
+    messages: Tensor,
+    source: Sequence[Tensor],
+    target: Tensor,
+    along: Tensor,
+    edges: Attended,
+    nodes: Sequence[int],
+    slope: float,
+) -> Tensor:
+    """How much each edge is attended to, before the softmax: ``[e, heads]``."""
+    width, _, heads = source[0].shape
+    by_head, sizes = (
+        messages.unflatten(1, (heads, width)),
+        [n * of.shape[1] for n, of in zip(nodes, source, strict=True)],
+    )
+    of_messages = torch.cat(
+        [
+            torch.einsum("nrhw,wrh->nrh", part.unflatten(0, (-1, of.shape[1])), of).flatten(0, 1)
+            for part, of in zip(by_head.split(sizes), source, strict=True)
+        ]
+    )
+    of_edges = torch.einsum("ea,aeh->eh", edges.attributes[edges.edge], along[:, edges.relation])
+    return F.leaky_relu(of_messages[edges.message] + target[edges.inbox] + of_edges, slope)
+
+
+def _segment_softmax(scores: Tensor, edges: Attended) -> Tensor:
+    """Softmax over the edges of each inbox, head by head, in float32 at least: ``[e, heads]``."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    inbox = edges.inbox.unsqueeze(1).expand_as(scores)
+    zeros = scores.new_zeros(len(edges.first), scores.shape[1])
+    largest = zeros.scatter_reduce(0, inbox, scores.detach(), "amax", include_self=False)
+    exponentials = (scores - largest[edges.inbox]).exp()
+    totals = zeros.scatter_add(0, inbox, exponentials)
+    return exponentials / totals[edges.inbox]
 
 
 def _for_kernels(most: int, values: Tensor, weights: Sequence[Tensor]) -> bool:

@@ -162,7 +162,7 @@ def test_group_norm_of_members_of_any_widths_is_that_of_torch_on_each_alone(data
         torch.testing.assert_close(other, expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("task", ["digits_impaired", "digits_mixed", "digits_scale", "tabular", "text_attending"])
+@pytest.mark.parametrize("task", ["digits_impaired", "digits_mixed", "digits_scale", "tabular_wide", "text_attending"])
 def test_an_epoch_of_hosts_with_every_kind_of_seed(task):
     """Limits, gates, MULTIPLY, incubation and the optimiser too; tolerances are those of eight steps' rounding."""
     results = []

@@ -394,7 +394,7 @@ def test_many_hosts_at_once_are_each_alone():
         one = GraphBatch.from_arrays(builder.build(alone[at]))
         for name, nodes in one.nodes.items():
             torch.testing.assert_close(batch.nodes[name].numbers[batch.nodes[name].graph == at], nodes.numbers)
-        torch.testing.assert_close(batch.edges.attributes[batch.edges.graph == at], one.edges.attributes)
+        torch.testing.assert_close(batch.attributes[batch.edges.graph == at], one.attributes)
 
 
 def test_every_key_is_of_one_kind_and_is_one_of_the_packets():

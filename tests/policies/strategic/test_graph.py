@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from envs.observation import slot_fields
 from envs.slots import SlotConfig
+from policies.strategic.encoding import encode
 from policies.strategic.graph import EdgeArrays, GraphBatch
 from policies.strategic.schema import (
     CONTEXT,
@@ -30,9 +31,9 @@ def assert_same_graphs(one, other):
     for name in NODE_TYPES:
         for field in ("numbers", "codes", "graph"):
             assert getattr(one.nodes[name], field).equal(getattr(other.nodes[name], field)), (name, field)
-    for field in ("relation", "source", "target", "attributes", "graph"):
+    for field in ("relation", "source", "target", "graph"):
         assert getattr(one.edges, field).equal(getattr(other.edges, field)), field
-    for field in ("seeds", "context", "action_mask"):
+    for field in ("attributes", "seeds", "context", "action_mask"):
         assert getattr(one, field).equal(getattr(other, field)), field
 
 
@@ -59,7 +60,8 @@ def test_inputs_that_do_not_fit_into_the_raw_width_are_refused():
 
 def test_what_is_not_known_reads_its_fill_in_under_a_mask_of_0():
     columns = Columns((Block(("a", "b")), *each("c", fill=0.5)))
-    encoded = columns.encode(torch.tensor([[1.0, 2.0, 3.0], [1.0, NAN, NAN], [0.0, 0.0, torch.inf]]))
+    numbers = torch.tensor([[[1.0, 2.0, 3.0], [1.0, NAN, NAN], [0.0, 0.0, torch.inf]]])
+    ((encoded,),) = encode([numbers], ((columns, columns.encoded),))
     assert encoded.tolist() == [[1, 2, 3, 1, 1], [1, 0, 0.5, 0, 0], [0, 0, 0.5, 1, 0]]
     assert columns.place("a") == slice(0, 2)
 
@@ -100,7 +102,7 @@ def test_attributes_are_divided_by_the_largest_of_their_graph():
     ends = torch.tensor([[0, 1], [1, 0], [-1, 0]]).expand(2, -1, -1)  # the last edge goes out from nobody
     batch = GraphBatch.from_arrays(replace(arrays, edges={**arrays.edges, "connects": EdgeArrays(ends, values)}))
     expected = [[-1, 0, 1, 1, 1, 1], [0.5, 0, 0, 1, 1, 0], [1 / 3, 0, 1, 1, 0, 1], [1, 0, 0.4, 1, 0, 1]]
-    torch.testing.assert_close(batch.edges.attributes, torch.tensor(expected))
+    torch.testing.assert_close(batch.attributes, torch.tensor(expected))
 
 
 def test_a_row_of_zeros_is_a_graph_without_nodes():
@@ -119,7 +121,7 @@ def test_a_row_of_zeros_is_a_graph_without_nodes():
 
 def test_everything_in_a_batch_is_finite():
     batch = GraphBatch.from_arrays(random_arrays(20, unknown=0.5))
-    for tensor in (*(nodes.numbers for nodes in batch.nodes.values()), batch.edges.attributes, batch.context):
+    for tensor in (*(nodes.numbers for nodes in batch.nodes.values()), batch.attributes, batch.context):
         assert tensor.isfinite().all()
     assert batch.context.shape == (20, CONTEXT.encoded)
     assert batch.edges.relation.unique().tolist() == list(range(len(FORWARD_RELATIONS)))

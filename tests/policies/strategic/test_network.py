@@ -163,7 +163,7 @@ def test_every_weight_and_every_input_is_reached():
     network = perturbed()
     graphs = GraphBatch.from_arrays(random_arrays(30, edges=20, unknown=0.1))
     leaves = {name: nodes.numbers.requires_grad_() for name, nodes in graphs.nodes.items()}
-    attributes, context = graphs.edges.attributes.requires_grad_(), graphs.context.requires_grad_()
+    attributes, context = graphs.attributes.requires_grad_(), graphs.context.requires_grad_()
     result = network(graphs, tables(3))
     finite = [tensor.clamp(min=-50) for tensor in tensors_of(result).values()]
     sum((tensor * torch.randn_like(tensor)).sum() for tensor in finite).backward()
@@ -175,6 +175,16 @@ def test_every_weight_and_every_input_is_reached():
     for index, relation in enumerate(FORWARD_RELATIONS):
         touched = attributes.grad[graphs.edges.relation == index].abs().amax(0) > 0
         assert touched[: relation.attributes.encoded].all(), relation
+
+
+def test_what_a_policy_in_use_has_kept_of_a_structure_serves_training():
+    network, arrays = perturbed(), random_arrays(2, edges=20, seed=11)
+    with torch.inference_mode():
+        played = network(GraphBatch.from_arrays(arrays), tables()).scaled_value
+    trained = network(GraphBatch.from_arrays(arrays), tables()).scaled_value
+    torch.testing.assert_close(trained, played)
+    trained.sum().backward()
+    assert all(layer.attend_edge.grad.abs().max() > 0 for layer in network.layers[2:])
 
 
 def test_layer_nodes_read_the_context():

@@ -194,10 +194,11 @@ def test_hetero_data_and_back_changes_nothing():
     for name, nodes in graphs.nodes.items():
         for field in ("numbers", "codes", "graph"):
             assert getattr(nodes, field).equal(getattr(back.nodes[name], field))
+    assert back.attributes.equal(graphs.attributes)
     assert back.seeds.equal(graphs.seeds)
     assert back.context.equal(graphs.context)
     assert back.action_mask.equal(graphs.action_mask)
-    for field in ("relation", "source", "target", "attributes", "graph"):
+    for field in ("relation", "source", "target", "graph"):
         assert getattr(back.edges, field).equal(getattr(graphs.edges, field))
     assert network(back, TABLES).scaled_value.equal(network(graphs, TABLES).scaled_value)
 
