@@ -172,6 +172,11 @@ class Controller:
         with self._guard:
             return tuple(self._runs)
 
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Process ids of the policy's workers that could answer now: of the one that does, of the one on standby."""
+        return self._policy.pids
+
     def report(self, result: CommandResult) -> None:
         """Take in what became of a command. It raises nothing, and waits for nobody."""
         run = self._run(result.run_id)
