@@ -37,8 +37,11 @@ torch.set_num_threads(1)
 EXPORT = str(SHIPPED / "images")
 EPOCHS = 12
 FOREVER = 1e9
+# Nothing that a busy machine does to a run fires.
 UNHURRIED = ControllerConfig(
-    RiskConfig(Thresholds(hook_ms_pauses=FOREVER, step_ms_pauses=FOREVER, apply_ms_slows=FOREVER)),
+    RiskConfig(
+        Thresholds(hook_ms_pauses=FOREVER, step_ms_pauses=FOREVER, apply_ms_slows=FOREVER, throughput_drop_slows=1.0)
+    ),
     inference_ms=FOREVER,
     evaluate_ms=FOREVER,
     return_ms=FOREVER,

@@ -1,30 +1,24 @@
 """A training under a controller goes on whatever goes wrong; ``benchmarks/controller.py`` runs it at full length."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from benchmarks.faults import EXPECTED, Fault, faulty_run, planned
-from esper_ray.controller.assessment import RiskConfig
-from esper_ray.controller.evaluation import ControllerConfig
-from esper_ray.controller.thresholds import Thresholds
+from tests.esper_ray.controller.test_attending import UNHURRIED
 
 torch.set_num_threads(1)
 
-EPOCHS, SEED, FOREVER = 24, 0, 1e9
-UNHURRIED = ControllerConfig(
-    RiskConfig(Thresholds(hook_ms_pauses=FOREVER, step_ms_pauses=FOREVER, apply_ms_slows=FOREVER)),
-    inference_ms=20e3,
-    evaluate_ms=25e3,
-    return_ms=30e3,
-)
-"""On a busy machine nothing but a fault comes too late."""
+EPOCHS, SEED = 24, 0
+PATIENT = dataclasses.replace(UNHURRIED, inference_ms=20e3, evaluate_ms=25e3, return_ms=30e3)
 ELSEWHERE = {Fault.SLOW, Fault.STUCK, Fault.ENDS, Fault.POLICY_GONE, Fault.DISK_SLOW, Fault.CATALOGUE_STUCK}
 """These take a deadline or another worker's start; of most of them ``test_service.py`` has a test on a clock."""
 
 
 def test_a_training_in_which_all_goes_wrong_ends_and_every_decision_is_accounted_for(tmp_path):
     plan = planned(SEED, EPOCHS, [fault for fault in Fault if fault not in ELSEWHERE])
-    run = faulty_run(tmp_path, SEED, EPOCHS, plan, UNHURRIED)
+    run = faulty_run(tmp_path, SEED, EPOCHS, plan, PATIENT)
     assert run.exceptions == ()
     assert run.broken == ()
     assert [one.epoch for one in run.told] == list(range(EPOCHS))
