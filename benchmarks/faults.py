@@ -179,6 +179,15 @@ class FaultyRun:
     accuracy: float
     never_grown: float
 
+    @property
+    def struck(self) -> list[Fault]:
+        """The faults that did."""
+        return [one.fault for one in self.told if one.fault is not None and one.struck]
+
+    def stalls(self, seconds: float) -> int:
+        """Answers for which the trainer waited longer."""
+        return sum(one.seconds > seconds for one in self.told)
+
 
 class Sabotaged:
     """A controller, and the hand of whoever breaks it (:class:`esper_ray.live.growing.Controlling`).
