@@ -229,7 +229,7 @@ class Sabotaged:
         fault, epoch = self._plan.get(state.epoch), state.epoch
         self._clocks.ahead += EPOCH_SECONDS
         if fault is not None or epoch == self._mend_at:
-            self._mend()
+            self.mend()
         if fault is not None and (fault in ENDING_WORKERS or fault in _LASTING):
             self._mend_at = epoch + LASTING_EPOCHS
         self._deliver(epoch)
@@ -329,7 +329,7 @@ class Sabotaged:
         self._clocks.ahead += 60.0
         yield
 
-    def _mend(self) -> None:
+    def mend(self) -> None:
         """Put back what is broken outside, and let time pass until there is a worker."""
         self._mend_at = None
         if self._gone.exists():
@@ -406,8 +406,11 @@ def faulty_run(
     ) as controller:
         sabotaged = Sabotaged(controller, clocks, plan, state, policy, amendments)
         accuracy, exceptions = _trained(seed, epochs, sabotaged)
+        sabotaged.mend()
+        alive = bool(controller.workers)
     with Records.open(state) as records:
         broken = list(_broken(sabotaged.told, list(records.records(RUN))))
+    broken += [] if alive else ["no worker has taken over"]
     never_grown, _ = _trained(seed, epochs, None)
     return FaultyRun(tuple(sabotaged.told), exceptions, tuple(broken), accuracy, never_grown)
 
@@ -450,5 +453,3 @@ def _broken(told: Sequence[Told], records: Sequence[Record | Unreadable]) -> Ite
         recorded = commands.get(str(one.command.command_id))
         if one.command.reason not in UNRECORDED and recorded != one.command.model_dump_json().encode():
             yield f"{said}, of which there is no record"
-    if told[-1].command.policy is None:
-        yield f"at the end no worker answered: {told[-1].command.reason}"
