@@ -143,10 +143,11 @@ class PacketProposer:
 
     def __init__(self, checkpoint: Checkpoint, play_temperature: float = 1.0) -> None:
         self._policy, self._temperature = StrategicPolicy(checkpoint), play_temperature
+        self._says_blending = checkpoint.taught.methods or checkpoint.taught.windows
         self._return_scale = checkpoint.return_scale
 
     def think(self, packet: SystemState, hidden: bytes | None, generator: torch.Generator, greedy: bool) -> Thought:
-        """With risk, blending and an embedding."""
+        """With an embedding, and with risk and blending if it was taught them."""
         run = self._policy.open_run(packet.run_id, None if hidden is None else json.loads(hidden))
         reading = run.read(packet)
         distribution = reading.result.distribution.at_temperature(self._temperature)
@@ -159,10 +160,11 @@ class PacketProposer:
             "log_prob": float(distribution.log_prob(actions).sum()),
             "op_probs": dict(zip(heads[0].choices, distribution.op_log_probs[0].exp().tolist(), strict=True)),
             "value": whole["value"],
-            "risk": expected_risk(list(whole["risk"].values())),
+            "risk": None if whole["risk"] is None else expected_risk(list(whole["risk"].values())),
             "blending": {
                 slot: Blending(method=how["method"], schedule_start=how["start"], schedule_end=how["end"])
                 for slot, how in whole["blending"].items()
+                if self._says_blending
             },
             "embedding": tuple(reading.result.telemetry_embedding[0].tolist()),
         }
