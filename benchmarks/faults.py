@@ -94,7 +94,11 @@ EXPECTED: Mapping[Fault, frozenset[Reason]] = {
 EXCUSES = frozenset({Reason.BREAKER_INFERENCE, Reason.TIMEOUT_INFERENCE, Reason.TIMEOUT_EVALUATE, Reason.STORE_FAILED})
 """The policy was left alone because of the faults before, or the machine was too busy: then this one did not strike."""
 UNRECORDED = frozenset({Reason.STORE_FAILED, Reason.PACKET_REFUSED, Reason.EVALUATION_FAILED})
-ENDING_WORKERS = frozenset({Fault.STUCK, Fault.ENDS, Fault.KILLED, Fault.POLICY_GONE})
+"""Of decisions with these nothing is on record."""
+LASTING = frozenset(
+    {Fault.STUCK, Fault.ENDS, Fault.KILLED, Fault.POLICY_GONE, Fault.CATALOGUE_BROKEN, Fault.CATALOGUE_STUCK}
+)
+"""What ends a worker, or is broken until somebody mends it."""
 
 
 def planned(seed: int, epochs: int, faults: Collection[Fault] = tuple(Fault), times: int = 1) -> dict[int, Fault]:
@@ -230,7 +234,7 @@ class Sabotaged:
         self._clocks.ahead += EPOCH_SECONDS
         if fault is not None or epoch == self._mend_at:
             self.mend()
-        if fault is not None and (fault in ENDING_WORKERS or fault in _LASTING):
+        if fault in LASTING:
             self._mend_at = epoch + LASTING_EPOCHS
         self._deliver(epoch)
         with self._striking(fault):
@@ -250,12 +254,27 @@ class Sabotaged:
         elif fault is not Fault.RESULT_LOST:
             self.controller.report(result)
 
+    def mend(self) -> None:
+        """Put back what is broken outside, and let time pass until there is a worker."""
+        self._mend_at = None
+        if self._gone.exists():
+            self._gone.rename(self._policy)
+        if self._amendments.is_fifo():
+            with os.fdopen(os.open(self._amendments, os.O_RDWR), "w") as waiting:
+                waiting.write("{}")
+        self._amendments.unlink()
+        self._amendments.write_text("{}")
+        time.sleep(max(self._stuck_until - time.monotonic(), 0.0))
+        due = time.monotonic() + PATIENCE_SECONDS
+        while not self.controller.workers and time.monotonic() < due:
+            time.sleep(0.01)
+
     def _deliver(self, epoch: int) -> None:
         for due, result in self._late:
             if due == epoch:
                 self.controller.report(result)
 
-    # ------------------------------------------------------------------ breaking and mending
+    # ------------------------------------------------------------------ breaking
     def _striking(self, fault: Fault | None) -> AbstractContextManager[None]:
         strikes: dict[Fault, Callable[[], AbstractContextManager[None]]] = {
             Fault.KILLED: self._killing,
@@ -286,8 +305,10 @@ class Sabotaged:
     @contextmanager
     def _refusing_to_write(self) -> Iterator[None]:
         self._query_only(True)
-        yield
-        self._query_only(False)
+        try:
+            yield
+        finally:
+            self._query_only(False)
 
     def _query_only(self, on: bool) -> None:
         """A file that is open for writing can be made read-only by nobody but its own connection."""
@@ -303,8 +324,10 @@ class Sabotaged:
     @contextmanager
     def _setting_the_clock(self, seconds: float) -> Iterator[None]:
         self._clocks.wall += seconds
-        yield
-        self._clocks.wall -= seconds
+        try:
+            yield
+        finally:
+            self._clocks.wall -= seconds
 
     @contextmanager
     def _falling_asleep(self) -> Iterator[None]:
@@ -313,8 +336,10 @@ class Sabotaged:
 
         timer = Timer(0.005, sleep)
         timer.start()
-        yield
-        timer.join()
+        try:
+            yield
+        finally:
+            timer.join()
 
     @contextmanager
     def _breaking_the_catalogue(self) -> Iterator[None]:
@@ -328,24 +353,6 @@ class Sabotaged:
         os.mkfifo(self._amendments)
         self._clocks.ahead += 60.0
         yield
-
-    def mend(self) -> None:
-        """Put back what is broken outside, and let time pass until there is a worker."""
-        self._mend_at = None
-        if self._gone.exists():
-            self._gone.rename(self._policy)
-        if self._amendments.is_fifo():
-            with os.fdopen(os.open(self._amendments, os.O_RDWR), "w") as waiting:
-                waiting.write("{}")
-        self._amendments.unlink()
-        self._amendments.write_text("{}")
-        time.sleep(max(self._stuck_until - time.monotonic(), 0.0))
-        due = time.monotonic() + PATIENCE_SECONDS
-        while not self.controller.workers and time.monotonic() < due:
-            time.sleep(0.01)
-
-
-_LASTING = frozenset({Fault.CATALOGUE_BROKEN, Fault.CATALOGUE_STUCK})
 
 
 def _packet(state: SystemState, fault: Fault | None) -> SystemState:
@@ -447,7 +454,7 @@ def _broken(told: Sequence[Told], records: Sequence[Record | Unreadable]) -> Ite
         yield f"{len(records) - len(commands)} records cannot be read"
     for one in told:
         said = f"epoch {one.epoch}, {one.fault or 'no fault'}: {one.command.kind} {one.command.reason}"
-        expected = EXPECTED.get(one.fault, frozenset()) if one.fault is not None else frozenset()
+        expected: frozenset[Reason] = frozenset() if one.fault is None else EXPECTED.get(one.fault, frozenset())
         if expected and not (one.is_pause and one.reasons & (expected | EXCUSES)):
             yield f"{said}, expected a PAUSE for {' or '.join(sorted(expected))}"
         recorded = commands.get(str(one.command.command_id))

@@ -1,7 +1,8 @@
-"""A worker that dies changes no decision: what a policy remembers of a run is its service's."""
+"""Neither a worker that dies nor another run changes a decision: what a policy remembers of a run is its service's."""
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -73,6 +74,15 @@ def test_deaths_of_workers_and_epochs_of_ten_minutes_leave_a_training_bit_for_bi
     records, _ = of(controller, directory, run_id)
     results = [CommandResult.model_validate_json(record.result) for record in records]
     assert {result.outcome for result in results} == {Outcome.APPLIED}
+
+
+def test_two_trainings_at_one_service_are_what_each_is_alone(controller):
+    names = ("one run", "another run")
+    with ThreadPoolExecutor(len(names), initializer=torch.set_num_threads, initargs=(1,)) as threads:
+        found = list(threads.map(lambda name: episode(controller.named(name)), names))
+    for name, (decisions, _) in zip(names, found, strict=True):
+        alone, _ = episode(Alone(EXPORT, name))  # to rounding: threads share the choice of kernels
+        assert [decision.action for decision in decisions] == [decision.action for decision in alone]
 
 
 def test_what_is_missed_while_a_worker_starts_the_policy_never_saw(controller, directory):

@@ -10,10 +10,10 @@ from tests.esper_ray.controller.test_attending import UNHURRIED
 
 torch.set_num_threads(1)
 
-EPOCHS, SEED = 24, 0
+EPOCHS, SEED = 30, 0
 PATIENT = dataclasses.replace(UNHURRIED, inference_ms=20e3, evaluate_ms=25e3, return_ms=30e3)
-ELSEWHERE = {Fault.SLOW, Fault.STUCK, Fault.ENDS, Fault.POLICY_GONE, Fault.DISK_SLOW, Fault.CATALOGUE_STUCK}
-"""These take a deadline or another worker's start; of most of them ``test_service.py`` has a test on a clock."""
+ELSEWHERE = {Fault.SLOW, Fault.STUCK, Fault.ENDS, Fault.DISK_SLOW, Fault.CATALOGUE_STUCK}
+"""These take a deadline or one more worker's start; of most of them ``test_service.py`` has a test on a clock."""
 
 
 def test_a_training_in_which_all_goes_wrong_ends_and_every_decision_is_accounted_for(tmp_path):
@@ -22,7 +22,7 @@ def test_a_training_in_which_all_goes_wrong_ends_and_every_decision_is_accounted
     assert run.exceptions == ()
     assert run.broken == ()
     assert [one.epoch for one in run.told] == list(range(EPOCHS))
-    assert {one.fault for one in run.told if one.struck} >= {Fault.KILLED, Fault.NO_PACKET, Fault.DISK_FULL}
+    assert {one.fault for one in run.told if one.struck} >= {Fault.NO_PACKET, Fault.DISK_FULL, Fault.NO_FIELDS}
     assert not all(one.is_pause for one in run.told)
     assert run.accuracy >= run.never_grown
 
