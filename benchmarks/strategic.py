@@ -207,10 +207,14 @@ def _percentiles(seconds: Sequence[float]) -> tuple[str, str, str]:
 
 def _policy(config: GraphNetworkConfig, device: str = "cpu", **options: bool) -> StrategicPolicy:
     """One with fresh weights that reads everything."""
+    return StrategicPolicy(fresh_checkpoint(config), device, **options)
+
+
+def fresh_checkpoint(config: GraphNetworkConfig) -> Checkpoint:
+    """Of an untrained policy that reads everything."""
     views, seen = RegistryViews.fresh(Capacities()), Seen(frozenset(INPUTS), frozenset(OPS), frozenset(BLUEPRINTS))
     weights = GraphPolicyNetwork(config).state_dict()
-    checkpoint = Checkpoint(config, weights, views, MetricNormaliser(), seen, ("none",), None)
-    return StrategicPolicy(checkpoint, device, **options)
+    return Checkpoint(config, weights, views, MetricNormaliser(), seen, ("none",), None)
 
 
 def _read(

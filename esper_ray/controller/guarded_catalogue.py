@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Lock, Thread
 
 from esper_ray.controller.breakers import BreakerOpenError, CircuitBreaker, RetryConfig
 from esper_ray.controller.catalogue import Catalogue, CatalogueCache
@@ -46,7 +47,9 @@ class GuardedCatalogue:
     ) -> None:
         self._cache, self._breaker, self._retry, self._deadline_s, self._now = cache, breaker, retry, deadline_s, now
         self._held = cache.get()
-        self._thread = ThreadPoolExecutor(1, "catalogue")
+        self._asked: SimpleQueue[Future[Catalogue] | None] = SimpleQueue()
+        # It may wait for a disk for ever; as a daemon it keeps no process from ending.
+        Thread(target=self._read, name="catalogue", daemon=True).start()
         self._lock = Lock()
         self._reading: Future[Catalogue] | None = None
         self._began = now()
@@ -55,7 +58,8 @@ class GuardedCatalogue:
         """The latest catalogue, and what is wrong with reading it."""
         with self._lock:
             if self._reading is None:
-                self._reading, self._began = self._thread.submit(self._read), self._now()
+                self._reading, self._began = Future(), self._now()
+                self._asked.put(self._reading)
             reading, began = self._reading, self._began
         faults: frozenset[Reason] = frozenset()
         try:
@@ -65,16 +69,20 @@ class GuardedCatalogue:
             return self._held, frozenset({Reason.TIMEOUT_CATALOGUE}) if late else faults
         except BreakerOpenError:
             faults = frozenset({Reason.BREAKER_CATALOGUE})
-        except UserError as error:
-            logger.warning("the catalogue stays as it was: %s", error)
+        except Exception as error:
+            logger.warning("the catalogue stays as it was: %s", " ".join(str(error).split()))
         with self._lock:
             if self._reading is reading:
                 self._reading = None
         return self._held, faults
 
-    def _read(self) -> Catalogue:
-        return self._breaker.call(self._cache.get, self._retry, (UserError,))
+    def _read(self) -> None:
+        while (reading := self._asked.get()) is not None:
+            try:
+                reading.set_result(self._breaker.call(self._cache.get, self._retry, (UserError,)))
+            except Exception as error:
+                reading.set_exception(error)
 
     def close(self) -> None:
         """Read no more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._asked.put(None)

@@ -157,6 +157,7 @@ class PacketProposer:
         self, checkpoint: Checkpoint, play_temperature: float = 1.0, trained_on: TrainedOn | None = None
     ) -> None:
         self._policy, self._temperature, self._trained_on = StrategicPolicy(checkpoint), play_temperature, trained_on
+        self._says_blending = checkpoint.taught.methods or checkpoint.taught.windows
         self._return_scale = checkpoint.return_scale
 
     def hello(self, policy_version: str) -> Hello:
@@ -171,7 +172,7 @@ class PacketProposer:
         )
 
     def think(self, packet: SystemState, hidden: bytes | None, generator: torch.Generator, greedy: bool) -> Thought:
-        """With risk, blending and an embedding."""
+        """With an embedding, and with risk and blending if it was taught them."""
         run = self._policy.open_run(packet.run_id, None if hidden is None else json.loads(hidden))
         reading = run.read(packet)
         distribution = reading.result.distribution.at_temperature(self._temperature)
@@ -184,10 +185,11 @@ class PacketProposer:
             "log_prob": float(distribution.log_prob(actions).sum()),
             "op_probs": dict(zip(heads[0].choices, distribution.op_log_probs[0].exp().tolist(), strict=True)),
             "value": whole["value"],
-            "risk": expected_risk(list(whole["risk"].values())),
+            "risk": None if whole["risk"] is None else expected_risk(list(whole["risk"].values())),
             "blending": {
                 slot: Blending(method=how["method"], schedule_start=how["start"], schedule_end=how["end"])
                 for slot, how in whole["blending"].items()
+                if self._says_blending
             },
             "embedding": tuple(reading.result.telemetry_embedding[0].tolist()),
         }

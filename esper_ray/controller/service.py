@@ -11,6 +11,8 @@ from threading import Lock
 from typing import Self
 from uuid import uuid4
 
+from pydantic import ValidationError
+
 from envs.live.places import LiveError
 from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
@@ -46,6 +48,7 @@ from esper_ray.controller.trial import TRIAL_SECONDS, trial_request, try_policy
 from esper_ray.errors import UserError
 from esper_ray.live.choosing import Training
 from esper_ray.live.policies import check_training
+from esper_ray.reading import describe_problems
 from policies.strategic.coverage import Coverage
 from policies.strategic.messages import SystemState
 
@@ -203,6 +206,11 @@ class Controller:
         with self._guard:
             return tuple(self._runs)
 
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Process ids of the policy's workers that could answer now: of the one that does, of the one on standby."""
+        return self._policy.pids
+
     def report(self, result: CommandResult) -> None:
         """Take in what became of a command. It raises nothing, and waits for nobody."""
         run = self._run(result.run_id)
@@ -212,13 +220,17 @@ class Controller:
     # ------------------------------------------------------------------ an evaluation
     def _evaluate(self, state: object, decide: Callable[[Call], Evaluation]) -> AdaptationCommand:
         began = self._now()
+        packet: SystemState | None = None
         try:
-            evaluation = self._in_turn(state, began, decide)
+            packet = _checked(state)
+            evaluation = self._in_turn(packet, began, decide)
+        except _NoPacket as error:
+            evaluation = self._unrecorded(packet, Reason.PACKET_REFUSED, str(error))
         except StoreFailed as error:
-            evaluation = self._unrecorded(state, Reason.STORE_FAILED, str(error))
+            evaluation = self._unrecorded(packet, Reason.STORE_FAILED, str(error))
         except Exception as error:
             logger.exception("an evaluation failed")
-            evaluation = self._unrecorded(state, Reason.EVALUATION_FAILED, " ".join(str(error).split()))
+            evaluation = self._unrecorded(packet, Reason.EVALUATION_FAILED, " ".join(str(error).split()))
         evaluation = replace(
             evaluation,
             milliseconds=1e3 * (self._now() - began),
@@ -227,9 +239,7 @@ class Controller:
         self._after.evaluated(evaluation, sent=not self.observe)
         return evaluation.command
 
-    def _in_turn(self, state: object, began: float, decide: Callable[[Call], Evaluation]) -> Evaluation:
-        if not isinstance(state, SystemState):
-            return self._unrecorded(state, Reason.PACKET_REFUSED, f"a packet is needed, got a {type(state).__name__}")
+    def _in_turn(self, state: SystemState, began: float, decide: Callable[[Call], Evaluation]) -> Evaluation:
         call = Call(state, self._run(state.run_id), began, self._config)
         if not call.run.turn.acquire(timeout=call.left_to_decide(self._now())):
             return self._unrecorded(state, Reason.TIMEOUT_EVALUATE, "the run's evaluation before is still under way")
@@ -358,9 +368,8 @@ class Controller:
             raise
         call.run.memory = memory
 
-    def _unrecorded(self, state: object, reason: Reason, detail: str) -> Evaluation:
+    def _unrecorded(self, packet: SystemState | None, reason: Reason, detail: str) -> Evaluation:
         """A PAUSE that nothing is known of afterwards."""
-        packet = state if isinstance(state, SystemState) else None
         run_id, epoch = ("unknown", 0) if packet is None else (packet.run_id, packet.epoch)
         return Evaluation(bare_pause(run_id, epoch, reason, self._time_ns()), 0.0, detail, packet)
 
@@ -375,6 +384,24 @@ class Named:
     def attend(self, training: Training) -> Attendance:
         """Decide for the model of that run, as :meth:`Controller.attend`."""
         return self.controller._attend(training, self.run_id)
+
+
+class _NoPacket(Exception):
+    """What was given to be decided on cannot be; one line of why."""
+
+
+def _checked(state: object) -> SystemState:
+    """A packet that is what its class promises: there are ways around a class's own checks.
+
+    Raises:
+        _NoPacket: it is not.
+    """
+    if not isinstance(state, SystemState):
+        raise _NoPacket(f"a packet is needed, got a {type(state).__name__}")
+    try:
+        return SystemState(**dict(state))
+    except ValidationError as error:
+        raise _NoPacket(describe_problems(error)) from error
 
 
 def _operation(

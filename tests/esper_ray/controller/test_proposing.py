@@ -29,10 +29,11 @@ from policies.registry import registered
 from policies.strategic.inference import StrategicPolicy
 from policies.strategic.messages import SystemState
 from policies.strategic.schema import RISK_CLASSES
+from policies.strategic.taught import NOTHING, Taught
 from tests.esper_ray.controller import faulty
 from tests.esper_ray.controller.episodes import play
 from tests.policies.strategic.states import METRICS, changed, state
-from tests.policies.strategic.test_inference import trained
+from tests.policies.strategic.test_inference import ALL, trained
 
 EXPORT = str(SHIPPED / "images")
 CONTROLS = sorted(set(registered()) - {"learned"})
@@ -276,6 +277,12 @@ def test_a_policy_that_cannot_be_used_is_refused_in_a_line(tmp_path):
             load_proposer(str(policy))
         assert reason in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_a_policy_that_reads_packets_says_neither_risk_nor_blending_that_it_was_not_taught():
+    for taught, says in ((NOTHING, (False, False)), (Taught(risk=True), (True, False)), (ALL, (True, True))):
+        proposal = proposed(PacketProposer(trained(taught=taught)), request_of(state()))
+        assert (proposal.risk is not None, bool(proposal.blending)) == says
 
 
 # ------------------------------------------------------------------ how it travels

@@ -139,7 +139,8 @@ def test_an_answer_that_is_late_by_the_clock_changes_no_state(controller, clock,
 
 
 def test_what_is_no_packet_and_what_is_over_is_a_pause(controller, seen):
-    for nothing in (None, {"run_id": "run"}, b"packet", 7):
+    past_checks = (SystemState.model_construct(), packet().model_copy(update={"epoch": None, "run_id": 7}))
+    for nothing in (None, {"run_id": "run"}, b"packet", 7, *past_checks):
         assert told(controller.evaluate_epoch(nothing)) == (Kind.PAUSE, Reason.PACKET_REFUSED)
         assert told(controller.evaluate_step(nothing)) == (Kind.PAUSE, Reason.PACKET_REFUSED)
     assert told(controller.evaluate_epoch(packet(epoch=20, run_id="over"))) == (Kind.PAUSE, Reason.PACKET_REFUSED)
