@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from envs.ranges import Positive, check_numbers
 from esper_ray.controller.assessment import Assessment, RiskConfig, RunState
@@ -18,7 +18,7 @@ from esper_ray.controller.conservative import ModeEvent
 from esper_ray.controller.proposals import Proposal
 from esper_ray.controller.records import StoredRun
 from esper_ray.errors import UserError
-from esper_ray.reading import checked, read_json
+from esper_ray.reading import checked, describe_problems, read_json
 from policies.strategic.messages import SystemState
 
 
@@ -152,3 +152,21 @@ class Call:
     def left_to_return(self, now: float) -> float:
         """Seconds, 0 once they are over."""
         return max(self.began + self.config.return_ms / 1e3 - now, 0.0)
+
+
+class PacketRefused(Exception):
+    """What was given to be decided on cannot be; one line of why."""
+
+
+def checked_packet(state: object) -> SystemState:
+    """A packet that is what its class promises: there are ways around a class's own checks.
+
+    Raises:
+        PacketRefused: it is not.
+    """
+    if not isinstance(state, SystemState):
+        raise PacketRefused(f"a packet is needed, got a {type(state).__name__}")
+    try:
+        return SystemState(**dict(state))
+    except ValidationError as error:
+        raise PacketRefused(describe_problems(error)) from error

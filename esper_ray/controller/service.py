@@ -11,8 +11,6 @@ from threading import Lock
 from typing import Self
 from uuid import uuid4
 
-from pydantic import ValidationError
-
 from envs.live.places import LiveError
 from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
@@ -36,7 +34,15 @@ from esper_ray.controller.conservative import ModeEvent
 from esper_ray.controller.decision_telemetry import DecisionTelemetry
 from esper_ray.controller.disk import Disk, DiskLate
 from esper_ray.controller.emitting import Telemetry
-from esper_ray.controller.evaluation import Call, ControllerConfig, Evaluation, Memory, Run
+from esper_ray.controller.evaluation import (
+    Call,
+    ControllerConfig,
+    Evaluation,
+    Memory,
+    PacketRefused,
+    Run,
+    checked_packet,
+)
 from esper_ray.controller.guarded_catalogue import GuardedCatalogue
 from esper_ray.controller.isolated_policy import IsolatedPolicy
 from esper_ray.controller.operations import mask_without
@@ -48,7 +54,6 @@ from esper_ray.controller.trial import TRIAL_SECONDS, trial_request, try_policy
 from esper_ray.errors import UserError
 from esper_ray.live.choosing import Training
 from esper_ray.live.policies import check_training
-from esper_ray.reading import describe_problems
 from policies.strategic.coverage import Coverage
 from policies.strategic.messages import SystemState
 
@@ -222,9 +227,9 @@ class Controller:
         began = self._now()
         packet: SystemState | None = None
         try:
-            packet = _checked(state)
+            packet = checked_packet(state)
             evaluation = self._in_turn(packet, began, decide)
-        except _NoPacket as error:
+        except PacketRefused as error:
             evaluation = self._unrecorded(packet, Reason.PACKET_REFUSED, str(error))
         except StoreFailed as error:
             evaluation = self._unrecorded(packet, Reason.STORE_FAILED, str(error))
@@ -384,24 +389,6 @@ class Named:
     def attend(self, training: Training) -> Attendance:
         """Decide for the model of that run, as :meth:`Controller.attend`."""
         return self.controller._attend(training, self.run_id)
-
-
-class _NoPacket(Exception):
-    """What was given to be decided on cannot be; one line of why."""
-
-
-def _checked(state: object) -> SystemState:
-    """A packet that is what its class promises: there are ways around a class's own checks.
-
-    Raises:
-        _NoPacket: it is not.
-    """
-    if not isinstance(state, SystemState):
-        raise _NoPacket(f"a packet is needed, got a {type(state).__name__}")
-    try:
-        return SystemState(**dict(state))
-    except ValidationError as error:
-        raise _NoPacket(describe_problems(error)) from error
 
 
 def _operation(
