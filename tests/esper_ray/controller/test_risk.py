@@ -73,7 +73,7 @@ FIRING = {
     (Reason.GRADIENT_CONFLICT, Severity.WARNING): {"metrics": {"grad_conflict_rate": 0.6}},
     (Reason.COVERAGE, Severity.CRITICAL): {"case": {"coverage": 0.05}},
     (Reason.COVERAGE, Severity.WARNING): {"case": {"coverage": 0.29}},
-    **{(fault, Severity.HIGH): {"faults": {fault}} for fault in FAULTS},
+    **{(fault, Severity.HIGH): {"faults": {fault}} for fault in sorted(FAULTS)},
 }
 BEFORE = course(losses=(0.5,) * 10, training=SWINGING, rates=(100.0,) * 10)
 ORDER = [row.reason for row in TABLE]
