@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -390,14 +391,19 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[_Seen]]]:
             handle.remove()
 
 
+_SLOW_PATH = Lock()
+"""Held while attention's fast path, which is the process's, is off: two threads at once would leave it off for good."""
+
+
 def forward_flops(model: nn.Module, example: Example, batch_axis: int = 0) -> int:
     """FLOPs of one sample's forward, as torch counts them: matrix products, convolutions and attention."""
     counter = FlopCounterMode(display=False)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # what it fuses is not counted, and a slot turns it off
-    try:
-        with untouched(model), counter:
-            call(model, example)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with _SLOW_PATH:
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # what it fuses is not counted, and a slot turns it off
+        try:
+            with untouched(model), counter:
+                call(model, example)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops() // batch_size(example, batch_axis))

@@ -270,7 +270,7 @@ def test_no_other_file_imports_what_ray_keeps_private():
 
 def test_no_other_file_reaches_into_a_private_attribute_of_anything_foreign():
     trees = dict(modules())
-    own = defined_here(trees.values())
+    own = defined_here(trees.values()) | {"_exit"}  # os._exit is documented
     found = [
         f"{path}:{node.lineno} {ast.unparse(node)}"
         for path, tree in trees.items()
