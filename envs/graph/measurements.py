@@ -24,7 +24,7 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-ACTIVITY_SAMPLES = 32
+ACTIVITY_SAMPLES = 16
 """Validation samples on which activation functions are watched."""
 ACTIVITY_INTERVAL = 5
 """Epochs between two times that they are; in between the last result stands."""

@@ -123,9 +123,9 @@ class PlainHost:
         }
 
     def activity(self):
-        """What the activation functions do on 32 validation samples, evenly spaced."""
+        """What the activation functions do on 16 validation samples, evenly spaced."""
         count = len(self.env.task.splits["validation"].x)
-        x, _ = self.samples("validation", torch.linspace(0, count - 1, min(32, count)).long())
+        x, _ = self.samples("validation", torch.linspace(0, count - 1, min(16, count)).long())
         read = []
         hooks = [
             function.register_forward_pre_hook(lambda _, given: read.append(given[0].detach().clone()))
