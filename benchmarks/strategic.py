@@ -2,7 +2,7 @@
 
 Run it with::
 
-    python -m benchmarks.strategic --json strategic.json
+    python -m benchmarks.strategic --json strategic.json --page docs/strategic.md
 
 Hosts of the greenhouse are real ones. Another graph of L layer nodes has as many activations and parameters, 3 seeds
 that monitor 3 layers each, and layers that feed the next and the one after it: 128 is the most that a packet holds,
@@ -70,6 +70,8 @@ class Strategic:
     """Pairs of episodes with and without the graph."""
     json: Path | None = None
     """File to write the report to."""
+    page: Path | None = None
+    """Page to write the tables into."""
 
     def run(self, console: Console) -> None:
         """Measure, print, write."""
@@ -86,6 +88,8 @@ class Strategic:
         report.headline["feature_cost_share"] = round(share, 3)
         report.tables.append(table)
         report.publish(console, self.json)
+        if self.page is not None:
+            report.write_into(self.page)
 
     def _networks(self, report: Report) -> None:
         """The network alone."""
