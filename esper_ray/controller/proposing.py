@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,15 +35,11 @@ from policies.learned import LEARNED
 from policies.registry import departures, registered
 from policies.results import HiddenState
 from policies.scripted import FixedSchedule
-from policies.strategic import coverage
 from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint
 from policies.strategic.inference import StrategicPolicy
 from policies.strategic.messages import SystemState
 from policies.strategic.schema import RISK_CLASSES
 from policies.weights import differences
-
-# Once per run the log tells what was not measured. Here every packet is of a new run, and each proposal tells it.
-logging.getLogger(coverage.__name__).disabled = True
 
 BuildPolicy = Callable[[PolicySettings], PolicyBundle]
 
