@@ -31,7 +31,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from benchmarks.faults import FaultyRun, faulty_run, planned
+from benchmarks.faults import planned
+from benchmarks.faulty_run import FaultyRun, faulty_run
 from benchmarks.harness import Report, Table, median_ratio, paired_seconds
 from benchmarks.live_models import SETUPS, Loop, Setup
 from benchmarks.strategic import fresh_checkpoint
@@ -72,8 +73,8 @@ NOTES = (
     "A takeover lasts from SIGKILL to the first command for which the policy was heard.",
     "In the trainings with faults each fault of benchmarks/faults.py is to strike once, at epochs drawn by the seed; "
     "one of the policy that was not even asked, because of the faults before, is not counted. Epochs take 5 s on the "
-    "controller's clocks. A stall is a decision that returns later than 250 ms; promises are what the module checks "
-    "of every decision and of what is on record of it.",
+    "controller's clocks. A stall is a decision that returns later than 250 ms; promises are what "
+    "benchmarks/faulty_run.py checks of every decision and of what is on record of it.",
 )
 
 
@@ -217,15 +218,7 @@ def digits_packets() -> list[SystemState]:
     """Of a host of digits while the shipped policy grows it."""
     task, epochs = make_task("digits_impaired"), 30
     loop = TaskLoop(task, epochs, seed=0)
-    grower = grow(
-        loop.model,
-        loop.optimizer,
-        "segments.*",
-        example=loop.example,
-        evaluate=loop.evaluate,
-        max_epochs=epochs,
-        policy=SHIPPED / "images",
-    )
+    grower = grow(**loop.given, policy=SHIPPED / "images")
     probe = Probe(loop.model, loop.optimizer, loop.example, grower=grower)
     packets = []
     for _ in range(epochs - 1):

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Teaches two graph policies what others do, one for digits_mixed and one for three worlds of different layers, and shows
-# what they reach on held-out hosts, also in two worlds that they never saw. Half an hour on two cores:
+# what they reach on held-out hosts, also in two worlds that they never saw. About an hour on two cores:
 #
-#     bash studies/strategic.sh [DIRECTORY]
+#     bash studies/strategic.sh [NEW DIRECTORY]
 #
 # Teachers are the policy that ships for images, and of rows and characters one seed at once, in the first slot: of the few
 # schedules that were tried by hand those that did best on validation data (docs/lab-book.md). random_valid, and the
@@ -10,7 +10,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs/strategic}
-mkdir -p "$runs"
+mkdir -p "$(dirname "$runs")"
+mkdir "$runs" # whatever is recorded is added to what is there
 
 collect() { .venv/bin/esper-ray strategic collect "$@" --max-epochs 60; }
 imitate() { .venv/bin/esper-ray strategic imitate "$@" --passes 20 --network.sage-width 64 --network.gat-width 32; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ class TaskLoop:
         hosts, chance = np.arange(1), HostChance(1)
         chance.seed(hosts, [seed])
         chance.start(hosts)
-        self._task, self._epoch = task, 0
+        self._task, self._max_epochs, self._epoch = task, max_epochs, 0
         self._population = Population(task, 1, max_epochs, torch.device("cpu"), chance)
         self._population.start(hosts)
         self.model = TaskHost(task, int(self._population.variant[0]))
@@ -121,6 +122,19 @@ class TaskLoop:
     def example(self) -> Tensor:
         """Two inputs."""
         return self._split("train").x[:2]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What :func:`esper_ray.live.grow` is given of it, by argument."""
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "slots": "segments.*",
+            "example": self.example,
+            "evaluate": self.evaluate,
+            "max_epochs": self._max_epochs,
+            "chance": self._task.chance_accuracy,
+        }
 
     def epoch(self) -> float:
         """Train for an epoch; returns the mean loss."""

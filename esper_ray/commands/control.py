@@ -164,17 +164,7 @@ class Control:
         task, run_id = env.make_task(), self.name or self._new_name()
         try:
             loop = TaskLoop(task, self.max_epochs, self.seed)
-            grower = grow(
-                loop.model,
-                loop.optimizer,
-                "segments.*",
-                example=loop.example,
-                evaluate=loop.evaluate,
-                max_epochs=self.max_epochs,
-                chance=task.chance_accuracy,
-                controller=controller.named(run_id),
-                seed=self.seed,
-            )
+            grower = grow(**loop.given, controller=controller.named(run_id), seed=self.seed)
         except (TaskError, LiveError) as error:
             raise UserError(str(error)) from error
         console.print(f"run {run_id} by {self.policy}")

@@ -39,7 +39,7 @@ GIVEN = {
     "metrics.samples_per_s": "the probe, if you give its `end_epoch` the `samples`",
     UTILISATION: "the probe, on a GPU, with `esper-ray[nvidia]`",
     SEEDS: "the probe beside a grower",
-    RISK: "a graph policy; no other policy says it",
+    RISK: "a graph policy that was taught risks; no other policy says it",
     SHEETS: "the catalogue",
     **dict.fromkeys((HOOK, STEP, APPLY, COVERED), "the controller itself"),
 }

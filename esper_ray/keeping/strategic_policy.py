@@ -93,6 +93,7 @@ def exported(card: Card, policy: PolicyBundle) -> Checkpoint:
         normaliser=MetricNormaliser(),
         seen=network.graphs.scale.seen,
         tasks=card.env.task_names,
+        max_epochs=card.env.longest,
         commit=card.git_commit,
         return_scale=float(network.return_scale.value),
         taught=NOTHING,

@@ -67,6 +67,7 @@ class ImitationRun:
         readers = {world: of.reader() for world, of in worlds.items()}
         self._network = network
         self._tasks = tuple(sorted({of.task for of in worlds.values()}))
+        self._max_epochs = max(max(of.lengths) for of in replay.worlds.values())
         try:
             learnt, _ = (held_out_rows(replay, config.held_out, side) for side in (False, True))
             torch.manual_seed(config.seed)
@@ -119,6 +120,7 @@ class ImitationRun:
                     normaliser=builder.normaliser,
                     seen=self._student.scale.seen,
                     tasks=self._tasks,
+                    max_epochs=self._max_epochs,
                     commit=git_commit(),
                     return_scale=imitation.return_scale,
                     taught=imitation.taught,

@@ -100,7 +100,7 @@ class Trained:
 
         Args:
             path: A run directory, an export, or what imitation wrote, which was taught in no world of its own: it
-                plays the first task that was on record.
+                plays the first task that was on record, for as long as the longest episode was.
             which: Checkpoint of a run; the others have only one.
             world: Where it shall play, if not where it was trained.
 
@@ -113,7 +113,7 @@ class Trained:
                 path.resolve(),
                 "export",
                 0,
-                world.of(EnvConfig(task=policy.tasks[0]), any_slots=True),
+                world.of(EnvConfig(task=policy.tasks[0], max_epochs=policy.max_epochs), any_slots=True),
                 policy.tasks,
                 network_of(policy),
                 policy.registries.names,

@@ -79,6 +79,7 @@ def test_what_is_taught_is_a_policy_that_says_what_it_was_taught(taught):
     report = json.loads((taught / "imitation.json").read_text())
     checkpoint = Checkpoint.load(taught / "policy")
     assert checkpoint.tasks == ("digits_mixed", "tabular")
+    assert checkpoint.max_epochs == Trained.open(taught, "latest").env.longest == 8, "that of the episodes on record"
     assert checkpoint.config.sage_width == 16
     assert checkpoint.return_scale == report["return_scale"] != 1.0
     assert "GERMINATE" not in checkpoint.seen.never["ops"]

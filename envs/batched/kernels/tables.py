@@ -150,14 +150,12 @@ def _scores(
 ) -> Tensor:
     """How much each edge is attended to, before the softmax: ``[e, heads]``."""
     width, _, heads = source[0].shape
-    by_head, sizes = (
-        messages.unflatten(1, (heads, width)),
-        [n * of.shape[1] for n, of in zip(nodes, source, strict=True)],
-    )
+    sizes = [n * of.shape[1] for n, of in zip(nodes, source, strict=True)]
+    parts = messages.unflatten(1, (heads, width)).split(sizes)
     of_messages = torch.cat(
         [
             torch.einsum("nrhw,wrh->nrh", part.unflatten(0, (-1, of.shape[1])), of).flatten(0, 1)
-            for part, of in zip(by_head.split(sizes), source, strict=True)
+            for part, of in zip(parts, source, strict=True)
         ]
     )
     of_edges = torch.einsum("ea,aeh->eh", edges.attributes[edges.edge], along[:, edges.relation])

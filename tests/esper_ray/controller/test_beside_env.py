@@ -37,19 +37,8 @@ SCHEDULE = GrowthSchedule(
 
 def trained(**who):
     """A host of the greenhouse in a loop: what was done with each epoch, and the model."""
-    task = make_task("digits_impaired")
-    loop = TaskLoop(task, EPOCHS, SEED)
-    grower = grow(
-        loop.model,
-        loop.optimizer,
-        "segments.*",
-        example=loop.example,
-        evaluate=loop.evaluate,
-        max_epochs=EPOCHS,
-        chance=task.chance_accuracy,
-        seed=SEED,
-        **who,
-    )
+    loop = TaskLoop(make_task("digits_impaired"), EPOCHS, SEED)
+    grower = grow(**loop.given, seed=SEED, **who)
     done = []
     for _ in range(EPOCHS):
         done.append(grower.decision.action)

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.faults import EXPECTED, Fault, faulty_run, planned
+from benchmarks.faults import EXPECTED, Fault, planned
+from benchmarks.faulty_run import faulty_run
 from tests.esper_ray.controller.test_attending import UNHURRIED
 
 torch.set_num_threads(1)

@@ -40,6 +40,7 @@ def trained(seen=EVERYTHING, taught=ALL, play_temperature=1.0):
         normaliser=MetricNormaliser(),
         seen=seen,
         tasks=("digits_mixed",),
+        max_epochs=60,
         commit=None,
         taught=taught,
         play_temperature=play_temperature,
