@@ -25,10 +25,11 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 ACTIVITY_SAMPLES = 16
-"""Validation samples on which activation functions are watched."""
+"""Validation samples on which activation functions are watched, of a host and of anybody's model."""
 ACTIVITY_INTERVAL = 5
 """Epochs between two times that they are; in between the last result stands."""
 VOLATILITY_EPOCHS = 5
+"""Whose training losses make a run's volatility, of a host's and of anybody's."""
 
 
 class TrainingLosses(EpisodeArrays):

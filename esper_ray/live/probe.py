@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+from envs.graph.measurements import ACTIVITY_SAMPLES, VOLATILITY_EPOCHS
 from envs.live.host import checked_result
 from envs.live.optimizer import check_hooks
 from envs.live.places import Example, batch_size, shortened
@@ -33,9 +34,6 @@ from policies.strategic.packet_values import LARGEST_NUMBER
 from policies.strategic.sampling import SAMPLING, Sampling, sample
 from policies.strategic.sending import graph_of, monitors_of
 
-SAMPLES = 32
-"""Inputs on which activation functions are watched."""
-VOLATILITY_EPOCHS = 5
 OF_FUNCTIONS = ("activations", "feeds", "influences")
 """Tables of activation functions and of their edges."""
 
@@ -82,7 +80,7 @@ class Probe:
     Args:
         model: What is trained; not compiled yet (it may be later).
         optimizer: That trains it.
-        inputs: Validation inputs as the loop passes them, a tensor, a tuple or a dict of arguments: the first 32 run
+        inputs: Validation inputs as the loop passes them, a tensor, a tuple or a dict of arguments: the first 16 run
             through the model at the end of every epoch.
         grower: That grows it, if one does.
         max_epochs: Epochs that it will be trained for; the grower's if there is one.
@@ -112,7 +110,7 @@ class Probe:
         refuse_to_measure(model)
         check_hooks(optimizer)
         size = batch_size(inputs, batch_axis)
-        self._samples = min(size, SAMPLES)
+        self._samples = min(size, ACTIVITY_SAMPLES)
         self._inputs = shortened(inputs, batch_axis, size, self._samples)
         self._model, self._optimizer, self._grower, self._run_id = model, optimizer, grower, run_id
         self._sampling = sampling

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from envs.graph.measurements import ACTIVITY_SAMPLES
 from envs.limits import DEFAULT_BUDGET_FACTOR
 from envs.live.slot import GROWTH
 from envs.vocabulary import SeedStage
 from esper_ray.live import LiveError
 from esper_ray.live.hardware import DECLARED_ON_CUDA, UTILISATION
-from esper_ray.live.probe import DECLARED, DECLARED_OF_GROWERS, SAMPLES, Probe
+from esper_ray.live.probe import DECLARED, DECLARED_OF_GROWERS, Probe
 from policies.strategic.coverage import Coverage
 from policies.strategic.graph_columns import MOST_NODES
 from policies.strategic.input_page import GROWER, PROBE, read_keys
@@ -297,7 +298,7 @@ def test_activations_are_watched_on_32_samples():
     loop = Loop(Wired, images, size=50)
     packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
     with torch.no_grad():
-        x = loop.model.stem(loop.validation[0][:SAMPLES])
+        x = loop.model.stem(loop.validation[0][:ACTIVITY_SAMPLES])
     silent = (x <= 0).float().mean().item()
     assert column(packet, "activations", "saturation_rate")["act"] == pytest.approx(silent)
     feeds = packet.graph.feeds
@@ -386,7 +387,7 @@ def test_its_numbers_are_those_of_all_that_it_gave():
     packet = Probe(loop.model, loop.optimizer, loop.validation[0]).end_epoch()
     read, gave = [], []
     with torch.no_grad():
-        x = loop.model.first(loop.validation[0][:SAMPLES].flatten(1))
+        x = loop.model.first(loop.validation[0][:ACTIVITY_SAMPLES].flatten(1))
         for _ in range(3):
             read.append(x)
             gave.append(x.relu())

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from envs.graph.measurements import ACTIVITY_SAMPLES
 from envs.hosts.cnn import CnnVariant
 from envs.hosts.mlp import MlpVariant
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.tasks import make_task
-from esper_ray.live.probe import SAMPLES, Probe
+from esper_ray.live.probe import Probe
 from policies.strategic.measured import Measured
 from tests.envs.graph.plain_host import PlainHost
 from tests.envs.graph.test_formulas import DIFFERENCES, TOLERANCE
@@ -60,7 +61,7 @@ def test_a_probe_measures_of_a_host_what_the_greenhouse_does(name):
     env.reset(seed=[31, 32])
     plain, structure = ClippedBehindTheProbe(env, MEMBER), env.graph.layout.structure
     count = len(env.task.splits["validation"].x)
-    inputs, _ = plain.samples("validation", torch.linspace(0, count - 1, SAMPLES).long())
+    inputs, _ = plain.samples("validation", torch.linspace(0, count - 1, ACTIVITY_SAMPLES).long())
     probe = Probe(plain.net, plain.optimiser, inputs, max_epochs=EPOCHS + 2)
     plain.clip_in_step()
     for epoch in range(1, EPOCHS + 1):
