@@ -218,7 +218,7 @@ def fresh_checkpoint(config: GraphNetworkConfig) -> Checkpoint:
     """Of an untrained policy that reads everything."""
     views, seen = RegistryViews.fresh(Capacities()), Seen(frozenset(INPUTS), frozenset(OPS), frozenset(BLUEPRINTS))
     weights = GraphPolicyNetwork(config).state_dict()
-    return Checkpoint(config, weights, views, MetricNormaliser(), seen, ("none",), 150, None)
+    return Checkpoint(config, weights, views, MetricNormaliser(), seen, ("none",), 15, 150, None)
 
 
 def _read(

@@ -83,9 +83,9 @@ class Attendance:
         return choice
 
     def _packet(self, probe: Probe, grower: Grower) -> SystemState:
-        """Of the epoch that the grower is at, also where it went on from a checkpoint."""
+        """Of the epoch that the grower is at."""
         packet = probe.end_epoch(training_loss=grower.training_loss, samples=grower.samples)
-        return packet.model_copy(update={"run_id": self.run_id, "packet_id": str(grower.epoch), "epoch": grower.epoch})
+        return packet.model_copy(update={"run_id": self.run_id})
 
     def begun(self, grower: Grower) -> None:
         """Report what was carried out."""
@@ -97,11 +97,18 @@ class Attendance:
             self._probe.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Which run it is, and the commands that were carried out."""
-        return {"run_id": self.run_id, "executor": self._executor.state_dict()}
+        """Which run it is, the commands that were carried out, and what the probe remembers."""
+        assert self._probe is not None, "a grower chooses as it is made"
+        return {
+            "run_id": self.run_id,
+            "executor": self._executor.state_dict(),
+            "probe": self._probe.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with that run; what the controller remembers of it, its directory has."""
+        assert self._probe is not None, "a grower chooses as it is made"
+        self._probe.load_state_dict(state["probe"])
         self.run_id = str(state["run_id"])
         self._executor = self._new_executor()
         self._executor.load_state_dict(state["executor"])

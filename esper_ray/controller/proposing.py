@@ -142,16 +142,13 @@ class PacketProposer:
 
     Args:
         checkpoint: The policy.
-        play_temperature: Of its draws.
         trained_on: As far as it says.
     """
 
     slots = None
 
-    def __init__(
-        self, checkpoint: Checkpoint, play_temperature: float = 1.0, trained_on: TrainedOn | None = None
-    ) -> None:
-        self._policy, self._temperature, self._trained_on = StrategicPolicy(checkpoint), play_temperature, trained_on
+    def __init__(self, checkpoint: Checkpoint, trained_on: TrainedOn | None = None) -> None:
+        self._policy, self._trained_on = StrategicPolicy(checkpoint), trained_on
         self._says_blending = checkpoint.taught.methods or checkpoint.taught.windows
         self._return_scale = checkpoint.return_scale
 
@@ -170,7 +167,7 @@ class PacketProposer:
         """With an embedding, and with risk and blending if it was taught them."""
         run = self._policy.open_run(packet.run_id, None if hidden is None else json.loads(hidden))
         reading = run.read(packet)
-        distribution = reading.result.distribution.at_temperature(self._temperature)
+        distribution = reading.result.distribution
         actions = distribution.sample(generator, greedy)
         run.commit()
         whole = said(packet, reading, actions[0].numpy(), self._return_scale)
@@ -308,7 +305,7 @@ def load_proposer(policy: str) -> tuple[Proposer, str]:
         card, bundle = load_export(path)
         version = _digest(path / CARD_FILE)
         if bundle.reads_graphs:
-            return PacketProposer(exported(card, bundle), card.network.play_temperature, _trained_on(card)), version
+            return PacketProposer(exported(card, bundle), _trained_on(card)), version
         return ObservationProposer(lambda settings: bundle, card.slots, _trained_on(card)), version
     names = ", ".join(name for name in sorted(registered()) if name != LEARNED)
     raise UserError(

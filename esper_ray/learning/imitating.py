@@ -23,6 +23,7 @@ from policies.strategic.builder import GraphBuilder
 from policies.strategic.checkpoint import Checkpoint
 from policies.strategic.imitation import Imitation, PassReport
 from policies.strategic.imitation_config import ImitationConfig
+from policies.strategic.labels import STOPPED
 from policies.strategic.lessons import Lessons, held_out_rows, measure
 from policies.strategic.network import GraphPolicyNetwork
 from policies.strategic.network_config import GraphNetworkConfig
@@ -67,7 +68,7 @@ class ImitationRun:
         readers = {world: of.reader() for world, of in worlds.items()}
         self._network = network
         self._tasks = tuple(sorted({of.task for of in worlds.values()}))
-        self._max_epochs = max(max(of.lengths) for of in replay.worlds.values())
+        self._epochs = _epochs_of_examples(replay)
         try:
             learnt, _ = (held_out_rows(replay, config.held_out, side) for side in (False, True))
             torch.manual_seed(config.seed)
@@ -120,7 +121,8 @@ class ImitationRun:
                     normaliser=builder.normaliser,
                     seen=self._student.scale.seen,
                     tasks=self._tasks,
-                    max_epochs=self._max_epochs,
+                    min_epochs=min(self._epochs),
+                    max_epochs=max(self._epochs),
                     commit=git_commit(),
                     return_scale=imitation.return_scale,
                     taught=imitation.taught,
@@ -129,6 +131,17 @@ class ImitationRun:
         replace_text(self._path / REPORT, json.dumps(report, indent=2) + "\n")
         with writing(self._path):
             imitation.save(self._path / STATE)
+
+
+def _epochs_of_examples(replay: Replay) -> list[int]:
+    """Lengths of the episodes that are imitated; those that the governor cut short only where there are no others."""
+    found: dict[bool, list[int]] = {False: [], True: []}
+    for world in replay.worlds.values():
+        stopped = world.column(STOPPED).split(world.lengths)
+        for length, exemplary, ends in zip(world.lengths, world.exemplary, stopped, strict=True):
+            if exemplary:
+                found[bool(ends.any())].append(length)
+    return found[False] or found[True]
 
 
 def weights_to_begin_with(path: Path, network: NetworkConfig, worlds: GraphWorlds) -> dict[str, Tensor]:

@@ -15,8 +15,9 @@ from envs.live.places import Example, LiveError, Places, forward_flops
 from envs.live.planting import FORMAT, GrownSeed, check_ungrown, plant
 from envs.vocabulary import Blueprint
 from esper_ray.live.choosing import Training
+from esper_ray.live.graph_chooser import GraphChooser
 from esper_ray.live.grower import Chooser, Grower, PolicyChooser
-from esper_ray.live.policies import Policy, find_policy
+from esper_ray.live.policies import GraphDecider, Policy, find_policy
 from esper_ray.live.refusals import refuse_model, refuse_processes
 from esper_ray.live.scalars import ScalarWriter
 from policies.player import Player
@@ -78,8 +79,8 @@ def grow(
             or three times an epoch, the model in mode ``eval`` and without gradients; modes and randomness are put
             back afterwards.
         max_epochs: Epochs that the model will be trained for.
-        policy: Who decides: the shipped policy by default; the directory of an export; "heuristic" or another name;
-            the file of a schedule; or a :class:`policies.bundle.PolicyBundle`.
+        policy: Who decides: the shipped policy by default; the directory of an export or of an imitation;
+            "heuristic" or another name; the file of a schedule; or a :class:`policies.bundle.PolicyBundle`.
         controller: Who decides in place of a policy, a :class:`esper_ray.controller.service.Controller`.
         force: Take an export that was trained on another topology, under a controller too.
         chance: Accuracy of guessing, in percent. Without it a collapse to guessing is not noticed.
@@ -118,11 +119,15 @@ def grow(
             f"name the slots, the modules on whose outputs seeds may grow; this model has\n{places.table()}"
         )
     chosen = places.chosen(wanted)
+    training = Training(model, optimizer, example, batch_axis, len(chosen), chosen[0].kind, max_epochs, force)
     if controller is None:
-        decider = find_policy(policy, chosen[0].kind, len(chosen), max_epochs, force)
-        chooser: Chooser = PolicyChooser(decider, Player(decider.policy, 1, seed, deterministic))
+        decider = find_policy(policy, training.kind, training.slots, max_epochs, force)
+        chooser: Chooser = (
+            GraphChooser(decider, training, seed, deterministic)
+            if isinstance(decider, GraphDecider)
+            else PolicyChooser(decider, Player(decider.policy, 1, seed, deterministic))
+        )
     elif policy is None:
-        training = Training(model, optimizer, example, batch_axis, len(chosen), chosen[0].kind, max_epochs, force)
         chooser = controller.attend(training)
     else:
         raise LiveError("a policy and a controller are both to decide: give one of them")

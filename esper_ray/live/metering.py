@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -27,9 +27,9 @@ class Motion:
     Attributes:
         steps: Steps that there were.
         sizes: Numbers in each parameter ``[P]``.
-        start: Squared norm of each as the epoch began ``[P]``.
+        start: Squared norm of each before the first step ``[P]``.
         square: Likewise now ``[P]``.
-        change: Squared norm of its change in the epoch ``[P]``.
+        change: Squared norm of its change in the steps ``[P]``.
         gradient: Squared norm of its gradient, mean over steps ``[P]``.
         spread: Sum over its numbers of their gradient's variance over the steps ``[P]``.
         updated: Share of the steps that moved it ``[P]``, by a gradient that is not 0 or by momentum of one before.
@@ -64,16 +64,20 @@ def momentum_of(group: Mapping[str, Any]) -> float | None:
 class StepMeter:
     """Watches the parameters of a model in an optimiser's steps, of which it changes nothing.
 
-    It keeps the parameters as they were when the epoch began, and a sum of their gradients: twice their memory.
+    It keeps the parameters as they were before an epoch's first step, and a sum of their gradients: twice their memory.
+    So whatever is loaded into the model between two epochs is none of its changes.
 
     Args:
         parameters: P of them. Of one whose gradients are sparse nothing is known of its gradients.
         optimizer: That trains them.
+        on_first: Called before the first step of every epoch.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], optimizer: Optimizer, on_first: Callable[[], None] = lambda: None
+    ) -> None:
         self.parameters = tuple(parameters)
-        self._optimizer = optimizer
+        self._optimizer, self._on_first = optimizer, on_first
         self._moving = torch.zeros(len(self.parameters), dtype=torch.bool)
         self._handle = optimizer.register_step_pre_hook(self._before_step)
         self._due = False
@@ -86,7 +90,7 @@ class StepMeter:
     @torch.no_grad()
     def begin(self) -> None:
         """Begin an epoch."""
-        self._start = [parameter.clone() for parameter in self.parameters]
+        self._start: list[Tensor] | None = None
         self._sums = [torch.zeros_like(parameter) for parameter in self.parameters]
         self._device = self.parameters[0].device if self.parameters else torch.device("cpu")
         zeros = torch.zeros(len(self.parameters), device=self._device)
@@ -98,8 +102,28 @@ class StepMeter:
         self._squares, self._updates, self._norms = zeros, zeros.clone(), zeros.new_zeros(())
         self._steps, self._times, self._hook_ms, self._hook_seconds = 0, list[float](), math.nan, 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next epoch depends on, beside the model and its optimiser: which parameters momentum moves."""
+        return {"moving": self._moving.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the one that gave :meth:`state_dict`.
+
+        Raises:
+            ValueError: it watched another number of parameters.
+        """
+        if state["moving"].shape != self._moving.shape:
+            raise ValueError(f"the state is of {len(state['moving'])} parameters, here are {len(self._moving)}")
+        self._moving = state["moving"].to(self._device, copy=True)
+
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._due = True
+        if self._start is None:
+            started = time.perf_counter()
+            with torch.no_grad():
+                self._start = [parameter.clone() for parameter in self.parameters]
+            self._on_first()
+            self._hook_seconds += time.perf_counter() - started
         return with_gradients(args, kwargs, self._look)
 
     @torch.no_grad()
@@ -146,11 +170,12 @@ class StepMeter:
         squares = self._numbers(list(self._squares))
         sums = self._squared(self._sums)
         sizes = np.array([float(parameter.numel()) for parameter in self.parameters])
-        changes = [now - before.to(now.device) for now, before in zip(self.parameters, self._start, strict=True)]
+        start: Sequence[Tensor] = self.parameters if self._start is None else self._start
+        changes = [now - before.to(now.device) for now, before in zip(self.parameters, start, strict=True)]
         return Motion(
             steps=self._steps,
             sizes=sizes,
-            start=self._squared(self._start),
+            start=self._squared(start),
             square=self._squared(self.parameters),
             change=self._squared(changes) + 0.0 * steps,
             gradient=squares / steps,

@@ -11,12 +11,14 @@ from pathlib import Path
 from envs.live.places import IMAGE, Kind, LiveError
 from envs.slots import SlotConfig
 from esper_ray.keeping.export import load_export
+from esper_ray.keeping.strategic_policy import checkpoint_in, exported, load_strategic
 from esper_ray.measuring.search.schedule_files import read_schedule
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy
 from policies.learned import LEARNED
 from policies.registry import registered
 from policies.scripted import FixedSchedule
+from policies.strategic.checkpoint import Checkpoint
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Exports that come with the package."""
@@ -39,17 +41,32 @@ class Decider:
     name: str
 
 
-def shipped_export(kind: Kind) -> Path:
-    """The shipped policy for slots of a kind."""
+@dataclass(frozen=True)
+class GraphDecider:
+    """A policy of graphs, which reads hosts with any number of slots.
+
+    Attributes:
+        checkpoint: Decides.
+        name: In words.
+    """
+
+    checkpoint: Checkpoint
+    name: str
+
+
+def shipped_policy(kind: Kind) -> Path:
+    """Where the shipped policy for slots of a kind is."""
     return SHIPPED / ("images" if kind == IMAGE else "sequences_and_vectors")
 
 
-def find_policy(policy: Policy | None, kind: Kind, num_slots: int, max_epochs: int, force: bool) -> Decider:
+def find_policy(
+    policy: Policy | None, kind: Kind, num_slots: int, max_epochs: int, force: bool
+) -> Decider | GraphDecider:
     """The policy that a user means, for a host of ``num_slots`` slots.
 
     Args:
-        policy: None for the shipped one; the name of one that needs no training; the directory of an export; the JSON
-            file of a schedule; or a policy.
+        policy: None for the shipped one; the name of one that needs no training; the directory of an export or of an
+            imitation; the JSON file of a schedule; or a policy.
         kind: Of the host's slots.
         num_slots: Of the host.
         max_epochs: Of the run.
@@ -61,9 +78,9 @@ def find_policy(policy: Policy | None, kind: Kind, num_slots: int, max_epochs: i
     """
     settings = PolicySettings(SlotConfig.for_row(num_slots), max_epochs)
     if policy is None:
-        if not shipped_export(kind).is_dir():
+        if not shipped_policy(kind).is_dir():
             raise LiveError(f'no policy ships for {kind.name}s: pass policy="heuristic", or an export of yours')
-        shipped = _exported(shipped_export(kind), kind, num_slots, max_epochs, force)
+        shipped = _trained(shipped_policy(kind), kind, num_slots, max_epochs, force)
         return dataclasses.replace(shipped, name=f"the shipped policy for {kind.name}s")
     if isinstance(policy, str) and policy in registered() and policy != LEARNED:
         return Decider(build_policy(policy, settings), settings.slots, policy)
@@ -71,7 +88,7 @@ def find_policy(policy: Policy | None, kind: Kind, num_slots: int, max_epochs: i
         return Decider(policy, enabled_slots(policy.slot_config, num_slots, "the policy"), type(policy).__name__)
     path = Path(policy).expanduser()
     if path.is_dir():
-        return _exported(path, kind, num_slots, max_epochs, force)
+        return _trained(path, kind, num_slots, max_epochs, force)
     if path.is_file():
         try:
             planned = FixedSchedule(settings.slots, max_epochs, read_schedule(path))
@@ -84,15 +101,18 @@ def find_policy(policy: Policy | None, kind: Kind, num_slots: int, max_epochs: i
     )
 
 
-def _exported(path: Path, kind: Kind, num_slots: int, max_epochs: int, force: bool) -> Decider:
+def _trained(path: Path, kind: Kind, num_slots: int, max_epochs: int, force: bool) -> Decider | GraphDecider:
+    who = f"the policy in {path}"
+    if checkpoint_in(path) is not None:
+        checkpoint = load_strategic(path)
+        shortest, longest = checkpoint.min_epochs, checkpoint.max_epochs
+        check_training(who, [kind.topology], shortest, longest, kind, max_epochs, force)  # graphs are of any topology
+        return GraphDecider(checkpoint, path.name)
     card, policy = load_export(path)
-    if policy.reads_graphs:
-        raise LiveError(
-            f"the policy in {path} reads hosts as graphs, and yours is observed as Obs V3: choose one whose network is "
-            "flat"
-        )
-    who, horizons = f"the policy in {path}", card.env.horizons
+    horizons = card.env.horizons
     check_training(who, card.topologies, horizons[0], horizons[-1], kind, max_epochs, force)
+    if policy.reads_graphs:
+        return GraphDecider(exported(card, policy), path.name)
     return Decider(policy, enabled_slots(policy.slot_config, num_slots, who), path.name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -122,12 +122,35 @@ class Probe:
         self._hardware = HardwareMeter()
         trace(model, self._inputs, self._samples)  # what does not run is refused now
         host = (p for name, p in model.named_parameters() if name.partition(".")[0] != GROWTH)
-        self._meter = StepMeter([p for p in host if p.is_floating_point()], optimizer)
-        self._seeds = self._seed_values()
+        self._meter = StepMeter([p for p in host if p.is_floating_point()], optimizer, self._on_first_step)
+        self._known, self._seeds = self._seed_ids(), list[dict[str, Tensor]]()
 
     def remove(self) -> None:
         """Watch no longer: model and optimiser are as if there had never been a probe."""
         self._meter.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What packets to come depend on, beside the model, its optimiser and its grower, between two epochs."""
+        return {
+            "epochs": self._epochs,
+            "steps": self._steps,
+            "losses": list(self._losses),
+            "magnitudes": dict(self._magnitudes),
+            "known": list(self._known),
+            "meter": self._meter.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the probe that gave :meth:`state_dict`; model, optimiser and grower have their own.
+
+        Raises:
+            ValueError: it watched another model; nothing has changed then.
+        """
+        self._meter.load_state_dict(state["meter"])
+        self._meter.begin()
+        self._epochs, self._steps = state["epochs"], state["steps"]
+        self._losses, self._magnitudes = list(state["losses"]), dict(state["magnitudes"])
+        self._known, self._seeds = list(state["known"]), []
 
     def end_epoch(
         self,
@@ -159,7 +182,8 @@ class Probe:
         self._follow_model()
         seen = trace(self._model, self._inputs, self._samples, self._slots)
         self._epochs, self._steps = self._epochs + 1, self._steps + motion.steps
-        packet_id = str(self._epochs)
+        epoch = self._epochs if self._grower is None else self._grower.epoch
+        packet_id = str(epoch)
         whole = self._measured(seen, motion)
         self._magnitudes = update_magnitudes(whole)
         loss = _finite(training_loss)
@@ -170,7 +194,7 @@ class Probe:
             packet_id=packet_id,
             timestamp_ns=time.time_ns(),
             declared=self._declared(seen, metrics),
-            epoch=self._epochs,
+            epoch=epoch,
             max_epochs=self._max_epochs,
             global_step=self._steps,
             training_loss=loss,
@@ -182,7 +206,7 @@ class Probe:
             **self._growing(whole, part),
         )
         self._meter.begin()
-        self._seeds = self._seed_values()
+        self._known, self._seeds = self._seed_ids(), []
         self.seconds += time.perf_counter() - started + motion.hook_seconds
         return packet
 
@@ -265,14 +289,22 @@ class Probe:
         growth = getattr(self._model, GROWTH, None)
         return growth.slots() if isinstance(growth, Growth) else []
 
-    def _seed_values(self) -> list[dict[str, Tensor]]:
-        """Copies of each seed's parameters, by slot."""
-        return [{name: p.detach().clone() for name, p in slot.named().items()} for slot in self._live_slots()]
+    def _seed_ids(self) -> list[str | None]:
+        """The seed in each slot."""
+        return [] if self._grower is None else list(self._grower.seed_ids)
+
+    def _on_first_step(self) -> None:
+        """Copy the parameters of the seeds that have been there since the epoch before, by slot."""
+        there = zip(self._live_slots(), self._seed_ids(), self._known, strict=False)
+        self._seeds = [
+            {name: p.detach().clone() for name, p in slot.named().items()} if seed == known else {}
+            for slot, seed, known in there
+        ]
 
     def _activity(self, at: int) -> float | None:
         """Norm of the change of a seed's parameters in the epoch, over their norm before; None of a new seed."""
         slots = self._live_slots()
-        if at >= len(slots):
+        if at >= len(self._seeds):
             return None
         before, now = self._seeds[at], slots[at].named()
         if not now or {name: p.shape for name, p in before.items()} != {name: p.shape for name, p in now.items()}:

@@ -76,8 +76,10 @@ class Manifest(Message):
     """Mean and variance of each metric."""
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     """What it was trained on."""
+    min_epochs: Annotated[int, Field(ge=1)]
+    """Of the shortest episode that it was trained over."""
     max_epochs: Annotated[int, Field(ge=1)]
-    """Of the longest episode that it was trained over."""
+    """Of the longest one."""
     commit: Annotated[str, Field(pattern="^[0-9a-f]{7,40}(-dirty)?$")] | None
     """Of the code that trained it; null outside a checkout."""
     never_seen: NeverSeen
@@ -114,7 +116,8 @@ class Checkpoint:
         normaliser: Scale of the metrics.
         seen: What training showed.
         tasks: What it was trained on.
-        max_epochs: Of the longest episode that it was trained over.
+        min_epochs: Of the shortest episode that it was trained over.
+        max_epochs: Of the longest one.
         commit: Of the code that trained it; None outside a checkout.
         return_scale: Reward units per unit of the network's values; 1 before any return was seen.
         taught: What it was taught beside its action and values.
@@ -127,6 +130,7 @@ class Checkpoint:
     normaliser: MetricNormaliser
     seen: Seen
     tasks: tuple[str, ...]
+    min_epochs: int
     max_epochs: int
     commit: str | None
     return_scale: float = 1.0
@@ -207,6 +211,7 @@ class Checkpoint:
             registry_digests=self.registries.digests,
             normaliser=self.normaliser.to_json(),
             tasks=self.tasks,
+            min_epochs=self.min_epochs,
             max_epochs=self.max_epochs,
             commit=self.commit,
             never_seen=NeverSeen(**self.seen.never),
@@ -247,6 +252,7 @@ class Checkpoint:
             normaliser=normaliser,
             seen=seen,
             tasks=manifest.tasks,
+            min_epochs=manifest.min_epochs,
             max_epochs=manifest.max_epochs,
             commit=manifest.commit,
             return_scale=manifest.return_scale,

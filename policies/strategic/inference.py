@@ -138,12 +138,13 @@ class StrategicPolicy:
         """Whether torch compiles the network."""
         return isinstance(self._forward, FallingBack) and self._forward.is_compiled
 
-    def open_run(self, run_id: str, scale: Any = None) -> StrategicRun:
+    def open_run(self, run_id: str, scale: Any = None, *, log_coverage: bool = True) -> StrategicRun:
         """A training run to read, with a scale of its own for what depends on the machine.
 
         Args:
             run_id: Of the run.
             scale: To go on from, as :attr:`StrategicRun.scale` gave it; by default that of the policy's training.
+            log_coverage: Whether to log it when a packet measures less of what is declared than the one before.
 
         Raises:
             ValueError: a scale that is none.
@@ -151,7 +152,8 @@ class StrategicPolicy:
         normaliser = self._checkpoint.normaliser.for_run()
         if scale is not None:
             normaliser.load_json(scale)
-        return StrategicRun(self, run_id, GraphBuilder(self._checkpoint.registries, normaliser))
+        log = CoverageLog(run_id) if log_coverage else None
+        return StrategicRun(self, run_id, GraphBuilder(self._checkpoint.registries, normaliser), log)
 
     def answer(self, arrays: GraphArrays, slots: SlotConfig) -> GraphPolicyResult:
         """What the policy says of N graphs of hosts with these slots.
@@ -202,9 +204,8 @@ class StrategicRun:
     committed.
     """
 
-    def __init__(self, policy: StrategicPolicy, run_id: str, builder: GraphBuilder) -> None:
-        self._policy, self.run_id, self._builder = policy, run_id, builder
-        self._log = CoverageLog(run_id)
+    def __init__(self, policy: StrategicPolicy, run_id: str, builder: GraphBuilder, log: CoverageLog | None) -> None:
+        self._policy, self.run_id, self._builder, self._log = policy, run_id, builder, log
         self._read: SystemState | None = None
 
     @property
@@ -221,7 +222,8 @@ class StrategicRun:
         if packet.run_id != self.run_id:
             raise ValueError(f"the packet is of the run {packet.run_id!r}, this is the run {self.run_id!r}")
         measured, coverage = Measured.of(packet), Coverage.of(packet)
-        self._log.report(coverage)
+        if self._log is not None:
+            self._log.report(coverage)
         result = self._policy.answer(self._builder.build(measured), measured.slots)
         self._read = packet
         return Reading(result, measured.slots, coverage)

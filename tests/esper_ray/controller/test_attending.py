@@ -1,5 +1,6 @@
 """A host under a controller does what its policy alone would have it do, as long as nothing stands against that."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from esper_ray.live.choosing import Choice
 from esper_ray.live.policies import SHIPPED, enabled_slots
 from policies.strategic.messages import SeedState, SystemState
 from tests.envs.helpers import WAIT
-from tests.envs.live.loops import same
+from tests.envs.live.loops import Loop, same
 from tests.esper_ray.controller.faulty import DECLARED, POLICY
 from tests.esper_ray.controller.test_telemetry import OTHERS_RELY_ON
 from tests.places import ROOT
@@ -216,12 +217,13 @@ class Listening:
     observe, slots = False, None
 
     def __init__(self):
-        self.heard = []
+        self.heard, self.packets = [], []
 
     def attend(self, training):
         return Attendance(self, training, "a run")
 
     def evaluate_epoch(self, state, hook_ms=None):
+        self.packets.append(state)
         self.heard.append((hook_ms, state.metrics.get("hook_latency_ms")))
         return bare_pause("a run", state.epoch, Reason.OPERATOR, 0)
 
@@ -235,6 +237,38 @@ def test_the_hooks_latency_is_of_a_step_and_of_the_executor_without_what_is_meas
     (first, unknown), *others = listening.heard
     assert (first, unknown) == (0.0, None), "nothing was trained or carried out yet"
     assert [hook for hook, _ in others] == [in_a_step + 1e3 for _, in_a_step in others]
+
+
+def test_of_a_resumed_run_the_same_is_measured():
+    """But for what depends on the machine."""
+
+    def epochs(loop, grower, first, last):
+        for epoch in range(first, last):
+            torch.manual_seed(epoch)
+            loop.epoch()
+            grower.end_epoch(training_loss=1.0 / (1 + epoch), samples=24)
+
+    def steady(packet):
+        said = packet.model_dump(exclude={"timestamp_ns", "hardware"})
+        of_machine = ("latency_ms", "samples_per_s", "percent", "free_gb", "memory_share")
+        metrics = {name: value for name, value in said["metrics"].items() if not name.endswith(of_machine)}
+        return said | {"metrics": metrics}
+
+    listening, resumed = Listening(), Listening()
+    loop = Loop("cnn")
+    grower = loop.grow(None, controller=listening)
+    epochs(loop, grower, 0, 4)
+    states = copy.deepcopy([grower.state_dict(), loop.model.state_dict(), loop.optimizer.state_dict()])
+    epochs(loop, grower, 4, 7)
+    other = Loop("cnn")
+    nn.utils.vector_to_parameters(torch.zeros(10**4), other.model.parameters())
+    resuming = other.grow(None, controller=resumed)
+    for part, state in zip((resuming, other.model, other.optimizer), states, strict=True):
+        part.load_state_dict(state)
+    epochs(other, resuming, 4, 7)
+    assert [packet.epoch for packet in resumed.packets] == [0, 5, 6, 7]
+    assert list(map(steady, resumed.packets[1:])) == list(map(steady, listening.packets[-3:]))
+    assert all("loss_volatility" in packet.metrics for packet in resumed.packets[1:])
 
 
 def test_who_only_observes_changes_nothing(tmp_path):

@@ -12,14 +12,15 @@ from rich.console import Console
 
 from envs.action_masks import split_mask
 from envs.graph.layout import GraphLayout
-from envs.live.places import IMAGE, LiveError
+from envs.live.places import IMAGE, SEQUENCE, LiveError
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
 from envs.tasks import make_task
 from esper_ray.cli import parse
 from esper_ray.config import TrainConfig, with_settings
+from esper_ray.controller.proposing import load_proposer
 from esper_ray.errors import UserError
-from esper_ray.keeping.export import CARD_FILE, load_export, write_export
+from esper_ray.keeping.export import CARD_FILE, load_export, read_export, write_export
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
 from esper_ray.learning.training import _played_in, train
 from esper_ray.learning.worlds import OneOfSeveral, make_env
@@ -30,7 +31,9 @@ from esper_ray.measuring.trained import Trained, World
 from esper_ray.presets import DEBUG
 from policies.player import Player
 from policies.return_scale import WORLD
+from policies.strategic.inference import StrategicPolicy
 from tests.esper_ray.learning.test_resume import scalars
+from tests.policies.strategic.states import state
 
 torch.set_num_threads(1)
 
@@ -133,9 +136,17 @@ def test_an_export_plays_any_task_as_its_run_does(run, export):
     assert np.isfinite(results.score).all()
 
 
-def test_a_grower_takes_obs_v3_alone_and_says_so(export):
-    with pytest.raises(LiveError, match="reads hosts as graphs"):
-        find_policy(str(export), IMAGE, 2, EPOCHS, force=True)
+def test_an_export_grows_models_and_is_played_at_its_own_temperature(export):
+    """In somebody's loop as under a controller."""
+    with pytest.raises(LiveError, match="was trained on hosts of topology"):
+        find_policy(str(export), SEQUENCE, 2, EPOCHS, force=False)
+    decider = find_policy(str(export), IMAGE, 2, EPOCHS, force=True)
+    temperature = read_export(export)[0].network.play_temperature
+    assert decider.checkpoint.play_temperature == temperature != 1.0
+    packet = state()
+    reading = StrategicPolicy(decider.checkpoint).open_run(packet.run_id).read(packet)
+    thought = load_proposer(str(export))[0].think(packet, None, torch.Generator().manual_seed(0), greedy=False)
+    assert tuple(thought.said["op_probs"].values()) == tuple(reading.result.distribution.op_log_probs[0].exp().tolist())
 
 
 @pytest.mark.parametrize(("task", "others"), [("tabular", 5), ("digits_scale", 5), ("digits", 3)])

@@ -42,7 +42,7 @@ def test_the_probe_and_what_reads_its_packets(capsys, tmp_path, monkeypatch):
     registries = Registries(tmp_path / "registries.json").register(vocabulary(Measured.of(packets[0])))
     seen = Seen(frozenset(INPUTS), frozenset(OPS), frozenset(BLUEPRINTS))
     weights = GraphPolicyNetwork(SMALL).state_dict()
-    Checkpoint(SMALL, weights, registries, MetricNormaliser(), seen, ("none",), 150, None).save(tmp_path / "policy")
+    Checkpoint(SMALL, weights, registries, MetricNormaliser(), seen, ("none",), 15, 150, None).save(tmp_path / "policy")
     exec(block("import StrategicPolicy"), names | {"Path": Path})
     assert capsys.readouterr().out.startswith("OK None")
 

@@ -1,6 +1,7 @@
 """A packet in, what the policy says out: always the same, on the run's own scale, and nothing else changes."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +27,9 @@ from tests.policies.strategic.packets import packets
 from tests.policies.strategic.states import METRICS, SLOTS, changed, seed, state
 
 EVERYTHING = Seen(frozenset(INPUTS), frozenset(OPS), frozenset(BLUEPRINTS))
+OF_MACHINES = ("latency_ms", "samples_per_s", "percent", "free_gb", "memory_share")
+STEADY = replace(EVERYTHING, inputs=frozenset(name for name in INPUTS if not name.endswith(OF_MACHINES)))
+"""Of a policy that does not read how fast and how full the machine is, like one that has learnt in the greenhouse."""
 
 
 ALL = Taught(risk=True, methods=True, windows=True)
@@ -40,6 +44,7 @@ def trained(seen=EVERYTHING, taught=ALL, play_temperature=1.0):
         normaliser=MetricNormaliser(),
         seen=seen,
         tasks=("digits_mixed",),
+        min_epochs=15,
         max_epochs=60,
         commit=None,
         taught=taught,
