@@ -24,7 +24,7 @@ from benchmarks.harness import Report, Table, paired_seconds
 from benchmarks.live_models import SETUPS, Loop
 from envs.slots import SlotConfig
 from envs.vocabulary import Blueprint
-from esper_ray.live import Grower, LiveError, grow, rebuild
+from esper_ray.live import Grower, grow, rebuild
 from esper_ray.live.policies import Policy
 from esper_ray.process import host_processes, settle
 from policies.schedule import GrowthPlan, GrowthSchedule
@@ -63,13 +63,7 @@ class Live:
     trainings: bool = True
 
     def run(self, console: Console) -> None:
-        """Measure, print, write.
-
-        Raises:
-            SystemExit: no policy ships for one of the models, which the trainings need.
-        """
-        if self.trainings:
-            _check_shipped()
+        """Measure, print, write."""
         report = Report("live", notes=list(NOTES[: 1 + self.trainings]))
         rows = [overheads(name, self.pairs) for name in track(SETUPS, "overheads", console=console, transient=True)]
         report.headline["idle_overhead"] = round(max(row.idle for row in rows), 4)
@@ -185,15 +179,6 @@ def overheads(name: str, pairs: int) -> Overhead:
     evaluation, evaluations, rest = _end_of_epochs(name)
     epoch = statistics.median(seconds["alone"])
     return Overhead(name, epoch, ratios["idle"], ratios["one"], ratios["each"], evaluation, evaluations, rest)
-
-
-def _check_shipped() -> None:
-    """Find out now, and not after minutes, whether every model has a shipped policy."""
-    for name, setup in SETUPS.items():
-        try:
-            _grower(Loop(setup, seed=0), min(HORIZONS), None)
-        except LiveError as error:
-            raise SystemExit(f"{name}: {error}; --no-trainings measures what growing costs alone") from error
 
 
 def _planted(name: str, seeds: int, slots: int) -> FixedSchedule:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from envs.graph.measurements import ACTIVITY_SAMPLES
 from envs.tasks import make_task
 from envs.tasks.base import SplitName
 
@@ -114,8 +115,8 @@ class Loop:
 
     @property
     def example(self) -> Tensor:
-        """Two inputs."""
-        return self.splits["train"][0][:2]
+        """Inputs."""
+        return self.splits["train"][0][:ACTIVITY_SAMPLES]
 
     def epoch(self) -> None:
         """Train for one epoch."""

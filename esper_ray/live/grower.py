@@ -198,7 +198,7 @@ class Grower:
         Args:
             loss: Validation loss of the model as it is, if the loop has just evaluated it.
             accuracy: Likewise in percent.
-            training_loss: Mean over the epoch, for a controller; policies don't read it.
+            training_loss: Mean over the epoch, for a controller or a policy of graphs; others don't read it.
             samples: That were trained on, likewise.
 
         Returns:

@@ -74,7 +74,8 @@ def grow(
         optimizer: Of the model. Seeds join its groups.
         slots: Modules on whose outputs seeds can grow: names, globs (``body.*`` is what lies directly in ``body``) or
             last parts of names. Without them the error lists the candidates.
-        example: A batch of at least two inputs, as the loop passes them: a tensor, a tuple or a dict of arguments.
+        example: A batch of at least two inputs, as the loop passes them: a tensor, a tuple or a dict of arguments. On
+            the first 16 a policy of graphs and a controller watch activation functions.
         evaluate: Loss and accuracy in percent on validation data, without side effects. It is called now and then two
             or three times an epoch, the model in mode ``eval`` and without gradients; modes and randomness are put
             back afterwards.

@@ -78,8 +78,6 @@ def find_policy(
     """
     settings = PolicySettings(SlotConfig.for_row(num_slots), max_epochs)
     if policy is None:
-        if not shipped_policy(kind).is_dir():
-            raise LiveError(f'no policy ships for {kind.name}s: pass policy="heuristic", or an export of yours')
         shipped = _trained(shipped_policy(kind), kind, num_slots, max_epochs, force)
         return dataclasses.replace(shipped, name=f"the shipped policy for {kind.name}s")
     if isinstance(policy, str) and policy in registered() and policy != LEARNED:

@@ -103,7 +103,6 @@ def refused(match, model=LeNet, data=images, optimizer=None, error=LiveError, wr
         (r"evaluate\(\) returned 3 values: two numbers", {"evaluate": lambda: (0.1, 90.0, 3)}),
         (r"evaluate\(\) returned .*: two numbers", {"evaluate": lambda: (0.1, "90 %")}),
         ("in percent, from 0 to 100", {"evaluate": lambda: (0.1, 101.0)}),
-        ("no policy ships for vectors: pass policy=", {"slots": ["f1"], "policy": None}),
         ("no policy 'nobody': give the directory of an export", {"policy": "nobody"}),
         ("above 0 and at most 1, got 2", {"lr_scale": 2.0}),
         ("chance must be", {"chance": 101.0}),

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from envs.blueprints import blueprints_for
 from envs.vocabulary import Blueprint, GerminationStyle
+from esper_ray.live.probe import Probe
 from tests.esper_ray.live.models import ARCHITECTURES, LeNet, Loop, growing, images, schedule, tokens
 
 torch.set_num_threads(1)
@@ -23,11 +24,14 @@ def stages(grower):
 
 
 # ---------------------------------------------------------------------- compile and export
+@pytest.mark.parametrize("probed", [False, True], ids=["", "beside a probe"])
 @pytest.mark.parametrize("name", ["residual", "TransformerEncoder"])
-def test_compiling_twice_per_change_of_structure_and_never_for_alpha(name):
+def test_compiling_twice_per_change_of_structure_and_never_for_alpha(name, probed):
     """Counted with a backend that needs no compiler, in training and in evaluation."""
+    torch._dynamo.reset()  # its limit on compilations is the process's
     loop = Loop(*ARCHITECTURES[name][:2])
     grower = growing(loop, ["0"] if name == "residual" else ["encoder.layers.0"], counterfactual_interval=1)
+    probe = Probe(loop.model, loop.optimizer, loop.example, grower=grower) if probed else None
     counter = CompileCounter()
     plain, loop.model = loop.model, torch.compile(loop.model, backend=counter, fullgraph=True)
     structures, forms = 0, None
@@ -37,6 +41,8 @@ def test_compiling_twice_per_change_of_structure_and_never_for_alpha(name):
         structures, forms = structures + (form != forms), form
         loop.epoch()
         grower.end_epoch()
+        if probe is not None:
+            probe.end_epoch()
     assert stages(grower) == ["fossilized"]
     assert structures == 4  # empty, TRAINING, BLENDING, HOLDING and FOSSILIZED
     assert counter.frame_count <= 2 * structures
