@@ -37,7 +37,7 @@ for task in tabular tabular_wide text text_attending; do
 done
 collect tabular --max-epochs 60 --policies random_valid --episodes 48 --seed 2
 collect text --max-epochs 60 --policies random_valid --episodes 16 --seed 2
-.venv/bin/esper-ray strategic imitate "$runs/record" "$runs/sequences_and_vectors" --passes 20 \
+.venv/bin/esper-ray strategic imitate "$runs/record" "$runs/sequences_and_vectors" --passes 12 \
     --network.sage-width 64 --network.gat-width 32
 rm -rf $shipped/sequences_and_vectors
 cp -r "$runs/sequences_and_vectors/policy" $shipped/sequences_and_vectors

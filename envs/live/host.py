@@ -54,6 +54,7 @@ class LiveHost:
         lr_scale: Share of the optimiser's step that seeds take.
         seed: Of the seeds' initial weights.
         without: Kinds of seed that are not to grow.
+        initial_weights: Draws the seeds' initial weights, in place of ``seed``.
 
     Raises:
         LiveError: an optimiser that cannot be used; the model is as it was then.
@@ -73,9 +74,11 @@ class LiveHost:
         lr_scale: float = 1.0,
         seed: int = 0,
         without: Collection[Blueprint] = (),
+        initial_weights: np.random.Generator | None = None,
     ) -> None:
         self.model, self.evaluations = model, 0
-        self._evaluate, self._seed, self._births = evaluate, seed, 0
+        self._evaluate, self._seed, self._births, self._initial_weights = evaluate, seed, 0, initial_weights
+        self._drawn_from: dict[int, dict[str, Any]] = {}
         self._given: Result | None = None
         self._costs = _costs(model, places, slots, without)
         self.growth = Growth(places, devices)
@@ -114,19 +117,24 @@ class LiveHost:
             if slot.seed_kind is not None and (form is None or slot.seed_kind is not form[0]):
                 slot.empty()
             if form is not None:
-                self._bring(slot, *form)
+                self._bring(at, *form)
                 stage = SeedStage(int(lifecycle.stage[0, at]))
                 slot.set_stage(incubating=stage == SeedStage.TRAINING, attached=stage >= SeedStage.HOLDING)
                 slot.set_alpha(float(lifecycle.alpha[0, at]))
         self.optimizer.follow()
 
-    def _bring(self, slot: LiveSlot, kind: Blueprint, algorithm: AlphaAlgorithm, level: int) -> None:
-        born = slot.seed_kind is None
-        if born:
+    def _bring(self, at: int, kind: Blueprint, algorithm: AlphaAlgorithm, level: int) -> None:
+        slot = self.slots[at]
+        if slot.seed_kind is None:
             slot.plant(kind)
-        if born or (algorithm, level) != (slot.seed_algorithm, slot.seed_level):
-            slot.set_form(algorithm, level, np.random.default_rng([self._seed, self._births]))
+            generator = self._initial_weights or np.random.default_rng([self._seed, self._births])
+            self._drawn_from[at] = dict(generator.bit_generator.state)
             self._births += 1
+            slot.set_form(algorithm, level, generator)
+        elif (algorithm, level) != (slot.seed_algorithm, slot.seed_level):
+            again = np.random.default_rng()  # what the seed has not had yet was drawn with it
+            again.bit_generator.state = self._drawn_from[at]
+            slot.set_form(algorithm, level, again)
 
     def check_seeds(self, lifecycle: Lifecycle) -> None:
         """Refuse seeds that came with a state dict behind the lifecycle's back.
@@ -245,6 +253,8 @@ class LiveHost:
         order = [[self.slots.index(slot), name] for slot, name in self.optimizer.order]
         return {
             "births": self._births,
+            "drawn_from": copy.deepcopy(self._drawn_from),
+            "initial_weights": None if self._initial_weights is None else dict(self._initial_weights.bit_generator.state),
             "evaluations": self.evaluations,
             "order": order,
             "rate": self.optimizer.rate,
@@ -272,7 +282,9 @@ class LiveHost:
         self.sync(lifecycle)
         self.optimizer.reorder(order)
         self.optimizer.set_rate(rate)
-        self._births, self.evaluations = births, evaluations
+        self._births, self.evaluations, self._drawn_from = births, evaluations, copy.deepcopy(state["drawn_from"])
+        if self._initial_weights is not None:
+            self._initial_weights.bit_generator.state = state["initial_weights"]
 
 
 def _form(lifecycle: Lifecycle, at: int) -> tuple[Blueprint, AlphaAlgorithm, int] | None:

@@ -98,12 +98,12 @@ class LiveSlot(nn.Module):
         Args:
             algorithm: GATE brings a gate, the others have none.
             level: Highest level that takes part.
-            generator: Draws what is new.
+            generator: Draws what is new; the same values whatever the form, and those that the greenhouse draws.
         """
-        kind, held, wanted = self._kind(), self.named(), {}
-        for name, spec in self.specs(kind, algorithm, level).items():
-            wanted[name] = held[name] if name in held else self._drawn(spec, generator)
-        self._hold(wanted)
+        held, wanted = self.named(), self.specs(self._kind(), algorithm, level)
+        if not wanted.keys() <= held.keys():
+            held = self._drawn(generator) | held
+        self._hold({name: held[name] for name in wanted})
         self.seed_algorithm, self.seed_level = algorithm, level
         self._write_form()
 
@@ -113,8 +113,12 @@ class LiveSlot(nn.Module):
             for name, value in zip(STATE, form, strict=False):
                 self.get_buffer(name).fill_(int(value))
 
-    def _drawn(self, spec: ParameterSpec, generator: np.random.Generator) -> nn.Parameter:
-        return nn.Parameter(torch.from_numpy(spec.draw(generator)).to(self.like))
+    def _drawn(self, generator: np.random.Generator) -> dict[str, nn.Parameter]:
+        """A fresh seed with all that it can have."""
+        specs = self.specs(self._kind(), AlphaAlgorithm.GATE, MOST_LEVELS)
+        return {
+            name: nn.Parameter(torch.from_numpy(spec.draw(generator)).to(self.like)) for name, spec in specs.items()
+        }
 
     def set_stage(self, incubating: bool, attached: bool) -> None:
         """Say whether the seed trains behind the host, and whether its input's gradient reaches the host."""

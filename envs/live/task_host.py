@@ -70,7 +70,8 @@ class _Segment(nn.Module):
 class TaskLoop:
     """Trains a host as the greenhouse trains the first host of an env that was reset with a list of this one seed.
 
-    It begins with that host's weights, and has its mini-batches and its learning rate.
+    It begins with that host's weights, and has its mini-batches and its learning rate; what grows in it by
+    :attr:`given` begins with the weights that it has there.
 
     Args:
         task: Of the host.
@@ -92,7 +93,7 @@ class TaskLoop:
         hosts, chance = np.arange(1), HostChance(1)
         chance.seed(hosts, [seed])
         chance.start(hosts)
-        self._task, self._max_epochs, self._epoch = task, max_epochs, 0
+        self._task, self._max_epochs, self._epoch, self._chance = task, max_epochs, 0, chance
         self._population = Population(task, 1, max_epochs, torch.device("cpu"), chance)
         self._population.start(hosts)
         self.model = TaskHost(task, int(self._population.variant[0]))
@@ -134,6 +135,7 @@ class TaskLoop:
             "evaluate": self.evaluate,
             "max_epochs": self._max_epochs,
             "chance": self._task.chance_accuracy,
+            "initial_weights": self._chance.of(0),
         }
 
     def epoch(self) -> float:

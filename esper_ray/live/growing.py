@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -62,6 +63,7 @@ def grow(
     batch_axis: int = 0,
     deterministic: bool = False,
     seed: int = 0,
+    initial_weights: np.random.Generator | None = None,
     writer: ScalarWriter | None = None,
 ) -> Grower:
     """Let a policy grow a model while somebody's own loop trains it.
@@ -97,6 +99,7 @@ def grow(
         batch_axis: Axis of the batch in the example.
         deterministic: Take the policy's likeliest action instead of drawing one.
         seed: Of the policy's draws and the seeds' initial weights.
+        initial_weights: Draws the latter in place of ``seed``: a PCG64 generator.
         writer: Takes scalars, as TensorBoard's ``SummaryWriter`` does.
 
     Returns:
@@ -140,7 +143,7 @@ def grow(
     host_flops = forward_flops(model, example, batch_axis)
     devices = [places.device(place) for place in chosen]
     kinds = [Blueprint[name] for name in without]
-    host = LiveHost(model, optimizer, chosen, devices, decided, evaluate, lr_scale, seed, kinds)
+    host = LiveHost(model, optimizer, chosen, devices, decided, evaluate, lr_scale, seed, kinds, initial_weights)
     try:
         return Grower(
             host,

@@ -84,10 +84,10 @@ def test_a_controller_in_a_calm_run_is_its_policy_in_the_loop_and_in_the_greenho
     there, actions = in_the_greenhouse(given)
     here = np.array([SystemState.model_validate_json(one.packet).observation for one in kept], np.float32)
     assert [one.epoch for one in kept] == list(range(EPOCHS))
-    # The greenhouse draws its seeds' first weights otherwise: from where a seed is observed the courses differ.
+    # Seeds begin with the same weights; rounding, which grows from epoch to epoch, is all that tells the courses apart.
     alike = np.abs(here - there).max(axis=1) < 1e-4
     together = EPOCHS if alike.all() else int(alike.argmin())
-    assert together > 1 + next(at for at, action in enumerate(actions) if action[0])
+    assert together >= next(at for at, action in enumerate(actions) if action[0]) + 6, "a seed has trained by then"
     assert [one.action for one in kept][:together] == actions[:together]
     if policy == "a schedule":
         assert [one.action for one in kept] == actions
