@@ -23,7 +23,7 @@ from envs.live.optimizer import SeedOptimizer
 from envs.live.places import LiveError, Place
 from envs.live.planting import GrownSeed, graft, prune_empty
 from envs.live.quiet import untouched
-from envs.live.slot import GROWTH, Growth, LiveSlot
+from envs.live.slot import GROWTH, Growth
 from envs.measurements import SeedGradients
 from envs.population.blending import gate_parameters
 from envs.slots import SlotConfig
@@ -254,7 +254,7 @@ class LiveHost:
         return {
             "births": self._births,
             "drawn_from": copy.deepcopy(self._drawn_from),
-            "initial_weights": None if self._initial_weights is None else dict(self._initial_weights.bit_generator.state),
+            "initial_weights": self._initial_weights and dict(self._initial_weights.bit_generator.state),
             "evaluations": self.evaluations,
             "order": order,
             "rate": self.optimizer.rate,

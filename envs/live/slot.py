@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.batched.kernels.operators import TorchAlone
-from envs.batched.parameters import ParameterSpec, ParameterSpecs
+from envs.batched.parameters import ParameterSpecs
 from envs.blueprints import blueprints_for
 from envs.blueprints.base import LadderModule
 from envs.live.places import LiveError, Place
