@@ -54,7 +54,8 @@ def parts_of(body: bytes, most: int | None = None) -> list[bytes]:
     Raises:
         ValueError: the lengths do not add up to it, or there are more parts.
     """
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while at < len(body):
         if len(parts) == most:
             raise ValueError(f"there is more behind the {most} parts of a message")

@@ -10,8 +10,6 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from esper_ray.controller.keys import LEAST_KEY_BYTES, Key, KeyRing, KeyState
 from esper_ray.controller.records import DIRECTORY, Nanoseconds
 from esper_ray.errors import UserError
@@ -86,7 +84,7 @@ def read_key_file(path: Path) -> KeyRing:
         )
     except UserError as error:
         reason = str(error)
-    except (ValidationError, ValueError):  # neither may be quoted: a secret may stand where it does not belong
+    except ValueError:  # of which nothing may be quoted: a secret may stand where it does not belong
         reason = "it is not as this program writes it"
     raise UserError(f"{path} holds no keys that can be used ({reason}): take the copy of another machine, or a backup")
 

@@ -121,7 +121,7 @@ class Verifier:
         return envelope
 
     def enter(self, connection: sqlite3.Connection, envelope: Envelope) -> None:
-        """Enter a message that was verified; its effect belongs in the same transaction.
+        """Enter a message that was verified; its effect belongs in the same transaction. What is too old is dropped.
 
         Args:
             connection: In a transaction.
@@ -133,6 +133,8 @@ class Verifier:
             RuntimeError: there is no transaction.
         """
         entry = self._ledger.enter(connection, envelope)
+        if entry is Entry.UNKNOWN:
+            self._ledger.forget(connection, self._time_ns())
         if entry is Entry.COMMITTED:
             raise Redelivered(Untrusted.REPLAYED_NONCE, "its effect is committed", envelope)
         if entry is Entry.OTHER:

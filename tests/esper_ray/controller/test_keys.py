@@ -11,7 +11,7 @@ import threading
 import traceback
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from esper_ray.cli import parse
@@ -363,7 +363,6 @@ def whole_file(tmp_path_factory):
     return path.read_text()
 
 
-@settings(max_examples=100)
 @given(data=st.data())
 def test_a_damaged_file_is_refused_in_a_line_that_quotes_nothing_of_it(tmp_path_factory, whole_file, data):
     path = tmp_path_factory.getbasetemp() / "damaged.json"

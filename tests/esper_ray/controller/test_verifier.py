@@ -199,6 +199,15 @@ def test_the_ledger_forgets_what_is_too_old_to_come_again_and_nothing_else():
     assert reason_of(place, content) is Untrusted.STALE
 
 
+def test_the_ledger_does_not_grow_for_ever():
+    place = Place()
+    for number in range(30):
+        place.now = NOW + number * DAY
+        place.take(at(place.now, nonce=bytes([number]) * 16))
+        assert place.nonces == min(number + 1, 8)
+    assert len(place.effects) == 30
+
+
 def test_a_clock_that_goes_back_lets_nothing_forgotten_come_again(tmp_path):
     place, content = Place(tmp_path / "state.sqlite"), sealed()
     place.take(content)
@@ -223,8 +232,8 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=60)
-@given(st.lists(STEPS, max_size=30))
+@settings(max_examples=40)
+@given(st.lists(STEPS, max_size=20))
 def test_whatever_happens_no_message_has_its_effect_twice(tmp_path_factory, steps):
     directory = tmp_path_factory.mktemp("ledger")
     place, sent = Place(directory / "state.sqlite"), {}
