@@ -91,6 +91,7 @@ def parse(arguments: Sequence[str]) -> Command:
     from esper_ray.commands.deployment import Export, Serve
     from esper_ray.commands.evaluation import Evaluate, Replay, Search
     from esper_ray.commands.inspection import Inspect
+    from esper_ray.commands.keys import Keys
     from esper_ray.commands.strategic import Strategic
     from esper_ray.commands.studies import Compare, Study, Tune
     from esper_ray.commands.training import Train
@@ -113,6 +114,7 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Control, tyro.conf.subcommand("control")]
+        | Annotated[Keys, tyro.conf.subcommand("keys")]
         | Annotated[
             Strategic, tyro.conf.subcommand("strategic", description="Record episodes, and teach a graph policy.")
         ]

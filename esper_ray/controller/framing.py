@@ -16,7 +16,7 @@ _PREFIX = 8
 def framed(message: Message, *blobs: bytes) -> bytes:
     """A message as JSON and the bytes that belong to it, as one frame: its length, then each part behind its own."""
     parts = (message.model_dump_json().encode(), *blobs)
-    return _prefixed(b"".join(_prefixed(part) for part in parts))
+    return prefixed(b"".join(prefixed(part) for part in parts))
 
 
 def received(connection: socket.socket) -> list[bytes]:
@@ -26,7 +26,7 @@ def received(connection: socket.socket) -> list[bytes]:
         EOFError: it has ended.
         ValueError: what came is no frame.
     """
-    return _parts(_exactly(connection, _body_length(_exactly(connection, _PREFIX))))
+    return parts_of(_exactly(connection, _body_length(_exactly(connection, _PREFIX))))
 
 
 async def read(stream: asyncio.StreamReader) -> list[bytes]:
@@ -36,11 +36,35 @@ async def read(stream: asyncio.StreamReader) -> list[bytes]:
         EOFError: it has ended.
         ValueError: what came is no frame.
     """
-    return _parts(await stream.readexactly(_body_length(await stream.readexactly(_PREFIX))))
+    return parts_of(await stream.readexactly(_body_length(await stream.readexactly(_PREFIX))))
 
 
-def _prefixed(content: bytes) -> bytes:
+def prefixed(content: bytes) -> bytes:
+    """Bytes behind their length."""
     return len(content).to_bytes(_PREFIX, "big") + content
+
+
+def parts_of(body: bytes, most: int | None = None) -> list[bytes]:
+    """What :func:`prefixed` was put together of.
+
+    Args:
+        body: All of it.
+        most: Parts that it may have; None for any number.
+
+    Raises:
+        ValueError: the lengths do not add up to it, or there are more parts.
+    """
+    parts: list[bytes] = []
+    at = 0
+    while at < len(body):
+        if len(parts) == most:
+            raise ValueError(f"there is more behind the {most} parts of a message")
+        start = at + _PREFIX
+        at = start + int.from_bytes(body[at:start], "big")
+        parts.append(body[start:at])
+    if at != len(body):
+        raise ValueError("the parts of a message are not as long as it")
+    return parts
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
@@ -59,14 +83,3 @@ def _body_length(prefix: bytes) -> int:
     if length > MOST_BYTES:
         raise ValueError(f"a message of {length} bytes is longer than {MOST_BYTES}")
     return length
-
-
-def _parts(body: bytes) -> list[bytes]:
-    parts, at = [], 0
-    while at < len(body):
-        start = at + _PREFIX
-        at = start + int.from_bytes(body[at:start], "big")
-        parts.append(body[start:at])
-    if at != len(body):
-        raise ValueError("the parts of a message are not as long as it")
-    return parts

@@ -21,6 +21,7 @@ from esper_ray.commands.control import Control
 from esper_ray.commands.deployment import Export, Serve
 from esper_ray.commands.evaluation import Evaluate, Replay, Search
 from esper_ray.commands.inspection import Inspect
+from esper_ray.commands.keys import Keys
 from esper_ray.commands.strategic import Collect, EvaluateStrategic, Imitate
 from esper_ray.commands.studies import Compare, Study, Tune
 from esper_ray.commands.training import Train
@@ -51,6 +52,7 @@ COMMANDS = {
     ("compare", "one", "other"): (Compare,),
     ("inspect", DEFAULT_TASK): (Inspect,),
     ("control",): (Control,),
+    ("keys", "list"): (Keys,),
     ("strategic", "collect", "store"): (Collect,),
     ("strategic", "imitate", "store", "out"): (Imitate, ImitationConfig),
     ("strategic", "evaluate", "trained", "store"): (EvaluateStrategic,),

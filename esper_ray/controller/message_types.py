@@ -1,0 +1,45 @@
+"""Kinds of messages between processes, and how old each may be when it is received."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+from esper_ray.controller.commands import RECEIVED_WITHIN_MS
+
+SECOND_NS = 10**9
+DAY_NS = 86_400 * SECOND_NS
+FUTURE_NS = 5 * SECOND_NS
+"""How far a sender's clock may be ahead, nanoseconds."""
+
+
+class MessageType(StrEnum):
+    """What a message is."""
+
+    STATES = "states"
+    """A run's packet."""
+    COMMANDS = "commands"
+    """What a controller decided on it."""
+    RESULTS = "results"
+    """What became of a command."""
+    REPORTS = "reports"
+    """What followed a decision."""
+    ACKS = "acks"
+    """That a report has arrived."""
+    UPDATES = "updates"
+    """A policy's new weights."""
+    TELEMETRY = "telemetry"
+    """Metrics and events."""
+    EMERGENCY = "emergency"
+    """Those that are HIGH or CRITICAL."""
+
+
+_ACTED_ON = (MessageType.STATES, MessageType.COMMANDS)
+"""Of a run as it is now; what is told of it later is as true when it comes late."""
+MOST_AGE_NS: Mapping[MessageType, int] = MappingProxyType(
+    {kind: RECEIVED_WITHIN_MS * 10**6 if kind in _ACTED_ON else 7 * DAY_NS for kind in MessageType}
+)
+"""Age at which a message is too old to be received, nanoseconds."""
+LONGEST_AGE_NS = max(MOST_AGE_NS.values())
+"""After it nothing counts any more, whatever it is."""

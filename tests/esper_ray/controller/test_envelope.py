@@ -1,0 +1,223 @@
+"""What is sealed is read as it was, and nothing that was changed by a bit is ever believed."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from esper_ray.controller.envelope import MOST_PAYLOAD_BYTES, Envelope, seal
+from esper_ray.controller.keys import Key, KeyState
+from esper_ray.controller.message_types import LONGEST_AGE_NS, MOST_AGE_NS, MessageType
+from esper_ray.controller.verifier import EnvelopeRefused, Untrusted
+from tests.esper_ray.controller.sealing import (
+    DAY,
+    NOW,
+    OTHER_SECRET,
+    RING,
+    SECOND,
+    SECRET,
+    Place,
+    framed,
+    parts_of,
+    sealed,
+)
+
+RUN_IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
+MUTATED = 10_000
+
+
+@given(st.sampled_from(MessageType), RUN_IDS, st.binary(max_size=300), st.integers(0, 2**63 - 1))
+def test_what_is_sealed_is_read_as_it_was_and_believed(kind, run_id, payload, timestamp_ns):
+    envelope = seal(RING.signing, kind, run_id, payload, timestamp_ns)
+    assert Envelope.read(envelope.content) == envelope
+    assert (envelope.type, envelope.audience, envelope.payload) == (kind, run_id, payload)
+    assert envelope.timestamp_ns == timestamp_ns
+    place = Place(now=timestamp_ns)
+    assert place.take(envelope.content, kind, run_id) == envelope
+    assert place.effects == [payload]
+
+
+def test_its_bytes_are_what_their_description_says():
+    envelope = seal(RING.signing, MessageType.COMMANDS, "läuft", b"do it", NOW)
+    described = sealed(audience="läuft".encode(), nonce=envelope.nonce, payload=b"do it")
+    assert envelope.content == described
+    assert envelope.content.startswith(envelope.signed)
+    assert len(envelope.content) == len(envelope.signed) + 8 + 32
+
+
+def test_no_two_envelopes_have_the_same_nonce():
+    nonces = {seal(RING.signing, MessageType.COMMANDS, "run", b"", NOW).nonce for _ in range(1000)}
+    assert len(nonces) == 1000
+    assert {len(nonce) for nonce in nonces} == {16}
+
+
+def test_ages_are_those_that_are_written_down():
+    minutes = {kind for kind, age in MOST_AGE_NS.items() if age == 60 * SECOND}
+    assert minutes == {MessageType.STATES, MessageType.COMMANDS}
+    assert {age for kind, age in MOST_AGE_NS.items() if kind not in minutes} == {7 * DAY} == {LONGEST_AGE_NS}
+    assert MOST_AGE_NS.keys() == {*MessageType}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"version": b"esper/2"},
+        {"key_id": b"k" * 65},
+        {"key_id": "schlüssel".encode()},
+        {"type": b"t" * 33},
+        {"audience": b"a" * 801},
+        {"audience": b"\xff"},
+        {"timestamp": b"1234567"},
+        {"timestamp": b"123456789"},
+        {"nonce": bytes(15)},
+        {"nonce": bytes(17)},
+        {"nonce": b""},
+        {"signature": bytes(33)},
+    ],
+    ids=lambda fields: ", ".join(f"{name} of {len(value)} bytes" for name, value in fields.items()),
+)
+def test_what_is_well_signed_and_no_envelope_is_taken_for_unsigned(fields):
+    content = sealed(**fields)
+    with pytest.raises(ValueError, match=r"^it|codec"):
+        Envelope.read(content)
+    refused(Place(), content, Untrusted.MISSING_SIGNATURE)
+
+
+def test_what_cannot_travel_is_not_sealed():
+    for audience, payload in (("a" * 801, b""), ("\ud800", b""), ("run", bytes(MOST_PAYLOAD_BYTES + 1))):
+        with pytest.raises(ValueError, match=r"audience|surrogates|payload"):
+            seal(RING.signing, MessageType.UPDATES, audience, payload, NOW)
+    longest = seal(RING.signing, MessageType.UPDATES, "run", bytes(MOST_PAYLOAD_BYTES), NOW)
+    assert len(longest.payload) == 65 * 2**20
+
+
+def test_an_envelope_shows_neither_payload_nor_signature():
+    envelope = seal(RING.signing, MessageType.COMMANDS, "run", b"payload", NOW)
+    for hidden in (envelope.payload, envelope.signature, envelope.content, SECRET):
+        assert repr(hidden)[2:-1] not in repr(envelope)
+
+
+def refused(place, content, reason=None):
+    with pytest.raises(EnvelopeRefused) as caught:
+        place.take(content)
+    assert place.effects == []
+    assert place.nonces == 0
+    assert str(caught.value).isprintable()
+    assert reason in (None, caught.value.reason)
+    return caught.value.reason
+
+
+# ------------------------------------------------------------------ 10,000 that were changed
+def flipped(draw, content, other):
+    changed = bytearray(content)
+    for _ in range(draw.choice((1, 1, 1, 2, 8, 64))):
+        changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def cut(draw, content, other):
+    start, end = sorted(draw.randrange(len(content) + 1) for _ in range(2))
+    return draw.choice((content[:start], content[end:], content[:start] + content[end:]))
+
+
+def extended(draw, content, other):
+    at = draw.choice((0, len(content), draw.randrange(len(content))))
+    return content[:at] + draw.choice((draw.randbytes(draw.randrange(1, 40)), bytes(8), content, other)) + content[at:]
+
+
+def fields_swapped(draw, content, other):
+    parts = parts_of(content)
+    one, another = draw.sample(range(len(parts)), 2)
+    parts[one], parts[another] = parts[another], parts[one]
+    return framed(parts)
+
+
+def field_of_another(draw, content, other):
+    parts, at = parts_of(content), draw.randrange(8)
+    parts[at] = parts_of(other)[at]
+    return framed(parts)
+
+
+def field_changed(draw, content, other):
+    parts, at = parts_of(content), draw.randrange(8)
+    parts[at] = draw.choice((b"", parts[at][:-1], parts[at] + b"\0", draw.randbytes(len(parts[at])), parts[at].upper()))
+    return framed(parts)
+
+
+def fields_moved_on(draw, content, other):
+    """Their borders are elsewhere, the bytes between them the same."""
+    parts, at = parts_of(content), draw.randrange(7)
+    both, border = parts[at] + parts[at + 1], draw.randrange(40)
+    parts[at : at + 2] = both[:border], both[border:]
+    return framed(parts)
+
+
+def fields_dropped_or_doubled(draw, content, other):
+    parts, at = parts_of(content), draw.randrange(8)
+    parts[at : at + 1] = draw.choice(([], [parts[at]] * 2))
+    return framed(parts)
+
+
+def length_changed(draw, content, other):
+    parts, at = parts_of(content), draw.randrange(8)
+    place = len(framed(parts[:at]))
+    length = draw.choice((0, 1, len(parts[at]) + 1, max(0, len(parts[at]) - 1), len(content), 2**63, 2**64 - 1))
+    return content[:place] + length.to_bytes(8, "big") + content[place + 8 :]
+
+
+CHANGES = (
+    flipped,
+    cut,
+    extended,
+    fields_swapped,
+    field_of_another,
+    field_changed,
+    fields_moved_on,
+    fields_dropped_or_doubled,
+    length_changed,
+)
+
+
+def test_ten_thousand_changed_envelopes_are_refused_and_none_raises_anything_else():
+    draw, place, found, done = random.Random(24), Place(), Counter(), 0
+    stranger = Key(OTHER_SECRET, KeyState.SIGNING)
+    while done < MUTATED:
+        payload = draw.randbytes(draw.choice((0, 1, 40, 300)))
+        originals = [
+            seal(key, kind, run_id, payload, NOW + shift).content
+            for key, kind, run_id, shift in (
+                (RING.signing, MessageType.COMMANDS, "run", 0),
+                draw.choice(
+                    (
+                        (RING.signing, MessageType.COMMANDS, "another", 0),
+                        (RING.signing, MessageType.REPORTS, "run", -SECOND),
+                        (stranger, MessageType.COMMANDS, "run", 1),
+                    )
+                ),
+            )
+        ]
+        for change in CHANGES:
+            changed = change(draw, *originals)
+            if changed not in originals:
+                try:
+                    place.take(changed)
+                except EnvelopeRefused as refusal:
+                    found[refusal.reason] += 1
+                done += 1
+    assert sum(found.values()) == done >= MUTATED
+    assert (place.effects, place.nonces) == ([], 0)
+    assert all(found[reason] > 100 for reason in (Untrusted.MISSING_SIGNATURE, Untrusted.BAD_SIGNATURE))
+    assert found[Untrusted.UNKNOWN_KEY] > 100
+    assert sum(found[reason] for reason in [*Untrusted][:3]) == done, "none got past its signature"
+    place.take(originals[0])
+    assert place.effects == [payload], "while what was not changed is believed"
+
+
+@given(st.binary(max_size=200) | st.lists(st.binary(max_size=40), max_size=9).map(framed))
+@example(b"")
+@example(framed([b""] * 8))
+@example(framed([b"esper/1", *[b""] * 7]))
+def test_bytes_of_any_kind_are_refused(content):
+    refused(Place(), content, Untrusted.MISSING_SIGNATURE)
