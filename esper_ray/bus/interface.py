@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -13,7 +14,10 @@ from esper_ray.bus.events import BusEvent, EventKind, log_event
 from esper_ray.bus.streams import RULES, Stream, StreamRules
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
+NAME = "esper"
+"""Of a bus, unless another is given."""
 CLAIM_AFTER_S = 60.0
 """For so long an entry belongs to whom it was delivered."""
 MOST_DELIVERIES = 5
@@ -99,7 +103,7 @@ class Bus(ABC):
             stream: From where.
             group: For whom.
             consumer: Who takes it: a name that no other of the group has, and the same after a restart.
-            count: So many at most.
+            count: So many at most; all are to be handled within ``claim_after_s``, or renewed.
             wait_s: Seconds to wait for the first.
 
         Returns:
@@ -212,7 +216,10 @@ class Bus(ABC):
             return do()
 
     def _tell(self, kind: EventKind, stream: Stream, group: str, detail: str) -> None:
-        self._on_event(BusEvent(kind, stream, group, detail))
+        try:
+            self._on_event(BusEvent(kind, stream, group, detail))
+        except Exception:  # what was done is done, whoever is told
+            logger.exception("an event of the bus could not be told")
 
     def _tell_removed(self, stream: Stream, group: str, lag: int) -> None:
         limit = self.rules[stream].most_lag

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from esper_ray.bus.events import BusEvent, log_event
 from esper_ray.bus.in_process import InProcessBus
-from esper_ray.bus.interface import CLAIM_AFTER_S, TIMEOUT_S, Bus
+from esper_ray.bus.interface import CLAIM_AFTER_S, NAME, TIMEOUT_S, Bus
 from esper_ray.bus.streams import RULES, Stream, StreamRules
 from esper_ray.errors import UserError
 
@@ -16,6 +16,7 @@ SCHEMES = ("redis", "rediss")
 def open_bus(
     url: str | None = None,
     *,
+    name: str = NAME,
     rules: Mapping[Stream, StreamRules] = RULES,
     claim_after_s: float = CLAIM_AFTER_S,
     on_event: Callable[[BusEvent], None] = log_event,
@@ -25,6 +26,7 @@ def open_bus(
 
     Args:
         url: ``redis://HOST:PORT/DB`` of a Redis server, or ``rediss://`` over TLS; None is a new bus of this process.
+        name: Of the bus on the server: buses of other names there know nothing of this one.
         rules: Of the streams, the same for all who use it.
         claim_after_s: Seconds after which an entry that was neither acknowledged nor renewed is delivered again.
         on_event: Is told what happens; by default the log is.
@@ -48,4 +50,4 @@ def open_bus(
         if error.name != "redis":
             raise
         raise UserError("a bus on Redis needs redis-py: pip install 'esper-ray[redis]'") from None
-    return RedisBus(url, rules=rules, claim_after_s=claim_after_s, on_event=on_event, timeout_s=timeout_s)
+    return RedisBus(url, name=name, rules=rules, claim_after_s=claim_after_s, on_event=on_event, timeout_s=timeout_s)

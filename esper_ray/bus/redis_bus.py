@@ -11,12 +11,10 @@ from esper_ray.bus import redis_scripts as scripts
 from esper_ray.bus.deliveries import DeadLetter, Delivery, GroupState, StreamState
 from esper_ray.bus.errors import GroupMissing, MemoryFull, StreamFull
 from esper_ray.bus.events import BusEvent, EventKind, log_event
-from esper_ray.bus.interface import CLAIM_AFTER_S, LOOK_EVERY_S, MOST_DELIVERIES, TIMEOUT_S, Bus
+from esper_ray.bus.interface import CLAIM_AFTER_S, LOOK_EVERY_S, MOST_DELIVERIES, NAME, TIMEOUT_S, Bus
 from esper_ray.bus.redis_server import RedisServer
 from esper_ray.bus.streams import RULES, Stream, StreamRules
 
-NAME = "esper"
-"""Of the bus, unless another is given."""
 _PAYLOAD = scripts.PAYLOAD.encode()
 
 

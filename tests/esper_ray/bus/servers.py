@@ -57,7 +57,7 @@ class Server:
         try:
             with socket.create_connection((HOST, self.port), 1) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+                return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 

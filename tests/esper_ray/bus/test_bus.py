@@ -354,6 +354,18 @@ def test_a_closed_bus_says_so(bus):
             call()
 
 
+def test_who_is_told_cannot_harm_what_was_done(bus):
+    def fail(event):
+        raise RuntimeError(event)
+
+    bus._on_event = fail
+    bus.join(COMMANDS, "lags")
+    for number in range(6):
+        bus.send(COMMANDS, b"%d" % number)
+        handle_all(bus, COMMANDS, "executor")
+    assert set(bus.state(COMMANDS).groups) == {"executor"}
+
+
 def test_who_asks_for_none_is_told(bus):
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         bus.receive(COMMANDS, "executor", "c", count=0)

@@ -132,6 +132,13 @@ class Calls(RuleBasedStateMachine):
         for kind in self.kinds:
             kind.grow_old()
 
+    @rule(stream=streams, group=groups, times=st.integers(2, MOST_DELIVERIES + 1))
+    def neglect(self, stream, group, times):
+        """Take what is there again and again, and never acknowledge it."""
+        for _ in range(times):
+            self.grow_old()
+            self.receive(stream, group, "x", 4)
+
     @rule(stream=streams)
     def trim(self, stream):
         self.same([kind.bus.trim(stream) for kind in self.kinds])
@@ -167,7 +174,7 @@ class Calls(RuleBasedStateMachine):
 def run(buses):
     machine = type("Machine", (Calls,), {"open_buses": staticmethod(buses)})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=settings.default.max_examples // 4, stateful_step_count=40)
+        machine, settings=settings(max_examples=settings.default.max_examples // 5, stateful_step_count=30)
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from esper_ray.bus.errors import BusUnavailable, MemoryFull, StreamFull
 from esper_ray.bus.events import EventKind
 from esper_ray.bus.opening import open_bus
-from esper_ray.bus.streams import Stream
+from esper_ray.bus.streams import RULES, Stream, StreamRules
 from esper_ray.errors import UserError
 from tests.esper_ray.bus.servers import Server, needs_redis
 from tests.esper_ray.bus.test_bus import LONG_S, handle_all
@@ -170,6 +170,16 @@ def test_a_server_that_throws_away_is_refused(tmp_path, policy):
         open_bus(own.url)
 
 
+def test_a_password_is_asked_for_and_never_shown(tmp_path):
+    with Server(tmp_path, requirepass="right") as own:
+        with open_bus(own.url.replace("//", "//:right@")) as bus:
+            bus.send(COMMANDS, b"x")
+        for word in ("//", "//:secret@", "//somebody:secret@"):
+            with pytest.raises(BusUnavailable, match="refuses") as refused:
+                open_bus(own.url.replace("//", word))
+            assert "secret" not in str(refused.value)
+
+
 def test_a_flush_makes_groups_anew(own):
     events = []
     with open_bus(own.url, on_event=events.append) as bus:
@@ -252,9 +262,7 @@ def test_a_process_that_is_killed_before_it_acknowledges(server):
 
 
 def test_buses_of_other_names_are_others(server):
-    from esper_ray.bus.redis_bus import RedisBus
-
-    with RedisBus(server.url, name="one") as one, RedisBus(server.url, name="two") as two:
+    with open_bus(server.url, name="one") as one, open_bus(server.url, name="two") as two:
         one.send(COMMANDS, b"x")
         assert two.receive(COMMANDS, "executor", "c") == ()
         assert handle_all(one, COMMANDS, "executor") == [b"x"]
@@ -270,11 +278,11 @@ def test_scripts_that_the_server_forgot_are_sent_again(server):
 
 
 def test_streams_are_full_for_all_processes(server):
-    from esper_ray.bus.redis_bus import RedisBus
-    from esper_ray.bus.streams import RULES, StreamRules
-
     rules = {**RULES, COMMANDS: StreamRules(("executor",), capacity=2)}
-    with RedisBus(server.url, name="full", rules=rules) as one, RedisBus(server.url, name="full", rules=rules) as two:
+    with (
+        open_bus(server.url, name="full", rules=rules) as one,
+        open_bus(server.url, name="full", rules=rules) as two,
+    ):
         one.send(COMMANDS, b"a")
         two.send(COMMANDS, b"b")
         for bus in (one, two):
