@@ -1,10 +1,12 @@
 """A real Redis server on a free loopback port, with a directory of its own: it can be paused, killed and restarted."""
 
+import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +16,12 @@ from benchmarks.nodes import HOST, free_port
 
 REDIS_SERVER = shutil.which("redis-server")
 needs_redis = pytest.mark.skipif(REDIS_SERVER is None, reason="redis-server is not installed (Debian: redis-server)")
+
+
+def _end_with_the_test():
+    """The kernel kills it as soon as whoever started it is gone (Linux's PR_SET_PDEATHSIG), whatever ended that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 class Server:
@@ -43,7 +51,9 @@ class Server:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_end_with_the_test
+            )
         for _ in range(1500):
             if self._process.poll() is not None:
                 break

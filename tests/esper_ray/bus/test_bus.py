@@ -10,11 +10,10 @@ from esper_ray.bus.events import EventKind
 from esper_ray.bus.interface import MOST_DELIVERIES
 from esper_ray.bus.renewing import Renewed
 from esper_ray.bus.streams import RULES, Stream
+from tests.esper_ray.bus.patience import LONG_S, until
 
 COMMANDS, REPORTS, TELEMETRY = Stream.COMMANDS, Stream.REPORTS, Stream.TELEMETRY
 PAYLOADS = [b"", b"one", b"\x00\xff\r\n*3\r\n", bytes(range(256))]
-LONG_S = 20.0
-"""For what comes sooner, however busy the machine is."""
 
 
 def kinds(events):
@@ -91,7 +90,7 @@ def test_a_consumer_that_comes_back_gets_its_own(bus):
 def test_an_entry_that_nobody_handles_becomes_a_dead_letter(bus, events):
     entry = bus.send(COMMANDS, b"poison")
     counts = []
-    while not events:
+    for _ in until(lambda: events):
         for delivery in bus.receive(COMMANDS, "executor", f"c{len(counts)}", wait_s=0.01):
             counts.append(delivery.count)
     assert counts == list(range(1, MOST_DELIVERIES + 1))
@@ -112,7 +111,7 @@ def test_poison_does_not_keep_others_from_their_entries(bus, events):
     handled = []
     for number in range(7):
         bus.send(COMMANDS, b"%d" % number)
-    while not events:
+    for _ in until(lambda: events):
         for delivery in bus.receive(COMMANDS, "executor", "c", count=1, wait_s=0.02):
             if delivery.payload != b"poison":
                 bus.acknowledge(delivery)
@@ -197,13 +196,15 @@ def test_a_read_between_two_looks_at_a_stream_costs_nothing(bus):
     """Readers, acknowledgements and trimming from several threads at once: each entry is handled, none goes before."""
     bus.join(REPORTS, "learner")
     bus.join(REPORTS, "service")
-    count, handled, ended = 300, {"learner": set(), "service": set()}, Event()
+    count, handled, ended = 100, {"learner": set(), "service": set()}, Event()
 
     def read(group, name):
         while not ended.is_set() and len(handled[group]) < count:
             for delivery in bus.receive(REPORTS, group, name, count=2, wait_s=0.01):
-                handled[group].add(delivery.payload)
-                bus.acknowledge(delivery)
+                if delivery.count == 1 and int(delivery.payload) % 9 == 4:
+                    continue  # as if this consumer had died: it must be there for the other
+                if bus.acknowledge(delivery):
+                    handled[group].add(delivery.payload)
 
     def trim():
         while not ended.is_set():
@@ -213,7 +214,7 @@ def test_a_read_between_two_looks_at_a_stream_costs_nothing(bus):
     threads = [Thread(target=read, args=(group, name)) for group in handled for name in "ab"] + [Thread(target=trim)]
     for thread in threads:
         thread.start()
-    refused, ends = 0, time.monotonic() + LONG_S
+    ends = time.monotonic() + LONG_S
     sent = [b"%d" % number for number in range(count)]
     for payload in sent:
         while time.monotonic() < ends:
@@ -221,7 +222,6 @@ def test_a_read_between_two_looks_at_a_stream_costs_nothing(bus):
                 bus.send(REPORTS, payload)
                 break
             except StreamFull:
-                refused += 1
                 time.sleep(0.001)
     for thread in threads[:-1]:
         thread.join(max(ends - time.monotonic(), 0))
@@ -317,14 +317,14 @@ def test_dead_letters_that_are_too_many_hold_the_stream_back(bus, events):
         bus.send(REPORTS, b"%d" % number)
         handle_all(bus, REPORTS, "service")
         seen = len(events)
-        while len(events) == seen:
+        for _ in until(lambda: len(events) > seen):
             bus.receive(REPORTS, "learner", "c", wait_s=0.01)
 
     for number in range(0, 8, 4):  # each as often as it may be, four at a time
         for more in range(3):
             bus.send(REPORTS, b"%d" % (number + more))
         fail(number + 3)
-        while bus.state(REPORTS).groups["learner"].pending:
+        for _ in until(lambda: not bus.state(REPORTS).groups["learner"].pending):
             bus.receive(REPORTS, "learner", "c", wait_s=0.01)
     assert kinds(events) == [EventKind.DEAD_LETTER] * 8
     events.clear()
@@ -333,7 +333,7 @@ def test_dead_letters_that_are_too_many_hold_the_stream_back(bus, events):
     assert bus.trim(REPORTS) == 8 or bus.state(REPORTS).entries == 1
     assert bus.state(REPORTS).groups["learner"].pending == 1
     assert bus.discard(REPORTS, "learner", bus.dead_letters(REPORTS, "learner", 1)[0])
-    while bus.state(REPORTS).groups["learner"].pending:
+    for _ in until(lambda: not bus.state(REPORTS).groups["learner"].pending):
         assert bus.receive(REPORTS, "learner", "c", wait_s=0.01) == ()
     assert bus.dead_letters(REPORTS, "learner")[-1].payload == b"8"
 

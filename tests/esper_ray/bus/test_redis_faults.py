@@ -12,8 +12,9 @@ from esper_ray.bus.events import EventKind
 from esper_ray.bus.opening import open_bus
 from esper_ray.bus.streams import RULES, Stream, StreamRules
 from esper_ray.errors import UserError
+from tests.esper_ray.bus.patience import LONG_S, until
 from tests.esper_ray.bus.servers import Server, needs_redis
-from tests.esper_ray.bus.test_bus import LONG_S, handle_all
+from tests.esper_ray.bus.test_bus import handle_all
 
 pytestmark = needs_redis
 COMMANDS, REPORTS = Stream.COMMANDS, Stream.REPORTS
@@ -57,10 +58,8 @@ class Sender(Thread):
                 self.sent.append(b"%d" % len(self.sent))
 
     def wait_for(self, count):
-        ends = time.monotonic() + LONG_S
-        while len(self.sent) < count and time.monotonic() < ends:
+        for _ in until(lambda: len(self.sent) >= count):
             time.sleep(0.005)
-        assert len(self.sent) >= count
 
     def end(self):
         self.ended.set()
@@ -118,7 +117,9 @@ def test_a_server_that_is_paused_is_an_error_and_then_goes_on(own):
             own.go_on()
         bus.send(COMMANDS, b"after")
         handled = set()
-        while len(handled) < 3:  # what was sent meanwhile has arrived; what was read meanwhile is claimed
+        for _ in until(
+            lambda: len(handled) >= 3
+        ):  # what was sent meanwhile has arrived; what was read meanwhile is claimed
             for delivery in bus.receive(COMMANDS, "executor", "b", wait_s=LONG_S):
                 bus.acknowledge(delivery)
                 handled.add(delivery.payload)
@@ -131,7 +132,7 @@ def test_a_server_whose_memory_is_full_refuses_to_take_and_gives_what_it_has(tmp
         client, sent = bus._server.client, []
 
         def fill():
-            while len(sent) < 1000:
+            while len(sent) < 100:
                 payload = b"%d" % len(sent) + bytes(100_000)
                 bus.send(COMMANDS, payload)
                 sent.append(payload)
@@ -151,16 +152,17 @@ def test_a_server_whose_memory_is_full_refuses_to_take_and_gives_what_it_has(tmp
         held = bus.receive(COMMANDS, "executor", "dies", count=2)
         assert all(bus.renew(delivery) for delivery in held)
         claimed = []
-        while len(claimed) < 2:
-            claimed += [one for one in bus.receive(COMMANDS, "executor", "lives", wait_s=0.02) if one.count > 1]
+        for _ in until(lambda: len(claimed) >= 2):
+            received = bus.receive(COMMANDS, "executor", "lives", wait_s=0.02)
+            claimed.extend(one for one in received if one.count > 1)
         assert {one.entry_id for one in held} <= {one.entry_id for one in claimed}
         assert all(bus.acknowledge(one) for one in claimed)
         assert bus.state(COMMANDS).entries == len(sent)
         handled = {one.payload for one in claimed}
         client.config_set("maxmemory", "4mb")
         bus.send(COMMANDS, bytes(100_000))  # there is room again
-        while handled != {*sent, bytes(100_000)}:
-            handled |= set(handle_all(bus, COMMANDS, "executor", wait_s=2 * bus.claim_after_s))
+        for _ in until(lambda: handled == {*sent, bytes(100_000)}):
+            handled.update(handle_all(bus, COMMANDS, "executor", wait_s=2 * bus.claim_after_s))
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
@@ -201,7 +203,7 @@ def test_who_waits_during_a_flush_gets_what_comes(own):
         reader = Thread(target=lambda: got.extend(bus.receive(COMMANDS, "executor", "c", wait_s=LONG_S)))
         reader.start()
         client = bus._server.client
-        while client.info("clients")["blocked_clients"] < 1:
+        for _ in until(lambda: client.info("clients")["blocked_clients"]):
             time.sleep(0.005)
         client.flushall()
         bus.send(COMMANDS, b"new")
@@ -218,7 +220,7 @@ def test_what_others_put_there_lies_with_the_dead_letters(own):
         client.xadd("esper:commands", {"other": b"claimed"})
         assert [delivery.payload for delivery in bus.receive(COMMANDS, "executor", "c", count=2)] == [b"ours"]
         client.xreadgroup("executor", "somebody", {"esper:commands": ">"})
-        while len(events) < 2:
+        for _ in until(lambda: len(events) >= 2):
             bus.receive(COMMANDS, "executor", "c", wait_s=0.02)
         assert [event.kind for event in events] == [EventKind.DEAD_LETTER] * 2
         assert all("not the bus's own" in event.detail for event in events)
@@ -232,7 +234,7 @@ def test_what_others_delete_is_told(own):
         entry = bus.send(COMMANDS, b"x")
         bus.receive(COMMANDS, "executor", "c")
         bus._server.client.xdel("esper:commands", entry)
-        while not events:
+        for _ in until(lambda: events):
             assert bus.receive(COMMANDS, "executor", "c", wait_s=0.02) == ()
         assert [(event.kind, event.group) for event in events] == [(EventKind.ENTRY_MISSING, "executor")]
         assert bus.state(COMMANDS).groups["executor"].pending == 0
