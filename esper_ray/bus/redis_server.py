@@ -51,8 +51,8 @@ class RedisServer:
         try:
             self.client = redis.Redis.from_url(
                 url,
-                # By default redis-py repeats what failed, with pauses: a reader of a dead server hangs for a minute,
-                # and what was sent arrives several times.
+                # redis-py's default depends on how a client is made, and may be to repeat what failed ten times, with
+                # pauses: a reader of a dead server hangs for a minute, and what was sent arrives several times.
                 retry=Retry(NoBackoff(), 0),
                 socket_timeout=timeout_s,
                 socket_connect_timeout=min(CONNECT_WITHIN_S, timeout_s),

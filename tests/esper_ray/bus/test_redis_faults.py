@@ -124,6 +124,8 @@ def test_a_server_that_is_paused_is_an_error_and_then_goes_on(own):
                 bus.acknowledge(delivery)
                 handled.add(delivery.payload)
         assert handled == {b"before", b"meanwhile", b"after"}
+        rest = handle_all(bus, COMMANDS, "executor", "b", wait_s=2 * bus.claim_after_s)
+        assert rest == [], "redis-py has not sent it a second time by itself"
 
 
 def test_a_server_whose_memory_is_full_refuses_to_take_and_gives_what_it_has(tmp_path):
@@ -268,6 +270,32 @@ def test_buses_of_other_names_are_others(server):
         one.send(COMMANDS, b"x")
         assert two.receive(COMMANDS, "executor", "c") == ()
         assert handle_all(one, COMMANDS, "executor") == [b"x"]
+
+
+def test_a_read_after_every_command_of_a_trim_costs_nothing(server, monkeypatch):
+    sent, taken = [b"%d" % number for number in range(6)], []
+    with (
+        open_bus(server.url, name="between", claim_after_s=0.15) as bus,
+        open_bus(server.url, name="between", claim_after_s=60) as other,
+    ):
+        other.join(REPORTS, "learner")
+        for payload in sent:
+            bus.send(REPORTS, payload)
+        run = bus._server.client.execute_command
+
+        def run_and_read(*arguments, **options):
+            result = run(*arguments, **options)
+            taken.extend(other.receive(REPORTS, "learner", "dies", count=1))
+            return result
+
+        monkeypatch.setattr(bus._server.client, "execute_command", run_and_read)
+        assert bus.trim(REPORTS) == 0
+        bus.send(REPORTS, b"6")
+        monkeypatch.undo()
+        assert taken, "nothing was read in between"
+        handled = set()
+        for _ in until(lambda: handled == {*sent, b"6"}):
+            handled.update(handle_all(bus, REPORTS, "learner", "lives", wait_s=0.05))
 
 
 def test_scripts_that_the_server_forgot_are_sent_again(server):
