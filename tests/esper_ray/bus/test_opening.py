@@ -1,5 +1,6 @@
 """How a bus is come by, and what is said of addresses where there is none."""
 
+import socket
 import subprocess
 import sys
 
@@ -77,6 +78,17 @@ def test_where_no_server_is():
     with pytest.raises(BusUnavailable, match=r"cannot be reached.*is it running") as refused:
         open_bus(f"redis://:secret@127.0.0.1:{free_port()}/0")
     assert "secret" not in str(refused.value)
+
+
+def test_who_does_not_answer_is_asked_once():
+    pytest.importorskip("redis")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(BusUnavailable, match=r"did not answer within 1.1 s"):
+            open_bus(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout_s=1.1)
+        silent.settimeout(0.0)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
 
 
 def test_a_timeout_that_a_waiting_reader_would_meet_is_refused():

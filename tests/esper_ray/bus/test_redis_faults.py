@@ -116,16 +116,10 @@ def test_a_server_that_is_paused_is_an_error_and_then_goes_on(own):
         finally:
             own.go_on()
         bus.send(COMMANDS, b"after")
-        handled = set()
-        for _ in until(
-            lambda: len(handled) >= 3
-        ):  # what was sent meanwhile has arrived; what was read meanwhile is claimed
-            for delivery in bus.receive(COMMANDS, "executor", "b", wait_s=LONG_S):
-                bus.acknowledge(delivery)
-                handled.add(delivery.payload)
-        assert handled == {b"before", b"meanwhile", b"after"}
-        rest = handle_all(bus, COMMANDS, "executor", "b", wait_s=2 * bus.claim_after_s)
-        assert rest == [], "redis-py has not sent it a second time by itself"
+        handled = []
+        for _ in until(lambda: len(handled) >= 3):  # those sent meanwhile arrived, those read meanwhile are claimed
+            handled.extend(handle_all(bus, COMMANDS, "executor", "b", wait_s=2 * bus.claim_after_s))
+        assert sorted(handled) == [b"after", b"before", b"meanwhile"]
 
 
 def test_a_server_whose_memory_is_full_refuses_to_take_and_gives_what_it_has(tmp_path):
