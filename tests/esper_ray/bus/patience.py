@@ -1,0 +1,16 @@
+"""For what comes soon, however busy the machine is, or never."""
+
+import time
+
+import pytest
+
+LONG_S = 20.0
+
+
+def until(done):
+    """Go on until something holds; a test that waits for what never comes fails."""
+    ends = time.monotonic() + LONG_S
+    while not done():
+        if time.monotonic() > ends:
+            pytest.fail(f"it did not come about within {LONG_S:g} s")
+        yield
