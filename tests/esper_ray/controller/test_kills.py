@@ -1,6 +1,6 @@
 """A service may be killed at any moment: its store opens whole, with all that it ever said was committed."""
 
-from tests.esper_ray.controller.killing import kills
+from benchmarks.killing import kills
 
 KILLS = 10
 """``python -m benchmarks.damage --kills N`` makes more."""
