@@ -142,9 +142,13 @@ class Damage:
         console = output()
         with tempfile.TemporaryDirectory() as made:
             files, content = filled(Path(made))
+            rest = {name: Path(made, name).read_bytes() for name in (FILE, HEAD_FILE)}
         with tempfile.TemporaryDirectory() as made:
             place = Path(made)
-            for name in NAMES:
+            for when, files, name in (
+                *(("at work", files, name) for name in NAMES),
+                ("at rest", rest, FILE),
+            ):
                 length = len(files[name])
                 trials: dict[str, Any] = {
                     "cut": (cut(files, name, at) for at in range(max(length - self.pages * PAGE, 0), length)),
@@ -152,7 +156,9 @@ class Damage:
                 }
                 for what, damaged in trials.items():
                     found = Counter(is_whole(place, one, content) for one in damaged)
-                    console.print(f"{name}, {what}: {found[True]} whole, {found[False]} refused, 0 silently other")
+                    console.print(
+                        f"{when}, {name}, {what}: {found[True]} whole, {found[False]} refused, 0 silently other"
+                    )
         with tempfile.TemporaryDirectory() as made:
             told = kills(Path(made), self.kills, self.seed)
             console.print(f"{self.kills} kills: all {told} decisions that were told are there")

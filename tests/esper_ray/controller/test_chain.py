@@ -25,6 +25,15 @@ def store(tmp_path_factory):
     return filled(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture(scope="module")
+def rest(tmp_path_factory):
+    """The same after its service has ended: all is in the file."""
+    directory = tmp_path_factory.mktemp("rest")
+    _, content = filled(directory)
+    assert not (directory / LOG).exists()
+    return {name: (directory / name).read_bytes() for name in (FILE, HEAD_FILE)}, content
+
+
 def test_a_store_at_work_is_whole(tmp_path, store):
     files, content = store
     assert is_whole(tmp_path, files, content)
@@ -49,6 +58,15 @@ def test_flipped_bits_are_harmless_or_refused(tmp_path, store, name):
     files, content = store
     found = [is_whole(tmp_path, flipped(files, name, at, bit), content) for at, bit in flips(files, name, FLIPS)]
     assert name == HEAD_FILE or not all(found)
+
+
+def test_a_store_at_rest_that_is_cut_or_has_flipped_bits_is_whole_or_refused(tmp_path, rest):
+    files, content = rest
+    assert is_whole(tmp_path, files, content)
+    length = len(files[FILE])
+    assert not any(is_whole(tmp_path, cut(files, FILE, length - at), content) for at in (1, 100, 4096, 5000))
+    found = [is_whole(tmp_path, flipped(files, FILE, *one), content) for one in flips(files, FILE, FLIPS)]
+    assert set(found) == {True, False}, "a bit of a record is missed in no place, one of free space in each"
 
 
 @pytest.mark.parametrize("name", NAMES)
