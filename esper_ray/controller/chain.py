@@ -15,6 +15,8 @@ from typing import Any
 
 from esper_ray.controller.tables import KEYS
 
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+"""What reading raises where a file is damaged; the second where the names in it are."""
 GENESIS = bytes(32)
 """The hash before the first entry."""
 _ENTRY = "sequence, subject, run_id, key, digest, hash"
@@ -172,12 +174,12 @@ def broken_rows(connection: sqlite3.Connection) -> Iterator[str]:
         for listed in (f"SELECT key FROM chain WHERE subject = '{subject}'", f"SELECT {column} FROM {subject}"):
             try:
                 keys |= dict.fromkeys(key for (key,) in connection.execute(listed))
-            except sqlite3.Error as error:
+            except UNREADABLE as error:
                 yield f"{subject}: {' '.join(str(error).split())}"
         for key in keys:
             try:
                 read_row(connection, subject, key)
             except Broken as error:
                 yield str(error)
-            except sqlite3.Error as error:
+            except UNREADABLE as error:
                 yield f"row {key} of {subject}: {' '.join(str(error).split())}"

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
-from esper_ray.controller.chain import Broken, Head, broken_links, broken_rows, read_row
+from esper_ray.controller.chain import UNREADABLE, Broken, Head, broken_links, broken_rows, read_row
 from esper_ray.controller.head_file import HEAD_FILE, HeadFile
 from esper_ray.controller.tables import PAGE, SCHEMA, VERSION
 from esper_ray.errors import UserError
@@ -239,7 +239,7 @@ class Records:
                 for check in (_broken_pages, _other_tables, partial(broken_links, head=head), broken_rows):
                     try:
                         found.extend(check(connection))
-                    except sqlite3.Error as error:
+                    except UNREADABLE as error:
                         found.append(" ".join(str(error).split()))
         except StoreFailed as error:
             found.append(str(error))
@@ -310,7 +310,7 @@ def failures(path: Path) -> Iterator[None]:
         yield
     except Broken as error:
         raise StoreFailed(f"{path}: {error}") from error
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         raise StoreFailed(f"{path}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise StoreFailed(f"cannot write {error.filename or path}: {error.strerror}") from error

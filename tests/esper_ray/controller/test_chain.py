@@ -122,6 +122,14 @@ def test_what_was_changed_is_found_at_its_place_and_hides_nothing(tmp_path, stor
     assert "is not as it was written, and was left alone" in refusal(lambda: Store(tmp_path))
 
 
+def test_a_table_whose_name_for_a_column_is_no_text_is_refused(tmp_path, rest):
+    files, content = rest
+    at = files[FILE].index(b"memory BLOB NOT NULL,")
+    assert not is_whole(tmp_path, flipped(files, FILE, at, 7), content)
+    with Records.open(tmp_path) as records:
+        refusal(lambda: records.state("run"))
+
+
 def test_a_state_or_an_order_that_was_changed_is_not_gone_by(tmp_path):
     with Store(tmp_path) as store:
         store.record(decision(), CALM)
