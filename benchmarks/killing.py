@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.damage import content_of, some_decision
+from benchmarks.damaged_store import content_of, some_decision
 from benchmarks.nodes import ROOT
 from esper_ray.controller.records import Record, StoredRun
 from esper_ray.controller.store import Store

@@ -86,7 +86,7 @@ def write(connection: sqlite3.Connection, subject: str, statement: str, *values:
         row = _row(connection, subject, key)
         assert row is not None, "it was written in this transaction"
         last = tip(connection)
-        entry = (last.sequence + 1, subject, row["run_id"], key, digest(row.values()))
+        entry = (last.sequence + 1, subject, row["run_id"], key, _row_digest(row))
         connection.execute(
             f"INSERT INTO chain ({_ENTRY}) VALUES (?, ?, ?, ?, ?, ?)", (*entry, digest((last.hash, *entry)))
         )
@@ -128,9 +128,13 @@ def read_row(connection: sqlite3.Connection, subject: str, key: int | str) -> di
     if row is None:
         raise Broken(f"{where} is gone")
     _check_link(GENESIS if entry[0] == 1 else entry[-1], entry[:-1])
-    if digest(row.values()) != entry[4]:
+    if _row_digest(row) != entry[4]:
         raise Broken(f"{where} is not as it was written")
     return row
+
+
+def _row_digest(row: dict[str, Any]) -> bytes:
+    return digest(part for item in row.items() for part in item)
 
 
 def _check_link(before: bytes | None, entry: tuple[Any, ...]) -> None:

@@ -133,6 +133,7 @@ class Unreadable:
 
 
 COLUMNS = tuple(Decision.model_fields)
+OTHER_TABLES = "its tables are not as they were made"
 
 
 class Records:
@@ -241,6 +242,8 @@ class Records:
                         found.extend(check(connection))
                     except UNREADABLE as error:
                         found.append(" ".join(str(error).split()))
+                    if OTHER_TABLES in found:  # what they hold may then be anything
+                        break
         except StoreFailed as error:
             found.append(str(error))
         return list(dict.fromkeys(found))
@@ -289,7 +292,7 @@ def _broken_pages(connection: sqlite3.Connection) -> Iterator[str]:
 def _other_tables(connection: sqlite3.Connection) -> Iterator[str]:
     made = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid").fetchall()
     if [sql for (sql,) in made] != list(SCHEMA):
-        yield "its tables are not as they were made"
+        yield OTHER_TABLES
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.damage import LOG, NAMES, content_of, cut, filled, flipped, flips, is_whole, put
+from benchmarks.damaged_store import LOG, NAMES, content_of, cut, filled, flipped, flips, is_whole, put
 from esper_ray.controller.chain import GENESIS, Broken, Head, digest
 from esper_ray.controller.head_file import HEAD_FILE, PLACE, HeadFile
 from esper_ray.controller.records import FILE, Record, Records, Unreadable
