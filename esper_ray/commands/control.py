@@ -81,21 +81,23 @@ class Control:
 
     # ------------------------------------------------------------------ a word to one that is at work
     def _explain(self, run_id: str, console: Console) -> None:
-        from esper_ray.controller.explaining import decision_table
+        from esper_ray.controller.explaining import decision_table, fault_lines
         from esper_ray.controller.records import Records
 
         with Records.open(self.directory) as records:
             if run_id not in (runs := records.runs()):
                 raise UserError(f"there is no run {run_id!r} in {self.directory}: {', '.join(runs) or 'there is none'}")
             console.print(decision_table(run_id, records.records(run_id)))
+            console.print(fault_lines(records.faults()), end="")
 
     def _status(self, console: Console) -> None:
-        from esper_ray.controller.explaining import breaker_table, status_table
+        from esper_ray.controller.explaining import breaker_table, fault_lines, status_table
         from esper_ray.controller.records import Records
 
         with Records.open(self.directory) as records:
             console.print(status_table(records))
             console.print(breaker_table(records))
+            console.print(fault_lines(records.faults()), end="")
 
     def _order(self, console: Console) -> None:
         from esper_ray.controller.store import give_order

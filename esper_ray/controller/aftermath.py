@@ -37,6 +37,7 @@ class Aftermath:
     ) -> None:
         self._disk, self._store, self._telling, self._watch = disk, store, telling, watch
         self._errands, self._evaluations = Errands("controller's telemetry"), 0
+        self._upkeep = Errands("controller's upkeep")  # which takes long, and decisions wait for the disk's thread
 
     def evaluated(self, evaluation: Evaluation, sent: bool) -> None:
         """An evaluation is over.
@@ -52,7 +53,7 @@ class Aftermath:
             self._disk.later(lambda: self._store.mark_sent(str(evaluation.command.command_id)))
         if watch is not None:
             self._disk.later(lambda: watch(evaluation))
-        self._disk.later(self._checkpoint)
+        self._disk.later(self._count)
 
     def answered(self, result: CommandResult) -> None:
         """A command's result is here."""
@@ -81,12 +82,13 @@ class Aftermath:
 
     def close(self) -> None:
         """Tell what is left to be told."""
+        self._upkeep.close()
         self._errands.close()
 
-    def _checkpoint(self) -> None:
+    def _count(self) -> None:
         self._evaluations += 1
         if self._evaluations % CHECKPOINT_EVERY == 0:
-            self._store.checkpoint()
+            self._upkeep.later(self._store.checkpoint)
 
 
 def _log(evaluation: Evaluation) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pydantic import TypeAdapter, ValidationError
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from esper_ray.controller.assessment import RunState
 from esper_ray.controller.breakers import BreakerState
@@ -104,6 +105,11 @@ def breaker_table(records: Records) -> Table:
     for name, state in states.items():
         table.add_row(name, state.value)
     return table
+
+
+def fault_lines(faults: Iterable[str]) -> Text:
+    """What is wrong with a store, a line each; nothing of one that is as it was written."""
+    return Text("".join(f"not as it was written: {fault}\n" for fault in faults), style="bold red")
 
 
 def _mode(records: Records, run_id: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Self
@@ -14,6 +15,9 @@ from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
+from esper_ray.controller.chain import UNREADABLE, Broken, Head, broken_links, broken_rows, read_row
+from esper_ray.controller.head_file import HEAD_FILE, HeadFile
+from esper_ray.controller.tables import PAGE, SCHEMA, VERSION
 from esper_ray.errors import UserError
 from esper_ray.reading import describe_problems
 from policies.strategic.packet_values import Message, Name, Natural
@@ -21,8 +25,6 @@ from policies.strategic.packet_values import Message, Name, Natural
 DIRECTORY = Path("var/controller")
 """Where a service keeps what outlives it."""
 FILE = "controller.sqlite"
-VERSION = 1
-"""Of the file's tables."""
 
 Index = Annotated[int, Field(ge=0, lt=256)]
 Nanoseconds = Annotated[int, Field(ge=0, lt=2**63)]
@@ -131,6 +133,7 @@ class Unreadable:
 
 
 COLUMNS = tuple(Decision.model_fields)
+OTHER_TABLES = "its tables are not as they were made"
 
 
 class Records:
@@ -156,6 +159,8 @@ class Records:
         path = directory / FILE
         if not path.is_file():
             raise StoreFailed(f"{directory} holds no decisions of a controller: give the directory of one")
+        if (size := path.stat().st_size) < PAGE:
+            raise StoreFailed(f"{path} has {size} bytes, which is no store: put a copy of its whole directory back")
         with failures(path):
             connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
         with closing(connection):
@@ -165,23 +170,33 @@ class Records:
 
     def runs(self) -> list[str]:
         """Ids of all runs, the first first."""
-        return [run_id for (run_id,) in self._rows("SELECT run_id FROM runs ORDER BY rowid")]
+        listed = "SELECT key FROM chain WHERE subject = 'runs' GROUP BY key ORDER BY min(sequence)"
+        return [run_id for (run_id,) in self._rows(listed)]
 
     def state(self, run_id: str) -> StoredRun | None:
-        """The latest state of a run; None of one that is not known."""
-        names = tuple(StoredRun.model_fields)
-        rows = self._rows(f"SELECT {', '.join(names)} FROM runs WHERE run_id = ?", run_id)
-        return StoredRun(**dict(zip(names, rows[0], strict=True))) if rows else None
+        """The latest state of a run; None of one that is not known.
+
+        Raises:
+            StoreFailed: it is not as it was written.
+        """
+        with self._snapshot() as connection:
+            row = read_row(connection, "runs", run_id)
+        return None if row is None else StoredRun(memory=row["memory"], hidden=row["hidden"])
 
     def order(self, run_id: str) -> Order:
-        """What holds by an operator's word."""
-        rows = self._rows("SELECT paused, release FROM orders WHERE run_id = ?", run_id)
-        return Order(paused=bool(rows[0][0]), release=bool(rows[0][1])) if rows else Order()
+        """What holds by an operator's word.
+
+        Raises:
+            StoreFailed: it is not as it was written.
+        """
+        with self._snapshot() as connection:
+            row = read_row(connection, "orders", run_id)
+        return Order() if row is None else Order(paused=bool(row["paused"]), release=bool(row["release"]))
 
     def latest(self, run_id: str | None = None) -> Record | Unreadable | None:
         """The last decision of a run, or of all runs; None where there is none."""
-        of, values = ("", ()) if run_id is None else (" WHERE run_id = ?", (run_id,))
-        ((sequence,),) = self._rows(f"SELECT max(sequence) FROM decisions{of}", *values)
+        of, values = ("", ()) if run_id is None else (" AND run_id = ?", (run_id,))
+        ((sequence,),) = self._rows(f"SELECT max(key) FROM chain WHERE subject = 'decisions'{of}", *values)
         return None if sequence is None else self._read(sequence)
 
     def records(self, run_id: str, after: int = 0) -> Iterator[Record | Unreadable]:
@@ -194,10 +209,44 @@ class Records:
         Raises:
             StoreFailed: not even which there are.
         """
-        numbers = self._rows(
-            "SELECT sequence FROM decisions WHERE run_id = ? AND sequence > ? ORDER BY sequence", run_id, after
+        numbers: set[int] = set()
+        lists = (
+            "SELECT key FROM chain WHERE subject = 'decisions' AND run_id = ? AND key > ?",  # rows that are gone, too
+            "SELECT sequence FROM decisions WHERE run_id = ? AND sequence > ?",
         )
-        yield from (self._read(sequence) for (sequence,) in numbers)
+        failed: list[StoreFailed] = []
+        for listed in lists:
+            try:
+                numbers.update(number for (number,) in self._rows(listed, run_id, after))
+            except StoreFailed as error:
+                failed.append(error)
+        if len(failed) == len(lists):
+            raise failed[0]
+        yield from map(self._read, sorted(numbers))
+
+    def faults(self) -> list[str]:
+        """All in which the store is not as it was written, each in a line. Everything in it is read."""
+        found: list[str] = []
+        try:
+            head = HeadFile(self._path.with_name(HEAD_FILE)).read()  # before the snapshot, which has as much at least
+        except FileNotFoundError:
+            head, found = Head(), [f"{HEAD_FILE} is gone"]
+        except OSError as error:
+            head, found = Head(), [f"{HEAD_FILE} cannot be read: {error.strerror}"]
+        except Broken as error:
+            head, found = Head(), [str(error)]
+        try:
+            with self._snapshot() as connection:
+                for check in (_broken_pages, _other_tables, partial(broken_links, head=head), broken_rows):
+                    try:
+                        found.extend(check(connection))
+                    except UNREADABLE as error:
+                        found.append(" ".join(str(error).split()))
+                    if OTHER_TABLES in found:  # what they hold may then be anything
+                        break
+        except StoreFailed as error:
+            found.append(str(error))
+        return list(dict.fromkeys(found))
 
     def _read(self, sequence: int) -> Record | Unreadable:
         try:
@@ -208,18 +257,42 @@ class Records:
             return Unreadable(sequence, " ".join(str(error).split()))
 
     def _record(self, sequence: int) -> Record:
-        (row,) = self._rows(f"SELECT {', '.join(COLUMNS)} FROM decisions WHERE sequence = ?", sequence)
-        ((fate, reason, result),) = self._rows(
-            "SELECT fate, reason, result FROM deliveries WHERE sequence = ?", sequence
-        )
-        fields = dict(zip(COLUMNS, row, strict=True))
+        with self._snapshot() as connection:
+            rows = [read_row(connection, subject, sequence) for subject in ("decisions", "deliveries")]
+        decision, delivery = rows
+        if decision is None or delivery is None:
+            raise ValueError(f"row {sequence} was never written whole")
+        fields = {name: decision[name] for name in COLUMNS}
         for name in ("action", "mask"):
             fields[name] = None if fields[name] is None else tuple(fields[name])
-        return Record(sequence, Decision(**fields), Fate(fate), reason, result)
+        return Record(sequence, Decision(**fields), Fate(delivery["fate"]), delivery["reason"], delivery["result"])
 
     def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._turn, failures(self._path):
             return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """The store as it is at one moment, whoever writes meanwhile."""
+        with self._turn, failures(self._path):
+            self._connection.execute("BEGIN")
+            try:
+                yield self._connection
+            finally:
+                with suppress(sqlite3.Error):  # SQLite may have ended it by itself
+                    self._connection.execute("ROLLBACK")
+
+
+def _broken_pages(connection: sqlite3.Connection) -> Iterator[str]:
+    for (said,) in connection.execute("PRAGMA integrity_check"):
+        if said != "ok":
+            yield " ".join(str(said).split())
+
+
+def _other_tables(connection: sqlite3.Connection) -> Iterator[str]:
+    made = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid").fetchall()
+    if [sql for (sql,) in made] != list(SCHEMA):
+        yield OTHER_TABLES
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> None:
@@ -238,7 +311,9 @@ def failures(path: Path) -> Iterator[None]:
     """Say of what SQLite or the system refuses in one line why."""
     try:
         yield
-    except sqlite3.Error as error:
+    except Broken as error:
+        raise StoreFailed(f"{path}: {error}") from error
+    except UNREADABLE as error:
         raise StoreFailed(f"{path}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise StoreFailed(f"cannot write {error.filename or path}: {error.strerror}") from error

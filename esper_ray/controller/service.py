@@ -32,7 +32,7 @@ from esper_ray.controller.commands import (
 )
 from esper_ray.controller.conservative import ModeEvent
 from esper_ray.controller.decision_telemetry import DecisionTelemetry
-from esper_ray.controller.disk import Disk, DiskLate
+from esper_ray.controller.disk import Disk
 from esper_ray.controller.emitting import Telemetry
 from esper_ray.controller.evaluation import (
     Call,
@@ -367,8 +367,9 @@ class Controller:
 
         try:
             self._disk.within(write, call.left_to_return(self._now()))
-        except DiskLate:
-            call.run.memory = None  # is read anew, after what is being written now
+        except StoreFailed:
+            # It may be written all the same: what is being written now, or all but the head file.
+            call.run.memory = None
             self._disk.later(lambda: self._store.abort(str(command.command_id)))
             raise
         call.run.memory = memory

@@ -1,82 +1,41 @@
 """What a service has decided, and all that it goes on from: a SQLite file, one commit per decision.
 
 A decision and the state of its run are on disk together or not at all, before its command leaves. Rows of decisions
-never change; what became of a command stands beside them.
+never change; what became of a command stands beside them. All that is written is chained
+(:mod:`esper_ray.controller.chain`), and where the chain ends stands in a second file before a command leaves: a store
+that is opened is as it was written, or it is refused.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
+from esper_ray.controller.chain import tip, write
+from esper_ray.controller.head_file import HEAD_FILE, HeadFile
+from esper_ray.controller.opening import check_whole
+from esper_ray.controller.owning import owned
 from esper_ray.controller.records import (
     COLUMNS,
     DIRECTORY,
     FILE,
-    VERSION,
     Decision,
     Fate,
     Records,
     StoredRun,
     StoreFailed,
-    check_version,
     failures,
 )
+from esper_ray.controller.tables import OPEN, PAGE, SCHEMA, VERSION
 from esper_ray.errors import UserError
 from esper_ray.keeping.writing import make_directories
 
-LOCK_FILE = ".lock"
 NO_RESULT_EPOCHS = 3
 """After so many epochs a command without a result is lost."""
 NOT_DELIVERED, NO_RESULT = "not_delivered", "no_result"
-_OPEN = f"fate IN ('{Fate.PENDING}', '{Fate.SENT}')"
-_SCHEMA = f"""
-CREATE TABLE decisions (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    run_id TEXT NOT NULL,
-    packet_id TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    command_id TEXT NOT NULL,
-    decided_at_ns INTEGER NOT NULL,
-    level TEXT NOT NULL,
-    policy_version TEXT,
-    action BLOB,
-    log_prob REAL,
-    proposal BLOB,
-    mask BLOB,
-    signals BLOB NOT NULL,
-    breakers BLOB NOT NULL,
-    command BLOB NOT NULL,
-    packet BLOB NOT NULL
-);
-CREATE INDEX decisions_of_run ON decisions (run_id);
-CREATE TABLE deliveries (
-    sequence INTEGER PRIMARY KEY REFERENCES decisions,
-    command_id TEXT NOT NULL UNIQUE,
-    run_id TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    fate TEXT NOT NULL,
-    reason TEXT NOT NULL DEFAULT '',
-    result BLOB
-);
-CREATE INDEX open_deliveries ON deliveries (run_id, epoch) WHERE {_OPEN};
-CREATE TABLE runs (
-    run_id TEXT PRIMARY KEY,
-    memory BLOB NOT NULL,
-    hidden BLOB
-);
-CREATE TABLE orders (
-    run_id TEXT PRIMARY KEY,
-    paused INTEGER NOT NULL,
-    release INTEGER NOT NULL
-);
-PRAGMA user_version = {VERSION};
-"""
 
 
 class Store(Records):
@@ -88,7 +47,8 @@ class Store(Records):
         directory: Is made if it is not there.
 
     Raises:
-        StoreFailed: another service is at work there, or it cannot be written.
+        StoreFailed: another service is at work there, it cannot be written, or what is there is not as it was written;
+            then nothing in it was changed.
 
     Attributes:
         aborted: Ids of the commands that were.
@@ -102,23 +62,24 @@ class Store(Records):
         path = directory / FILE
         with ExitStack() as undo:
             with failures(path):
-                self._owned = undo.enter_context(_owned(directory))
+                self._owned = undo.enter_context(owned(directory))
+                is_new = check_whole(directory)
                 super().__init__(path, undo.enter_context(closing(_writer(path))))
-            self.aborted = self._begin()
+            self.aborted = self._begin(is_new)
             undo.pop_all()
 
-    def _begin(self) -> tuple[str, ...]:
+    def _begin(self, is_new: bool) -> tuple[str, ...]:
         with self._transaction() as connection:
-            if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in _SCHEMA.split(";\n"):
+            if is_new:
+                for statement in (*SCHEMA, f"PRAGMA user_version = {VERSION}"):
                     connection.execute(statement)
-            check_version(connection, self._path)
-            return _changed(
-                connection.execute(
-                    "UPDATE deliveries SET fate = ?, reason = ? WHERE fate = ? RETURNING command_id",
-                    (Fate.ABORTED, NOT_DELIVERED, Fate.PENDING),
-                )
+            unsent = write(
+                connection,
+                "deliveries",
+                "UPDATE deliveries SET fate = ?, reason = ? WHERE fate = ?",
+                *(Fate.ABORTED, NOT_DELIVERED, Fate.PENDING),
             )
+        return _commands(unsent)
 
     def record(
         self, decision: Decision, state: StoredRun, *, withheld: bool = False, released: bool = False
@@ -135,34 +96,41 @@ class Store(Records):
             Ids of the commands that are lost.
 
         Raises:
-            StoreFailed: nothing was written, and the state is the one before.
+            StoreFailed: nothing was written, and the state is the one before; or, if the head file alone could not be,
+                all was: read the state anew, and abort the command.
         """
         row = {name: _stored(getattr(decision, name)) for name in COLUMNS}
-        holders = ", ".join("?" * len(row))
-        with self._transaction() as connection:
-            inserted = connection.execute(
-                f"INSERT INTO decisions ({', '.join(row)}) VALUES ({holders})", tuple(row.values())
+        run_id, epoch = decision.run_id, decision.epoch
+        with self._transaction(leaving=True) as connection:
+            (inserted,) = write(
+                connection,
+                "decisions",
+                f"INSERT INTO decisions ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",
+                *row.values(),
             )
-            connection.execute(
+            write(
+                connection,
+                "deliveries",
                 "INSERT INTO deliveries (sequence, command_id, run_id, epoch, fate) VALUES (?, ?, ?, ?, ?)",
-                (
-                    inserted.lastrowid,
-                    decision.command_id,
-                    decision.run_id,
-                    decision.epoch,
-                    Fate.WITHHELD if withheld else Fate.PENDING,
-                ),
+                *(inserted["sequence"], decision.command_id, run_id, epoch),
+                Fate.WITHHELD if withheld else Fate.PENDING,
             )
-            _put(connection, decision.run_id, state)
+            write(
+                connection,
+                "runs",
+                "INSERT INTO runs VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
+                "SET memory = excluded.memory, hidden = excluded.hidden",
+                *(run_id, state.memory, state.hidden),
+            )
             if released:
-                connection.execute("UPDATE orders SET release = 0 WHERE run_id = ?", (decision.run_id,))
-            return _changed(
-                connection.execute(
-                    f"UPDATE deliveries SET fate = ?, reason = ? WHERE run_id = ? AND epoch <= ? AND {_OPEN} "
-                    "RETURNING command_id",
-                    (Fate.LOST, NO_RESULT, decision.run_id, decision.epoch - NO_RESULT_EPOCHS),
-                )
+                write(connection, "orders", "UPDATE orders SET release = 0 WHERE run_id = ?", run_id)
+            lost = write(
+                connection,
+                "deliveries",
+                f"UPDATE deliveries SET fate = ?, reason = ? WHERE run_id = ? AND epoch <= ? AND {OPEN}",
+                *(Fate.LOST, NO_RESULT, run_id, epoch - NO_RESULT_EPOCHS),
             )
+        return _commands(lost)
 
     def mark_sent(self, command_id: str) -> bool:
         """Note that a command is being sent, before it is.
@@ -195,15 +163,12 @@ class Store(Records):
         Raises:
             StoreFailed: it was not noted.
         """
-        return self._settle(command_id, _OPEN, Fate.ANSWERED, result)
+        return self._settle(command_id, OPEN, Fate.ANSWERED, result)
 
     def _settle(self, command_id: str, where: str, fate: Fate, result: bytes | None = None, reason: str = "") -> bool:
         with self._transaction() as connection:
-            changed = connection.execute(
-                f"UPDATE deliveries SET fate = ?, result = ?, reason = ? WHERE command_id = ? AND {where}",
-                (fate, result, reason, command_id),
-            )
-            return changed.rowcount == 1
+            settled = f"UPDATE deliveries SET fate = ?, result = ?, reason = ? WHERE command_id = ? AND {where}"
+            return bool(write(connection, "deliveries", settled, fate, result, reason, command_id))
 
     def checkpoint(self) -> None:
         """Move what was committed from the log into the file: a matter of any thread but one that decides.
@@ -227,18 +192,29 @@ class Store(Records):
         self.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing."""
-        connection = self._connection
-        with self._turn, failures(self._path):
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # SQLite may have taken it back by itself
-                    connection.execute("ROLLBACK")
-                raise
+    def _transaction(self, *, leaving: bool = False) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing.
+
+        Args:
+            leaving: Something leaves that rests on it, so that its head is waited for.
+        """
+        with self._turn, _transaction(self._connection, self._path, durably=leaving) as connection:
+            yield connection
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, path: Path, *, durably: bool) -> Iterator[sqlite3.Connection]:
+    with failures(path):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            head = tip(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # SQLite may have taken it back by itself
+                connection.execute("ROLLBACK")
+            raise
+        HeadFile(path.with_name(HEAD_FILE)).write(head, durably=durably)
 
 
 def give_order(directory: Path, run_id: str, *, paused: bool | None = None, release: bool = False) -> None:
@@ -258,33 +234,32 @@ def give_order(directory: Path, run_id: str, *, paused: bool | None = None, rele
             raise StoreFailed(f"there is no run {run_id!r} in {directory}: {', '.join(runs) or 'there is none'}")
         before = records.order(run_id)
     path = directory / FILE
-    with failures(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute(
+    with (
+        failures(path),
+        closing(sqlite3.connect(path, isolation_level=None)) as connection,
+        _transaction(connection, path, durably=True),
+    ):
+        write(
+            connection,
+            "orders",
             "INSERT INTO orders VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET paused = excluded.paused, "
             "release = max(release, excluded.release)",
-            (run_id, before.paused if paused is None else paused, release),
+            *(run_id, before.paused if paused is None else paused, release),
         )
-
-
-def _put(connection: sqlite3.Connection, run_id: str, state: StoredRun) -> None:
-    connection.execute(
-        "INSERT INTO runs VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
-        "SET memory = excluded.memory, hidden = excluded.hidden",
-        (run_id, state.memory, state.hidden),
-    )
 
 
 def _stored(value: Any) -> Any:
     return bytes(value) if isinstance(value, tuple) else value
 
 
-def _changed(updated: sqlite3.Cursor) -> tuple[str, ...]:
-    return tuple(command_id for (command_id,) in updated.fetchall())
+def _commands(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(row["command_id"] for row in rows)
 
 
 def _writer(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
+        connection.execute(f"PRAGMA page_size = {PAGE}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -292,26 +267,3 @@ def _writer(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def _owned(directory: Path) -> IO[str]:
-    """The lock of a directory. The system lets go of it when this process ends, however it does.
-
-    SQLite's log needs a local disk, so that the system's lock is enough, and no owner is left over after a crash.
-    """
-    file = (directory / LOCK_FILE).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip()
-        file.close()
-        raise StoreFailed(
-            f"{directory} is in use by another controller, process {owner}: stop it, or give another directory"
-        ) from None
-    except BaseException:
-        file.close()
-        raise
-    return file

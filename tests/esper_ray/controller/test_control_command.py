@@ -2,12 +2,15 @@
 
 import os
 import re
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
 from esper_ray.cli import parse
 from esper_ray.controller import telemetry
+from esper_ray.controller.records import FILE
 from esper_ray.controller.run_page import tag_of
 from esper_ray.controller.store import Store
 from esper_ray.errors import UserError
@@ -58,6 +61,21 @@ def test_breakers_are_shown_as_they_were_at_the_last_decision_of_any_run(tmp_pat
         store.record(decision(1, "one", breakers=b'{"policy": "half_open"}'), CALM)
         store.record(decision(0, "another", breakers=recorded), CALM)
     assert re.search(shown, said(capsys, "status", "--directory", tmp_path))
+
+
+def test_what_is_not_as_it_was_written_is_said_loudly(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with Store(tmp_path) as store:
+        for at in range(3):
+            store.record(decision(at), CALM)
+    asked = (("status",), ("--explain", "run"))
+    for words in asked:
+        assert "not as it was written" not in said(capsys, *words, "--directory", tmp_path)
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection, connection:
+        connection.execute("UPDATE decisions SET level = 'Blue' WHERE sequence = 2")
+    for words in asked:
+        assert "not as it was written: row 2 of decisions is not" in said(capsys, *words, "--directory", tmp_path)
+    assert "row 2 cannot be read: " in said(capsys, "--explain", "run", "--directory", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from esper_ray.controller.breakers import BreakerConfig
 from esper_ray.controller.commands import AdaptationCommand, Kind, Reason
 from esper_ray.controller.conservative import Change
 from esper_ray.controller.evaluation import ControllerConfig, read_config
+from esper_ray.controller.head_file import HEAD_FILE
 from esper_ray.controller.records import Fate, Records
 from esper_ray.controller.service import Controller
 from esper_ray.controller.store import give_order
@@ -158,6 +159,20 @@ def test_what_cannot_be_written_is_a_pause_and_changes_no_state(controller, dire
         assert told(controller.evaluate_epoch(uncovered(epoch=3, run_id=run_id))) == (Kind.PAUSE, Reason.STORE_FAILED)
     assert of(controller, directory, run_id) == before
     assert told(controller.evaluate_epoch(packet("none", 4, run_id))) == (Kind.SEED, Reason.POLICY)
+
+
+def test_without_its_head_file_nothing_leaves_and_what_was_committed_is_never_sent(controller, directory):
+    run_id = "run without a head"
+    controller.evaluate_epoch(packet("none", 1, run_id))
+    (directory / HEAD_FILE).rename(directory / "away")
+    try:
+        assert told(controller.evaluate_epoch(packet("none", 2, run_id))) == (Kind.PAUSE, Reason.STORE_FAILED)
+        controller._disk.within(lambda: None, LONG)
+    finally:
+        (directory / "away").rename(directory / HEAD_FILE)
+    assert told(controller.evaluate_epoch(packet("none", 3, run_id))) == (Kind.SEED, Reason.POLICY)
+    records, _ = of(controller, directory, run_id)
+    assert [record.fate for record in records] == [Fate.SENT, Fate.ABORTED, Fate.SENT]
 
 
 def test_a_disk_that_does_not_answer_is_a_pause_and_its_command_is_never_sent(controller, directory, clock):

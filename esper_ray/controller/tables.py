@@ -1,0 +1,64 @@
+"""The tables of a controller's store."""
+
+from __future__ import annotations
+
+VERSION = 2
+"""Of the tables."""
+PAGE = 4096
+"""Bytes of the file's pages. Of a file without a whole one SQLite deletes the log, even if it only reads."""
+OPEN = "fate IN ('pending', 'sent')"
+"""Of deliveries whose command still waits for something; the fates are :class:`esper_ray.controller.records.Fate`'s."""
+KEYS = {"decisions": "sequence", "deliveries": "sequence", "runs": "run_id", "orders": "run_id"}
+"""Of each table with content the column that says which row it is. All have a column ``run_id``."""
+SCHEMA = (
+    """CREATE TABLE decisions (
+    sequence INTEGER PRIMARY KEY,
+    run_id TEXT NOT NULL,
+    packet_id TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    command_id TEXT NOT NULL,
+    decided_at_ns INTEGER NOT NULL,
+    level TEXT NOT NULL,
+    policy_version TEXT,
+    action BLOB,
+    log_prob REAL,
+    proposal BLOB,
+    mask BLOB,
+    signals BLOB NOT NULL,
+    breakers BLOB NOT NULL,
+    command BLOB NOT NULL,
+    packet BLOB NOT NULL
+)""",
+    "CREATE INDEX decisions_of_run ON decisions (run_id)",
+    """CREATE TABLE deliveries (
+    sequence INTEGER PRIMARY KEY REFERENCES decisions,
+    command_id TEXT NOT NULL UNIQUE,
+    run_id TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    fate TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    result BLOB
+)""",
+    f"CREATE INDEX open_deliveries ON deliveries (run_id, epoch) WHERE {OPEN}",
+    """CREATE TABLE runs (
+    run_id TEXT PRIMARY KEY,
+    memory BLOB NOT NULL,
+    hidden BLOB
+)""",
+    """CREATE TABLE orders (
+    run_id TEXT PRIMARY KEY,
+    paused INTEGER NOT NULL,
+    release INTEGER NOT NULL
+)""",
+    """CREATE TABLE chain (
+    sequence INTEGER PRIMARY KEY,
+    subject TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    key NOT NULL,
+    digest BLOB NOT NULL,
+    hash BLOB NOT NULL
+)""",
+    "CREATE INDEX chain_of_rows ON chain (subject, key)",
+    "CREATE INDEX chain_of_decisions ON chain (run_id, key) WHERE subject = 'decisions'",
+)
+"""The statements that make them, as SQLite keeps them."""
