@@ -78,7 +78,8 @@ class LiveHost:
     ) -> None:
         self.model, self.evaluations = model, 0
         self._evaluate, self._seed, self._births, self._initial_weights = evaluate, seed, 0, initial_weights
-        self._drawn_from: dict[int, dict[str, Any]] = {}
+        self._born: dict[int, int] = {}
+        self._generators: dict[int, np.random.Generator] = {}
         self._given: Result | None = None
         self._costs = _costs(model, places, slots, without)
         self.growth = Growth(places, devices)
@@ -127,14 +128,19 @@ class LiveHost:
         slot = self.slots[at]
         if slot.seed_kind is None:
             slot.plant(kind)
-            generator = self._initial_weights or np.random.default_rng([self._seed, self._births])
-            self._drawn_from[at] = dict(generator.bit_generator.state)
+            if self._initial_weights is not None:
+                self._generators[at] = copy.deepcopy(self._initial_weights)
+            self._born[at] = self._births
             self._births += 1
-            slot.set_form(algorithm, level, generator)
+            slot.set_form(algorithm, level, self._initial_weights or self._generator(at))
         elif (algorithm, level) != (slot.seed_algorithm, slot.seed_level):
-            again = np.random.default_rng()  # what the seed has not had yet was drawn with it
-            again.bit_generator.state = self._drawn_from[at]
-            slot.set_form(algorithm, level, again)
+            slot.set_form(algorithm, level, self._generator(at))  # what the seed has not had yet was drawn at its birth
+
+    def _generator(self, at: int) -> np.random.Generator:
+        """As it was when the seed in a slot was born."""
+        if at in self._generators:
+            return copy.deepcopy(self._generators[at])
+        return np.random.default_rng([self._seed, self._born[at]])
 
     def check_seeds(self, lifecycle: Lifecycle) -> None:
         """Refuse seeds that came with a state dict behind the lifecycle's back.
@@ -249,12 +255,17 @@ class LiveHost:
 
     # ------------------------------------------------------------------ keeping
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed host needs beside the states of model and optimiser: plain numbers, strings and tensors."""
+        """What a resumed host needs beside the states of model and optimiser: plain numbers, strings and tensors.
+
+        Raises:
+            LiveError: the seeds' initial weights come from a generator of the user's.
+        """
+        if self._initial_weights is not None:
+            raise LiveError("a run with initial_weights cannot be kept: leave it out, and seed says them")
         order = [[self.slots.index(slot), name] for slot, name in self.optimizer.order]
         return {
             "births": self._births,
-            "drawn_from": copy.deepcopy(self._drawn_from),
-            "initial_weights": self._initial_weights and dict(self._initial_weights.bit_generator.state),
+            "born": dict(self._born),
             "evaluations": self.evaluations,
             "order": order,
             "rate": self.optimizer.rate,
@@ -282,9 +293,7 @@ class LiveHost:
         self.sync(lifecycle)
         self.optimizer.reorder(order)
         self.optimizer.set_rate(rate)
-        self._births, self.evaluations, self._drawn_from = births, evaluations, copy.deepcopy(state["drawn_from"])
-        if self._initial_weights is not None:
-            self._initial_weights.bit_generator.state = state["initial_weights"]
+        self._births, self.evaluations, self._born = births, evaluations, dict(state["born"])
 
 
 def _form(lifecycle: Lifecycle, at: int) -> tuple[Blueprint, AlphaAlgorithm, int] | None:

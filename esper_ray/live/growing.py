@@ -99,7 +99,7 @@ def grow(
         batch_axis: Axis of the batch in the example.
         deterministic: Take the policy's likeliest action instead of drawing one.
         seed: Of the policy's draws and the seeds' initial weights.
-        initial_weights: Draws the latter in place of ``seed``: a PCG64 generator.
+        initial_weights: Draws the latter in place of ``seed``; such a run cannot be kept and resumed.
         writer: Takes scalars, as TensorBoard's ``SummaryWriter`` does.
 
     Returns:
