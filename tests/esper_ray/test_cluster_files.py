@@ -98,7 +98,7 @@ def test_the_jobs_package_holds_the_code_and_not_the_checkouts_weight(tmp_path):
     names = zipfile.ZipFile(target).namelist()
     assert {"envs/morphogenesis.py", "policies/network.py", "esper_ray/__main__.py"} <= set(names)
     assert not [name for name in names if name.split("/")[0] in {".git", "runs", ".venv", "tests", "docs"}]
-    assert target.stat().st_size < 4 * MEGABYTE
+    assert target.stat().st_size < 6 * MEGABYTE  # of it two and a half are the policies that ship
 
 
 def _tracked():
