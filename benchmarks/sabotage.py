@@ -7,7 +7,6 @@ on by :data:`EPOCH_SECONDS`, as if epochs took so long.
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sqlite3
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from threading import Timer
 
 from benchmarks.faults import LASTING, Fault, Told
+from benchmarks.full_disk import files_of_at_most
 from esper_ray.controller.attending import Attendance
 from esper_ray.controller.commands import AdaptationCommand, CommandResult
 from esper_ray.controller.records import FILE
@@ -232,14 +232,3 @@ def _packet(state: SystemState, fault: Fault | None) -> SystemState:
     if fault is Fault.NO_OBSERVATION:
         lacking = dict.fromkeys(("observation", "blueprint_indices", "action_mask"))
     return SystemState(**{**dict(state), **lacking})
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """No file of this process gets longer than so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

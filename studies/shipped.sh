@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the two policies that ship with the package, over episodes of 15 to 150 epochs, so that they finish what they
-# begin, and shows how they do at four horizons. Three hours on two cores:
+# begin, and shows how they do at four horizons. Some hours on two cores:
 #
 #     bash studies/shipped.sh [NEW DIRECTORY]
 #
@@ -9,7 +9,7 @@
 # alone, the policy learnt to leave foreign networks alone too. The discount is there to make it hurry: without one, what
 # is grown late in a long episode is worth as much as what is grown early, and short ones end before it is finished.
 #
-# For sequences and vectors, where rewards taught nothing, a graph policy imitates what paid on validation data: one seed
+# For sequences and vectors, where rewards taught to wait, a graph policy imitates what paid on validation data: one seed
 # at once where hosts need it and there is time to earn its rent, and nothing in hosts that have what the seed would bring,
 # or in runs of 15 and 25 epochs. It can tell them apart, as it reads layers and the length of a run. random_valid is there
 # for the risks alone. All was chosen on validation data (docs/lab-book.md).

@@ -294,6 +294,7 @@ class LiveHost:
         self.optimizer.reorder(order)
         self.optimizer.set_rate(rate)
         self._births, self.evaluations, self._born = births, evaluations, dict(state["born"])
+        self._generators.clear()
 
 
 def _form(lifecycle: Lifecycle, at: int) -> tuple[Blueprint, AlphaAlgorithm, int] | None:

@@ -12,6 +12,7 @@ from esper_ray.controller.commands import AdaptationCommand, CommandResult
 from esper_ray.controller.executor import Executor, in_words
 from esper_ray.live.choosing import Choice, Training
 from esper_ray.live.grower import Grower
+from esper_ray.live.late_probe import LateProbe
 from esper_ray.live.probe import Probe
 from policies.bundle import Observations
 from policies.strategic.messages import SystemState
@@ -48,9 +49,8 @@ class Attendance:
     name = "controller"
 
     def __init__(self, controller: Decides, training: Training, run_id: str) -> None:
-        self._controller, self._training, self.run_id = controller, training, run_id
+        self._controller, self._probe, self.run_id = controller, LateProbe(training), run_id
         self._executor = self._new_executor()
-        self._probe: Probe | None = None
         self._executing_ms = 0.0
 
     def _new_executor(self) -> Executor:
@@ -62,11 +62,9 @@ class Attendance:
 
     def choose(self, grower: Grower, observations: Observations) -> Choice:
         """Measure, ask, obey."""
-        if self._probe is None:
-            given = self._training
-            self._probe = Probe(given.model, given.optimizer, given.example, grower=grower, batch_axis=given.batch_axis)
+        probe = self._probe.of(grower)
         try:
-            packet = self._packet(self._probe, grower)
+            packet = self._packet(probe, grower)
         except Exception as error:
             logger.exception("run %s: the probe failed", self.run_id)
             return Choice(note=f"not measured, and left alone: {' '.join(str(error).split())}")
@@ -93,12 +91,10 @@ class Attendance:
 
     def end(self) -> None:
         """Watch the model no longer."""
-        if self._probe is not None:
-            self._probe.remove()
+        self._probe.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Which run it is, the commands that were carried out, and what the probe remembers."""
-        assert self._probe is not None, "a grower chooses as it is made"
         return {
             "run_id": self.run_id,
             "executor": self._executor.state_dict(),
@@ -107,7 +103,6 @@ class Attendance:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with that run; what the controller remembers of it, its directory has."""
-        assert self._probe is not None, "a grower chooses as it is made"
         self._probe.load_state_dict(state["probe"])
         self.run_id = str(state["run_id"])
         self._executor = self._new_executor()

@@ -11,9 +11,9 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Self
 
+from esper_ray.bus.streams import Stream
 from esper_ray.controller.framing import parts_of, prefixed
 from esper_ray.controller.keys import Key
-from esper_ray.controller.message_types import MessageType
 
 VERSION = b"esper/1"
 NONCE_BYTES = 16
@@ -33,7 +33,7 @@ class Envelope:
 
     Attributes:
         key_id: Of the key that it is signed with, it says.
-        type: What it is; a text that may be no :class:`MessageType`.
+        type: What it is; a text that may be no :class:`Stream`.
         audience: Id of the run that it is about.
         timestamp_ns: When it was signed, nanoseconds since 1970.
         nonce: 16 bytes that no other envelope has.
@@ -86,7 +86,7 @@ class Envelope:
         return self.content[: len(self.content) - len(prefixed(self.signature))]
 
 
-def seal(key: Key, kind: MessageType, audience: str, payload: bytes, timestamp_ns: int) -> Envelope:
+def seal(key: Key, kind: Stream, audience: str, payload: bytes, timestamp_ns: int) -> Envelope:
     """Sign a message, with a nonce of its own. What is sent again later is sealed again.
 
     Args:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Self
 
-from esper_ray.controller.message_types import DAY_NS, LONGEST_AGE_NS
+from esper_ray.controller.message_ages import DAY_NS, LONGEST_AGE_NS
 from esper_ray.errors import UserError
 from esper_ray.terminal import command
 

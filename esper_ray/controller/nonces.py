@@ -7,7 +7,7 @@ import sqlite3
 from enum import StrEnum
 
 from esper_ray.controller.envelope import Envelope
-from esper_ray.controller.message_types import LONGEST_AGE_NS
+from esper_ray.controller.message_ages import LONGEST_AGE_NS
 
 _SCHEMA = (
     """

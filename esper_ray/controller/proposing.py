@@ -165,7 +165,11 @@ class PacketProposer:
 
     def think(self, packet: SystemState, hidden: bytes | None, generator: torch.Generator, greedy: bool) -> Thought:
         """With an embedding, and with risk and blending if it was taught them."""
-        run = self._policy.open_run(packet.run_id, None if hidden is None else json.loads(hidden))
+        run = self._policy.open_run(
+            packet.run_id,
+            None if hidden is None else json.loads(hidden),
+            log_coverage=False,  # every packet opens a run, and each decision tells it
+        )
         reading = run.read(packet)
         distribution = reading.result.distribution
         actions = distribution.sample(generator, greedy)

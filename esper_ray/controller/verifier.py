@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 
+from esper_ray.bus.streams import Stream
 from esper_ray.controller.envelope import Envelope
 from esper_ray.controller.keys import KeyRing
-from esper_ray.controller.message_types import FUTURE_NS, MOST_AGE_NS, SECOND_NS, MessageType
+from esper_ray.controller.message_ages import FUTURE_NS, MOST_AGE_NS, SECOND_NS
 from esper_ray.controller.nonces import Entry, NonceLedger
 
 
@@ -73,7 +74,7 @@ class Verifier:
     ) -> None:
         self._keys, self._ledger, self._time_ns = keys, ledger, time_ns
 
-    def verify(self, content: bytes, kind: MessageType, audience: str | None) -> Envelope:
+    def verify(self, content: bytes, kind: Stream, audience: str | None) -> Envelope:
         """Check all but whether it came before.
 
         Args:
@@ -143,9 +144,7 @@ class Verifier:
             detail = "it is as old as messages that are forgotten here: the clock has gone back"
             raise EnvelopeRefused(Untrusted.STALE, detail, envelope)
 
-    def accept(
-        self, connection: sqlite3.Connection, content: bytes, kind: MessageType, audience: str | None
-    ) -> Envelope:
+    def accept(self, connection: sqlite3.Connection, content: bytes, kind: Stream, audience: str | None) -> Envelope:
         """Verify a message and enter it; its effect belongs in the same transaction.
 
         Args:

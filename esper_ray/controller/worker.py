@@ -6,7 +6,6 @@ knows torch and no Ray, and ends with whoever holds the other end of the socket,
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -19,7 +18,6 @@ from esper_ray.controller.proposing import Proposer, answer, load_proposer, one_
 from esper_ray.controller.trial import USUAL_SLOTS, trial_request
 from esper_ray.errors import UserError
 from esper_ray.process import settle
-from policies.strategic import coverage
 
 WARM_UPS = 3
 """Answers before the first that counts: torch does much when it first does something."""
@@ -32,8 +30,6 @@ def main() -> None:
     requests: SimpleQueue[list[bytes]] = SimpleQueue()
     Thread(target=_receive, args=(connection, requests), daemon=True).start()
     settle()
-    # Once per run the log tells what was not measured. Here every packet is of a new run, and each proposal tells it.
-    logging.getLogger(coverage.__name__).disabled = True
     try:
         proposer, version = load_proposer(policy)
     except Exception as error:  # of files that anybody may have written

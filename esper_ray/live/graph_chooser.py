@@ -11,8 +11,8 @@ from envs.live.places import LiveError
 from envs.slots import SlotConfig
 from esper_ray.live.choosing import Choice, Training
 from esper_ray.live.grower import Grower
+from esper_ray.live.late_probe import LateProbe
 from esper_ray.live.policies import GraphDecider
-from esper_ray.live.probe import Probe
 from policies.bundle import Observations
 from policies.strategic.inference import StrategicPolicy
 
@@ -30,12 +30,11 @@ class GraphChooser:
     """
 
     def __init__(self, decider: GraphDecider, training: Training, seed: int, deterministic: bool) -> None:
-        self.name, self._training, self._deterministic = decider.name, training, deterministic
+        self.name, self._probe, self._deterministic = decider.name, LateProbe(training, decider.name), deterministic
         self._policy = StrategicPolicy(decider.checkpoint)
         # That log is of senders that leave out what they declare; this probe is ours, and at first nothing has moved.
         self._run = self._policy.open_run(self.name, log_coverage=False)
         self._generator = torch.Generator().manual_seed(seed)
-        self._probe: Probe | None = None
 
     def slots_of(self, count: int) -> SlotConfig:
         """As many as the host has."""
@@ -51,18 +50,9 @@ class GraphChooser:
         """
         if grower.stopped:
             return Choice()
-        if self._probe is None:
-            given = self._training
-            self._probe = Probe(
-                given.model,
-                given.optimizer,
-                given.example,
-                grower=grower,
-                run_id=self.name,
-                batch_axis=given.batch_axis,
-            )
+        probe = self._probe.of(grower)
         try:
-            packet = self._probe.end_epoch(training_loss=grower.training_loss, samples=grower.samples)
+            packet = probe.end_epoch(training_loss=grower.training_loss, samples=grower.samples)
         except LiveError as error:
             return Choice(note=f"not measured, and left alone: {error}")
         distribution = self._run.read(packet).result.distribution
@@ -75,12 +65,10 @@ class GraphChooser:
 
     def end(self) -> None:
         """Watch the model no longer."""
-        if self._probe is not None:
-            self._probe.remove()
+        self._probe.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Its draws, the run's scale, and what the probe remembers."""
-        assert self._probe is not None, "a grower chooses as it is made"
         return {
             "generator": self._generator.get_state(),
             "scale": self._run.scale,
@@ -89,7 +77,6 @@ class GraphChooser:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the one that gave :meth:`state_dict`."""
-        assert self._probe is not None, "a grower chooses as it is made"
         run = self._policy.open_run(self.name, state["scale"], log_coverage=False)
         self._probe.load_state_dict(state["probe"])
         self._run = run

@@ -99,7 +99,7 @@ class Activations(_Nodes):
     activation_type: tuple[Name | None, ...] | None = None
     """Such as relu."""
     saturation_rate: tuple[Share | None, ...] | None = None
-    """Share of its outputs on up to 32 validation samples at which its slope is below 0.01."""
+    """Share of its outputs on up to 16 validation samples at which its slope is below 0.01."""
     gradient_flow: tuple[NotNegative | None, ...] | None = None
     """Gradient norm of the layers before it over that of the layers after it, each together."""
     computational_cost: tuple[NotNegative | None, ...] | None = None
@@ -149,7 +149,7 @@ class Feeds(_Edges):
     """From a layer to an activation function that reads it."""
 
     activation_frequency: tuple[Share | None, ...] | None = None
-    """Share of the function's outputs that are not 0, on up to 32 validation samples."""
+    """Share of the function's outputs that are not 0, on up to 16 validation samples."""
     saturation_events: tuple[NotNegative | None, ...] | None = None
     """Outputs on those samples at which its slope is below 0.01, per sample."""
 

@@ -5,8 +5,8 @@ import hmac
 import sqlite3
 import struct
 
+from esper_ray.bus.streams import Stream
 from esper_ray.controller.keys import Key, KeyRing, KeyState
-from esper_ray.controller.message_types import MessageType
 from esper_ray.controller.nonces import NonceLedger
 from esper_ray.controller.verifier import Verifier
 
@@ -69,7 +69,7 @@ class Place:
         self.connection.close()
         self.open()
 
-    def take(self, content, kind=MessageType.COMMANDS, audience="run", fail=False):
+    def take(self, content, kind=Stream.COMMANDS, audience="run", fail=False):
         """Carry a message out, or fail at it, in one transaction with its nonce."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.full_disk import files_of_at_most
 from envs.vocabulary import SeedStage
 from esper_ray.controller import telemetry as items
 from esper_ray.controller.commands import AdaptationCommand, CommandResult, Kind, Outcome, Reason, Refusal
@@ -20,7 +21,6 @@ from esper_ray.controller.store import give_order
 from tests.esper_ray.controller.faulty import POLICY
 from tests.esper_ray.controller.test_isolated_policy import wait_until
 from tests.esper_ray.controller.test_service import LONG, PATIENT, packet, told
-from tests.esper_ray.controller.test_store import files_of_at_most
 
 NAMES = (f"run {at}" for at in count())
 STAGES = {"r0c0": SeedStage.DORMANT}

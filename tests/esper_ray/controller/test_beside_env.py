@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from envs.live.places import LiveError
 from envs.live.task_host import TaskLoop
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.tasks import make_task
@@ -62,6 +63,12 @@ def in_the_greenhouse(policy):
         actions.append(proposal.action)
         observation, *_ = env.step(np.array([proposal.action]))
     return np.array(seen), actions
+
+
+def test_a_run_with_weights_from_a_generator_says_that_it_cannot_be_kept():
+    grower = grow(**TaskLoop(make_task("digits_impaired"), EPOCHS, SEED).given)
+    with pytest.raises(LiveError, match="a run with initial_weights cannot be kept"):
+        grower.state_dict()
 
 
 @pytest.mark.parametrize("policy", ["the shipped policy", "a schedule"])

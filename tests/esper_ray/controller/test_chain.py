@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.damaged_store import LOG, NAMES, content_of, cut, filled, flipped, flips, is_whole, put
+from benchmarks.full_disk import files_of_at_most
 from esper_ray.controller.chain import GENESIS, Broken, Head, digest
 from esper_ray.controller.head_file import HEAD_FILE, PLACE, HeadFile
 from esper_ray.controller.records import FILE, Record, Records, Unreadable
 from esper_ray.controller.store import Store, give_order
 from tests.esper_ray.controller.test_store import CALM, decision, refusal
-from tests.esper_ray.keeping.places import files_of_at_most
 
 CUTS, FLIPS = 30, 40
 """Of each file here; ``python -m benchmarks.damage`` makes them all."""

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from esper_ray.bus.streams import Stream
 from esper_ray.controller.envelope import MOST_PAYLOAD_BYTES, Envelope, seal
 from esper_ray.controller.keys import Key, KeyState
-from esper_ray.controller.message_types import LONGEST_AGE_NS, MOST_AGE_NS, MessageType
+from esper_ray.controller.message_ages import LONGEST_AGE_NS, MOST_AGE_NS
 from esper_ray.controller.verifier import EnvelopeRefused, Untrusted
 from tests.esper_ray.controller.sealing import (
     DAY,
@@ -28,7 +29,7 @@ RUN_IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size
 MUTATED = 10_000
 
 
-@given(st.sampled_from(MessageType), RUN_IDS, st.binary(max_size=300), st.integers(0, 2**63 - 1))
+@given(st.sampled_from(Stream), RUN_IDS, st.binary(max_size=300), st.integers(0, 2**63 - 1))
 def test_what_is_sealed_is_read_as_it_was_and_believed(kind, run_id, payload, timestamp_ns):
     envelope = seal(RING.signing, kind, run_id, payload, timestamp_ns)
     assert Envelope.read(envelope.content) == envelope
@@ -40,7 +41,7 @@ def test_what_is_sealed_is_read_as_it_was_and_believed(kind, run_id, payload, ti
 
 
 def test_its_bytes_are_what_their_description_says():
-    envelope = seal(RING.signing, MessageType.COMMANDS, "läuft", b"do it", NOW)
+    envelope = seal(RING.signing, Stream.COMMANDS, "läuft", b"do it", NOW)
     described = sealed(audience="läuft".encode(), nonce=envelope.nonce, payload=b"do it")
     assert envelope.content == described
     assert envelope.content.startswith(envelope.signed)
@@ -48,16 +49,16 @@ def test_its_bytes_are_what_their_description_says():
 
 
 def test_no_two_envelopes_have_the_same_nonce():
-    nonces = {seal(RING.signing, MessageType.COMMANDS, "run", b"", NOW).nonce for _ in range(1000)}
+    nonces = {seal(RING.signing, Stream.COMMANDS, "run", b"", NOW).nonce for _ in range(1000)}
     assert len(nonces) == 1000
     assert {len(nonce) for nonce in nonces} == {16}
 
 
 def test_ages_are_those_that_are_written_down():
     minutes = {kind for kind, age in MOST_AGE_NS.items() if age == 60 * SECOND}
-    assert minutes == {MessageType.STATES, MessageType.COMMANDS}
+    assert minutes == {Stream.STATES, Stream.COMMANDS}
     assert {age for kind, age in MOST_AGE_NS.items() if kind not in minutes} == {7 * DAY} == {LONGEST_AGE_NS}
-    assert MOST_AGE_NS.keys() == {*MessageType}
+    assert MOST_AGE_NS.keys() == {*Stream}
 
 
 @pytest.mark.parametrize(
@@ -88,13 +89,13 @@ def test_what_is_well_signed_and_no_envelope_is_taken_for_unsigned(fields):
 def test_what_cannot_travel_is_not_sealed():
     for audience, payload in (("a" * 801, b""), ("\ud800", b""), ("run", bytes(MOST_PAYLOAD_BYTES + 1))):
         with pytest.raises(ValueError, match=r"audience|surrogates|payload"):
-            seal(RING.signing, MessageType.UPDATES, audience, payload, NOW)
-    longest = seal(RING.signing, MessageType.UPDATES, "run", bytes(MOST_PAYLOAD_BYTES), NOW)
+            seal(RING.signing, Stream.UPDATES, audience, payload, NOW)
+    longest = seal(RING.signing, Stream.UPDATES, "run", bytes(MOST_PAYLOAD_BYTES), NOW)
     assert len(longest.payload) == 65 * 2**20
 
 
 def test_an_envelope_shows_neither_payload_nor_signature():
-    envelope = seal(RING.signing, MessageType.COMMANDS, "run", b"payload", NOW)
+    envelope = seal(RING.signing, Stream.COMMANDS, "run", b"payload", NOW)
     for hidden in (envelope.payload, envelope.signature, envelope.content, SECRET):
         assert repr(hidden)[2:-1] not in repr(envelope)
 
@@ -188,12 +189,12 @@ def test_ten_thousand_changed_envelopes_are_refused_and_none_raises_anything_els
         originals = [
             seal(key, kind, run_id, payload, NOW + shift).content
             for key, kind, run_id, shift in (
-                (RING.signing, MessageType.COMMANDS, "run", 0),
+                (RING.signing, Stream.COMMANDS, "run", 0),
                 draw.choice(
                     (
-                        (RING.signing, MessageType.COMMANDS, "another", 0),
-                        (RING.signing, MessageType.REPORTS, "run", -SECOND),
-                        (stranger, MessageType.COMMANDS, "run", 1),
+                        (RING.signing, Stream.COMMANDS, "another", 0),
+                        (RING.signing, Stream.REPORTS, "run", -SECOND),
+                        (stranger, Stream.COMMANDS, "run", 1),
                     )
                 ),
             )

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.full_disk import files_of_at_most
+from esper_ray.bus.streams import Stream
 from esper_ray.cli import parse
 from esper_ray.controller.key_file import (
     KEY_FILE,
@@ -24,13 +26,13 @@ from esper_ray.controller.key_file import (
     write_key_file,
 )
 from esper_ray.controller.keys import Key, KeyRing, KeyState
-from esper_ray.controller.message_types import LONGEST_AGE_NS, MessageType
+from esper_ray.controller.message_ages import LONGEST_AGE_NS
 from esper_ray.controller.operating_page import field_docs
 from esper_ray.controller.verifier import Untrusted
 from esper_ray.errors import UserError
 from esper_ray.terminal import output
 from tests.esper_ray.controller.sealing import DAY, NOW, OTHER_SECRET, SECRET
-from tests.esper_ray.keeping.places import files_of_at_most, mounted, read_only
+from tests.esper_ray.keeping.places import mounted, read_only
 from tests.places import ROOT
 
 NOWHERE = {}
@@ -384,7 +386,7 @@ def test_the_page_says_what_each_refusal_means_and_shows_commands_that_there_are
     assert cells == [*Untrusted]
     for name, meaning in field_docs(Untrusted).items():
         assert f"| `{Untrusted[name]}` | {meaning} |" in page
-    assert all(f"`{kind}`" in page for kind in MessageType)
+    assert all(f"`{kind}`" in page for kind in Stream)
     commands = re.findall(r"esper-ray (keys [^`#\n]+)", page)
     assert {parse(shlex.split(words)).word for words in commands} == {"new", "rotate", "list"}
     assert f"`{KEY_FILE}`" in page

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from benchmarks.full_disk import files_of_at_most
 from envs.vocabulary import LifecycleOp
 from esper_ray.controller.assessment import RunState
 from esper_ray.controller.breakers import BreakerConfig
@@ -21,7 +22,7 @@ from esper_ray.errors import UserError
 from policies.strategic.messages import METRICS, SystemState
 from tests.esper_ray.controller.faulty import POLICY, request
 from tests.esper_ray.controller.test_isolated_policy import Clock, wait_until
-from tests.esper_ray.controller.test_store import files_of_at_most, read_only
+from tests.esper_ray.controller.test_store import read_only
 
 LONG = 120.0
 PATIENT = ControllerConfig(

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.full_disk import files_of_at_most
 from esper_ray.controller.records import FILE, Decision, Fate, Records, StoredRun, StoreFailed, Unreadable
 from esper_ray.controller.store import Store
-from tests.esper_ray.keeping.places import files_of_at_most, mounted, read_only
+from tests.esper_ray.keeping.places import mounted, read_only
 from tests.places import ROOT
 
 NAMES = st.text(min_size=1, max_size=8)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esper_ray.bus.streams import Stream
 from esper_ray.controller.keys import Key, KeyRing, KeyState
-from esper_ray.controller.message_types import FUTURE_NS, LONGEST_AGE_NS, MOST_AGE_NS, MessageType
+from esper_ray.controller.message_ages import FUTURE_NS, LONGEST_AGE_NS, MOST_AGE_NS
 from esper_ray.controller.nonces import Entry, NonceLedger
 from esper_ray.controller.verifier import EnvelopeRefused, Redelivered, Untrusted
 from tests.esper_ray.controller.sealing import DAY, NOW, OTHER_SECRET, SECOND, SECRET, Place, sealed
@@ -88,7 +89,7 @@ def test_whoever_lacks_the_key_is_a_stranger_and_who_says_its_id_is_found_out():
     assert reason_of(place, forged) is Untrusted.BAD_SIGNATURE
 
 
-@pytest.mark.parametrize("kind", MessageType, ids=str)
+@pytest.mark.parametrize("kind", Stream, ids=str)
 def test_every_type_is_taken_up_to_its_age_and_from_clocks_that_are_a_little_ahead(kind):
     for age, reason in (
         (MOST_AGE_NS[kind], None),
@@ -104,7 +105,7 @@ def test_every_type_is_taken_up_to_its_age_and_from_clocks_that_are_a_little_ahe
 
 
 def test_no_type_is_taken_for_another():
-    for sent, awaited in itertools.permutations(MessageType, 2):
+    for sent, awaited in itertools.permutations(Stream, 2):
         assert reason_of(Place(), sealed(type=sent.encode()), kind=awaited) is Untrusted.WRONG_TYPE
     assert reason_of(Place(), sealed(type=b"no such type")) is Untrusted.WRONG_TYPE
 
@@ -131,7 +132,7 @@ def test_what_was_not_committed_is_carried_out_when_it_is_delivered_again(tmp_pa
     place, content = Place(tmp_path / "state.sqlite"), sealed()
     place.take(content, fail=True)
     place.connection.execute("BEGIN IMMEDIATE")
-    place.verifier.accept(place.connection, content, MessageType.COMMANDS, "run")
+    place.verifier.accept(place.connection, content, Stream.COMMANDS, "run")
     place.restart()  # in the middle of it
     assert (place.effects, place.nonces) == ([], 0)
     place.take(content)
@@ -160,7 +161,7 @@ def test_a_redelivery_is_told_apart_also_when_it_has_become_stale():
 
 def test_what_was_verified_in_time_may_have_its_effect_later_and_once():
     place = Place()
-    envelope = place.verifier.verify(sealed(), MessageType.COMMANDS, "run")
+    envelope = place.verifier.verify(sealed(), Stream.COMMANDS, "run")
     place.now += DAY
     with pytest.raises(RuntimeError, match="begin one"):
         place.verifier.enter(place.connection, envelope)
@@ -246,7 +247,7 @@ def test_whatever_happens_no_message_has_its_effect_twice(tmp_path_factory, step
             place.restart()
         else:
             payload = bytes([value])
-            kind = MessageType.COMMANDS if value % 2 else MessageType.REPORTS
+            kind = Stream.COMMANDS if value % 2 else Stream.REPORTS
             content = sent.setdefault(value, at(place.now, payload=payload, type=kind.encode(), nonce=payload * 16))
             before = place.effects.count(payload)
             try:
@@ -266,7 +267,7 @@ def test_two_processes_that_have_the_same_message_at_once_carry_it_out_once(tmp_
     one, other = (Place(tmp_path / "state.sqlite") for _ in range(2))
     other.connection.execute("PRAGMA busy_timeout = 0")
     one.connection.execute("BEGIN IMMEDIATE")
-    one.verifier.accept(one.connection, sealed(), MessageType.COMMANDS, "run")
+    one.verifier.accept(one.connection, sealed(), Stream.COMMANDS, "run")
     with suppress(sqlite3.OperationalError):
         other.take(sealed())
         pytest.fail("the other one did not wait")

@@ -1,7 +1,6 @@
 """Places where writing fails: real ones, which a machine has or is given for a while."""
 
 import os
-import resource
 import subprocess
 from contextlib import contextmanager
 
@@ -31,14 +30,3 @@ def read_only(path):
     else:
         with mounted(path, "ro,size=64k"):
             yield path
-
-
-@contextmanager
-def files_of_at_most(size):
-    """No file of this process gets longer than so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

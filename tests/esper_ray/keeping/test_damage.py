@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.full_disk import files_of_at_most
 from esper_ray.cli import parse
 from esper_ray.errors import UserError
 from esper_ray.keeping import export, run_directory
@@ -21,7 +22,7 @@ from esper_ray.presets import DEBUG
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
 from policies.weights import save_weights
-from tests.esper_ray.keeping.places import files_of_at_most, mounted, read_only
+from tests.esper_ray.keeping.places import mounted, read_only
 
 POLICY = build_policy("learned", PolicySettings(DEBUG.env.make_task().slots, DEBUG.env.max_epochs, DEBUG.network))
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 from matplotlib.figure import Figure
 
+from benchmarks.full_disk import files_of_at_most
 from esper_ray.errors import UserError
 from esper_ray.keeping.writing import (
     check_writable,
@@ -16,7 +17,7 @@ from esper_ray.keeping.writing import (
     replace_figure,
     replace_text,
 )
-from tests.esper_ray.keeping.places import files_of_at_most, mounted, read_only
+from tests.esper_ray.keeping.places import mounted, read_only
 
 LARGE = b"x" * 200_000
 

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 from tensorboard.util.tensor_util import make_ndarray
 
+from benchmarks.full_disk import files_of_at_most
 from envs.tasks import make_task
 from esper_ray.errors import UserError
 from esper_ray.keeping.run_directory import RunDirectory
@@ -21,7 +22,6 @@ from esper_ray.learning.tensorboard import TensorBoard
 from esper_ray.learning.training import train
 from esper_ray.presets import DEBUG
 from tests.esper_ray.browser import Page
-from tests.esper_ray.keeping.places import files_of_at_most
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SLOTS = make_task(DEBUG.env.task).slots

@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from benchmarks.full_disk import files_of_at_most
 from envs.slots import SlotConfig
 from policies.distribution import ActionTables
 from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint, Manifest
@@ -17,7 +18,6 @@ from policies.strategic.normaliser import MetricNormaliser, metric_sums, metric_
 from policies.strategic.registries import Capacities, Registries
 from policies.strategic.seen import Seen
 from policies.strategic.taught import Taught
-from tests.esper_ray.keeping.places import files_of_at_most
 from tests.policies.strategic.graphs import random_arrays, tensors_of
 
 

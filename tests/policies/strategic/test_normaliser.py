@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.full_disk import files_of_at_most
 from policies.strategic.normaliser import (
     LIVE_METRICS,
     METRIC_PRIORS,
@@ -19,7 +20,6 @@ from policies.strategic.normaliser import (
     normalise_parameters,
     normalise_seed_statistics,
 )
-from tests.esper_ray.keeping.places import files_of_at_most
 
 PACKETS = st.lists(st.dictionaries(st.sampled_from(SCALED_METRICS), st.floats(-1e6, 1e6)), max_size=8)
 ANYTHING = st.floats(allow_nan=True, allow_infinity=True)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.full_disk import files_of_at_most
 from envs.vocabulary import BLENDING_METHODS
 from policies.strategic.builder import GraphBuilder, numbered
 from policies.strategic.graph_columns import Layers
 from policies.strategic.measured import Measured
 from policies.strategic.normaliser import MetricNormaliser
 from policies.strategic.registries import PRE_SEEDED, UNKNOWN, Capacities, Registries, RegistryView, RegistryViews
-from tests.esper_ray.keeping.places import files_of_at_most
 from tests.policies.strategic.states import chain, state
 
 NAMES = st.lists(st.text(min_size=1, max_size=4), max_size=12)
