@@ -1,7 +1,7 @@
 """A process that records as fast as it can, killed at any moment, again and again.
 
-``python -m benchmarks.killing DIRECTORY`` starts a recorder for each line that it reads, the number of its first
-decision. Each recorder tells its process number, then what is committed.
+``python -m benchmarks.killing`` starts a recorder for each line that it reads, the number of its first decision and its
+directory. Each recorder tells its process number, then what is committed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 from benchmarks.damaged_store import content_of, some_decision
 from benchmarks.nodes import ROOT
 from esper_ray.controller.records import Record, StoredRun
 from esper_ray.controller.store import Store
 
-LONGEST = 0.15
-"""Seconds that a recorder lives after its first decision, at most."""
+LONGEST = 0.25
+"""Seconds that a recorder lives, at most; the first of them are the opening of its store."""
+A_STORE = 5
+"""Recorders of each store, one after the other, the first of which makes it."""
 
 
 def record(directory: Path, first: int) -> None:
@@ -33,7 +36,7 @@ def record(directory: Path, first: int) -> None:
             store.mark_sent(f"run {at}")
             store.attach_result(f"run {at}", b"applied")
             if at % 7 == 0:
-                store.checkpoint()
+                Thread(target=store.checkpoint).start()  # as of a service, beside who records
             at += 1
 
 
@@ -47,28 +50,32 @@ def kills(directory: Path, times: int, seed: int = 0) -> int:
         AssertionError: one is not.
         StoreFailed: the store is not whole.
     """
-    draw, told = random.Random(seed), list[int]()
-    command = [sys.executable, "-m", "benchmarks.killing", str(directory)]
+    draw, in_all = random.Random(seed), 0
+    command = [sys.executable, "-m", "benchmarks.killing"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nursery:
         assert nursery.stdin is not None
         assert nursery.stdout is not None
         for killed in range(times):
-            print(told[-1] + 100 if told else 0, file=nursery.stdin, flush=True)
-            recorder = int(nursery.stdout.readline())
-            told.append(int(nursery.stdout.readline()))
+            if killed % A_STORE == 0:
+                place, told = directory / str(killed), list[int]()
+            print(told[-1] + 100 if told else 100 * killed, place, file=nursery.stdin, flush=True)
+            recorder, before = int(nursery.stdout.readline()), len(told)
             time.sleep(draw.random() * LONGEST)
             os.kill(recorder, signal.SIGKILL)
             while (line := nursery.stdout.readline()) != "ended\n":
                 told.append(int(line))
-            with Store(directory) as store:
+            in_all += len(told) - before
+            with Store(place) as store:
                 found = [one for one in store.records("run") if isinstance(one, Record)]
             epochs = [one.decision.epoch for one in found]
             assert set(told) <= set(epochs), "what was told is gone"
-            assert len(epochs) - len(told) <= killed + 1, "more was committed than one that was not told yet"
-            ((_, state, _, _),) = content_of(directory)
-            assert state == StoredRun(memory=b"%d" % epochs[-1], hidden=None), "a state is not its decision's"
+            untold = killed % A_STORE + 1
+            assert len(epochs) - len(told) <= untold, "more was committed than one of each that was not told yet"
+            states = [state for _, state, _, _ in content_of(place)]
+            expected = [StoredRun(memory=b"%d" % epochs[-1], hidden=None)] if epochs else []
+            assert states == expected, "a state is not its decision's"
         nursery.stdin.close()
-    return len(told)
+    return in_all
 
 
 def main() -> None:
@@ -77,7 +84,8 @@ def main() -> None:
     for line in sys.stdin:
         if (child := os.fork()) == 0:
             os.write(1, b"%d\n" % os.getpid())
-            record(Path(sys.argv[1]), int(line))
+            first, _, place = line.strip().partition(" ")
+            record(Path(place), int(first))
         os.waitpid(child, 0)
         os.write(1, b"ended\n")
 

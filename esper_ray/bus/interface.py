@@ -18,8 +18,10 @@ logger = logging.getLogger(__name__)
 
 NAME = "esper"
 """Of a bus, unless another is given."""
-CLAIM_AFTER_S = 60.0
-"""For so long an entry belongs to whom it was delivered."""
+CLAIM_AFTER_S = 20.0
+"""For so long an entry belongs to whom it was delivered: less than what is acted on may be old, so that another one
+still gets it in time."""
+CLOSED = "the bus is closed"
 MOST_DELIVERIES = 5
 """After so many an entry lies with the dead letters."""
 LOOK_EVERY_S = 1.0
@@ -203,7 +205,7 @@ class Bus(ABC):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise BusUnavailable("the bus is closed")
+            raise BusUnavailable(CLOSED)
 
     def _in_group(self, stream: Stream, group: str, do: Callable[[], T]) -> T:
         try:

@@ -10,8 +10,6 @@ from esper_ray.bus.interface import CLAIM_AFTER_S, NAME, TIMEOUT_S, Bus
 from esper_ray.bus.streams import RULES, Stream, StreamRules
 from esper_ray.errors import UserError
 
-SCHEMES = ("redis", "rediss")
-
 
 def open_bus(
     url: str | None = None,
@@ -41,9 +39,6 @@ def open_bus(
     """
     if url is None:
         return InProcessBus(rules=rules, claim_after_s=claim_after_s, on_event=on_event)
-    scheme = url.partition("://")[0]
-    if scheme not in SCHEMES:
-        raise UserError(f"a bus is at redis://HOST:PORT/DB, or at rediss:// over TLS; got one at {scheme[:20]!r}")
     try:
         from esper_ray.bus.redis_bus import RedisBus
     except ModuleNotFoundError as error:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from esper_ray.bus import redis_scripts as scripts
 from esper_ray.bus.deliveries import DeadLetter, Delivery, GroupState, StreamState
-from esper_ray.bus.errors import GroupMissing, MemoryFull, StreamFull
+from esper_ray.bus.errors import BusUnavailable, GroupMissing, MemoryFull, StreamFull
 from esper_ray.bus.events import BusEvent, EventKind, log_event
-from esper_ray.bus.interface import CLAIM_AFTER_S, LOOK_EVERY_S, MOST_DELIVERIES, NAME, TIMEOUT_S, Bus
+from esper_ray.bus.interface import CLAIM_AFTER_S, CLOSED, LOOK_EVERY_S, MOST_DELIVERIES, NAME, TIMEOUT_S, Bus
 from esper_ray.bus.redis_server import RedisServer
 from esper_ray.bus.streams import RULES, Stream, StreamRules
 
@@ -63,6 +64,17 @@ class RedisBus(Bus):
         super().close()
         self._server.client.close()
 
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """As of :meth:`RedisServer.failures`; whatever a connection raises that is closed under somebody's hands."""
+        try:
+            with self._server.failures():
+                yield
+        except (ValueError, OSError, BusUnavailable) as error:
+            if self._closed:
+                raise BusUnavailable(CLOSED) from error
+            raise
+
     def _key(self, stream: Stream) -> str:
         return f"{self._name}:{stream}"
 
@@ -70,13 +82,13 @@ class RedisBus(Bus):
         return f"{self._key(stream)}:dead:{group}"
 
     def _call(self, script: Callable[..., Any], keys: list[str], *values: str | bytes | float) -> Any:
-        with self._server.failures():
+        with self._failures():
             return script(keys=keys, args=values)
 
     def _send(self, stream: Stream, payload: bytes) -> str:
         rules, key = self.rules[stream], self._key(stream)
         if not rules.keeps_all:
-            with self._server.failures():
+            with self._failures():
                 sent: Any = self._server.client.xadd(
                     key, {scripts.PAYLOAD: payload}, maxlen=rules.capacity, approximate=False
                 )
@@ -94,7 +106,7 @@ class RedisBus(Bus):
         return _text(entry)
 
     def _make_group(self, stream: Stream, group: str) -> None:
-        with self._server.failures():
+        with self._failures():
             try:
                 self._server.client.xgroup_create(self._key(stream), group, id="0", mkstream=True)
             except ResponseError as error:
@@ -124,7 +136,7 @@ class RedisBus(Bus):
 
     def _read(self, stream: Stream, group: str, consumer: str, count: int, wait_s: float) -> tuple[Delivery, ...]:
         block = max(round(1e3 * wait_s), 1) if wait_s > 0 else None  # 0 would be for ever
-        with self._server.failures():
+        with self._failures():
             read: Any = self._server.client.xreadgroup(
                 group, consumer, {self._key(stream): ">"}, count=count, block=block
             )
@@ -143,7 +155,7 @@ class RedisBus(Bus):
         self._tell_buried(kind, stream, group, entry, 0)
 
     def _acknowledge(self, delivery: Delivery) -> bool:
-        with self._server.failures():
+        with self._failures():
             return bool(self._server.client.xack(self._key(delivery.stream), delivery.group, delivery.entry_id))
 
     def _renew(self, delivery: Delivery) -> bool:
@@ -164,7 +176,7 @@ class RedisBus(Bus):
             self._tell_removed(stream, _text(name), lag)
 
     def _dead_letters(self, stream: Stream, group: str, count: int) -> tuple[DeadLetter, ...]:
-        with self._server.failures():
+        with self._failures():
             letters: Any = self._server.client.xrange(self._letters(stream, group), count=count)
         return tuple(
             DeadLetter(_text(letter), _text(fields[b"entry"]), fields.get(_PAYLOAD, b""), int(fields[b"count"]))
@@ -172,7 +184,7 @@ class RedisBus(Bus):
         )
 
     def _discard(self, stream: Stream, group: str, letter: DeadLetter) -> bool:
-        with self._server.failures():
+        with self._failures():
             return bool(self._server.client.xdel(self._letters(stream, group), letter.letter_id))
 
     def _state(self, stream: Stream) -> StreamState:

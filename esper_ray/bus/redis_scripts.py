@@ -115,8 +115,9 @@ repeat
         if count <= tonumber(ARGV[5]) and is_ours(fields) then
             table.insert(found, {{id, fields[2], count}})
         else
-            local room = bury(KEYS[1], KEYS[2], ARGV[1], id, fields, count - 1, tonumber(ARGV[6]))
-            table.insert(room and buried or unburied, {{id, is_ours(fields) and count - 1 or 0}})
+            local times = math.min(count - 1, tonumber(ARGV[5]))  -- looking for room is no delivery
+            local room = bury(KEYS[1], KEYS[2], ARGV[1], id, fields, times, tonumber(ARGV[6]))
+            table.insert(room and buried or unburied, {{id, is_ours(fields) and times or 0}})
         end
     end
     for _, id in ipairs(claimed[3]) do

@@ -26,6 +26,11 @@ LEAST_VERSION = (7, 0)
 """Of the server: older ones cannot say how far behind a group is."""
 CONNECT_WITHIN_S = 2.0
 NO_EVICTION = "noeviction"
+NO_ADDRESS = (
+    "that is no address of a Redis server: redis://HOST:PORT/DB with DB a number, or rediss:// over TLS; in a password "
+    "write / # ? @ and : as %2F %23 %3F %40 and %3A"
+)
+"""What was given is not shown: a password may be anywhere in it."""
 
 
 class RedisServer:
@@ -132,13 +137,10 @@ def _address(url: str) -> str:
     try:
         parts = urlsplit(url)
         host, port, database = parts.hostname, parts.port or 6379, parts.path.strip("/") or "0"
-    except ValueError as error:
-        raise UserError(f"that is no address of a Redis server: {error}: redis://HOST:PORT/DB") from None
+    except ValueError:
+        raise UserError(NO_ADDRESS) from None
     if parts.scheme not in ("redis", "rediss") or not host or not database.isdecimal():
-        raise UserError(
-            f"{parts.scheme}://{host or ''}{parts.path} is no address of a Redis server: that is "
-            "redis://HOST:PORT/DB, with DB a number"
-        )
+        raise UserError(NO_ADDRESS)
     for option, _ in parse_qsl(parts.query, keep_blank_values=True):
         if not option.startswith("ssl_"):
             raise UserError(

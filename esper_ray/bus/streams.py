@@ -8,6 +8,10 @@ from enum import StrEnum
 from types import MappingProxyType
 
 MEBIBYTE = 1 << 20
+MOST_PAYLOAD_BYTES = 65 * MEBIBYTE
+"""Of the largest message, an update: 64 MiB of weights, which it may not exceed, and what is said of them."""
+MOST_ENVELOPE_BYTES = 4096
+"""Of what it travels in."""
 
 
 class Stream(StrEnum):
@@ -72,7 +76,10 @@ class StreamRules:
 
     @property
     def most_lag(self) -> int:
-        """Entries that a group which is not required may have before it, or hold unacknowledged; then it is removed."""
+        """Entries that a group which is not required may have before it, or hold unacknowledged.
+
+        One that has more is removed by trimming, for which the required groups must exist.
+        """
         return self.capacity // 2
 
 
@@ -83,8 +90,9 @@ RULES: Mapping[Stream, StreamRules] = MappingProxyType(
         Stream.RESULTS: StreamRules((Role.SERVICE,)),
         Stream.REPORTS: StreamRules((Role.LEARNER,), capacity=65_536),
         Stream.ACKS: StreamRules((Role.SERVICE,), capacity=65_536),
-        # An update's weights are 64 MiB at most; the rest is for its envelope.
-        Stream.UPDATES: StreamRules((Role.SERVICE,), capacity=8, payload_bytes=65 * MEBIBYTE),
+        Stream.UPDATES: StreamRules(
+            (Role.SERVICE,), capacity=8, payload_bytes=MOST_PAYLOAD_BYTES + MOST_ENVELOPE_BYTES
+        ),
         Stream.TELEMETRY: StreamRules(capacity=65_536, keeps_all=False),
         Stream.EMERGENCY: StreamRules((Role.MONITOR,)),
     }

@@ -87,17 +87,17 @@ class Control:
         with Records.open(self.directory) as records:
             if run_id not in (runs := records.runs()):
                 raise UserError(f"there is no run {run_id!r} in {self.directory}: {', '.join(runs) or 'there is none'}")
-            console.print(decision_table(run_id, records.records(run_id)))
             console.print(fault_lines(records.faults()), end="")
+            console.print(decision_table(run_id, records.records(run_id)))
 
     def _status(self, console: Console) -> None:
         from esper_ray.controller.explaining import breaker_table, fault_lines, status_table
         from esper_ray.controller.records import Records
 
         with Records.open(self.directory) as records:
+            console.print(fault_lines(records.faults()), end="")
             console.print(status_table(records))
             console.print(breaker_table(records))
-            console.print(fault_lines(records.faults()), end="")
 
     def _order(self, console: Console) -> None:
         from esper_ray.controller.store import give_order

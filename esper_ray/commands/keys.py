@@ -70,13 +70,14 @@ class Keys:
 
     def _next_step(self, ring: KeyRing) -> str:
         from esper_ray.controller.keys import KeyState
+        from esper_ray.controller.message_ages import DAY_NS, LONGEST_AGE_NS
 
         states, rotate = {key.state for key in ring.keys}, command("keys", "rotate", "--file", self.file)
         then = "nothing else is to be done"
         if KeyState.NEW in states:
             then = f"when all have it, {rotate} lets the new key sign"
         elif KeyState.RETIRED in states:
-            then = f"in 7 days, {rotate} lets the retired key go"
+            then = f"{LONGEST_AGE_NS / DAY_NS:g} days after all have it, {rotate} lets the retired key go"
         return f"copy the file to every machine that signs or verifies; {then}"
 
 
@@ -94,8 +95,10 @@ def _table(ring: KeyRing) -> Table:
 
 
 def _ago(now_ns: int, then_ns: int | None) -> str:
+    from esper_ray.controller.message_ages import SECOND_NS
+
     if then_ns is None:
         return "unknown"
-    minutes = max(0, now_ns - then_ns) // (60 * 10**9)
+    minutes = max(0, now_ns - then_ns) // (60 * SECOND_NS)
     days, hours = divmod(minutes // 60, 24)
     return f"{days} d {hours} h" if days else f"{hours} h {minutes % 60} min"

@@ -66,6 +66,21 @@ def tip(connection: sqlite3.Connection) -> Head:
     return Head() if last is None else Head(*last)
 
 
+def check_head(connection: sqlite3.Connection, head: Head) -> None:
+    """See whether a chain has what its head file knows; it may have more, which was committed since.
+
+    Raises:
+        Broken: it has not.
+    """
+    if head == Head():
+        return
+    row = connection.execute("SELECT hash FROM chain WHERE sequence = ?", (head.sequence,)).fetchone()
+    if row is None:
+        raise Broken(f"what was recorded last is gone: the chain ends before entry {head.sequence}")
+    if row[0] != head.hash:
+        raise Broken(f"entry {head.sequence} is another than the head file knows")
+
+
 def write(connection: sqlite3.Connection, subject: str, statement: str, *values: Any) -> list[dict[str, Any]]:
     """Write rows and their entries, in the transaction that is under way.
 

@@ -11,20 +11,16 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Self
 
-from esper_ray.bus.streams import Stream
+from esper_ray.bus.streams import MOST_ENVELOPE_BYTES, MOST_PAYLOAD_BYTES, Stream
 from esper_ray.controller.framing import parts_of, prefixed
 from esper_ray.controller.keys import Key
 
 VERSION = b"esper/1"
 NONCE_BYTES = 16
 SIGNATURE_BYTES = 32
-MOST_PAYLOAD_BYTES = 65 << 20
-"""Of a policy's weights, 64 MiB, and what is said of them."""
 _MOST_BYTES = {"key id": 64, "type": 32, "audience": 800, "payload": MOST_PAYLOAD_BYTES, "signature": SIGNATURE_BYTES}
 _EXACT_BYTES = {"timestamp": 8, "nonce": NONCE_BYTES}
 _NAMES = ("version", "key id", "type", "audience", "timestamp", "nonce", "payload", "signature")
-_OVERHEAD = 4096
-"""Room for all but the payload."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Envelope:
         Raises:
             ValueError: they are no envelope.
         """
-        if len(content) > MOST_PAYLOAD_BYTES + _OVERHEAD:
+        if len(content) > MOST_PAYLOAD_BYTES + MOST_ENVELOPE_BYTES:
             raise ValueError(f"{len(content)} bytes are more than an envelope has")
         parts = parts_of(content, len(_NAMES))
         if len(parts) < len(_NAMES):

@@ -76,8 +76,7 @@ def status_table(records: Records) -> Table:
     for name in ("level", "mode", "by hand", "last decision"):
         table.add_column(name)
     for run_id in records.runs():
-        order, latest = records.order(run_id), records.latest(run_id)
-        by_hand = ", ".join(["paused"] * order.paused + ["to be released"] * order.release)
+        by_hand, latest = _by_hand(records, run_id), records.latest(run_id)
         if not isinstance(latest, Record):
             table.add_row(run_id, "", "", "", by_hand, "" if latest is None else latest.reason)
             continue
@@ -110,6 +109,14 @@ def breaker_table(records: Records) -> Table:
 def fault_lines(faults: Iterable[str]) -> Text:
     """What is wrong with a store, a line each; nothing of one that is as it was written."""
     return Text("".join(f"not as it was written: {fault}\n" for fault in faults), style="bold red")
+
+
+def _by_hand(records: Records, run_id: str) -> str:
+    try:
+        order = records.order(run_id)
+    except StoreFailed:
+        return "cannot be read"
+    return ", ".join(["paused"] * order.paused + ["to be released"] * order.release)
 
 
 def _mode(records: Records, run_id: str) -> str:

@@ -14,8 +14,8 @@ from esper_ray.controller.chain import Broken, Head, digest
 from esper_ray.keeping.writing import replace_bytes
 
 HEAD_FILE = "controller.head"
-PLACE = 512
-"""Bytes of each of the two places: a disk writes as many at once."""
+PLACE = 4096
+"""Bytes of each of the two places: no disk of today writes more at once, so that one that is torn leaves the other."""
 
 
 class HeadFile:
@@ -62,6 +62,7 @@ class HeadFile:
             place, last = _newest(os.pread(descriptor, 2 * PLACE, 0))
             if head.sequence > last.sequence:
                 os.pwrite(descriptor, _written(head), (1 - place) * PLACE)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # nobody waits for another one's disk
             if durably:
                 os.fsync(descriptor)
         finally:

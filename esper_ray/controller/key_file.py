@@ -197,17 +197,18 @@ class CurrentKeys:
     def __init__(self, path: Path = KEY_FILE, environment: Mapping[str, str] = os.environ) -> None:
         self._path = None if KEY_VARIABLE in environment else path
         self._seen = self._look()
-        self._ring = read_keys(path, environment)
+        self._ring, self._told = read_keys(path, environment), ""
 
     def __call__(self) -> KeyRing:
         """They."""
         seen = self._look()
         if self._path is not None and seen != self._seen:
-            self._seen = seen
             try:
-                self._ring = read_key_file(self._path)
-            except UserError as error:
-                logger.warning("going on with the signing keys as they were: %s", error)
+                self._ring, self._seen, self._told = read_key_file(self._path), seen, ""
+            except UserError as error:  # is tried again: a disk or a process may be short of something for a moment
+                if str(error) != self._told:
+                    self._told = str(error)
+                    logger.warning("going on with the signing keys as they were: %s", error)
         return self._ring
 
     def _look(self) -> tuple[int, ...] | None:

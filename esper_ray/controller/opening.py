@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 from esper_ray.controller.chain import Broken, Head
 from esper_ray.controller.head_file import HEAD_FILE, HeadFile
-from esper_ray.controller.records import FILE, Records, StoreFailed
+from esper_ray.controller.records import FILE, Records, StoreFailed, read_only
 from esper_ray.controller.tables import PAGE
 
 
@@ -27,6 +26,8 @@ def check_whole(directory: Path) -> bool:
     """
     path, head_file = directory / FILE, HeadFile(directory / HEAD_FILE)
     is_empty = not path.is_file() or path.stat().st_size == 0
+    if is_empty and _beside(path, "-wal").exists():
+        raise _refused(path, ["what was recorded is gone: there is a log, and the file that it belongs to has nothing"])
     if is_empty and not head_file.path.exists():
         head_file.create()
         return True
@@ -47,8 +48,14 @@ def check_whole(directory: Path) -> bool:
 def _is_blank(path: Path) -> bool:
     if not path.is_file() or path.stat().st_size < PAGE:
         return not path.is_file() or path.stat().st_size == 0
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+    if _beside(path, "-journal").exists():
+        return True  # of the step into a log, before there were tables; later ones have the log, and no journal
+    with closing(read_only(path)) as connection:
         return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
 
 
 def _refused(path: Path, faults: list[str]) -> StoreFailed:

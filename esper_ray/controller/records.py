@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Self
-from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
-from esper_ray.controller.chain import UNREADABLE, Broken, Head, broken_links, broken_rows, read_row
+from esper_ray.controller.chain import UNREADABLE, Broken, Head, broken_links, broken_rows, check_head, read_row
 from esper_ray.controller.head_file import HEAD_FILE, HeadFile
 from esper_ray.controller.tables import PAGE, SCHEMA, VERSION
 from esper_ray.errors import UserError
@@ -162,7 +161,7 @@ class Records:
         if (size := path.stat().st_size) < PAGE:
             raise StoreFailed(f"{path} has {size} bytes, which is no store: put a copy of its whole directory back")
         with failures(path):
-            connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
+            connection = read_only(path)
         with closing(connection):
             with failures(path):
                 check_version(connection, path)
@@ -223,6 +222,17 @@ class Records:
         if len(failed) == len(lists):
             raise failed[0]
         yield from map(self._read, sorted(numbers))
+
+    def check_end(self) -> None:
+        """See whether it has what its head file knows.
+
+        Raises:
+            StoreFailed: it has not, or there is no such file.
+        """
+        with failures(self._path):
+            head = HeadFile(self._path.with_name(HEAD_FILE)).read()
+            with self._snapshot() as connection:
+                check_head(connection, head)
 
     def faults(self) -> list[str]:
         """All in which the store is not as it was written, each in a line. Everything in it is read."""
@@ -304,6 +314,11 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version != VERSION:
         raise StoreFailed(f"{path} is of format {version}, this program's is {VERSION}: give another directory")
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """A connection that can change nothing."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from esper_ray.controller.chain import tip, write
+from esper_ray.controller.chain import check_head, tip, write
 from esper_ray.controller.head_file import HEAD_FILE, HeadFile
 from esper_ray.controller.opening import check_whole
 from esper_ray.controller.owning import owned
@@ -96,8 +96,8 @@ class Store(Records):
             Ids of the commands that are lost.
 
         Raises:
-            StoreFailed: nothing was written, and the state is the one before; or, if the head file alone could not be,
-                all was: read the state anew, and abort the command.
+            StoreFailed: nothing was written, and the state is the one before; or all was, and the disk failed before
+                the head was on it: read the state anew, and abort the command.
         """
         row = {name: _stored(getattr(decision, name)) for name in COLUMNS}
         run_id, epoch = decision.run_id, decision.epoch
@@ -204,9 +204,15 @@ class Store(Records):
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection, path: Path, *, durably: bool) -> Iterator[sqlite3.Connection]:
+    """All of it or nothing, but that the head may lag behind where a disk fails between the two.
+
+    What is added to a store that has lost something would hide the loss: the head is looked at first.
+    """
+    head_file = HeadFile(path.with_name(HEAD_FILE))
     with failures(path):
         connection.execute("BEGIN IMMEDIATE")
         try:
+            check_head(connection, head_file.read())
             yield connection
             head = tip(connection)
             connection.execute("COMMIT")
@@ -214,7 +220,7 @@ def _transaction(connection: sqlite3.Connection, path: Path, *, durably: bool) -
             with suppress(sqlite3.Error):  # SQLite may have taken it back by itself
                 connection.execute("ROLLBACK")
             raise
-        HeadFile(path.with_name(HEAD_FILE)).write(head, durably=durably)
+        head_file.write(head, durably=durably)
 
 
 def give_order(directory: Path, run_id: str, *, paused: bool | None = None, release: bool = False) -> None:
@@ -227,16 +233,18 @@ def give_order(directory: Path, run_id: str, *, paused: bool | None = None, rele
         release: End its conservative mode.
 
     Raises:
-        StoreFailed: nobody has decided on such a run, or it could not be written.
+        StoreFailed: nobody has decided on such a run, it could not be written, or the store has lost something; it is
+            left alone then.
     """
     with Records.open(directory) as records:
         if run_id not in (runs := records.runs()):
             raise StoreFailed(f"there is no run {run_id!r} in {directory}: {', '.join(runs) or 'there is none'}")
         before = records.order(run_id)
+        records.check_end()  # who opens a damaged store to write changes it, as SQLite tidies up
     path = directory / FILE
     with (
         failures(path),
-        closing(sqlite3.connect(path, isolation_level=None)) as connection,
+        closing(_writer(path)) as connection,
         _transaction(connection, path, durably=True),
     ):
         write(

@@ -141,7 +141,9 @@ class Verifier:
         if entry is Entry.OTHER:
             raise EnvelopeRefused(Untrusted.REPLAYED_NONCE, "another message had its nonce", envelope)
         if entry is Entry.FORGOTTEN:
-            detail = "it is as old as messages that are forgotten here: the clock has gone back"
+            detail = (
+                "it is as old as messages that are forgotten here: it was received long ago, or the clock has gone back"
+            )
             raise EnvelopeRefused(Untrusted.STALE, detail, envelope)
 
     def accept(self, connection: sqlite3.Connection, content: bytes, kind: Stream, audience: str | None) -> Envelope:
@@ -157,16 +159,17 @@ class Verifier:
             The envelope, whose effect is to be.
 
         Raises:
-            Redelivered: its effect is committed; also of a message that is too old by now.
+            Redelivered: its effect is committed; also of a message that is too old by now, or from a time to which the
+                clock has gone back.
             EnvelopeRefused: it is not believed.
             RuntimeError: there is no transaction.
         """
         try:
             envelope = self.verify(content, kind, audience)
         except EnvelopeRefused as refused:
-            late = refused.envelope if refused.reason is Untrusted.STALE else None
-            if late is not None and self._ledger.look(connection, late) is Entry.COMMITTED:
-                raise Redelivered(Untrusted.STALE, "its effect is committed", late) from None
+            untimely = refused.envelope if refused.reason in (Untrusted.FUTURE, Untrusted.STALE) else None
+            if untimely is not None and self._ledger.look(connection, untimely) is Entry.COMMITTED:
+                raise Redelivered(refused.reason, "its effect is committed", untimely) from None
             raise
         self.enter(connection, envelope)
         return envelope

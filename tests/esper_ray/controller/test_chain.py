@@ -1,6 +1,7 @@
 """Whatever becomes of a store's files, it is whole or refused: never silently less, never silently other."""
 
 import sqlite3
+import struct
 from contextlib import closing
 
 import pytest
@@ -11,12 +12,13 @@ from benchmarks.damaged_store import LOG, NAMES, content_of, cut, filled, flippe
 from benchmarks.full_disk import files_of_at_most
 from esper_ray.controller.chain import GENESIS, Broken, Head, digest
 from esper_ray.controller.head_file import HEAD_FILE, PLACE, HeadFile
-from esper_ray.controller.records import FILE, Record, Records, Unreadable
+from esper_ray.controller.records import FILE, Record, Records, Unreadable, read_only
 from esper_ray.controller.store import Store, give_order
+from esper_ray.controller.tables import PAGE
 from tests.esper_ray.controller.test_store import CALM, decision, refusal
 
 CUTS, FLIPS = 30, 40
-"""Of each file here; ``python -m benchmarks.damage`` makes them all."""
+"""Of each file here; ``python -m benchmarks.damage`` makes more."""
 VALUES = st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
 
 
@@ -151,10 +153,10 @@ def test_where_the_head_cannot_be_written_the_command_does_not_leave_and_nothing
         assert f"cannot write {tmp_path / HEAD_FILE}" in refusal(lambda: store.record(decision(1), CALM))
         (tmp_path / "away").rename(tmp_path / HEAD_FILE)
         assert (tmp_path / HEAD_FILE).read_bytes() == head
-        assert store.abort("run 1")
+        assert not store.abort("run 1"), "nothing of it was written"
         store.record(decision(2), CALM)
     with Store(tmp_path) as store:
-        assert [record.fate for record in store.records("run")] == ["aborted"] * 3
+        assert [record.decision.epoch for record in store.records("run")] == [0, 2]
 
 
 def test_a_disk_that_is_full_leaves_a_store_that_opens(tmp_path):
@@ -177,6 +179,50 @@ def test_a_service_that_ended_before_it_made_its_tables_left_nothing_to_lose(tmp
         store.record(decision(), CALM)
     with Store(tmp_path) as store:
         assert len(list(store.records("run"))) == 1
+
+
+def test_a_first_start_that_was_cut_off_within_the_step_into_a_log_left_nothing_to_lose(tmp_path):
+    """SQLite's journal of its first page lies there still, hot, and whoever may only read cannot roll it back."""
+    HeadFile(tmp_path / HEAD_FILE).create()
+    path = tmp_path / FILE
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA page_size = {PAGE}")
+        connection.execute("PRAGMA journal_mode = WAL")
+    # https://sqlite.org/fileformat2.html: magic, records, nonce, pages before, sector, page
+    header = bytes.fromhex("d9d505f920a163d7") + struct.pack(">5I", 0, 1, 0, 512, PAGE)
+    path.with_name(f"{FILE}-journal").write_bytes(header.ljust(512, bytes(1)))
+    with closing(read_only(path)) as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    with Store(tmp_path) as store:
+        store.record(decision(), CALM)
+    with Store(tmp_path) as store:
+        assert store.faults() == []
+
+
+def test_an_order_does_not_hide_what_a_store_has_lost(tmp_path):
+    with Store(tmp_path) as store:
+        for at in range(4):
+            store.record(decision(at), CALM)
+        log = (tmp_path / f"{FILE}-wal").read_bytes()
+        kept = {name: (tmp_path / name).read_bytes() for name in (FILE, HEAD_FILE)}
+    for name, content in {**kept, f"{FILE}-wal": log[: 2 * len(log) // 3]}.items():
+        (tmp_path / name).write_bytes(content)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if not path.name.endswith("-shm")}
+    for _ in range(6):
+        assert "what was recorded last is gone" in refusal(lambda: give_order(tmp_path, "run", paused=True))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if not path.name.endswith("-shm")} == before
+    assert "what was recorded last is gone" in refusal(lambda: Store(tmp_path))
+
+
+def test_a_log_without_its_file_and_head_is_refused(tmp_path):
+    with Store(tmp_path) as store:
+        store.record(decision(), CALM)
+        log = (tmp_path / f"{FILE}-wal").read_bytes()
+    for path in list(tmp_path.iterdir()):
+        path.unlink()
+    (tmp_path / f"{FILE}-wal").write_bytes(log)
+    assert "what was recorded is gone" in refusal(lambda: Store(tmp_path))
+    assert (tmp_path / f"{FILE}-wal").read_bytes() == log
 
 
 def test_a_head_file_keeps_the_newest_whichever_place_is_torn(tmp_path):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from benchmarks.full_disk import files_of_at_most
 from esper_ray.bus.streams import Stream
 from esper_ray.cli import parse
+from esper_ray.controller import key_file
 from esper_ray.controller.key_file import (
     KEY_FILE,
     KEY_VARIABLE,
@@ -254,6 +255,21 @@ def test_a_file_that_is_replaced_is_read_and_one_that_cannot_be_is_told_of_once(
     assert not any(shows(caplog.text, key.secret) for key in begun.keys)
     written(path, half := begun.rotated(NOW))
     assert keys() == half
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_the_next_time(tmp_path, monkeypatch):
+    path = written(tmp_path / "keys.json", KeyRing.first(NOW))
+    keys = CurrentKeys(path, NOWHERE)
+    first = keys()
+    begun = change_key_file(path, lambda ring: ring.with_new_key(NOW))
+
+    def short_of_files(path):
+        raise UserError(f"cannot read {path}: Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(key_file, "read_key_file", short_of_files)
+        assert keys() == first
+    assert keys() == begun
 
 
 def test_without_keys_nobody_begins(tmp_path):

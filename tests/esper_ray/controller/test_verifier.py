@@ -3,15 +3,15 @@
 import itertools
 import sqlite3
 import struct
-from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esper_ray.bus.interface import CLAIM_AFTER_S
 from esper_ray.bus.streams import Stream
 from esper_ray.controller.keys import Key, KeyRing, KeyState
-from esper_ray.controller.message_ages import FUTURE_NS, LONGEST_AGE_NS, MOST_AGE_NS
+from esper_ray.controller.message_ages import FUTURE_NS, LONGEST_AGE_NS, MOST_AGE_NS, SECOND_NS
 from esper_ray.controller.nonces import Entry, NonceLedger
 from esper_ray.controller.verifier import EnvelopeRefused, Redelivered, Untrusted
 from tests.esper_ray.controller.sealing import DAY, NOW, OTHER_SECRET, SECOND, SECRET, Place, sealed
@@ -263,14 +263,30 @@ def test_whatever_happens_no_message_has_its_effect_twice(tmp_path_factory, step
     place.connection.close()
 
 
+def test_what_was_carried_out_is_told_apart_when_the_clock_has_gone_back():
+    place = Place()
+    content = sealed()
+    place.take(content)
+    place.now -= 2 * FUTURE_NS
+    with pytest.raises(Redelivered) as again:
+        place.take(content)
+    assert again.value.reason is Untrusted.FUTURE
+    with pytest.raises(EnvelopeRefused) as refused:
+        place.take(sealed(nonce=b"another" + bytes(9)))
+    assert (refused.value.reason, type(refused.value)) == (Untrusted.FUTURE, EnvelopeRefused)
+
+
+def test_what_is_acted_on_can_be_delivered_again_before_it_is_too_old():
+    assert min(MOST_AGE_NS.values()) > 2 * CLAIM_AFTER_S * SECOND_NS
+
+
 def test_two_processes_that_have_the_same_message_at_once_carry_it_out_once(tmp_path):
     one, other = (Place(tmp_path / "state.sqlite") for _ in range(2))
     other.connection.execute("PRAGMA busy_timeout = 0")
     one.connection.execute("BEGIN IMMEDIATE")
     one.verifier.accept(one.connection, sealed(), Stream.COMMANDS, "run")
-    with suppress(sqlite3.OperationalError):
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
         other.take(sealed())
-        pytest.fail("the other one did not wait")
     one.connection.execute("COMMIT")
     with pytest.raises(Redelivered):
         other.take(sealed())
