@@ -63,6 +63,11 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
+def narrow_mlp() -> nn.Module:
+    """64-4-4-10: what it lacks, a seed can bring."""
+    return nn.Sequential(nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 10))
+
+
 @dataclass(frozen=True)
 class Setup:
     """A model, its data and where it can grow.
@@ -89,6 +94,7 @@ SETUPS = {
     "small CNN": Setup("digits", small_cnn, ("1", "4")),
     "LeNet": Setup("digits", LeNet, ("c1", "c2")),
     "MLP": Setup("tabular", mlp, ("0", "2")),
+    "narrow MLP": Setup("tabular", narrow_mlp, ("0", "2")),
     "decoder": Setup("text", _decoder, ("layers.*",), steps=32),
 }
 
