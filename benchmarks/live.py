@@ -132,8 +132,8 @@ NOTES = (
     "AdamW with a constant rate of 1e-3, batches of 32; nothing was tuned. Each seed trains the model alone, under the "
     "heuristic, under the shipped policy, and the network that the policy has committed from scratch, its seeds with "
     "it from the first epoch on. Intervals are Student's t over the seeds. The test split is read once, at the end of "
-    "each training. FLOPs as torch counts them. The narrow MLP was added because the policy had lifted it on validation "
-    "data; its test split had not been read.",
+    "each training. FLOPs as torch counts them. The narrow MLP was added because the policy had lifted it on "
+    "validation data; its test split had not been read.",
 )
 
 
