@@ -59,6 +59,10 @@ class InProcessBus(Bus):
         with self._turns[stream]:
             self._streams[stream].make_group(group)
 
+    def _remove_group(self, stream: Stream, group: str) -> None:
+        with self._turns[stream]:
+            self._streams[stream].remove_group(group)
+
     def _claim(self, stream: Stream, group: str, consumer: str, count: int) -> tuple[Delivery, ...]:
         with self._turns[stream]:
             claimed = self._streams[stream].claim(group, consumer, count, self._clock(), self.claim_after_s)

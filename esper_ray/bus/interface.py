@@ -96,6 +96,16 @@ class Bus(ABC):
         self._make_group(stream, group)
         self._joined.add((stream, group))
 
+    def leave(self, stream: Stream, group: str) -> None:
+        """Remove a group that will read nothing more: what it has not handled holds nothing up, and is lost to it.
+
+        Raises:
+            BusUnavailable: it may still be there.
+        """
+        self._check_open()
+        self._joined.discard((stream, group))
+        self._remove_group(stream, group)
+
     def receive(
         self, stream: Stream, group: str, consumer: str, *, count: int = 16, wait_s: float = 0.0
     ) -> tuple[Delivery, ...]:
@@ -243,6 +253,9 @@ class Bus(ABC):
 
     @abstractmethod
     def _make_group(self, stream: Stream, group: str) -> None: ...
+
+    @abstractmethod
+    def _remove_group(self, stream: Stream, group: str) -> None: ...
 
     @abstractmethod
     def _claim(self, stream: Stream, group: str, consumer: str, count: int) -> tuple[Delivery, ...]:

@@ -75,6 +75,10 @@ class MemoryStream:
         """It begins with the oldest entry."""
         self._groups.setdefault(name, _Group())
 
+    def remove_group(self, name: str) -> None:
+        """With all that it has not handled."""
+        self._groups.pop(name, None)
+
     def _group(self, name: str) -> _Group:
         if name not in self._groups:
             raise GroupMissing(f"there is no group {name}")

@@ -113,6 +113,14 @@ class RedisBus(Bus):
                 if not str(error).startswith("BUSYGROUP"):  # it exists
                     raise
 
+    def _remove_group(self, stream: Stream, group: str) -> None:
+        with self._failures():
+            try:
+                self._server.client.xgroup_destroy(self._key(stream), group)
+            except ResponseError as error:
+                if "requires the key to exist" not in str(error):  # nothing was ever sent: there is no group either
+                    raise
+
     def _claim(self, stream: Stream, group: str, consumer: str, count: int) -> tuple[Delivery, ...]:
         found, buried, unburied, missing = self._call(
             self._claim_script,

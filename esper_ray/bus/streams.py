@@ -20,7 +20,7 @@ class Stream(StrEnum):
     STATES = "states"
     """Packets of runs."""
     COMMANDS = "commands"
-    """To a run."""
+    """To a run; each run's executor is a group of its own (:func:`group_of_run`)."""
     RESULTS = "results"
     """What became of commands."""
     REPORTS = "reports"
@@ -36,12 +36,10 @@ class Stream(StrEnum):
 
 
 class Role(StrEnum):
-    """Who reads. Each role is one group of consumers: an entry goes to one of them."""
+    """Who reads, but for the executors of runs. Each role is one group of consumers: an entry goes to one of them."""
 
     SERVICE = "service"
     """Decides."""
-    EXECUTOR = "executor"
-    """Carries out commands, beside the training."""
     LEARNER = "learner"
     """Learns from reports."""
     MONITOR = "monitor"
@@ -86,7 +84,7 @@ class StreamRules:
 RULES: Mapping[Stream, StreamRules] = MappingProxyType(
     {
         Stream.STATES: StreamRules((Role.SERVICE,), capacity=1024, payload_bytes=4 * MEBIBYTE),
-        Stream.COMMANDS: StreamRules((Role.EXECUTOR,)),
+        Stream.COMMANDS: StreamRules(),
         Stream.RESULTS: StreamRules((Role.SERVICE,)),
         Stream.REPORTS: StreamRules((Role.LEARNER,), capacity=65_536),
         Stream.ACKS: StreamRules((Role.SERVICE,), capacity=65_536),
@@ -98,3 +96,8 @@ RULES: Mapping[Stream, StreamRules] = MappingProxyType(
     }
 )
 """Of every stream."""
+
+
+def group_of_run(run_id: str) -> str:
+    """The group that takes the commands to a run, of which it is the only consumer."""
+    return f"run:{run_id}"

@@ -59,6 +59,10 @@ class Aftermath:
         """A command's result is here."""
         command_id, content = str(result.command_id), result.model_dump_json().encode()
         self._disk.later(lambda: self._store.attach_result(command_id, content))
+        self.told_result(result)
+
+    def told_result(self, result: CommandResult) -> None:
+        """A command's result is on record, or will be."""
         self._errands.later(lambda: self._telling.answered(result))
 
     def lost(self, packet: SystemState, command_ids: Sequence[str]) -> None:

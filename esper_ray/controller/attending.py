@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from envs.slots import SlotConfig
@@ -35,26 +36,23 @@ class Decides(Protocol):
         ...
 
 
-class Attendance:
-    """Chooses for a grower what a controller commands (:class:`esper_ray.live.grower.Chooser`).
+class Attending(ABC):
+    """Chooses for a grower what somebody commands (:class:`esper_ray.live.grower.Chooser`).
 
-    What the controller cannot do never stops the training: then nothing is done with the epoch.
+    What they cannot do never stops the training: then nothing is done with the epoch.
 
     Args:
-        controller: Decides.
         training: What is grown.
         run_id: Of the run, as the controller's records have it.
+        new_executor: Makes what carries commands out, for a run of a name.
     """
 
     name = "controller"
 
-    def __init__(self, controller: Decides, training: Training, run_id: str) -> None:
-        self._controller, self._probe, self.run_id = controller, LateProbe(training), run_id
-        self._executor = self._new_executor()
+    def __init__(self, training: Training, run_id: str, new_executor: Callable[[str], Executor]) -> None:
+        self._probe, self.run_id, self._new_executor = LateProbe(training), run_id, new_executor
+        self._executor = new_executor(run_id)
         self._executing_ms = 0.0
-
-    def _new_executor(self) -> Executor:
-        return Executor(self.run_id, self._controller.report, slots=self._controller.slots)
 
     def slots_of(self, count: int) -> SlotConfig:
         """Those of the controller's policy."""
@@ -71,14 +69,21 @@ class Attendance:
         # What measuring takes at an epoch's end is no part of it: that grows with the model, is the same at every epoch
         # and does not go away by pausing; of a large model each epoch would be HIGH.
         hook_ms = packet.metrics.get("hook_latency_ms", 0.0) + self._executing_ms
-        command = self._controller.evaluate_epoch(packet, hook_ms)
-        if self._controller.observe:
-            return Choice(note=f"only observed; {in_words(command)}")
+        only_noted = self._ask(packet, hook_ms)
+        if only_noted:
+            return Choice(note=only_noted)
         began = time.perf_counter()
-        self._executor.receive(command)
         choice = self._executor.choose(grower, observations)
         self._executing_ms = 1e3 * (time.perf_counter() - began)
         return choice
+
+    @abstractmethod
+    def _ask(self, packet: SystemState, hook_ms: float) -> str:
+        """Have it decided; what is commanded goes to the executor.
+
+        Returns:
+            What is to be said where nothing is to be carried out; else empty.
+        """
 
     def _packet(self, probe: Probe, grower: Grower) -> SystemState:
         """Of the epoch that the grower is at."""
@@ -105,5 +110,26 @@ class Attendance:
         """Go on with that run; what the controller remembers of it, its directory has."""
         self._probe.load_state_dict(state["probe"])
         self.run_id = str(state["run_id"])
-        self._executor = self._new_executor()
+        self._executor = self._new_executor(self.run_id)
         self._executor.load_state_dict(state["executor"])
+
+
+class Attendance(Attending):
+    """The same beside a controller in this process.
+
+    Args:
+        controller: Decides.
+        training: What is grown.
+        run_id: Of the run, as the controller's records have it.
+    """
+
+    def __init__(self, controller: Decides, training: Training, run_id: str) -> None:
+        self._controller = controller
+        super().__init__(training, run_id, lambda name: Executor(name, controller.report, slots=controller.slots))
+
+    def _ask(self, packet: SystemState, hook_ms: float) -> str:
+        command = self._controller.evaluate_epoch(packet, hook_ms)
+        if self._controller.observe:
+            return f"only observed; {in_words(command)}"
+        self._executor.receive(command)
+        return ""

@@ -26,6 +26,7 @@ from esper_ray.controller.commands import (
     Severity,
     Signal,
 )
+from esper_ray.controller.envelope import Envelope
 from esper_ray.controller.operations import SHAPEABLE, operation_of
 from esper_ray.controller.proposals import Proposal
 from policies.strategic.measured import BLUEPRINT_NAMES
@@ -110,6 +111,16 @@ def bare_pause(run_id: str, epoch: int, reason: Reason, issued_at_ns: int) -> Ad
     )
 
 
+def sent_command(content: bytes) -> AdaptationCommand:
+    """The command of a decision on record: within one process it is sent as it is, over a bus in an envelope.
+
+    Raises:
+        ValueError: it is none.
+    """
+    is_bare = content.startswith(b"{")
+    return AdaptationCommand.model_validate_json(content if is_bare else Envelope.read(content).payload)
+
+
 def record_of(
     command: AdaptationCommand,
     packet: SystemState,
@@ -117,8 +128,9 @@ def record_of(
     proposal: Proposal | None,
     mask: tuple[int, ...] | None,
     breakers: Mapping[str, BreakerState],
+    content: bytes,
 ) -> records.Decision:
-    """All of a decision, as it is kept."""
+    """All of a decision, as it is kept; the content is exactly what is sent of the command."""
     return records.Decision(
         run_id=packet.run_id,
         packet_id=packet.packet_id,
@@ -133,7 +145,7 @@ def record_of(
         mask=mask,
         signals=_SIGNALS.dump_json(found.verdict.signals),
         breakers=json.dumps(breakers).encode(),
-        command=command.model_dump_json().encode(),
+        command=content,
         packet=packet.model_dump_json().encode(),
     )
 

@@ -13,10 +13,11 @@ from envs.ranges import Positive, check_numbers
 from esper_ray.controller.assessment import Assessment, RiskConfig, RunState
 from esper_ray.controller.breakers import BreakerConfig, BreakerState
 from esper_ray.controller.case import Case, Latencies
-from esper_ray.controller.commands import AdaptationCommand
+from esper_ray.controller.commands import AdaptationCommand, Reason
 from esper_ray.controller.conservative import ModeEvent
 from esper_ray.controller.proposals import Proposal
 from esper_ray.controller.records import StoredRun
+from esper_ray.controller.store import Entering, entering_nothing
 from esper_ray.errors import UserError
 from esper_ray.reading import checked, describe_problems, read_json
 from policies.strategic.messages import SystemState
@@ -78,6 +79,7 @@ class Evaluation:
         event: Conservative mode began or ended.
         breakers: State of each, by what is called.
         recorded: Whether it is in the store. A judged one is not only where nothing is wrong with a step.
+        content: Exactly what is sent of the command, and is on record.
     """
 
     command: AdaptationCommand
@@ -90,6 +92,7 @@ class Evaluation:
     event: ModeEvent | None = None
     breakers: dict[str, BreakerState] = field(default_factory=dict)
     recorded: bool = False
+    content: bytes = field(default=b"", repr=False)
 
 
 @dataclass
@@ -136,6 +139,8 @@ class Call:
         run: Of the packet.
         began: On the service's clock.
         config: With its deadlines.
+        faults: Of the way that the packet came, for the risk table.
+        entering: Enters the message that it came in, in the transaction of the decision.
         memory: Of the run when its turn came.
     """
 
@@ -143,6 +148,8 @@ class Call:
     run: Run
     began: float
     config: ControllerConfig
+    faults: frozenset[Reason] = frozenset()
+    entering: Entering = entering_nothing
     memory: Memory = field(default_factory=Memory)
 
     def left_to_decide(self, now: float) -> float:

@@ -179,9 +179,14 @@ class Executor:
             return Refusal.ALREADY_APPLIED, f"{command.command_id} was carried out already"
         if not 0 <= host.epoch - command.expects.epoch <= self._slack:
             return Refusal.EPOCH_CHANGED, f"it expects {command.expects.epoch} epochs, {host.epoch} are done"
+        if command.expects.epoch < host.epoch and self._has_one_for(host.epoch):
+            return Refusal.EPOCH_CHANGED, f"it expects {command.expects.epoch} epochs, and one of this epoch is here"
         if command.expects.slot is not None and (why := _changed(command.expects, command.expects.slot, host)):
             return why
         return None if command.operation is None else _not_admitted(command.operation, host)
+
+    def _has_one_for(self, epoch: int) -> bool:
+        return any(received.command.expects.epoch == epoch for received in list(self._waiting))
 
 
 def _changed(expects: Expectation, slot: str, host: _Host) -> tuple[Refusal, str] | None:

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from esper_ray.controller.assessment import RunState
 from esper_ray.controller.breakers import BreakerState
-from esper_ray.controller.commands import AdaptationCommand, CommandResult, SeedOperation, Signal
+from esper_ray.controller.commanding import sent_command
+from esper_ray.controller.commands import CommandResult, SeedOperation, Signal
 from esper_ray.controller.records import Record, Records, StoreFailed, Unreadable
 
 _BREAKERS = TypeAdapter(dict[str, BreakerState])
@@ -35,10 +36,11 @@ def decision_table(run_id: str, records: Iterable[Record | Unreadable]) -> Table
 def _row(record: Record) -> tuple[str, ...]:
     decision = record.decision
     try:
-        command = AdaptationCommand.model_validate_json(decision.command)
+        command = sent_command(decision.command)
         became = _became(record)
-    except ValidationError as error:
-        what = f"row {record.sequence} is of another version: {error.error_count()} problems"
+    except ValueError as error:
+        problems = error.error_count() if isinstance(error, ValidationError) else 1
+        what = f"row {record.sequence} is of another version: {problems} problems"
         return (str(decision.epoch), decision.level, "", "", "", what, record.fate.value)
     proposed = "–" if command.selection is None else _operation(command.selection.proposed)
     if command.operation is not None:

@@ -9,24 +9,21 @@ from enum import StrEnum
 from esper_ray.controller.envelope import Envelope
 from esper_ray.controller.message_ages import LONGEST_AGE_NS
 
-_SCHEMA = (
-    """
-    CREATE TABLE IF NOT EXISTS nonces (
-        consumer TEXT NOT NULL,
-        nonce BLOB NOT NULL,
-        timestamp_ns INTEGER NOT NULL,
-        digest BLOB NOT NULL,
-        PRIMARY KEY (consumer, nonce)
-    ) WITHOUT ROWID
-    """,
-    "CREATE INDEX IF NOT EXISTS nonces_by_age ON nonces (consumer, timestamp_ns)",
-    """
-    CREATE TABLE IF NOT EXISTS forgotten_nonces (
-        consumer TEXT PRIMARY KEY,
-        newest_ns INTEGER NOT NULL
-    ) WITHOUT ROWID
-    """,
+SCHEMA = (
+    """CREATE TABLE nonces (
+    consumer TEXT NOT NULL,
+    nonce BLOB NOT NULL,
+    timestamp_ns INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    PRIMARY KEY (consumer, nonce)
+) WITHOUT ROWID""",
+    "CREATE INDEX nonces_by_age ON nonces (consumer, timestamp_ns)",
+    """CREATE TABLE forgotten_nonces (
+    consumer TEXT PRIMARY KEY,
+    newest_ns INTEGER NOT NULL
+) WITHOUT ROWID""",
 )
+"""The statements that make its tables, as SQLite keeps them."""
 
 
 class Entry(StrEnum):
@@ -58,8 +55,9 @@ class NonceLedger:
     @staticmethod
     def create(connection: sqlite3.Connection) -> None:
         """Make its tables where they are not there yet."""
-        for statement in _SCHEMA:
-            connection.execute(statement)
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'nonces'").fetchone() is None:
+            for statement in SCHEMA:
+                connection.execute(statement)
 
     def look(self, connection: sqlite3.Connection, envelope: Envelope) -> Entry:
         """What is known of an envelope that was verified."""

@@ -6,14 +6,16 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Self
 from uuid import uuid4
 
-from envs.live.places import LiveError
+from envs.live.places import Kind, LiveError
 from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp
+from esper_ray.bus.streams import Stream
 from esper_ray.controller.aftermath import Aftermath
 from esper_ray.controller.asking import Inquiry, ask
 from esper_ray.controller.assessment import assess
@@ -34,6 +36,7 @@ from esper_ray.controller.conservative import ModeEvent
 from esper_ray.controller.decision_telemetry import DecisionTelemetry
 from esper_ray.controller.disk import Disk
 from esper_ray.controller.emitting import Telemetry
+from esper_ray.controller.envelope import Envelope, seal
 from esper_ray.controller.evaluation import (
     Call,
     ControllerConfig,
@@ -45,12 +48,15 @@ from esper_ray.controller.evaluation import (
 )
 from esper_ray.controller.guarded_catalogue import GuardedCatalogue
 from esper_ray.controller.isolated_policy import IsolatedPolicy
+from esper_ray.controller.keys import KeyRing
+from esper_ray.controller.nonces import NonceLedger
 from esper_ray.controller.operations import mask_without
 from esper_ray.controller.proposals import Ending, Proposal, Request, draw_seed
 from esper_ray.controller.records import DIRECTORY, Order, StoreFailed
 from esper_ray.controller.risk import forbidden
-from esper_ray.controller.store import Store
+from esper_ray.controller.store import Entering, Store, entering_nothing
 from esper_ray.controller.trial import TRIAL_SECONDS, trial_request, try_policy
+from esper_ray.controller.verifier import EnvelopeRefused, Redelivered, Untrusted, Verifier
 from esper_ray.errors import UserError
 from esper_ray.live.choosing import Training
 from esper_ray.live.policies import check_training
@@ -58,6 +64,9 @@ from policies.strategic.coverage import Coverage
 from policies.strategic.messages import SystemState
 
 logger = logging.getLogger(__name__)
+
+RESULT_SECONDS = 5.0
+"""Within which a result that came over a bus is on the disk."""
 
 _WAIT = SeedOperation(op=LifecycleOp.WAIT)
 
@@ -76,6 +85,8 @@ class Controller:
         amendments: JSON file of one's own for the catalogue (docs/catalogue.md).
         watch: Is shown every evaluation, after its command has left and in their order. The next decision's record
             waits for it: it must be quick.
+        keys: Gives the keys to sign with and to verify by, where messages come over a bus (:mod:`.remote`); without it
+            nothing is signed, as nothing leaves this process.
         telemetry: Where metrics and events go, by default nowhere; whoever gives it closes it, after the controller.
         now: Seconds on a clock that never goes back.
         time_ns: Nanoseconds since 1970.
@@ -97,12 +108,15 @@ class Controller:
         observe: bool = False,
         amendments: Path | None = None,
         watch: Callable[[Evaluation], None] | None = None,
+        keys: Callable[[], KeyRing] | None = None,
         telemetry: Telemetry | None = None,
         now: Callable[[], float] = time.monotonic,
         time_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.observe, self._config = observe, config or ControllerConfig()
-        self._now, self._time_ns = now, time_ns
+        self._now, self._time_ns, self._keys = now, time_ns, keys
+        self._ledger = NonceLedger("service")
+        self._verifier = None if keys is None else Verifier(keys, self._ledger, time_ns)
         self._runs: dict[str, Run] = {}
         self._guard = Lock()
         settings = self._config
@@ -166,23 +180,44 @@ class Controller:
         Raises:
             UserError: there is such a run already.
         """
-        if self._store.state(run_id) is not None:
+        if self.knows(run_id):
             raise UserError(f"there is a run {run_id!r} already: give another name, or another directory")
         return Named(self, run_id)
 
-    def _attend(self, training: Training, run_id: str) -> Attendance:
-        """What the policy cannot do at all is said here, and not with every epoch."""
+    def knows(self, run_id: str) -> bool:
+        """Whether it has decided on a run of that name, in this process or one before.
+
+        Raises:
+            StoreFailed: the store cannot be read.
+        """
+        return self._store.state(run_id) is not None
+
+    def check_training(self, kind: Kind, slots: int, max_epochs: int, force: bool) -> None:
+        """What the policy cannot do at all is said here, and not with every epoch.
+
+        Args:
+            kind: Of the run's slots.
+            slots: Their number.
+            max_epochs: Of the run; of another length than the policy was trained over it is only warned.
+            force: The policy may have been trained on another topology.
+
+        Raises:
+            UserError: the policy was trained on other hosts, or cannot decide for such a run.
+        """
         who, trained_on = f"the policy {self._policy.name}", self._hello.trained_on
         if trained_on is not None:
             of, shortest, longest = trained_on.topologies, trained_on.shortest, trained_on.longest
             try:
-                check_training(who, of, shortest, longest, training.kind, training.max_epochs, training.force)
+                check_training(who, of, shortest, longest, kind, max_epochs, force)
             except LiveError as error:
                 raise UserError(str(error)) from error
-        question = trial_request(self.slots or SlotConfig.for_row(training.slots), training.max_epochs)
+        question = trial_request(self.slots or SlotConfig.for_row(slots), max_epochs)
         reply = self._policy.ask(question, TRIAL_SECONDS)
         if reply.ending is Ending.ERROR:
             raise UserError(f"{who} cannot decide for this run: {reply.reason}")
+
+    def _attend(self, training: Training, run_id: str) -> Attendance:
+        self.check_training(training.kind, training.slots, training.max_epochs, training.force)
         return Attendance(self, training, run_id)
 
     def evaluate_epoch(self, state: SystemState, hook_ms: float | None = None) -> AdaptationCommand:
@@ -193,7 +228,61 @@ class Controller:
             hook_ms: Time that the probe added to the last step and the executor to the last end of an epoch,
                 milliseconds. What the probe takes at the end of an epoch is no part of it.
         """
-        return self._evaluate(state, lambda call: self._epoch(call, hook_ms))
+        return self._evaluate(state, lambda call: self._epoch(call, hook_ms)).command
+
+    def evaluate_message(
+        self, state: SystemState, hook_ms: float | None, envelope: Envelope, faults: frozenset[Reason]
+    ) -> Evaluation | None:
+        """The same of a packet that came in an envelope, of which :attr:`Evaluation.content` is to be sent.
+
+        Args:
+            state: As for :meth:`evaluate_epoch`.
+            hook_ms: Likewise.
+            envelope: As :meth:`verified` returned it.
+            faults: Of the way that it came, for the risk table.
+
+        Returns:
+            What was decided; None of a message that was decided on before, which is left at that.
+        """
+        verifier = self._verifying
+        try:
+            entering = partial(verifier.enter, envelope=envelope)
+            return self._evaluate(state, lambda call: self._epoch(call, hook_ms), faults, entering)
+        except EnvelopeRefused as refused:
+            logger.warning("run %s, epoch %d: a packet came again: %s", state.run_id, state.epoch, refused)
+            return None
+
+    def verified(self, content: bytes, kind: Stream) -> Envelope:
+        """Whether a message is to be believed that came over a bus.
+
+        Args:
+            content: Exactly as it came.
+            kind: That it must be.
+
+        Raises:
+            Redelivered: its effect is committed.
+            EnvelopeRefused: it is not.
+            StoreFailed: the store cannot be read.
+        """
+        envelope = self._verifying.verify(content, kind, None)
+        if self._store.has_taken(self._ledger, envelope):
+            raise Redelivered(Untrusted.REPLAYED_NONCE, "its effect is committed", envelope)
+        return envelope
+
+    @property
+    def _verifying(self) -> Verifier:
+        if self._verifier is None:
+            raise RuntimeError("a controller takes messages only if it was made with keys")
+        return self._verifier
+
+    def guard(self, name: str) -> CircuitBreaker:
+        """A breaker around something else that it calls, shown with its own."""
+        breaker = self._breakers[name] = CircuitBreaker(name, self._config.breakers, self._now)
+        return breaker
+
+    def take_back(self, command_id: str) -> None:
+        """Note that a command was refused on its way. It raises nothing, and waits for nobody."""
+        self._disk.later(lambda: self._store.take_back(command_id))
 
     def evaluate_step(self, state: SystemState) -> AdaptationCommand:
         """Look at a run within an epoch: at latencies, losses and isolation, without asking the policy.
@@ -203,7 +292,7 @@ class Controller:
         Args:
             state: Of the run; its seeds are not looked at.
         """
-        return self._evaluate(state, self._step)
+        return self._evaluate(state, self._step).command
 
     @property
     def run_ids(self) -> tuple[str, ...]:
@@ -222,13 +311,40 @@ class Controller:
         run.latencies = replace(run.latencies, apply=result.apply_ms)
         self._after.answered(result)
 
+    def take_result(self, result: CommandResult, envelope: Envelope) -> None:
+        """The same of one that came in an envelope: it is on record when this returns.
+
+        Args:
+            result: Of the command.
+            envelope: As :meth:`verified` returned it.
+
+        Raises:
+            StoreFailed: it is not on record.
+            EnvelopeRefused: it was taken in before.
+        """
+        entering = partial(self._verifying.enter, envelope=envelope)
+        command_id, content = str(result.command_id), result.model_dump_json().encode()
+        self._disk.within(lambda: self._store.attach_result(command_id, content, entering), RESULT_SECONDS)
+        run = self._run(result.run_id)
+        run.latencies = replace(run.latencies, apply=result.apply_ms)
+        self._after.told_result(result)
+
     # ------------------------------------------------------------------ an evaluation
-    def _evaluate(self, state: object, decide: Callable[[Call], Evaluation]) -> AdaptationCommand:
+    def _evaluate(
+        self,
+        state: object,
+        decide: Callable[[Call], Evaluation],
+        faults: frozenset[Reason] = frozenset(),
+        entering: Entering = entering_nothing,
+    ) -> Evaluation:
         began = self._now()
         packet: SystemState | None = None
         try:
             packet = checked_packet(state)
-            evaluation = self._in_turn(packet, began, decide)
+            run = self._run(packet.run_id)
+            evaluation = self._in_turn(Call(packet, run, began, self._config, faults, entering), decide)
+        except EnvelopeRefused:
+            raise
         except PacketRefused as error:
             evaluation = self._unrecorded(packet, Reason.PACKET_REFUSED, str(error))
         except StoreFailed as error:
@@ -240,12 +356,20 @@ class Controller:
             evaluation,
             milliseconds=1e3 * (self._now() - began),
             breakers=self._breaker_states,
+            content=evaluation.content or self._sent_as(evaluation.command),
         )
         self._after.evaluated(evaluation, sent=not self.observe)
-        return evaluation.command
+        return evaluation
 
-    def _in_turn(self, state: SystemState, began: float, decide: Callable[[Call], Evaluation]) -> Evaluation:
-        call = Call(state, self._run(state.run_id), began, self._config)
+    def _sent_as(self, command: AdaptationCommand) -> bytes:
+        """What of a command leaves: over a bus in an envelope."""
+        content = command.model_dump_json().encode()
+        if self._keys is None:
+            return content
+        return seal(self._keys().signing, Stream.COMMANDS, command.run_id, content, self._time_ns()).content
+
+    def _in_turn(self, call: Call, decide: Callable[[Call], Evaluation]) -> Evaluation:
+        state = call.packet
         if not call.run.turn.acquire(timeout=call.left_to_decide(self._now())):
             return self._unrecorded(state, Reason.TIMEOUT_EVALUATE, "the run's evaluation before is still under way")
         try:
@@ -277,7 +401,7 @@ class Controller:
             sheets,
             coverage.average,
             replace(call.run.latencies, hook=hook_ms),
-            faults | ({inquiry.fault} if inquiry.fault is not None else set()),
+            faults | call.faults | ({inquiry.fault} if inquiry.fault is not None else set()),
         )
         hold = Reason.OPERATOR if order.paused else inquiry.hold
         found = assess(before.state, case, config.risk, hold)
@@ -295,8 +419,8 @@ class Controller:
             coverage=CoverageReport.of(coverage),
         )
         evaluation = Evaluation(command, 0.0, inquiry.detail, packet, case, found, proposal, found.event or event)
-        self._commit(call, evaluation, Memory(found.state, hidden), mask, released=order.release)
-        return replace(evaluation, recorded=True)
+        content = self._commit(call, evaluation, Memory(found.state, hidden), mask, released=order.release)
+        return replace(evaluation, recorded=True, content=content)
 
     def _step(self, call: Call) -> Evaluation:
         began = self._now()
@@ -306,8 +430,8 @@ class Controller:
         command = make_command(packet, found, self._time_ns())
         evaluation = Evaluation(command, 0.0, "", call.packet, case, found)
         if found.verdict.severity >= Severity.HIGH:
-            self._commit(call, evaluation, Memory(found.state, call.memory.hidden), None)
-            evaluation = replace(evaluation, event=found.event, recorded=True)
+            content = self._commit(call, evaluation, Memory(found.state, call.memory.hidden), None)
+            evaluation = replace(evaluation, event=found.event, recorded=True, content=content)
         call.run.latencies = replace(call.run.latencies, step=1e3 * (self._now() - began))
         return evaluation
 
@@ -348,20 +472,27 @@ class Controller:
         mask: tuple[int, ...] | None,
         *,
         released: bool = False,
-    ) -> None:
+    ) -> bytes:
         """Write a decision down with what the next one depends on, or change nothing.
+
+        Returns:
+            What is to be sent of its command, as it is on record.
 
         Raises:
             StoreFailed: it is not written, or nobody knows yet; then the command is never sent.
+            EnvelopeRefused: the message was decided on before.
         """
         assert evaluation.assessment is not None
         command = evaluation.command
+        content = self._sent_as(command)
         decision = record_of(
-            command, call.packet, evaluation.assessment, evaluation.proposal, mask, self._breaker_states
+            command, call.packet, evaluation.assessment, evaluation.proposal, mask, self._breaker_states, content
         )
 
         def write() -> None:
-            lost = self._store.record(decision, memory.stored, withheld=self.observe, released=released)
+            lost = self._store.record(
+                decision, memory.stored, withheld=self.observe, released=released, entering=call.entering
+            )
             if lost:
                 self._after.lost(call.packet, lost)
 
@@ -373,6 +504,7 @@ class Controller:
             self._disk.later(lambda: self._store.abort(str(command.command_id)))
             raise
         call.run.memory = memory
+        return content
 
     def _unrecorded(self, packet: SystemState | None, reason: Reason, detail: str) -> Evaluation:
         """A PAUSE that nothing is known of afterwards."""

@@ -9,13 +9,15 @@ that is opened is as it was written, or it is refused.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from esper_ray.controller.chain import check_head, tip, write
+from esper_ray.controller.envelope import Envelope
 from esper_ray.controller.head_file import HEAD_FILE, HeadFile
+from esper_ray.controller.nonces import Entry, NonceLedger
 from esper_ray.controller.opening import check_whole
 from esper_ray.controller.owning import owned
 from esper_ray.controller.records import (
@@ -36,6 +38,12 @@ from esper_ray.keeping.writing import make_directories
 NO_RESULT_EPOCHS = 3
 """After so many epochs a command without a result is lost."""
 NOT_DELIVERED, NO_RESULT = "not_delivered", "no_result"
+Entering = Callable[[sqlite3.Connection], object]
+"""Enters a message in a transaction (:meth:`esper_ray.controller.verifier.Verifier.enter`)."""
+
+
+def entering_nothing(_: sqlite3.Connection) -> None:
+    """Of what came in no message."""
 
 
 class Store(Records):
@@ -82,7 +90,13 @@ class Store(Records):
         return _commands(unsent)
 
     def record(
-        self, decision: Decision, state: StoredRun, *, withheld: bool = False, released: bool = False
+        self,
+        decision: Decision,
+        state: StoredRun,
+        *,
+        withheld: bool = False,
+        released: bool = False,
+        entering: Entering = entering_nothing,
     ) -> tuple[str, ...]:
         """Commit a decision and its run's new state. Commands of the run that have waited too long are lost with it.
 
@@ -91,6 +105,7 @@ class Store(Records):
             state: Of its run.
             withheld: The command will not be sent.
             released: An operator's order to leave conservative mode is carried out with it.
+            entering: Enters the message that the decision answers, in its transaction.
 
         Returns:
             Ids of the commands that are lost.
@@ -98,10 +113,12 @@ class Store(Records):
         Raises:
             StoreFailed: nothing was written, and the state is the one before; or all was, and the disk failed before
                 the head was on it: read the state anew, and abort the command.
+            Exception: what ``entering`` raises; nothing was written.
         """
         row = {name: _stored(getattr(decision, name)) for name in COLUMNS}
         run_id, epoch = decision.run_id, decision.epoch
         with self._transaction(leaving=True) as connection:
+            entering(connection)
             (inserted,) = write(
                 connection,
                 "decisions",
@@ -154,19 +171,54 @@ class Store(Records):
         """
         return self._settle(command_id, f"fate = '{Fate.PENDING}'", Fate.ABORTED, reason=NOT_DELIVERED)
 
-    def attach_result(self, command_id: str, result: bytes) -> bool:
+    def take_back(self, command_id: str) -> bool:
+        """Note that a command which was being sent was refused on its way, and will never be sent.
+
+        Returns:
+            Whether it was being sent.
+
+        Raises:
+            StoreFailed: it was not noted.
+        """
+        return self._settle(command_id, f"fate = '{Fate.SENT}'", Fate.ABORTED, reason=NOT_DELIVERED)
+
+    def attach_result(self, command_id: str, result: bytes, entering: Entering = entering_nothing) -> bool:
         """Note the result of a command.
+
+        Args:
+            command_id: Of the command.
+            result: Of it.
+            entering: Enters the message that it came in, in its transaction.
 
         Returns:
             Whether it was waited for: false the second time, and of a command that is lost or unknown.
 
         Raises:
             StoreFailed: it was not noted.
+            Exception: what ``entering`` raises; nothing was written.
         """
-        return self._settle(command_id, OPEN, Fate.ANSWERED, result)
+        return self._settle(command_id, OPEN, Fate.ANSWERED, result, entering=entering)
 
-    def _settle(self, command_id: str, where: str, fate: Fate, result: bytes | None = None, reason: str = "") -> bool:
+    def has_taken(self, ledger: NonceLedger, envelope: Envelope) -> bool:
+        """Whether the effect of this very message is committed.
+
+        Raises:
+            StoreFailed: it cannot be read.
+        """
+        with self._turn, failures(self._path):
+            return ledger.look(self._connection, envelope) is Entry.COMMITTED
+
+    def _settle(
+        self,
+        command_id: str,
+        where: str,
+        fate: Fate,
+        result: bytes | None = None,
+        reason: str = "",
+        entering: Entering = entering_nothing,
+    ) -> bool:
         with self._transaction() as connection:
+            entering(connection)
             settled = f"UPDATE deliveries SET fate = ?, result = ?, reason = ? WHERE command_id = ? AND {where}"
             return bool(write(connection, "deliveries", settled, fate, result, reason, command_id))
 

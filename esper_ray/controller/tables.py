@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-VERSION = 2
+from esper_ray.controller import nonces
+
+VERSION = 3
 """Of the tables."""
 PAGE = 4096
 """Bytes of the file's pages. Of a file without a whole one SQLite deletes the log, even if it only reads."""
@@ -60,5 +62,6 @@ SCHEMA = (
 )""",
     "CREATE INDEX chain_of_rows ON chain (subject, key)",
     "CREATE INDEX chain_of_decisions ON chain (run_id, key) WHERE subject = 'decisions'",
+    *nonces.SCHEMA,
 )
 """The statements that make them, as SQLite keeps them."""

@@ -404,4 +404,4 @@ def test_who_asks_for_none_is_told(bus):
 def test_every_stream_has_rules_and_only_telemetry_drops():
     assert set(RULES) == set(Stream)
     assert [stream for stream in Stream if not RULES[stream].keeps_all] == [TELEMETRY]
-    assert [stream for stream in Stream if not RULES[stream].required] == [TELEMETRY]
+    assert [stream for stream in Stream if not RULES[stream].required] == [COMMANDS, TELEMETRY]
