@@ -101,10 +101,7 @@ class SeedOptimizer:
         self._aside: list[tuple[nn.Parameter, Tensor]] = []
         self._guards: dict[nn.Parameter, RemovableHandle] = {}
         self._broken: dict[LiveSlot, Tensor] = {}
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._handles: list[RemovableHandle] = []
 
     def _group_of(self, model: nn.Module, name: str) -> int:
         """Index of the group that trains most of the slot's module, or of what it is a part of."""
@@ -135,6 +132,22 @@ class SeedOptimizer:
             if parameter not in self._owners:
                 self._add(parameter, owner)
         self._guard()
+        self._attend_steps()
+
+    def _attend_steps(self) -> None:
+        """While nothing grows a step is the user's alone, and costs what it costs without us."""
+        grows = any(slot.seed_kind is not None for slot in self._slots)
+        if grows and not self._handles:
+            self._handles = [
+                self.optimizer.register_step_pre_hook(self._before_step),
+                self.optimizer.register_step_post_hook(self._after_step),
+            ]
+        if not grows:
+            self._ignore_steps()
+
+    def _ignore_steps(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
     def _guard(self) -> None:
         """Watch over the gradients of parameters that nobody else sees, and of no others."""
@@ -192,7 +205,8 @@ class SeedOptimizer:
 
     def release(self) -> None:
         """Leave the seeds to the optimiser as ordinary parameters."""
-        for handle in (*self._handles, *self._guards.values()):
+        self._ignore_steps()
+        for handle in self._guards.values():
             handle.remove()
 
     # ------------------------------------------------------------------ a step
@@ -205,14 +219,7 @@ class SeedOptimizer:
         """Multiply the share by this factor from now on; the groups' own rates are the host's, and left alone."""
         self.rate = rate
 
-    @property
-    def _idle(self) -> bool:
-        """Nothing grows: a step is the user's alone, and costs what it costs without us."""
-        return all(slot.seed_kind is None for slot in self._slots)
-
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if self._idle:
-            return None
         return with_gradients(args, kwargs, self._treat)
 
     def set_gradients_aside(self) -> None:
@@ -252,8 +259,6 @@ class SeedOptimizer:
             self._before = [(parameter, parameter.detach().clone()) for parameter in self._owners]
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._idle:
-            return
         with torch.no_grad():
             for parameter, before in self._before:
                 parameter.copy_(torch.lerp(before, parameter, self._share))

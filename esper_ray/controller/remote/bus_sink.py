@@ -12,6 +12,7 @@ from esper_ray.bus.streams import Stream
 from esper_ray.controller.commands import Severity
 from esper_ray.controller.envelope import seal
 from esper_ray.controller.keys import KeyRing
+from esper_ray.controller.records import Nanoseconds
 from esper_ray.controller.telemetry import Reading, Route
 from policies.strategic.packet_values import Message, Name, Natural
 
@@ -34,7 +35,7 @@ class Told(Message):
     part: str
     """Which of the item's values it is."""
     severity: Name
-    time_ns: Natural
+    time_ns: Nanoseconds
     """Nanoseconds since 1970."""
 
 
