@@ -73,8 +73,9 @@ class Live:
             report.headline |= {"grow_gain": {}, "grow_vs_scratch": {}}
             self._train(report, console)
         report.publish(console, self.json)
-        if self.page is not None:
-            report.write_into(self.page)
+        if self.page is not None:  # costs and gains apart: the former are measured anew on a quiet machine
+            for name, table, note in zip(("live", "live.trainings"), report.tables, report.notes, strict=True):
+                Report(name, tables=[table], notes=[note]).write_into(self.page)
 
     def _train(self, report: Report, console: Console) -> None:
         jobs = [

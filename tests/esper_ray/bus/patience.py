@@ -14,3 +14,9 @@ def until(done):
         if time.monotonic() > ends:
             pytest.fail(f"it did not come about within {LONG_S:g} s")
         yield
+
+
+def wait_for(done):
+    """Wait until something holds."""
+    for _ in until(done):
+        time.sleep(0.01)

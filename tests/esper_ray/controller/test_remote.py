@@ -20,7 +20,7 @@ from esper_ray.controller.remote.service_end import ServiceEnd
 from esper_ray.controller.service import Controller
 from esper_ray.errors import UserError
 from tests.envs.live.loops import same
-from tests.esper_ray.bus.patience import until
+from tests.esper_ray.bus.patience import wait_for
 from tests.esper_ray.bus.servers import Server, needs_redis
 from tests.esper_ray.controller.sealing import OTHER_SECRET, RING
 from tests.esper_ray.controller.test_attending import EXPORT, UNHURRIED, episode
@@ -77,7 +77,7 @@ def test_a_run_over_a_bus_is_the_run_beside_its_controller_bit_for_bit(new_bus, 
     near, loop = plain
     with served(new_bus(), tmp_path, EXPORT) as end:
         far, far_loop = remotely(bus := new_bus(), "run")
-        until(lambda: all(record.fate is Fate.ANSWERED for record in kept(tmp_path, "run")))
+        wait_for(lambda: all(record.fate is Fate.ANSWERED for record in kept(tmp_path, "run")))
     assert [decision.action for decision in far] == [decision.action for decision in near]
     assert len({decision.op for decision in far}) > 1
     assert same(far_loop.model.state_dict(), loop.model.state_dict())
@@ -96,7 +96,7 @@ def test_two_runs_have_their_own_commands(tmp_path):
     with InProcessBus() as bus, served(bus, tmp_path) as end, ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(remotely, bus, name) for name in names]
         assert all(len(run.result()[0]) == EPOCHS + 1 for run in runs)
-        until(lambda: all(record.fate is Fate.ANSWERED for name in names for record in kept(tmp_path, name)))
+        wait_for(lambda: all(record.fate is Fate.ANSWERED for name in names for record in kept(tmp_path, name)))
         with pytest.raises(UserError, match="there is a run 'one' already"):
             remotely(bus, "one")
         assert end.refused == 0
@@ -156,7 +156,7 @@ def test_what_the_bus_refuses_is_on_record_as_never_sent(tmp_path):
     rules = {**RULES, Stream.COMMANDS: StreamRules(("nobody",), capacity=6)}
     with InProcessBus(rules=rules) as bus, served(bus, tmp_path) as end:
         remotely(bus, "run", wait_s=0.0)
-        until(lambda: len(kept(tmp_path, "run")) >= 5)
+        wait_for(lambda: len(kept(tmp_path, "run")) >= 5)
         end.close()
     fates = [record.fate for record in kept(tmp_path, "run")]
     assert Fate.ABORTED in fates
@@ -192,7 +192,7 @@ def forged(payload):
 def test_strangers_change_nothing(tmp_path, plain):
     with Spied(STATES=forged, COMMANDS=forged, RESULTS=forged) as bus, served(bus, tmp_path / "spied", EXPORT) as end:
         spied, spied_loop = remotely(bus, "run")
-        until(lambda: all(record.fate is Fate.ANSWERED for record in kept(tmp_path / "spied", "run")))
+        wait_for(lambda: all(record.fate is Fate.ANSWERED for record in kept(tmp_path / "spied", "run")))
     assert [decision.action for decision in spied] == [decision.action for decision in plain[0]]
     assert same(spied_loop.model.state_dict(), plain[1].model.state_dict())
     assert [record.decision.epoch for record in kept(tmp_path / "spied", "run")] == list(range(EPOCHS))
@@ -205,7 +205,7 @@ def test_what_is_repeated_has_its_effect_once(tmp_path, plain):
 
     with Spied(STATES=twice, COMMANDS=twice, RESULTS=twice) as bus, served(bus, tmp_path / "spied", EXPORT):
         spied, spied_loop = remotely(bus, "run")
-        until(lambda: all(record.fate is Fate.ANSWERED for record in kept(tmp_path / "spied", "run")))
+        wait_for(lambda: all(record.fate is Fate.ANSWERED for record in kept(tmp_path / "spied", "run")))
     assert [decision.action for decision in spied] == [decision.action for decision in plain[0]]
     assert same(spied_loop.model.state_dict(), plain[1].model.state_dict())
     records = kept(tmp_path / "spied", "run")
@@ -222,7 +222,7 @@ def test_a_packet_of_before_a_restart_is_not_decided_on_again(tmp_path):
             for stream, payload in list(bus.sent):
                 if stream is Stream.STATES:
                     bus.send(stream, payload)
-            until(lambda: bus.state(Stream.STATES).groups["service"].unread == 0)
+            wait_for(lambda: bus.state(Stream.STATES).groups["service"].unread == 0)
             end.close()
     assert [record.decision.command_id for record in kept(tmp_path, "run")] == [
         record.decision.command_id for record in before
