@@ -34,6 +34,10 @@ class Decides(Protocol):
         """Take in what became of a command; it raises nothing."""
         ...
 
+    def ended(self, run_id: str) -> None:
+        """Take in that a run is over; it raises nothing."""
+        ...
+
 
 class Attendance:
     """Chooses for a grower what a controller commands (:class:`esper_ray.live.grower.Chooser`).
@@ -92,6 +96,7 @@ class Attendance:
     def end(self) -> None:
         """Watch the model no longer."""
         self._probe.remove()
+        self._controller.ended(self.run_id)
 
     def state_dict(self) -> dict[str, Any]:
         """Which run it is, the commands that were carried out, and what the probe remembers."""

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sqlite3
 from enum import StrEnum
 
 from esper_ray.controller.envelope import Envelope
 from esper_ray.controller.message_ages import LONGEST_AGE_NS
 
-_SCHEMA = (
-    """
-    CREATE TABLE IF NOT EXISTS nonces (
-        consumer TEXT NOT NULL,
-        nonce BLOB NOT NULL,
-        timestamp_ns INTEGER NOT NULL,
-        digest BLOB NOT NULL,
-        PRIMARY KEY (consumer, nonce)
-    ) WITHOUT ROWID
-    """,
-    "CREATE INDEX IF NOT EXISTS nonces_by_age ON nonces (consumer, timestamp_ns)",
-    """
-    CREATE TABLE IF NOT EXISTS forgotten_nonces (
-        consumer TEXT PRIMARY KEY,
-        newest_ns INTEGER NOT NULL
-    ) WITHOUT ROWID
-    """,
+SCHEMA = (
+    """CREATE TABLE nonces (
+    consumer TEXT NOT NULL,
+    nonce BLOB NOT NULL,
+    timestamp_ns INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    PRIMARY KEY (consumer, nonce)
+) WITHOUT ROWID""",
+    "CREATE INDEX nonces_by_age ON nonces (consumer, timestamp_ns)",
+    """CREATE TABLE forgotten_nonces (
+    consumer TEXT PRIMARY KEY,
+    newest_ns INTEGER NOT NULL
+) WITHOUT ROWID""",
 )
+"""The statements that make its tables, as SQLite keeps them."""
 
 
 class Entry(StrEnum):
@@ -58,8 +56,9 @@ class NonceLedger:
     @staticmethod
     def create(connection: sqlite3.Connection) -> None:
         """Make its tables where they are not there yet."""
-        for statement in _SCHEMA:
-            connection.execute(statement)
+        for statement in SCHEMA:
+            made = re.sub("^CREATE (TABLE|INDEX) ", r"\g<0>IF NOT EXISTS ", statement)
+            connection.execute(made)
 
     def look(self, connection: sqlite3.Connection, envelope: Envelope) -> Entry:
         """What is known of an envelope that was verified."""

@@ -48,6 +48,8 @@ from esper_ray.controller.isolated_policy import IsolatedPolicy
 from esper_ray.controller.operations import mask_without
 from esper_ray.controller.proposals import Ending, Proposal, Request, draw_seed
 from esper_ray.controller.records import DIRECTORY, Order, StoreFailed
+from esper_ray.controller.reports.observing import end_within, observe_within
+from esper_ray.controller.reports.windows import Seen
 from esper_ray.controller.risk import forbidden
 from esper_ray.controller.store import Store
 from esper_ray.controller.trial import TRIAL_SECONDS, trial_request, try_policy
@@ -222,6 +224,23 @@ class Controller:
         run.latencies = replace(run.latencies, apply=result.apply_ms)
         self._after.answered(result)
 
+    def ended(self, run_id: str) -> None:
+        """Take in that a run is over: decisions that are followed still are reported on as they are.
+
+        It raises nothing, and waits for nobody.
+        """
+
+        def close() -> None:
+            with self._store.transaction() as connection:
+                end_within(connection, run_id, self._time_ns())
+
+        self._disk.later(close)
+
+    @property
+    def store(self) -> Store:
+        """Of its decisions and the reports on them, for whoever delivers those; open until the controller closes."""
+        return self._store
+
     # ------------------------------------------------------------------ an evaluation
     def _evaluate(self, state: object, decide: Callable[[Call], Evaluation]) -> AdaptationCommand:
         began = self._now()
@@ -306,7 +325,7 @@ class Controller:
         command = make_command(packet, found, self._time_ns())
         evaluation = Evaluation(command, 0.0, "", call.packet, case, found)
         if found.verdict.severity >= Severity.HIGH:
-            self._commit(call, evaluation, Memory(found.state, call.memory.hidden), None)
+            self._commit(call, evaluation, Memory(found.state, call.memory.hidden), None, of_step=True)
             evaluation = replace(evaluation, event=found.event, recorded=True)
         call.run.latencies = replace(call.run.latencies, step=1e3 * (self._now() - began))
         return evaluation
@@ -348,6 +367,7 @@ class Controller:
         mask: tuple[int, ...] | None,
         *,
         released: bool = False,
+        of_step: bool = False,
     ) -> None:
         """Write a decision down with what the next one depends on, or change nothing.
 
@@ -356,12 +376,19 @@ class Controller:
         """
         assert evaluation.assessment is not None
         command = evaluation.command
+        seen = Seen(call.packet, command, opens=not (of_step or self.observe), is_step=of_step)
         decision = record_of(
             command, call.packet, evaluation.assessment, evaluation.proposal, mask, self._breaker_states
         )
 
         def write() -> None:
-            lost = self._store.record(decision, memory.stored, withheld=self.observe, released=released)
+            lost = self._store.record(
+                decision,
+                memory.stored,
+                withheld=self.observe,
+                released=released,
+                also=lambda connection: observe_within(connection, seen, self._config.windows, self._time_ns()),
+            )
             if lost:
                 self._after.lost(call.packet, lost)
 
