@@ -202,7 +202,8 @@ def end(before: Observation) -> tuple[Observation, tuple[Closed, ...]]:
 
 def _looked(window: Window, seen: Seen, critical: tuple[Reason, ...]) -> Window:
     """A window that was open when a packet came."""
-    packet, update = seen.packet, {}
+    packet = seen.packet
+    update: dict[str, object] = {}
     if packet.epoch >= window.epoch and (new := set(critical) - {*window.critical, *window.new_critical}):
         update["new_critical"] = (*window.new_critical, *sorted(new))
     if window.awaits_seed and packet.epoch > window.epoch and packet.seeds:
