@@ -52,6 +52,9 @@ class DeliveryConfig:
     """The longest of these waits, seconds."""
     attempts: Annotated[int, Range(1, 10**6, whole=True)] = 20
     """So often a report is sent before it is parked."""
+    most_untaken: Annotated[int, Range(1, 10**6, whole=True)] = 1024
+    """Entries on the stream that a learner has still to take, from which on nothing more is sent: a server that nobody
+    reads from is not filled with reports, as commands need its memory, too."""
     kept_s: Positive = 86_400.0
     """For which a report stays after it was acknowledged, seconds."""
     batch: Annotated[int, Range(1, 1024, whole=True)] = 16
@@ -167,7 +170,7 @@ class ReportDelivery:
 
     # ------------------------------------------------------------------ sending
     def _send(self, now: int) -> bool:
-        most = self._config.batch
+        most = min(self._config.batch, self._room(now))
         self._unreadable = {key: until for key, until in self._unreadable.items() if until > now}
         found = outbox.due(self._store, now, now + self._backoff.longest_ns, most, self._unreadable)
         sent: dict[str, int] = {}
@@ -189,6 +192,24 @@ class ReportDelivery:
         if held_up is not None:
             raise held_up
         return len(found) == most
+
+    def _room(self, now: int) -> int:
+        """How many reports may be sent, as far as those who are to take them have room; a batch where none is due.
+
+        Raises:
+            BusError: none, or nobody knows.
+        """
+        most, at = self._config.most_untaken, outbox.next_due(self._store)
+        if at is None or now < at <= now + self._backoff.longest_ns:
+            return self._config.batch
+        state = self._bus.state(Stream.REPORTS)
+        required = self._bus.rules[Stream.REPORTS].required
+        groups = [state.groups[name] for name in required if name in state.groups]
+        untaken = [state.entries if group.unread is None else group.pending + group.unread for group in groups]
+        room = most - max([state.entries] if state.missing else untaken, default=0)
+        if room <= 0:
+            raise StreamFull(f"{most:,} reports or more lie on the stream {Stream.REPORTS} untaken: start a learner")
+        return room
 
     def _send_one(self, report_id: str, now: int) -> bool:
         """Send a report.

@@ -274,6 +274,18 @@ def test_a_full_stream_loses_nothing(tmp_path):
         assert len(post.names("tamiyo.reports.held_up")) >= 1
 
 
+def test_a_stream_that_nobody_reads_is_not_filled(tmp_path):
+    with closing(Post(tmp_path, config=DeliveryConfig(most_untaken=3))) as post:
+        reported(post.store, 5)
+        for _ in range(30):
+            post.delivery.step()
+            post.pass_s(61)
+        assert post.bus.state(Stream.REPORTS).entries == 3
+        assert sorted(entry.attempts for entry in post.of(PENDING).values()) == [0, 0, 1, 1, 1], "and nothing is parked"
+        post.settle()
+        assert len(set(post.effects)) == len(post.effects) == 5
+
+
 def test_a_bus_that_is_away_for_long_parks_nothing(post):
     reported(post.store, 3)
     closed = InProcessBus()
