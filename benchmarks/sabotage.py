@@ -93,6 +93,10 @@ class Sabotaged:
         """Decide for a model as the controller would."""
         return Attendance(self, training, RUN)
 
+    def ended(self, run_id: str) -> None:
+        """Tell the controller that the run is over."""
+        self.controller.ended(run_id)
+
     def evaluate_epoch(self, state: SystemState, hook_ms: float | None = None) -> AdaptationCommand:
         """The controller's answer, with this epoch's fault."""
         fault, epoch = self._plan.get(state.epoch), state.epoch

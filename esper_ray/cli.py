@@ -92,6 +92,7 @@ def parse(arguments: Sequence[str]) -> Command:
     from esper_ray.commands.evaluation import Evaluate, Replay, Search
     from esper_ray.commands.inspection import Inspect
     from esper_ray.commands.keys import Keys
+    from esper_ray.commands.reports import Reports
     from esper_ray.commands.strategic import Strategic
     from esper_ray.commands.studies import Compare, Study, Tune
     from esper_ray.commands.training import Train
@@ -115,6 +116,7 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Control, tyro.conf.subcommand("control")]
         | Annotated[Keys, tyro.conf.subcommand("keys")]
+        | Annotated[Reports, tyro.conf.subcommand("reports")]
         | Annotated[
             Strategic, tyro.conf.subcommand("strategic", description="Record episodes, and teach a graph policy.")
         ]

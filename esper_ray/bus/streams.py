@@ -86,7 +86,8 @@ RULES: Mapping[Stream, StreamRules] = MappingProxyType(
         Stream.STATES: StreamRules((Role.SERVICE,), capacity=1024, payload_bytes=4 * MEBIBYTE),
         Stream.COMMANDS: StreamRules(),
         Stream.RESULTS: StreamRules((Role.SERVICE,)),
-        Stream.REPORTS: StreamRules((Role.LEARNER,), capacity=65_536),
+        # A report has the packet that its decision was made on.
+        Stream.REPORTS: StreamRules((Role.LEARNER,), capacity=65_536, payload_bytes=5 * MEBIBYTE),
         Stream.ACKS: StreamRules((Role.SERVICE,), capacity=65_536),
         Stream.UPDATES: StreamRules(
             (Role.SERVICE,), capacity=8, payload_bytes=MOST_PAYLOAD_BYTES + MOST_ENVELOPE_BYTES

@@ -174,6 +174,9 @@ COMMANDS = {
         "Prints every decision on the run: what was proposed and commanded, why, the signals that fired with what they "
         "measured, and what became of it."
     ),
+    "esper-ray reports list": "Lists field reports: what decisions led to, and how far each report is on its way.",
+    "esper-ray reports show REPORT": "Shows all of a report.",
+    "esper-ray reports requeue": "Puts parked reports back, all or the one that is named: they are sent again.",
     "tensorboard --logdir var/controller/tensorboard": (
         "Shows level, signals and decisions of each run over its epochs."
     ),

@@ -35,6 +35,10 @@ class Decides(Protocol):
         """Take in what became of a command; it raises nothing."""
         ...
 
+    def ended(self, run_id: str) -> None:
+        """Take in that a run is over; it raises nothing."""
+        ...
+
 
 class Attending(ABC):
     """Chooses for a grower what somebody commands (:class:`esper_ray.live.grower.Chooser`).
@@ -133,3 +137,8 @@ class Attendance(Attending):
             return f"only observed; {in_words(command)}"
         self._executor.receive(command)
         return ""
+
+    def end(self) -> None:
+        """Watch the model no longer, and say that the run is over."""
+        super().end()
+        self._controller.ended(self.run_id)

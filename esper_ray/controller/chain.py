@@ -19,6 +19,8 @@ UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
 """What reading raises where a file is damaged; the second where the names in it are."""
 GENESIS = bytes(32)
 """The hash before the first entry."""
+ERASED = hashlib.sha256().digest()
+"""In place of a row's digest: it was deleted. No row has it, as each has columns."""
 _ENTRY = "sequence, subject, run_id, key, digest, hash"
 
 
@@ -100,13 +102,32 @@ def write(connection: sqlite3.Connection, subject: str, statement: str, *values:
     for (key,) in keys:
         row = _row(connection, subject, key)
         assert row is not None, "it was written in this transaction"
-        last = tip(connection)
-        entry = (last.sequence + 1, subject, row["run_id"], key, _row_digest(row))
-        connection.execute(
-            f"INSERT INTO chain ({_ENTRY}) VALUES (?, ?, ?, ?, ?, ?)", (*entry, digest((last.hash, *entry)))
-        )
+        _enter(connection, subject, row["run_id"], key, _row_digest(row))
         rows.append(row)
     return rows
+
+
+def erase(connection: sqlite3.Connection, subject: str, key: int | str) -> bool:
+    """Delete a row, and enter that it was, in the transaction that is under way.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        Broken: it is not as it was written, and stays.
+    """
+    row = read_row(connection, subject, key)
+    if row is None:
+        return False
+    connection.execute(f"DELETE FROM {subject} WHERE {KEYS[subject]} = ?", (key,))
+    _enter(connection, subject, row["run_id"], key, ERASED)
+    return True
+
+
+def _enter(connection: sqlite3.Connection, subject: str, run_id: str, key: int | str, content: bytes) -> None:
+    last = tip(connection)
+    entry = (last.sequence + 1, subject, run_id, key, content)
+    connection.execute(f"INSERT INTO chain ({_ENTRY}) VALUES (?, ?, ?, ?, ?, ?)", (*entry, digest((last.hash, *entry))))
 
 
 def _row(connection: sqlite3.Connection, subject: str, key: int | str) -> dict[str, Any] | None:
@@ -124,7 +145,7 @@ def read_row(connection: sqlite3.Connection, subject: str, key: int | str) -> di
         key: Of the row.
 
     Returns:
-        Its values by their names; None if none was ever written.
+        Its values by their names; None if none was ever written, or it was erased.
 
     Raises:
         Broken: it is not, or its entry is not.
@@ -140,9 +161,11 @@ def read_row(connection: sqlite3.Connection, subject: str, key: int | str) -> di
     where = f"row {key} of {subject}"
     if entry is None:
         raise Broken(f"{where} was written by no controller")
-    if row is None:
+    if row is None and entry[4] != ERASED:
         raise Broken(f"{where} is gone")
     _check_link(GENESIS if entry[0] == 1 else entry[-1], entry[:-1])
+    if row is None:
+        return None
     if _row_digest(row) != entry[4]:
         raise Broken(f"{where} is not as it was written")
     return row

@@ -17,6 +17,7 @@ from esper_ray.controller.commands import AdaptationCommand, Reason
 from esper_ray.controller.conservative import ModeEvent
 from esper_ray.controller.proposals import Proposal
 from esper_ray.controller.records import StoredRun
+from esper_ray.controller.reports.windows import WindowConfig
 from esper_ray.controller.store import Entering, entering_nothing
 from esper_ray.errors import UserError
 from esper_ray.reading import checked, describe_problems, read_json
@@ -31,6 +32,8 @@ class ControllerConfig:
     """When it steps in."""
     breakers: BreakerConfig = field(default_factory=BreakerConfig)
     """Of those around the policy and the catalogue."""
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    """For how long decisions are followed."""
     inference_ms: Positive = 45.0
     """Within which the policy's answer counts, milliseconds."""
     catalogue_ms: Positive = 200.0

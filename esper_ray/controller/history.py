@@ -51,9 +51,9 @@ class History(Message):
         """With a packet."""
         epoch = packet.epoch
         return History(
-            validation=_with(self.validation, epoch, packet.validation_loss, 2),
-            training=_with(self.training, epoch, packet.training_loss, DIFFERENCES + 1),
-            throughput=_with(self.throughput, epoch, packet.metrics.get("samples_per_s"), THROUGHPUT_EPOCHS + 1),
+            validation=with_epoch(self.validation, epoch, packet.validation_loss, 2),
+            training=with_epoch(self.training, epoch, packet.training_loss, DIFFERENCES + 1),
+            throughput=with_epoch(self.throughput, epoch, packet.metrics.get("samples_per_s"), THROUGHPUT_EPOCHS + 1),
             developing=self._developing(packet),
         )
 
@@ -91,7 +91,7 @@ class History(Message):
         return found
 
 
-def _with(series: Series, epoch: int, value: float | None, most: int) -> Series:
-    """The last so many, with what an epoch measured."""
+def with_epoch(series: Series, epoch: int, value: float | None, most: int) -> Series:
+    """The last so many, with what an epoch measured; None leaves what it had. All of later epochs goes."""
     before = tuple(entry for entry in series if entry[0] < epoch or (value is None and entry[0] == epoch))
     return (before if value is None else (*before, (epoch, value)))[-most:]

@@ -18,6 +18,7 @@ from esper_ray.controller.commands import Refusal, Severity
 from esper_ray.controller.conservative import ConservativeConfig
 from esper_ray.controller.evaluation import ControllerConfig
 from esper_ray.controller.levels import UPPER_BOUNDS, LevelConfig
+from esper_ray.controller.reports.windows import WindowConfig
 from esper_ray.controller.signals import APPLY, COVERED, HOOK, RISK, SEEDS, SHEETS, STEP, TABLE, Row
 from esper_ray.controller.thresholds import Thresholds
 from esper_ray.live.hardware import DECLARED_ON_CUDA, UTILISATION
@@ -29,6 +30,7 @@ CONFIGS: dict[type[Any], str] = {
     ConservativeConfig: "Conservative mode",
     LevelConfig: "Level of the dashboard",
     BreakerConfig: "Breakers",
+    WindowConfig: "Observation windows",
     ControllerConfig: "Deadlines, and what else there is",
 }
 """Settings with numbers, and what they are of."""

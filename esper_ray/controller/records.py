@@ -178,7 +178,7 @@ class Records:
         Raises:
             StoreFailed: it is not as it was written.
         """
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             row = read_row(connection, "runs", run_id)
         return None if row is None else StoredRun(memory=row["memory"], hidden=row["hidden"])
 
@@ -188,7 +188,7 @@ class Records:
         Raises:
             StoreFailed: it is not as it was written.
         """
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             row = read_row(connection, "orders", run_id)
         return Order() if row is None else Order(paused=bool(row["paused"]), release=bool(row["release"]))
 
@@ -231,7 +231,7 @@ class Records:
         """
         with failures(self._path):
             head = HeadFile(self._path.with_name(HEAD_FILE)).read()
-            with self._snapshot() as connection:
+            with self.snapshot() as connection:
                 check_head(connection, head)
 
     def faults(self) -> list[str]:
@@ -246,7 +246,7 @@ class Records:
         except Broken as error:
             head, found = Head(), [str(error)]
         try:
-            with self._snapshot() as connection:
+            with self.snapshot() as connection:
                 for check in (_broken_pages, _other_tables, partial(broken_links, head=head), broken_rows):
                     try:
                         found.extend(check(connection))
@@ -267,22 +267,19 @@ class Records:
             return Unreadable(sequence, " ".join(str(error).split()))
 
     def _record(self, sequence: int) -> Record:
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             rows = [read_row(connection, subject, sequence) for subject in ("decisions", "deliveries")]
         decision, delivery = rows
         if decision is None or delivery is None:
             raise ValueError(f"row {sequence} was never written whole")
-        fields = {name: decision[name] for name in COLUMNS}
-        for name in ("action", "mask"):
-            fields[name] = None if fields[name] is None else tuple(fields[name])
-        return Record(sequence, Decision(**fields), Fate(delivery["fate"]), delivery["reason"], delivery["result"])
+        return Record(sequence, decision_of(decision), Fate(delivery["fate"]), delivery["reason"], delivery["result"])
 
     def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._turn, failures(self._path):
             return self._connection.execute(statement, values).fetchall()
 
     @contextmanager
-    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
         """The store as it is at one moment, whoever writes meanwhile."""
         with self._turn, failures(self._path):
             self._connection.execute("BEGIN")
@@ -291,6 +288,18 @@ class Records:
             finally:
                 with suppress(sqlite3.Error):  # SQLite may have ended it by itself
                     self._connection.execute("ROLLBACK")
+
+
+def decision_of(row: dict[str, Any]) -> Decision:
+    """A decision from its row.
+
+    Raises:
+        ValidationError: it is none of this version.
+    """
+    fields = {name: row[name] for name in COLUMNS}
+    for name in ("action", "mask"):
+        fields[name] = None if fields[name] is None else tuple(fields[name])
+    return Decision(**fields)
 
 
 def _broken_pages(connection: sqlite3.Connection) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ from esper_ray.controller.nonces import NonceLedger
 from esper_ray.controller.operations import mask_without
 from esper_ray.controller.proposals import Ending, Proposal, Request, draw_seed
 from esper_ray.controller.records import DIRECTORY, Order, StoreFailed
+from esper_ray.controller.reports.observing import end_within, observe_within
+from esper_ray.controller.reports.windows import Seen
 from esper_ray.controller.risk import forbidden
 from esper_ray.controller.store import Entering, Store, entering_nothing
 from esper_ray.controller.trial import TRIAL_SECONDS, trial_request, try_policy
@@ -329,6 +332,23 @@ class Controller:
         run.latencies = replace(run.latencies, apply=result.apply_ms)
         self._after.told_result(result)
 
+    def ended(self, run_id: str) -> None:
+        """Take in that a run is over: decisions that are followed still are reported on as they are.
+
+        It raises nothing, and waits for nobody.
+        """
+
+        def close() -> None:
+            with self._store.transaction() as connection:
+                end_within(connection, run_id, self._time_ns())
+
+        self._disk.later(close)
+
+    @property
+    def store(self) -> Store:
+        """Of its decisions and the reports on them, for whoever delivers those; open until the controller closes."""
+        return self._store
+
     # ------------------------------------------------------------------ an evaluation
     def _evaluate(
         self,
@@ -430,7 +450,7 @@ class Controller:
         command = make_command(packet, found, self._time_ns())
         evaluation = Evaluation(command, 0.0, "", call.packet, case, found)
         if found.verdict.severity >= Severity.HIGH:
-            content = self._commit(call, evaluation, Memory(found.state, call.memory.hidden), None)
+            content = self._commit(call, evaluation, Memory(found.state, call.memory.hidden), None, of_step=True)
             evaluation = replace(evaluation, event=found.event, recorded=True, content=content)
         call.run.latencies = replace(call.run.latencies, step=1e3 * (self._now() - began))
         return evaluation
@@ -472,6 +492,7 @@ class Controller:
         mask: tuple[int, ...] | None,
         *,
         released: bool = False,
+        of_step: bool = False,
     ) -> bytes:
         """Write a decision down with what the next one depends on, or change nothing.
 
@@ -485,14 +506,17 @@ class Controller:
         assert evaluation.assessment is not None
         command = evaluation.command
         content = self._sent_as(command)
+        seen = Seen(call.packet, command, opens=not (of_step or self.observe), is_step=of_step)
         decision = record_of(
             command, call.packet, evaluation.assessment, evaluation.proposal, mask, self._breaker_states, content
         )
 
+        def also(connection: sqlite3.Connection) -> None:
+            call.entering(connection)
+            observe_within(connection, seen, self._config.windows, self._time_ns())
+
         def write() -> None:
-            lost = self._store.record(
-                decision, memory.stored, withheld=self.observe, released=released, entering=call.entering
-            )
+            lost = self._store.record(decision, memory.stored, withheld=self.observe, released=released, also=also)
             if lost:
                 self._after.lost(call.packet, lost)
 

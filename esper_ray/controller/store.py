@@ -77,7 +77,7 @@ class Store(Records):
             undo.pop_all()
 
     def _begin(self, is_new: bool) -> tuple[str, ...]:
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             if is_new:
                 for statement in (*SCHEMA, f"PRAGMA user_version = {VERSION}"):
                     connection.execute(statement)
@@ -96,7 +96,7 @@ class Store(Records):
         *,
         withheld: bool = False,
         released: bool = False,
-        entering: Entering = entering_nothing,
+        also: Callable[[sqlite3.Connection], None] = lambda _: None,
     ) -> tuple[str, ...]:
         """Commit a decision and its run's new state. Commands of the run that have waited too long are lost with it.
 
@@ -105,7 +105,7 @@ class Store(Records):
             state: Of its run.
             withheld: The command will not be sent.
             released: An operator's order to leave conservative mode is carried out with it.
-            entering: Enters the message that the decision answers, in its transaction.
+            also: Writes what belongs to it, in its transaction.
 
         Returns:
             Ids of the commands that are lost.
@@ -113,12 +113,11 @@ class Store(Records):
         Raises:
             StoreFailed: nothing was written, and the state is the one before; or all was, and the disk failed before
                 the head was on it: read the state anew, and abort the command.
-            Exception: what ``entering`` raises; nothing was written.
+            Exception: what ``also`` raises; nothing was written.
         """
         row = {name: _stored(getattr(decision, name)) for name in COLUMNS}
         run_id, epoch = decision.run_id, decision.epoch
-        with self._transaction(leaving=True) as connection:
-            entering(connection)
+        with self.transaction(leaving=True) as connection:
             (inserted,) = write(
                 connection,
                 "decisions",
@@ -147,6 +146,7 @@ class Store(Records):
                 f"UPDATE deliveries SET fate = ?, reason = ? WHERE run_id = ? AND epoch <= ? AND {OPEN}",
                 *(Fate.LOST, NO_RESULT, run_id, epoch - NO_RESULT_EPOCHS),
             )
+            also(connection)
         return _commands(lost)
 
     def mark_sent(self, command_id: str) -> bool:
@@ -217,7 +217,7 @@ class Store(Records):
         reason: str = "",
         entering: Entering = entering_nothing,
     ) -> bool:
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             entering(connection)
             settled = f"UPDATE deliveries SET fate = ?, result = ?, reason = ? WHERE command_id = ? AND {where}"
             return bool(write(connection, "deliveries", settled, fate, result, reason, command_id))
@@ -244,11 +244,14 @@ class Store(Records):
         self.close()
 
     @contextmanager
-    def _transaction(self, *, leaving: bool = False) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing.
+    def transaction(self, *, leaving: bool = False) -> Iterator[sqlite3.Connection]:
+        """Write with :func:`esper_ray.controller.chain.write`: all of it or nothing.
 
         Args:
             leaving: Something leaves that rests on it, so that its head is waited for.
+
+        Raises:
+            StoreFailed: nothing was written; or all was, and the disk failed before the head was on it.
         """
         with self._turn, _transaction(self._connection, self._path, durably=leaving) as connection:
             yield connection
@@ -275,6 +278,20 @@ def _transaction(connection: sqlite3.Connection, path: Path, *, durably: bool) -
         head_file.write(head, durably=durably)
 
 
+@contextmanager
+def written_beside(directory: Path) -> Iterator[sqlite3.Connection]:
+    """Write into the store of a service that may be at work in another process: all of it or nothing.
+
+    Raises:
+        StoreFailed: there is none, it could not be written, or it has lost something; it is left alone then.
+    """
+    with Records.open(directory) as records:
+        records.check_end()  # who opens a damaged store to write changes it, as SQLite tidies up
+    path = directory / FILE
+    with failures(path), closing(_writer(path)) as connection, _transaction(connection, path, durably=True):
+        yield connection
+
+
 def give_order(directory: Path, run_id: str, *, paused: bool | None = None, release: bool = False) -> None:
     """Say something of a run to the service that decides on it, which may be another process: the next decision obeys.
 
@@ -292,13 +309,7 @@ def give_order(directory: Path, run_id: str, *, paused: bool | None = None, rele
         if run_id not in (runs := records.runs()):
             raise StoreFailed(f"there is no run {run_id!r} in {directory}: {', '.join(runs) or 'there is none'}")
         before = records.order(run_id)
-        records.check_end()  # who opens a damaged store to write changes it, as SQLite tidies up
-    path = directory / FILE
-    with (
-        failures(path),
-        closing(_writer(path)) as connection,
-        _transaction(connection, path, durably=True),
-    ):
+    with written_beside(directory) as connection:
         write(
             connection,
             "orders",

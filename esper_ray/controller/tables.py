@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esper_ray.controller import nonces
+from esper_ray.controller.nonces import SCHEMA as NONCES
 
 VERSION = 3
 """Of the tables."""
@@ -10,7 +10,14 @@ PAGE = 4096
 """Bytes of the file's pages. Of a file without a whole one SQLite deletes the log, even if it only reads."""
 OPEN = "fate IN ('pending', 'sent')"
 """Of deliveries whose command still waits for something; the fates are :class:`esper_ray.controller.records.Fate`'s."""
-KEYS = {"decisions": "sequence", "deliveries": "sequence", "runs": "run_id", "orders": "run_id"}
+KEYS = {
+    "decisions": "sequence",
+    "deliveries": "sequence",
+    "runs": "run_id",
+    "orders": "run_id",
+    "windows": "run_id",
+    "reports": "report_id",
+}
 """Of each table with content the column that says which row it is. All have a column ``run_id``."""
 SCHEMA = (
     """CREATE TABLE decisions (
@@ -52,6 +59,21 @@ SCHEMA = (
     paused INTEGER NOT NULL,
     release INTEGER NOT NULL
 )""",
+    """CREATE TABLE windows (
+    run_id TEXT PRIMARY KEY,
+    content BLOB NOT NULL
+)""",
+    """CREATE TABLE reports (
+    report_id TEXT PRIMARY KEY,
+    run_id TEXT NOT NULL,
+    sequence INTEGER NOT NULL REFERENCES decisions,
+    content BLOB NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    due_ns INTEGER NOT NULL,
+    note TEXT NOT NULL DEFAULT ''
+)""",
+    "CREATE INDEX reports_by_due ON reports (state, due_ns)",
     """CREATE TABLE chain (
     sequence INTEGER PRIMARY KEY,
     subject TEXT NOT NULL,
@@ -62,6 +84,8 @@ SCHEMA = (
 )""",
     "CREATE INDEX chain_of_rows ON chain (subject, key)",
     "CREATE INDEX chain_of_decisions ON chain (run_id, key) WHERE subject = 'decisions'",
-    *nonces.SCHEMA,
+    # Nonces are not chained. A row of them that is lost lets a message in again, and what is chained keeps that from
+    # harm: a result or an acknowledgement has its effect once. A packet is too old to be decided on again by then.
+    *NONCES,
 )
 """The statements that make them, as SQLite keeps them."""

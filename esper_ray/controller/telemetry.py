@@ -142,6 +142,12 @@ BREAKER_STATE = Item(
     part="breaker",
     choices=tuple(state.value for state in BreakerState),
 )
+REPORTS_PENDING = Item(
+    "tamiyo.reports.pending", "Field reports that are to be sent, or sent again.", unit="reports", routes=HEALTH
+)
+REPORTS_PARKED = Item(
+    "tamiyo.reports.parked", "Those that were sent in vain, and are not sent again.", unit="reports", routes=HEALTH
+)
 
 MODE_ENTERED = Item("tamiyo.conservative_mode.entered", "Conservative mode began.", Form.EVENT, severity=Severity.HIGH)
 MODE_LEFT = Item("tamiyo.conservative_mode.left", "It ended, by its rule or by hand.", Form.EVENT)
@@ -161,6 +167,29 @@ COMMAND_REFUSED = Item(
 )
 COMMAND_LOST = Item(
     "tamiyo.command.lost", "A command has no result after 3 epochs.", Form.EVENT, severity=Severity.WARNING
+)
+REPORT_RETRIED = Item("tamiyo.report.retried", "A field report was sent once more.", Form.EVENT, routes=HEALTH)
+REPORT_PARKED = Item(
+    "tamiyo.report.parked",
+    "A field report was sent in vain, and is not sent again.",
+    Form.EVENT,
+    severity=Severity.WARNING,
+    routes=HEALTH,
+)
+REPORT_REFUSED = Item(
+    "tamiyo.report.refused",
+    "A field report or an acknowledgement of one was not believed, or cannot be read.",
+    Form.EVENT,
+    severity=Severity.WARNING,
+    routes=HEALTH,
+    part="reason",
+)
+REPORTS_HELD_UP = Item(
+    "tamiyo.reports.held_up",
+    "Bus or store took no field report; they are kept.",
+    Form.EVENT,
+    severity=Severity.WARNING,
+    routes=HEALTH,
 )
 WORKER_LOST = Item(
     "tamiyo.worker.lost", "The policy's process ended or was ended.", Form.EVENT, severity=Severity.WARNING

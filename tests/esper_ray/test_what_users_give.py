@@ -22,6 +22,7 @@ from esper_ray.commands.deployment import Export, Serve
 from esper_ray.commands.evaluation import Evaluate, Replay, Search
 from esper_ray.commands.inspection import Inspect
 from esper_ray.commands.keys import Keys
+from esper_ray.commands.reports import Reports
 from esper_ray.commands.strategic import Collect, EvaluateStrategic, Imitate
 from esper_ray.commands.studies import Compare, Study, Tune
 from esper_ray.commands.training import Train
@@ -53,11 +54,25 @@ COMMANDS = {
     ("inspect", DEFAULT_TASK): (Inspect,),
     ("control",): (Control,),
     ("keys", "list"): (Keys,),
+    ("reports", "list"): (Reports,),
     ("strategic", "collect", "store"): (Collect,),
     ("strategic", "imitate", "store", "out"): (Imitate, ImitationConfig),
     ("strategic", "evaluate", "trained", "store"): (EvaluateStrategic,),
 }
-POSITIONAL = {"trained", "world", "run_dir", "export", "out", "study", "tuning", "runs", "store", "word", "run_id"}
+POSITIONAL = {
+    "trained",
+    "world",
+    "run_dir",
+    "export",
+    "out",
+    "study",
+    "tuning",
+    "runs",
+    "store",
+    "word",
+    "run_id",
+    "report",
+}
 FLAGS = [
     (*command, f"--{field.name.replace('_', '-')}")
     for command, kinds in COMMANDS.items()

@@ -35,6 +35,17 @@ class Joining(Message):
         return framed(self)
 
 
+class Leaving(Message):
+    """A run is over."""
+
+    form: Literal["leaving"] = "leaving"
+    run_id: Name
+
+    def framed(self) -> bytes:
+        """As it travels."""
+        return framed(self)
+
+
 class Welcome(Message):
     """The answer."""
 
@@ -70,16 +81,23 @@ class State(Message):
     head: StateHead
     packet: SystemState
 
+    @property
+    def run_id(self) -> str:
+        """Of the run."""
+        return self.packet.run_id
+
     def framed(self) -> bytes:
         """As it travels."""
         return framed(self.head, self.packet.model_dump_json().encode())
 
 
-_TO_SERVICE: TypeAdapter[Joining | StateHead] = TypeAdapter(Annotated[Joining | StateHead, Field(discriminator="form")])
+_TO_SERVICE: TypeAdapter[Joining | Leaving | StateHead] = TypeAdapter(
+    Annotated[Joining | Leaving | StateHead, Field(discriminator="form")]
+)
 _TO_RUN: TypeAdapter[AdaptationCommand | Welcome] = TypeAdapter(AdaptationCommand | Welcome)
 
 
-def read_by_service(content: bytes) -> Joining | State:
+def read_by_service(content: bytes) -> Joining | Leaving | State:
     """What a run has said.
 
     Raises:
@@ -90,7 +108,7 @@ def read_by_service(content: bytes) -> Joining | State:
     if not parts:
         raise ValueError("it is empty")
     head = _TO_SERVICE.validate_json(parts[0])
-    if isinstance(head, Joining):
+    if not isinstance(head, StateHead):
         return head
     if len(parts) != 2:
         raise ValueError("there is no packet in it")

@@ -22,7 +22,7 @@ from esper_ray.controller.envelope import Envelope, seal
 from esper_ray.controller.executor import Executor
 from esper_ray.controller.keys import KeyRing
 from esper_ray.controller.nonces import NonceLedger
-from esper_ray.controller.remote.messages import Joining, State, StateHead, Welcome, read_by_run
+from esper_ray.controller.remote.messages import Joining, Leaving, State, StateHead, Welcome, read_by_run
 from esper_ray.controller.remote.outgoing import Outgoing
 from esper_ray.controller.verifier import EnvelopeRefused, Verifier
 from esper_ray.errors import UserError
@@ -215,7 +215,9 @@ class Link:
         self._outgoing.keep(Stream.RESULTS, result.model_dump_json().encode())
 
     def close(self) -> None:
-        """Send what is left, and listen no longer; a second time it does nothing."""
+        """Say that the run is over, send what is left, and listen no longer; a second time it does nothing."""
+        if self._listener is not None:
+            self._outgoing.keep(Stream.STATES, Leaving(run_id=self.run_id).framed())
         self._outgoing.close()
         self._leave()
 

@@ -19,7 +19,7 @@ from esper_ray.controller.breakers import BreakerState
 from esper_ray.controller.commands import CommandResult, Reason
 from esper_ray.controller.envelope import Envelope, seal
 from esper_ray.controller.keys import KeyRing
-from esper_ray.controller.remote.messages import Joining, State, Welcome, read_by_service
+from esper_ray.controller.remote.messages import Joining, Leaving, State, Welcome, read_by_service
 from esper_ray.controller.service import Controller
 from esper_ray.controller.verifier import EnvelopeRefused, Redelivered
 from esper_ray.errors import UserError
@@ -75,17 +75,19 @@ class ServiceEnd:
         try:
             envelope = self._controller.verified(delivery.payload, Stream.STATES)
             said = read_by_service(envelope.payload)
-            run_id = said.run_id if isinstance(said, Joining) else said.packet.run_id
-            _check_audience(envelope, run_id)
+            _check_audience(envelope, said.run_id)
         except Redelivered:
             return
         except (EnvelopeRefused, ValueError) as error:
             self._refuse(Stream.STATES, error)
             return
-        if isinstance(said, Joining):
-            self._send(run_id, self._sealed(run_id, self._welcome(said).model_dump_json().encode()))
-        else:
-            self._decide(said, envelope)
+        match said:
+            case Joining():
+                self._send(said.run_id, self._sealed(said.run_id, self._welcome(said).model_dump_json().encode()))
+            case Leaving():
+                self._controller.ended(said.run_id)
+            case State():
+                self._decide(said, envelope)
 
     def _decide(self, said: State, envelope: Envelope) -> None:
         evaluation = self._controller.evaluate_message(said.packet, said.head.hook_ms, envelope, self._faults)

@@ -27,6 +27,7 @@ from esper_ray.controller.prometheus import PrometheusSink
 from esper_ray.controller.records import DIRECTORY
 from esper_ray.controller.remote.bus_sink import BusSink
 from esper_ray.controller.remote.service_end import ServiceEnd
+from esper_ray.controller.reports.delivery import ReportDelivery
 from esper_ray.controller.run_page import DIRECTORY as PAGES
 from esper_ray.controller.run_page import RunPages
 from esper_ray.controller.service import Controller
@@ -132,6 +133,7 @@ class Serving:
             bus = stack.enter_context(self.opened_bus())
             telemetry = stack.enter_context(Telemetry([*self.sinks(console), BusSink(bus, keys)]))
             controller = stack.enter_context(self.controller(console, telemetry, keys))
+            stack.enter_context(ReportDelivery(controller.store, bus, keys, telemetry=telemetry))
             yield stack.enter_context(ServiceEnd(controller, bus, keys))
 
 

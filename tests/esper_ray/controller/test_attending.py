@@ -230,6 +230,9 @@ class Listening:
     def report(self, result):
         pass
 
+    def ended(self, run_id):
+        pass
+
 
 def test_the_hooks_latency_is_of_a_step_and_of_the_executor_without_what_is_measured_between(monkeypatch):
     monkeypatch.setattr(attending, "time", Clock())

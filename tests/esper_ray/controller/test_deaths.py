@@ -51,7 +51,7 @@ class Disturbed:
 
     def __init__(self, controller, clock, run_id, deaths):
         self.controller, self.clock, self.run_id, self.deaths = controller, clock, run_id, deaths
-        self.slots, self.report = controller.slots, controller.report
+        self.slots, self.report, self.ended = controller.slots, controller.report, controller.ended
 
     def attend(self, training):
         return Attendance(self, training, self.run_id)

@@ -8,7 +8,9 @@ from typing import get_args
 import pytest
 
 from esper_ray.cli import parse
-from esper_ray.commands.control import Word
+from esper_ray.commands.control import Control, Word
+from esper_ray.commands.reports import Reports
+from esper_ray.commands.reports import Word as ReportsWord
 from esper_ray.config import DEFAULT_TASK
 from esper_ray.controller.advice import COMMANDS, LEVELS, REASONS
 from esper_ray.controller.assessment import RiskConfig
@@ -18,6 +20,7 @@ from esper_ray.controller.evaluation import ControllerConfig, read_config
 from esper_ray.controller.levels import Level
 from esper_ray.controller.operating_page import CONFIGS, PAGE_FILE, filled, settings
 from esper_ray.controller.records import DIRECTORY
+from esper_ray.controller.reports.windows import WindowConfig
 from esper_ray.controller.run_page import DIRECTORY as PAGES
 from esper_ray.controller.signals import TABLE
 from esper_ray.controller.store import Store
@@ -56,8 +59,8 @@ def test_every_reason_level_code_and_setting_has_its_line():
 
 def test_every_number_of_a_controller_can_be_looked_up():
     nested = {type(getattr(ControllerConfig().risk, field.name)) for field in dataclasses.fields(RiskConfig)}
-    assert {ControllerConfig, BreakerConfig} | nested == set(CONFIGS)
-    for config in (ControllerConfig, *nested, BreakerConfig):
+    assert {ControllerConfig, BreakerConfig, WindowConfig} | nested == set(CONFIGS)
+    for config in (ControllerConfig, *nested, BreakerConfig, WindowConfig):
         numbers = {
             field.name
             for field in dataclasses.fields(config)
@@ -76,7 +79,8 @@ def test_every_command_that_is_shown_is_one_and_none_is_left_out():
     ours = [shlex.split(words) for words in COMMANDS if words.startswith("esper-ray ")]
     known = {word.replace("TASK", DEFAULT_TASK) for words in ours for word in words}
     parsed = [parse([known_word.replace("TASK", DEFAULT_TASK) for known_word in words[1:]]) for words in ours]
-    assert {command.word for command in parsed} == set(get_args(Word))
+    words = {kind: {command.word for command in parsed if isinstance(command, kind)} for kind in (Control, Reports)}
+    assert words == {Control: set(get_args(Word)), Reports: set(get_args(ReportsWord))}
     assert {"--observe", "--explain", "--prometheus-port"} <= known
     assert f"--logdir {DIRECTORY / PAGES}" in PAGE
     assert rows("commands") == list(COMMANDS)

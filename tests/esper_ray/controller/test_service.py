@@ -16,11 +16,14 @@ from esper_ray.controller.conservative import Change
 from esper_ray.controller.evaluation import ControllerConfig, read_config
 from esper_ray.controller.head_file import HEAD_FILE
 from esper_ray.controller.records import Fate, Records
+from esper_ray.controller.reports.field_report import ReportOutcome
+from esper_ray.controller.reports.outbox import entries, read_experience
 from esper_ray.controller.service import Controller
 from esper_ray.controller.store import give_order
 from esper_ray.errors import UserError
 from policies.strategic.messages import METRICS, SystemState
 from tests.esper_ray.controller.faulty import POLICY, request
+from tests.esper_ray.controller.reporting import found
 from tests.esper_ray.controller.test_isolated_policy import Clock, wait_until
 from tests.esper_ray.controller.test_store import read_only
 
@@ -55,6 +58,7 @@ def packet(fault="none", epoch=1, run_id="run", **fields):
     """A packet on which the policy has a fault."""
     plain = SystemState.model_validate_json(request(fault, str(epoch), run_id).packet)
     declared = (*plain.declared, *(f"metrics.{name}" for name in fields.get("metrics", ())))
+    declared += ("run.validation_loss",) * ("validation_loss" in fields)
     return SystemState(**{**dict(plain), "epoch": epoch, "declared": declared, **fields})
 
 
@@ -242,6 +246,30 @@ def test_an_operators_word_holds_until_it_is_taken_back(controller, directory):
         give_order(directory, "nobody", paused=True)
 
 
+def test_every_decision_at_the_end_of_an_epoch_is_reported_on(controller, directory):
+    run_id = "run with reports"
+    for epoch in range(6):
+        fault = "raises" if epoch == 1 else "none"
+        controller.evaluate_epoch(packet(fault, epoch, run_id, validation_loss=2.0 - epoch))
+        if epoch == 3:
+            controller.evaluate_step(packet("exits", epoch, run_id, metrics={"isolation_violations": 2.0}))
+    of(controller, directory, run_id)
+    reports = [entry.report for entry in found(directory).values() if entry.report.run_id == run_id]
+    wait = LifecycleOp.WAIT
+    assert [(report.epoch, report.op) for report in reports] == [(0, wait), (1, None), (2, wait)]
+    assert all(report.loss_delta_sum == -3.0 for report in reports)
+    controller.ended(run_id)
+    records, _ = of(controller, directory, run_id)
+    with Records.open(directory) as beside:
+        told = [entry for entry in entries(beside) if entry.report.run_id == run_id]
+        experiences = [read_experience(beside, str(entry.report.report_id)) for entry in told]
+    assert [entry.report.outcome for entry in told][3:] == [ReportOutcome.ABORTED] * 3
+    (step,) = (record for record in records if b"isolation_violations" in record.decision.signals)
+    assert len(told) == 6
+    assert [each.decision for each in experiences] == [each.decision for each in records if each is not step]
+    assert controller.store.faults() == []
+
+
 def test_conservative_mode_survives_a_restart_and_an_operator_ends_it(tmp_path):
     seen, run_id = [], "run in trouble"
     with Controller("never_grow", tmp_path, config=PATIENT, watch=seen.append) as controller:
@@ -258,6 +286,7 @@ def test_conservative_mode_survives_a_restart_and_an_operator_ends_it(tmp_path):
         with pytest.raises(UserError, match="in use by another controller"):
             Controller("never_grow", tmp_path)
     assert [record.fate for record in records] == [Fate.LOST, *[Fate.WITHHELD] * 3], "nobody reported the first"
+    assert found(tmp_path) == {}, "what is only observed is not followed"
     assert [each.event.change for each in seen if each.event] == [Change.ENTERED, Change.RELEASED]
 
 
