@@ -1,6 +1,7 @@
 """Somebody's own networks: what growing costs their loops, and what they gain by it.
 
-``python -m benchmarks.live --json FILE``; the results are kept after every model.
+``python -m benchmarks.live --json FILE``; the results are kept there after every model and horizon, and one that was cut
+off goes on from what its file has.
 """
 
 from __future__ import annotations
@@ -78,11 +79,16 @@ class Live:
                 Report(name, tables=[table], notes=[note]).write_into(self.page)
 
     def _train(self, report: Report, console: Console) -> None:
+        report.tables.append(Table("Test accuracy, mean [95 %] over seeds, and the networks", TRAININGS, []))
+        done_before = self._take_up(report)
         jobs = [
-            (name, epochs, seed) for epochs in sorted(self.horizons) for name in SETUPS for seed in range(self.seeds)
+            (name, epochs, seed)
+            for epochs in sorted(self.horizons)
+            for name in SETUPS
+            for seed in range(self.seeds)
+            if (name, epochs) not in done_before
         ]
         results: dict[tuple[str, int], list[dict[str, Outcome]]] = {}
-        report.tables.append(Table("Test accuracy, mean [95 %] over seeds, and the networks", TRAININGS, []))
         with host_processes(self.workers) as pool:
             pending = {pool.submit(train_all, *job): job for job in jobs}
             for done in track(as_completed(pending), "trainings", len(jobs), console=console, transient=True):
@@ -91,8 +97,20 @@ class Live:
                 if len(results[name, epochs]) == self.seeds:
                     self._add(report, name, epochs, results[name, epochs])
                     if self.json is not None:
-                        kept = {"headline": report.headline, "rows": report.tables[-1].rows}
+                        kept = {"cut off": True, "headline": report.headline, "rows": report.tables[-1].rows}
                         self.json.write_text(json.dumps(kept, indent=2) + "\n")
+
+    def _take_up(self, report: Report) -> set[tuple[str, int]]:
+        """Models and horizons that a run before has ended, whose figures are taken over; its overheads are not."""
+        if self.json is None or not self.json.exists():
+            return set()
+        kept = json.loads(self.json.read_text())
+        if "cut off" not in kept:
+            return set()
+        report.tables[-1].rows += [tuple(row) for row in kept["rows"]]
+        for key in ("grow_gain", "grow_vs_scratch"):
+            report.headline[key] |= kept["headline"][key]
+        return {(name, int(epochs)) for name, epochs, *_ in kept["rows"]}
 
     def _add(self, report: Report, name: str, epochs: int, outcomes: list[dict[str, Outcome]]) -> None:
         for way in WAYS:
