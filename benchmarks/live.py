@@ -1,7 +1,7 @@
 """Somebody's own networks: what growing costs their loops, and what they gain by it.
 
-``python -m benchmarks.live --json FILE``; the results are kept there after every model and horizon, and one that was cut
-off goes on from what its file has.
+``python -m benchmarks.live --json FILE``; the results are kept there after every model and horizon, and a run that was
+cut off goes on from what its file has.
 """
 
 from __future__ import annotations
