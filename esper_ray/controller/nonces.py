@@ -8,22 +8,7 @@ from enum import StrEnum
 
 from esper_ray.controller.envelope import Envelope
 from esper_ray.controller.message_ages import LONGEST_AGE_NS
-
-SCHEMA = (
-    """CREATE TABLE nonces (
-    consumer TEXT NOT NULL,
-    nonce BLOB NOT NULL,
-    timestamp_ns INTEGER NOT NULL,
-    digest BLOB NOT NULL,
-    PRIMARY KEY (consumer, nonce)
-) WITHOUT ROWID""",
-    "CREATE INDEX nonces_by_age ON nonces (consumer, timestamp_ns)",
-    """CREATE TABLE forgotten_nonces (
-    consumer TEXT PRIMARY KEY,
-    newest_ns INTEGER NOT NULL
-) WITHOUT ROWID""",
-)
-"""The statements that make its tables, as SQLite keeps them."""
+from esper_ray.controller.nonce_tables import SCHEMA
 
 
 class Entry(StrEnum):

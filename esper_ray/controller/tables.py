@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esper_ray.controller.nonces import SCHEMA as NONCES
+from esper_ray.controller.nonce_tables import SCHEMA as NONCES
 
 VERSION = 3
 """Of the tables."""

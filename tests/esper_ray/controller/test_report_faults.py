@@ -25,7 +25,9 @@ class Fallible(RuleBasedStateMachine):
         self.rules = {**RULES, Stream.REPORTS: StreamRules((Role.LEARNER,), capacity=capacity)}
         self.post = Post(self.place, self.rules, DeliveryConfig(attempts=attempts))
         self.epoch = 0
+        self.decide(6)
         self.new_bus()
+        self.step()
 
     @rule()
     def new_bus(self):
@@ -102,4 +104,4 @@ class Fallible(RuleBasedStateMachine):
 
 
 TestFallible = Fallible.TestCase
-TestFallible.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
+TestFallible.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
