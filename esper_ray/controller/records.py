@@ -88,6 +88,8 @@ class StoredRun(Message):
     """What the risk table remembers: history, mode, level."""
     hidden: bytes | None
     """What the policy remembers."""
+    policy_version: str | None = None
+    """Of the policy that remembers it; to any other it means nothing."""
 
 
 class Order(Message):
@@ -178,9 +180,9 @@ class Records:
         Raises:
             StoreFailed: it is not as it was written.
         """
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             row = read_row(connection, "runs", run_id)
-        return None if row is None else StoredRun(memory=row["memory"], hidden=row["hidden"])
+        return None if row is None else StoredRun(**{name: row[name] for name in StoredRun.model_fields})
 
     def order(self, run_id: str) -> Order:
         """What holds by an operator's word.
@@ -188,7 +190,7 @@ class Records:
         Raises:
             StoreFailed: it is not as it was written.
         """
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             row = read_row(connection, "orders", run_id)
         return Order() if row is None else Order(paused=bool(row["paused"]), release=bool(row["release"]))
 
@@ -223,6 +225,18 @@ class Records:
             raise failed[0]
         yield from map(self._read, sorted(numbers))
 
+    def answered(self, count: int) -> Iterator[Record | Unreadable]:
+        """The last decisions on which a policy had answered, of all runs, the latest first.
+
+        Args:
+            count: How many.
+
+        Raises:
+            StoreFailed: not even which there are.
+        """
+        listed = "SELECT sequence FROM decisions WHERE proposal IS NOT NULL ORDER BY sequence DESC LIMIT ?"
+        yield from (self._read(sequence) for (sequence,) in self._rows(listed, count))
+
     def check_end(self) -> None:
         """See whether it has what its head file knows.
 
@@ -231,7 +245,7 @@ class Records:
         """
         with failures(self._path):
             head = HeadFile(self._path.with_name(HEAD_FILE)).read()
-            with self._snapshot() as connection:
+            with self.snapshot() as connection:
                 check_head(connection, head)
 
     def faults(self) -> list[str]:
@@ -246,7 +260,7 @@ class Records:
         except Broken as error:
             head, found = Head(), [str(error)]
         try:
-            with self._snapshot() as connection:
+            with self.snapshot() as connection:
                 for check in (_broken_pages, _other_tables, partial(broken_links, head=head), broken_rows):
                     try:
                         found.extend(check(connection))
@@ -267,7 +281,7 @@ class Records:
             return Unreadable(sequence, " ".join(str(error).split()))
 
     def _record(self, sequence: int) -> Record:
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             rows = [read_row(connection, subject, sequence) for subject in ("decisions", "deliveries")]
         decision, delivery = rows
         if decision is None or delivery is None:
@@ -282,7 +296,7 @@ class Records:
             return self._connection.execute(statement, values).fetchall()
 
     @contextmanager
-    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
         """The store as it is at one moment, whoever writes meanwhile."""
         with self._turn, failures(self._path):
             self._connection.execute("BEGIN")

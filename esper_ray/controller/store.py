@@ -69,7 +69,7 @@ class Store(Records):
             undo.pop_all()
 
     def _begin(self, is_new: bool) -> tuple[str, ...]:
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             if is_new:
                 for statement in (*SCHEMA, f"PRAGMA user_version = {VERSION}"):
                     connection.execute(statement)
@@ -101,7 +101,7 @@ class Store(Records):
         """
         row = {name: _stored(getattr(decision, name)) for name in COLUMNS}
         run_id, epoch = decision.run_id, decision.epoch
-        with self._transaction(leaving=True) as connection:
+        with self.transaction(leaving=True) as connection:
             (inserted,) = write(
                 connection,
                 "decisions",
@@ -118,9 +118,9 @@ class Store(Records):
             write(
                 connection,
                 "runs",
-                "INSERT INTO runs VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
-                "SET memory = excluded.memory, hidden = excluded.hidden",
-                *(run_id, state.memory, state.hidden),
+                "INSERT INTO runs VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET memory = excluded.memory, "
+                "hidden = excluded.hidden, policy_version = excluded.policy_version",
+                *(run_id, state.memory, state.hidden, state.policy_version),
             )
             if released:
                 write(connection, "orders", "UPDATE orders SET release = 0 WHERE run_id = ?", run_id)
@@ -166,7 +166,7 @@ class Store(Records):
         return self._settle(command_id, OPEN, Fate.ANSWERED, result)
 
     def _settle(self, command_id: str, where: str, fate: Fate, result: bytes | None = None, reason: str = "") -> bool:
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             settled = f"UPDATE deliveries SET fate = ?, result = ?, reason = ? WHERE command_id = ? AND {where}"
             return bool(write(connection, "deliveries", settled, fate, result, reason, command_id))
 
@@ -192,7 +192,7 @@ class Store(Records):
         self.close()
 
     @contextmanager
-    def _transaction(self, *, leaving: bool = False) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, leaving: bool = False) -> Iterator[sqlite3.Connection]:
         """All of it or nothing.
 
         Args:
@@ -241,12 +241,7 @@ def give_order(directory: Path, run_id: str, *, paused: bool | None = None, rele
             raise StoreFailed(f"there is no run {run_id!r} in {directory}: {', '.join(runs) or 'there is none'}")
         before = records.order(run_id)
         records.check_end()  # who opens a damaged store to write changes it, as SQLite tidies up
-    path = directory / FILE
-    with (
-        failures(path),
-        closing(_writer(path)) as connection,
-        _transaction(connection, path, durably=True),
-    ):
+    with writing_beside(directory) as connection:
         write(
             connection,
             "orders",
@@ -254,6 +249,22 @@ def give_order(directory: Path, run_id: str, *, paused: bool | None = None, rele
             "release = max(release, excluded.release)",
             *(run_id, before.paused if paused is None else paused, release),
         )
+
+
+@contextmanager
+def writing_beside(directory: Path) -> Iterator[sqlite3.Connection]:
+    """A transaction in a store whose service may be at work, in another process; see :meth:`Records.check_end` first.
+
+    Raises:
+        StoreFailed: nothing was written.
+    """
+    path = directory / FILE
+    with (
+        failures(path),
+        closing(_writer(path)) as connection,
+        _transaction(connection, path, durably=True),
+    ):
+        yield connection
 
 
 def _stored(value: Any) -> Any:

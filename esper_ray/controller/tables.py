@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-VERSION = 2
+VERSION = 3
 """Of the tables."""
 PAGE = 4096
 """Bytes of the file's pages. Of a file without a whole one SQLite deletes the log, even if it only reads."""
 OPEN = "fate IN ('pending', 'sent')"
 """Of deliveries whose command still waits for something; the fates are :class:`esper_ray.controller.records.Fate`'s."""
-KEYS = {"decisions": "sequence", "deliveries": "sequence", "runs": "run_id", "orders": "run_id"}
+KEYS = {"decisions": "sequence", "deliveries": "sequence", "runs": "run_id", "orders": "run_id", "updates": "sequence"}
 """Of each table with content the column that says which row it is. All have a column ``run_id``."""
 SCHEMA = (
     """CREATE TABLE decisions (
@@ -43,12 +43,31 @@ SCHEMA = (
     """CREATE TABLE runs (
     run_id TEXT PRIMARY KEY,
     memory BLOB NOT NULL,
-    hidden BLOB
+    hidden BLOB,
+    policy_version TEXT
 )""",
     """CREATE TABLE orders (
     run_id TEXT PRIMARY KEY,
     paused INTEGER NOT NULL,
     release INTEGER NOT NULL
+)""",
+    """CREATE TABLE updates (
+    sequence INTEGER PRIMARY KEY,
+    run_id TEXT NOT NULL,
+    envelope TEXT NOT NULL UNIQUE,
+    version INTEGER,
+    sha256 TEXT,
+    policy TEXT,
+    before TEXT,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    trained_on TEXT NOT NULL,
+    at_ns INTEGER NOT NULL,
+    ended_at_ns INTEGER,
+    inferences INTEGER NOT NULL DEFAULT 0,
+    anomalies INTEGER NOT NULL DEFAULT 0,
+    ordered INTEGER NOT NULL DEFAULT 0
 )""",
     """CREATE TABLE chain (
     sequence INTEGER PRIMARY KEY,

@@ -28,8 +28,6 @@ def update_of(directory: Path, version: int, trained_on: str = "") -> PolicyUpda
         Checkpoint.load(place)  # what cannot be used here cannot be there
         manifest = (place / MANIFEST_FILE).read_bytes().decode()
         weights = (place / Manifest.read(manifest.encode()).weights_file).read_bytes()
-        return PolicyUpdate(
-            head=UpdateHead(version=version, manifest=manifest, trained_on=trained_on), weights=weights
-        )
+        return PolicyUpdate(head=UpdateHead(version=version, manifest=manifest, trained_on=trained_on), weights=weights)
     except (OSError, ValueError) as error:
         raise UserError(f"{place} cannot be an update: {error}") from error
