@@ -26,7 +26,7 @@ class UpdateFiles:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory / DIRECTORY
+        self._directory = (directory / DIRECTORY).absolute()
 
     def path_of(self, policy_version: str) -> Path:
         """Where a policy is, if it is kept."""

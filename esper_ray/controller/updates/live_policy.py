@@ -28,6 +28,7 @@ from esper_ray.controller.updates.unwritten import Unwritten
 from esper_ray.controller.updates.verdicts import RollbackReason, UpdateReason, UpdateRejected
 from esper_ray.errors import UserError
 from esper_ray.keeping.strategic_policy import checkpoint_in
+from esper_ray.terminal import command
 from policies.strategic.checkpoint import Manifest
 
 logger = logging.getLogger(__name__)
@@ -127,8 +128,8 @@ class LivePolicy:
         assert update.policy is not None
         self.files.manifest_of(update.policy)
         logger.warning(
-            "update %s (policy %s) decides, as it did before, and not %s: esper-ray updates rollback goes back",
-            *(update.version, update.policy[:16], self._given),
+            "update %s (policy %s) decides, as it did before, and not %s: %s goes back",
+            *(update.version, update.policy[:16], self._given, command("updates", "rollback")),
         )
         return str(self.files.path_of(update.policy))
 

@@ -327,6 +327,16 @@ def test_an_update_whose_files_are_gone_is_a_line(policies, tmp_path):
         assert service.controller.live.update is None
 
 
+def test_what_a_service_that_was_killed_left_of_a_candidate_is_tidied_away(policies, tmp_path):
+    with Service(policies.first, tmp_path) as service:
+        update = update_of(policies.second, 1)
+        left = service.controller.live.files.keep(update.head.manifest.encode(), "weights", update.weights)
+        (left.parent / ".half.unfinished").mkdir()
+        assert left.is_dir()
+    with Service(policies.first, tmp_path) as service:
+        assert {path.name for path in left.parent.iterdir()} == {version_of(policies.first)[:16]}
+
+
 def test_decisions_go_on_while_an_update_is_considered(policies, tmp_path):
     tried, go_on, verdicts = threading.Event(), threading.Event(), []
 
