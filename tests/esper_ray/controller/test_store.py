@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.full_disk import files_of_at_most
 from esper_ray.controller.records import FILE, Decision, Fate, Records, StoredRun, StoreFailed, Unreadable
 from esper_ray.controller.store import Store
+from esper_ray.controller.tables import VERSION
 from tests.esper_ray.keeping.places import mounted, read_only
 from tests.places import ROOT
 
@@ -235,7 +236,7 @@ def test_tables_of_another_version_are_refused(tmp_path):
     Store(tmp_path).close()
     with closing(sqlite3.connect(tmp_path / FILE)) as connection:
         connection.execute("PRAGMA user_version = 1")
-    assert "is of format 1, this program's is 2" in refusal(lambda: Store(tmp_path))
+    assert f"is of format 1, this program's is {VERSION}" in refusal(lambda: Store(tmp_path))
     assert "holds no decisions" in refusal(lambda: Records.open(tmp_path / "empty").__enter__())
 
 

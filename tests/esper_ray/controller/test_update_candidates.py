@@ -12,12 +12,14 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from esper_ray.controller.updates import candidate
 from esper_ray.controller.updates.candidate import MOST_WEIGHT_BYTES, check_weights, read_update
 from esper_ray.controller.updates.making import update_of
 from esper_ray.controller.updates.policy_update import PolicyUpdate
 from esper_ray.controller.updates.verdicts import UpdateReason, UpdateRejected
 from esper_ray.errors import UserError
-from policies.strategic.checkpoint import MANIFEST_FILE, Manifest
+from policies.strategic.checkpoint import MANIFEST_FILE, Manifest, layout
+from policies.strategic.network_config import GraphNetworkConfig
 from tests.esper_ray.controller.updating import base, learnt, saved
 
 
@@ -72,7 +74,10 @@ def weighed(update, live):
         own = manifest.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
         return reason_of(lambda: check_weights(PolicyUpdate(head=update.head, weights=weights), own, live))
 
-    return judge
+    once = layout(GraphNetworkConfig(**manifest.network))  # it takes longer than all the rest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidate, "layout", lambda _: once)
+        yield judge
 
 
 def test_an_update_is_its_checkpoint_byte_by_byte_and_holds(directory, update, live):
