@@ -25,6 +25,7 @@ from esper_ray.commands.keys import Keys
 from esper_ray.commands.strategic import Collect, EvaluateStrategic, Imitate
 from esper_ray.commands.studies import Compare, Study, Tune
 from esper_ray.commands.training import Train
+from esper_ray.commands.updates import Updates
 from esper_ray.config import DEFAULT_TASK, EnvConfig, LearnerConfig, RunConfig, load_config, with_settings
 from esper_ray.errors import UserError
 from esper_ray.experiments.study import study_file
@@ -53,11 +54,25 @@ COMMANDS = {
     ("inspect", DEFAULT_TASK): (Inspect,),
     ("control",): (Control,),
     ("keys", "list"): (Keys,),
+    ("updates", "list"): (Updates,),
     ("strategic", "collect", "store"): (Collect,),
     ("strategic", "imitate", "store", "out"): (Imitate, ImitationConfig),
     ("strategic", "evaluate", "trained", "store"): (EvaluateStrategic,),
 }
-POSITIONAL = {"trained", "world", "run_dir", "export", "out", "study", "tuning", "runs", "store", "word", "run_id"}
+POSITIONAL = {
+    "trained",
+    "world",
+    "run_dir",
+    "export",
+    "out",
+    "study",
+    "tuning",
+    "runs",
+    "store",
+    "word",
+    "run_id",
+    "number",
+}
 FLAGS = [
     (*command, f"--{field.name.replace('_', '-')}")
     for command, kinds in COMMANDS.items()
