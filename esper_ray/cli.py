@@ -96,6 +96,7 @@ def parse(arguments: Sequence[str]) -> Command:
     from esper_ray.commands.strategic import Strategic
     from esper_ray.commands.studies import Compare, Study, Tune
     from esper_ray.commands.training import Train
+    from esper_ray.commands.updates import Updates
 
     arguments = [expand_home(argument) for argument in arguments]
     _check_given_once(arguments)
@@ -117,6 +118,7 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Control, tyro.conf.subcommand("control")]
         | Annotated[Keys, tyro.conf.subcommand("keys")]
         | Annotated[Reports, tyro.conf.subcommand("reports")]
+        | Annotated[Updates, tyro.conf.subcommand("updates")]
         | Annotated[
             Strategic, tyro.conf.subcommand("strategic", description="Record episodes, and teach a graph policy.")
         ]

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from esper_ray.controller.commands import Reason
 from esper_ray.controller.levels import Level
+from esper_ray.controller.updates.verdicts import UpdateReason
 
 
 @dataclass(frozen=True)
 class Advice:
-    """On one reason or level.
+    """On one reason, level or verdict.
 
     Attributes:
         meaning: What has happened.
@@ -177,11 +178,74 @@ COMMANDS = {
     "esper-ray reports list": "Lists field reports: what decisions led to, and how far each report is on its way.",
     "esper-ray reports show REPORT": "Shows all of a report.",
     "esper-ray reports requeue": "Puts parked reports back, all or the one that is named: they are sent again.",
+    "esper-ray updates list": "Lists the policy updates that came, and what became of each.",
+    "esper-ray updates show NUMBER": "Shows all that is known of one.",
+    "esper-ray updates rollback": (
+        "Lets the policy before the update that decides do so again, from the next evaluation on, or from the next "
+        "start if no controller is at work."
+    ),
     "tensorboard --logdir var/controller/tensorboard": (
         "Shows level, signals and decisions of each run over its epochs."
     ),
 }
 """What can be asked and said: command → what it does."""
+
+UPDATES: dict[UpdateReason, Advice] = {
+    UpdateReason.ENVELOPE: Advice(
+        "Its envelope is not believed: not signed, forged, for somebody else, or too old.",
+        "The detail begins with one of the reasons in [security.md](security.md#refusals): do what stands there.",
+    ),
+    UpdateReason.MALFORMED: Advice(
+        "It is signed, but no update, or its manifest is not what training writes.",
+        "See whether learner and controller are of one version of this library.",
+    ),
+    UpdateReason.NOT_TAKEN: Advice(
+        "The controller was started with a policy that no update fits: a control, an export, a file.",
+        "Start it with the checkpoint of a graph policy (`--policy DIRECTORY`, what `strategic imitate` wrote).",
+    ),
+    UpdateReason.PROBATION: Advice(
+        "The update before is being watched.", "Nothing: the learner sends a later one, once that is over."
+    ),
+    UpdateReason.VERSION: Advice(
+        "An update of this version or a later one was accepted already.",
+        "Let the learner count on from the highest version in `esper-ray updates list`. If no learner of yours sent "
+        "it, somebody repeats old messages.",
+    ),
+    UpdateReason.ROLLED_BACK: Advice(
+        "These very weights have decided, and were rolled back.", "Nothing: train on, and send others."
+    ),
+    UpdateReason.TOO_LARGE: Advice("Its weights are larger than 64 MiB.", "Train a smaller network."),
+    UpdateReason.ARCHITECTURE: Advice(
+        "Its network has other widths or inputs than the live policy's.",
+        "Let the learner begin with the checkpoint that the controller was started with.",
+    ),
+    UpdateReason.WEIGHTS_SHA256: Advice(
+        "Its weights are not those that its manifest was written for.",
+        "See what the sender puts together; nothing on the way can do that.",
+    ),
+    UpdateReason.REGISTRIES: Advice(
+        "Its names have other numbers than in the live policy, so that its weights would mean something else.",
+        "As of `architecture`.",
+    ),
+    UpdateReason.SHAPES: Advice(
+        "Its weights cannot be read as the tensors of its network. Nothing in them was executed.",
+        "No training writes such a file: see who has the key.",
+    ),
+    UpdateReason.NOT_FINITE: Advice("A weight is NaN or infinite.", "The training has diverged: see to that."),
+    UpdateReason.SHADOW_FAILED: Advice(
+        "In a process of its own it gave no finite, admitted answer on packets of the past, or did not start.",
+        "The detail says on which packet; ask it there by yourself.",
+    ),
+    UpdateReason.SHADOW_LATE: Advice(
+        "The same, and more than one in twenty of its answers came later than `inference_ms`.",
+        "If the machine was busy, send it again with a higher version; else take a smaller network.",
+    ),
+    UpdateReason.STORE_FAILED: Advice(
+        "It could not be written down.", "See whether the state directory's disk is full or read-only."
+    ),
+    UpdateReason.FAILED: Advice("The controller itself failed at it.", "The log has what it failed with: report it."),
+}
+"""On every reason why an update is rejected."""
 
 LEVELS: dict[Level, Advice] = {
     Level.GREEN: Advice("All is well.", "Nothing."),

@@ -119,18 +119,24 @@ class Memory:
 
     state: RunState = field(default_factory=RunState)
     hidden: bytes | None = None
+    policy_version: str | None = None
 
     @classmethod
     def of(cls, stored: StoredRun | None) -> Self:
         """As it was stored; that of a new run where nothing was."""
         if stored is None:
             return cls()
-        return cls(RunState.model_validate_json(stored.memory), stored.hidden)
+        return cls(RunState.model_validate_json(stored.memory), stored.hidden, stored.policy_version)
 
     @property
     def stored(self) -> StoredRun:
         """As it is stored."""
-        return StoredRun(memory=self.state.model_dump_json().encode(), hidden=self.hidden)
+        memory = self.state.model_dump_json().encode()
+        return StoredRun(memory=memory, hidden=self.hidden, policy_version=self.policy_version)
+
+    def hidden_of(self, policy_version: str | None) -> bytes | None:
+        """What this policy remembers of the run; None where it was another one that remembered, or none."""
+        return self.hidden if self.policy_version == policy_version else None
 
 
 @dataclass

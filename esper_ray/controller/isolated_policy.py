@@ -41,6 +41,7 @@ class IsolatedPolicy:
 
     Attributes:
         name: Of the policy, as given.
+        deadline_s: As given.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class IsolatedPolicy:
         on_ready: Callable[[Hello], None] = lambda _: None,
         on_lost: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.name, self._deadline_s, self._patience_s, self._now = policy, deadline_s, patience_s, now
+        self.name, self.deadline_s, self._patience_s, self._now = policy, deadline_s, patience_s, now
         self._on_ready, self._on_lost = on_ready, on_lost
         self._directory = Path.cwd()
         self._hello, self._problem = Hello(), ""
@@ -73,7 +74,7 @@ class IsolatedPolicy:
             request: The question.
             deadline_s: Another one than usual.
         """
-        seconds = self._deadline_s if deadline_s is None else deadline_s
+        seconds = self.deadline_s if deadline_s is None else deadline_s
         due = self._now() + seconds
         closed = Reply(Ending.ERROR, "the policy's workers are closed")
         asking = self._ask(request)
@@ -110,6 +111,11 @@ class IsolatedPolicy:
         if problem:
             raise UserError(problem)
         return self._hello
+
+    @property
+    def version(self) -> str | None:
+        """Of the policy; None until a worker has had it."""
+        return self._hello.policy_version
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from esper_ray.controller.advice import COMMANDS, LEVELS, REASONS
+from esper_ray.controller.advice import COMMANDS, LEVELS, REASONS, UPDATES
 from esper_ray.controller.breakers import BreakerConfig
 from esper_ray.controller.commands import Refusal, Severity
 from esper_ray.controller.conservative import ConservativeConfig
@@ -91,6 +91,14 @@ def refusals() -> str:
     return _table(("code", "what it means"), ((f"`{code}`", told[code.name]) for code in Refusal))
 
 
+def updates() -> str:
+    """What each reason for which an update is rejected means."""
+    return _table(
+        ("reason", "what it means", "what to do"),
+        ((f"`{reason}`", advice.meaning, advice.todo) for reason, advice in UPDATES.items()),
+    )
+
+
 def thresholds() -> str:
     """Every number that can be set."""
     return "\n\n".join(
@@ -109,6 +117,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "levels": levels,
     "refusals": refusals,
     "upstream": upstream,
+    "updates": updates,
     "thresholds": thresholds,
 }
 """By the name in the page's marks."""

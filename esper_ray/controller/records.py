@@ -88,6 +88,8 @@ class StoredRun(Message):
     """What the risk table remembers: history, mode, level."""
     hidden: bytes | None
     """What the policy remembers."""
+    policy_version: str | None = None
+    """Of the policy that remembers it; to any other it means nothing."""
 
 
 class Order(Message):
@@ -180,7 +182,7 @@ class Records:
         """
         with self.snapshot() as connection:
             row = read_row(connection, "runs", run_id)
-        return None if row is None else StoredRun(memory=row["memory"], hidden=row["hidden"])
+        return None if row is None else StoredRun(**{name: row[name] for name in StoredRun.model_fields})
 
     def order(self, run_id: str) -> Order:
         """What holds by an operator's word.
@@ -222,6 +224,18 @@ class Records:
         if len(failed) == len(lists):
             raise failed[0]
         yield from map(self._read, sorted(numbers))
+
+    def answered(self, count: int) -> Iterator[Record | Unreadable]:
+        """The last decisions on which a policy had answered, of all runs, the latest first.
+
+        Args:
+            count: How many.
+
+        Raises:
+            StoreFailed: not even which there are.
+        """
+        listed = "SELECT sequence FROM decisions WHERE proposal IS NOT NULL ORDER BY sequence DESC LIMIT ?"
+        yield from (self._read(sequence) for (sequence,) in self._rows(listed, count))
 
     def check_end(self) -> None:
         """See whether it has what its head file knows.

@@ -59,6 +59,8 @@ from esper_ray.controller.reports.windows import Seen
 from esper_ray.controller.risk import forbidden
 from esper_ray.controller.store import Entering, Store, entering_nothing
 from esper_ray.controller.trial import TRIAL_SECONDS, trial_request, try_policy
+from esper_ray.controller.updates.live_policy import Incumbent, LivePolicy
+from esper_ray.controller.updates.telling import UpdateTelling
 from esper_ray.controller.verifier import EnvelopeRefused, Redelivered, Untrusted, Verifier
 from esper_ray.errors import UserError
 from esper_ray.live.choosing import Training
@@ -98,6 +100,7 @@ class Controller:
         UserError: no such policy, a directory that cannot be used, or a catalogue that cannot be read.
 
     Attributes:
+        live: The policy that decides, which updates change (:mod:`esper_ray.controller.updates.considering`).
         observe: As given.
         slots: That a run must have; None if any will do.
     """
@@ -123,28 +126,44 @@ class Controller:
         self._runs: dict[str, Run] = {}
         self._guard = Lock()
         settings = self._config
-        self._breakers = {name: CircuitBreaker(name, settings.breakers, now) for name in ("policy", "catalogue")}
+        self._other_breakers: list[CircuitBreaker] = []
+        catalogue_breaker = self._catalogue_breaker = CircuitBreaker("catalogue", settings.breakers, now)
         seconds = settings.catalogue_ms / 1e3
         self._catalogue = GuardedCatalogue(
             CatalogueCache(lambda: read_catalogue(amendments), now=now),
-            self._breakers["catalogue"],
+            catalogue_breaker,
             RetryConfig(seconds=seconds),
             seconds,
             now,
         )
         self._store = Store(Path(directory))
         self._disk = Disk()
-        self._after = Aftermath(self._disk, self._store, DecisionTelemetry(telemetry or Telemetry()), watch)
-        self._policy = IsolatedPolicy(
-            str(policy),
-            deadline_s=settings.inference_ms / 1e3,
-            standby=settings.standby,
-            now=now,
-            on_ready=self._after.worker_ready,
-            on_lost=self._after.worker_lost,
-        )
+        telemetry = telemetry or Telemetry()
+        self._after = Aftermath(self._disk, self._store, DecisionTelemetry(telemetry), watch)
         try:
-            self._hello = self._policy.wait_ready()
+            self.live = LivePolicy(
+                str(policy),
+                self._store,
+                Path(directory),
+                self._disk,
+                lambda name: IsolatedPolicy(
+                    name,
+                    deadline_s=settings.inference_ms / 1e3,
+                    standby=settings.standby,
+                    now=now,
+                    on_ready=self._after.worker_ready,
+                    on_lost=self._after.worker_lost,
+                ),
+                lambda: CircuitBreaker("policy", settings.breakers, now),
+                settings.risk.thresholds.expected_risk_pauses,
+                UpdateTelling(telemetry),
+                time_ns,
+            )
+        except BaseException:
+            self._close_all_but_policy()
+            raise
+        try:
+            self._hello = self.live.wait_ready()
             self.slots = self._hello.slots
             try_policy(self._policy.ask, self.slots, settings.inference_ms / 1e3)
             # Threads begin with what they are first given, which takes milliseconds that a decision has not.
@@ -156,7 +175,10 @@ class Controller:
 
     def close(self) -> None:
         """End the worker, write what is left to be written, and give the directory back."""
-        self._policy.close()
+        self.live.close()
+        self._close_all_but_policy()
+
+    def _close_all_but_policy(self) -> None:
         self._disk.close()
         self._after.close()
         self._catalogue.close()
@@ -247,9 +269,8 @@ class Controller:
         Returns:
             What was decided; None of a message that was decided on before, which is left at that.
         """
-        verifier = self._verifying
         try:
-            entering = partial(verifier.enter, envelope=envelope)
+            entering = partial(self.verifier.enter, envelope=envelope)
             return self._evaluate(state, lambda call: self._epoch(call, hook_ms), faults, entering)
         except EnvelopeRefused as refused:
             logger.warning("run %s, epoch %d: a packet came again: %s", state.run_id, state.epoch, refused)
@@ -267,20 +288,26 @@ class Controller:
             EnvelopeRefused: it is not.
             StoreFailed: the store cannot be read.
         """
-        envelope = self._verifying.verify(content, kind, None)
+        envelope = self.verifier.verify(content, kind, None)
         if self._store.has_taken(self._ledger, envelope):
             raise Redelivered(Untrusted.REPLAYED_NONCE, "its effect is committed", envelope)
         return envelope
 
     @property
-    def _verifying(self) -> Verifier:
+    def verifier(self) -> Verifier:
+        """Of messages.
+
+        Raises:
+            RuntimeError: it was made without keys.
+        """
         if self._verifier is None:
             raise RuntimeError("a controller takes messages only if it was made with keys")
         return self._verifier
 
     def guard(self, name: str) -> CircuitBreaker:
         """A breaker around something else that it calls, shown with its own."""
-        breaker = self._breakers[name] = CircuitBreaker(name, self._config.breakers, self._now)
+        breaker = CircuitBreaker(name, self._config.breakers, self._now)
+        self._other_breakers.append(breaker)
         return breaker
 
     def take_back(self, command_id: str) -> None:
@@ -325,7 +352,7 @@ class Controller:
             StoreFailed: it is not on record.
             EnvelopeRefused: it was taken in before.
         """
-        entering = partial(self._verifying.enter, envelope=envelope)
+        entering = partial(self.verifier.enter, envelope=envelope)
         command_id, content = str(result.command_id), result.model_dump_json().encode()
         self._disk.within(lambda: self._store.attach_result(command_id, content, entering), RESULT_SECONDS)
         run = self._run(result.run_id)
@@ -403,16 +430,20 @@ class Controller:
 
     def _epoch(self, call: Call, hook_ms: float | None) -> Evaluation:
         packet, config = call.packet, self._config
-        order = self._disk.within(lambda: self._store.order(packet.run_id), call.left_to_return(self._now()))
+        order = self._disk.within(lambda: self._orders(packet.run_id), call.left_to_return(self._now()))
+        incumbent = self.live.incumbent
         before, event = self._released(call.memory, order)
         sheets, faults = self._catalogue.look()
         banned = forbidden(sheets, config.risk.thresholds)
         is_over = packet.max_epochs is not None and packet.epoch >= packet.max_epochs
         mask = mask_without(packet, banned)
         inquiry = (
-            self._ask(call, mask) if not is_over else Inquiry(hold=Reason.PACKET_REFUSED, detail="the run is over")
+            self._ask(call, incumbent, mask)
+            if not is_over
+            else Inquiry(hold=Reason.PACKET_REFUSED, detail="the run is over")
         )
         proposal, proposed, inquiry = _operation(inquiry, packet, sheets)
+        self.live.note(incumbent, inquiry)
         coverage = Coverage.of(packet)
         case = Case(
             packet,
@@ -425,10 +456,9 @@ class Controller:
         )
         hold = Reason.OPERATOR if order.paused else inquiry.hold
         found = assess(before.state, case, config.risk, hold)
-        hidden = before.hidden if proposal is None else proposal.hidden
         if call.left_to_decide(self._now()) <= 0.0:  # whatever was found came too late, and changes nothing
             case = replace(case, operation=None, expected_risk=None, faults=case.faults | {Reason.TIMEOUT_EVALUATE})
-            found, proposal, hidden = assess(before.state, case, config.risk, hold), None, before.hidden
+            found, proposal = assess(before.state, case, config.risk, hold), None
         command = make_command(
             packet,
             found,
@@ -439,7 +469,10 @@ class Controller:
             coverage=CoverageReport.of(coverage),
         )
         evaluation = Evaluation(command, 0.0, inquiry.detail, packet, case, found, proposal, found.event or event)
-        content = self._commit(call, evaluation, Memory(found.state, hidden), mask, released=order.release)
+        memory = replace(before, state=found.state)
+        if proposal is not None:
+            memory = Memory(found.state, proposal.hidden, proposal.policy_version)
+        content = self._commit(call, evaluation, memory, mask, released=order.release)
         return replace(evaluation, recorded=True, content=content)
 
     def _step(self, call: Call) -> Evaluation:
@@ -450,7 +483,7 @@ class Controller:
         command = make_command(packet, found, self._time_ns())
         evaluation = Evaluation(command, 0.0, "", call.packet, case, found)
         if found.verdict.severity >= Severity.HIGH:
-            content = self._commit(call, evaluation, Memory(found.state, call.memory.hidden), None, of_step=True)
+            content = self._commit(call, evaluation, replace(call.memory, state=found.state), None, of_step=True)
             evaluation = replace(evaluation, event=found.event, recorded=True, content=content)
         call.run.latencies = replace(call.run.latencies, step=1e3 * (self._now() - began))
         return evaluation
@@ -458,7 +491,17 @@ class Controller:
     # ------------------------------------------------------------------ its parts
     @property
     def _breaker_states(self) -> dict[str, BreakerState]:
-        return {name: breaker.state for name, breaker in self._breakers.items()}
+        breakers = (self.live.incumbent.breaker, self._catalogue_breaker, *self._other_breakers)
+        return {breaker.name: breaker.state for breaker in breakers}
+
+    @property
+    def _policy(self) -> IsolatedPolicy:
+        return self.live.incumbent.policy
+
+    def _orders(self, run_id: str) -> Order:
+        """What somebody has said of the run; what was said of the policy is done."""
+        self.live.obey()
+        return self._store.order(run_id)
 
     def _run(self, run_id: str) -> Run:
         with self._guard:
@@ -470,19 +513,19 @@ class Controller:
         mode, event = memory.state.mode.release()
         return replace(memory, state=memory.state.model_copy(update={"mode": mode})), event
 
-    def _ask(self, call: Call, mask: tuple[int, ...] | None) -> Inquiry:
+    def _ask(self, call: Call, incumbent: Incumbent, mask: tuple[int, ...] | None) -> Inquiry:
         packet = call.packet
         request = Request(
             packet.model_dump_json().encode(),
             draw_seed(packet.run_id, packet.packet_id),
-            call.memory.hidden,
+            call.memory.hidden_of(incumbent.policy.version),
             mask,
             self._config.greedy,
         )
         seconds = min(self._config.inference_ms / 1e3, call.left_to_decide(self._now()))
         if seconds <= 0.0:  # which is no fault of the policy
             return Inquiry(fault=Reason.TIMEOUT_EVALUATE, detail="no time was left to ask the policy")
-        return ask(self._policy, self._breakers["policy"], request, seconds)
+        return ask(incumbent.policy, incumbent.breaker, request, seconds)
 
     def _commit(
         self,

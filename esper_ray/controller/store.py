@@ -134,9 +134,9 @@ class Store(Records):
             write(
                 connection,
                 "runs",
-                "INSERT INTO runs VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
-                "SET memory = excluded.memory, hidden = excluded.hidden",
-                *(run_id, state.memory, state.hidden),
+                "INSERT INTO runs VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET memory = excluded.memory, "
+                "hidden = excluded.hidden, policy_version = excluded.policy_version",
+                *(run_id, state.memory, state.hidden, state.policy_version),
             )
             if released:
                 write(connection, "orders", "UPDATE orders SET release = 0 WHERE run_id = ?", run_id)

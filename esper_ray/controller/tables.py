@@ -17,6 +17,7 @@ KEYS = {
     "orders": "run_id",
     "windows": "run_id",
     "reports": "report_id",
+    "updates": "sequence",
 }
 """Of each table with content the column that says which row it is. All have a column ``run_id``."""
 SCHEMA = (
@@ -52,7 +53,8 @@ SCHEMA = (
     """CREATE TABLE runs (
     run_id TEXT PRIMARY KEY,
     memory BLOB NOT NULL,
-    hidden BLOB
+    hidden BLOB,
+    policy_version TEXT
 )""",
     """CREATE TABLE orders (
     run_id TEXT PRIMARY KEY,
@@ -74,6 +76,24 @@ SCHEMA = (
     note TEXT NOT NULL DEFAULT ''
 )""",
     "CREATE INDEX reports_by_due ON reports (state, due_ns)",
+    """CREATE TABLE updates (
+    sequence INTEGER PRIMARY KEY,
+    run_id TEXT NOT NULL,
+    envelope TEXT NOT NULL UNIQUE,
+    version INTEGER,
+    sha256 TEXT,
+    policy TEXT,
+    before TEXT,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    trained_on TEXT NOT NULL,
+    at_ns INTEGER NOT NULL,
+    ended_at_ns INTEGER,
+    inferences INTEGER NOT NULL DEFAULT 0,
+    anomalies INTEGER NOT NULL DEFAULT 0,
+    ordered INTEGER NOT NULL DEFAULT 0
+)""",
     """CREATE TABLE chain (
     sequence INTEGER PRIMARY KEY,
     subject TEXT NOT NULL,

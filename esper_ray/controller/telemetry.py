@@ -194,6 +194,23 @@ REPORTS_HELD_UP = Item(
 WORKER_LOST = Item(
     "tamiyo.worker.lost", "The policy's process ended or was ended.", Form.EVENT, severity=Severity.WARNING
 )
+UPDATE_REJECTED = Item(
+    "tamiyo.policy_update_rejected",
+    "An update of the policy does not come to decide.",
+    Form.EVENT,
+    severity=Severity.WARNING,
+    part="reason",
+)
+UPDATE_ACCEPTED = Item(
+    "tamiyo.policy_update_accepted", "An update of the policy decides from now on, on probation first.", Form.EVENT
+)
+UPDATE_ROLLED_BACK = Item(
+    "tamiyo.policy_update_rolled_back",
+    "An update of the policy decides no more: the policy before it does.",
+    Form.EVENT,
+    severity=Severity.HIGH,
+    part="reason",
+)
 
 ITEMS = {item.name: item for item in list(vars().values()) if isinstance(item, Item)}
 """All of them, by name."""

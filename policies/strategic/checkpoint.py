@@ -93,6 +93,20 @@ class Manifest(Message):
     manifest_sha256: Digest | None = None
     """Of all the others, as canonical JSON."""
 
+    @classmethod
+    def read(cls, content: bytes) -> Self:
+        """Of a manifest's file. That it fits this program and its weights is for others to check.
+
+        Raises:
+            ValueError: it is none; the message names the first field at fault.
+        """
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or MANIFEST_FILE
+            raise ValueError(f"{where}: {first['msg']}") from error
+
     @property
     def own_digest(self) -> str:
         """What ``manifest_sha256`` has to be."""
@@ -195,7 +209,7 @@ class Checkpoint:
         """
         content = (directory / MANIFEST_FILE).read_bytes()
         try:
-            return cls._checked(_parsed(content), directory)
+            return cls._checked(Manifest.read(content), directory)
         except ValueError as error:
             raise ValueError(f"{directory} holds no policy that can be used: {error}") from error
 
@@ -203,7 +217,7 @@ class Checkpoint:
         manifest = Manifest(
             architecture_version=ARCHITECTURE,
             network=asdict(self.config),
-            schema_inputs=_schema_inputs(),
+            schema_inputs=schema_inputs(),
             shapes={name: tuple(tensor.shape) for name, tensor in sorted(self.weights.items())},
             weights_sha256=weights_sha256,
             capacities={family: view.capacity for family, view in self.registries.views.items()},
@@ -232,7 +246,7 @@ class Checkpoint:
             raise ValueError(
                 f"architecture_version: it is {manifest.architecture_version!r}, this program has {ARCHITECTURE!r}"
             )
-        if manifest.schema_inputs != _schema_inputs():
+        if manifest.schema_inputs != schema_inputs():
             raise ValueError("schema_inputs: the network of this program reads other inputs")
         config = _named("network", lambda: GraphNetworkConfig(**manifest.network))
         weights = _checked_weights(manifest, config, directory)
@@ -264,23 +278,9 @@ class Checkpoint:
 def _weights_before(directory: Path) -> Path | None:
     """The file of weights of the checkpoint that a directory holds; None where there is none that can be read."""
     try:
-        return directory / _parsed((directory / MANIFEST_FILE).read_bytes()).weights_file
+        return directory / Manifest.read((directory / MANIFEST_FILE).read_bytes()).weights_file
     except (OSError, ValueError):
         return None
-
-
-def _parsed(content: bytes) -> Manifest:
-    """The manifest in a file.
-
-    Raises:
-        ValueError: it is none; the message names the first field at fault.
-    """
-    try:
-        return Manifest.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or MANIFEST_FILE
-        raise ValueError(f"{where}: {first['msg']}") from error
 
 
 def _named(field: str, made: Callable[[], T]) -> T:
@@ -295,7 +295,8 @@ def _named(field: str, made: Callable[[], T]) -> T:
         raise ValueError(f"{field}: {error}") from error
 
 
-def _schema_inputs() -> dict[str, tuple[str, ...]]:
+def schema_inputs() -> dict[str, tuple[str, ...]]:
+    """What the network of this program reads of each kind of node and edge, in order."""
     nodes = {
         name: (*kind.columns.names, *(f"code {code.name} of {code.capacity}" for code in kind.codes))
         for name, kind in NODE_TYPES.items()
@@ -310,8 +311,7 @@ def _checked_weights(manifest: Manifest, config: GraphNetworkConfig, directory: 
     Raises:
         ValueError: they are not those that the manifest and the network's widths say.
     """
-    with torch.device("meta"):
-        expected = GraphPolicyNetwork(config).state_dict()
+    expected = layout(config)
     if manifest.shapes != {name: tuple(tensor.shape) for name, tensor in expected.items()}:
         raise ValueError("shapes: they are not those of a network of these widths")
     try:
@@ -320,10 +320,30 @@ def _checked_weights(manifest: Manifest, config: GraphNetworkConfig, directory: 
         raise ValueError(f"weights_sha256: there is no file {manifest.weights_file}") from error
     if hashlib.sha256(content).hexdigest() != manifest.weights_sha256:
         raise ValueError(f"weights_sha256: {manifest.weights_file} has other content, was it damaged?")
+    return read_tensors(content, expected, manifest.weights_file)
+
+
+def layout(config: GraphNetworkConfig) -> dict[str, Tensor]:
+    """Names, shapes and types of the tensors of a network, without their content (on the meta device)."""
+    with torch.device("meta"):
+        return GraphPolicyNetwork(config).state_dict()
+
+
+def read_tensors(content: bytes, expected: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, of which nothing is ever executed.
+
+    Args:
+        content: Of the file.
+        expected: Names, shapes and types that it must have.
+        name: Of the file, for messages.
+
+    Raises:
+        ValueError: it is no such file, or has other tensors.
+    """
     try:
         weights = safetensors.torch.load(content)
     except (SafetensorError, KeyError) as error:  # the latter for a type that torch lacks
-        raise ValueError(f"{manifest.weights_file}: it is no readable safetensors file ({error})") from error
+        raise ValueError(f"{name}: it is no readable safetensors file ({error})") from error
     if problems := differences(expected, weights):
-        raise ValueError(f"{manifest.weights_file}: {problems}")
+        raise ValueError(f"{name}: {problems}")
     return weights

@@ -26,6 +26,7 @@ from esper_ray.commands.reports import Reports
 from esper_ray.commands.strategic import Collect, EvaluateStrategic, Imitate
 from esper_ray.commands.studies import Compare, Study, Tune
 from esper_ray.commands.training import Train
+from esper_ray.commands.updates import Updates
 from esper_ray.config import DEFAULT_TASK, EnvConfig, LearnerConfig, RunConfig, load_config, with_settings
 from esper_ray.errors import UserError
 from esper_ray.experiments.study import study_file
@@ -55,6 +56,7 @@ COMMANDS = {
     ("control",): (Control,),
     ("keys", "list"): (Keys,),
     ("reports", "list"): (Reports,),
+    ("updates", "list"): (Updates,),
     ("strategic", "collect", "store"): (Collect,),
     ("strategic", "imitate", "store", "out"): (Imitate, ImitationConfig),
     ("strategic", "evaluate", "trained", "store"): (EvaluateStrategic,),
@@ -72,6 +74,7 @@ POSITIONAL = {
     "word",
     "run_id",
     "report",
+    "number",
 }
 FLAGS = [
     (*command, f"--{field.name.replace('_', '-')}")

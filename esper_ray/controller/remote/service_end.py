@@ -1,4 +1,4 @@
-"""The service at its end of a bus: packets in, commands out, results in."""
+"""The service at its end of a bus: packets, results and updates in, commands out."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from esper_ray.controller.envelope import Envelope, seal
 from esper_ray.controller.keys import KeyRing
 from esper_ray.controller.remote.messages import Joining, Leaving, State, Welcome, read_by_service
 from esper_ray.controller.service import Controller
+from esper_ray.controller.updates.considering import PolicyUpdates
 from esper_ray.controller.verifier import EnvelopeRefused, Redelivered
 from esper_ray.errors import UserError
 
@@ -53,16 +54,19 @@ class ServiceEnd:
         self._breaker = controller.guard("bus")
         self._guard, self.refused = Lock(), 0
         self._last_failed = False
+        self._updates = PolicyUpdates(controller.live, controller.verifier, time_ns)
         bus.join(Stream.STATES, Role.SERVICE)  # before anything is promised, so that a bus that is not there is said
         self._listeners = (
             Listener(bus, Stream.STATES, Role.SERVICE, self._state, name="service", threads=DECIDING_THREADS),
             Listener(bus, Stream.RESULTS, Role.SERVICE, self._result, name="service"),
+            Listener(bus, Stream.UPDATES, Role.SERVICE, self._update, name="service"),
         )
 
     def close(self) -> None:
         """Finish what is being decided, and take nothing more."""
         for listener in self._listeners:
             listener.close()
+        self._updates.close()
 
     def __enter__(self) -> Self:
         return self
@@ -120,6 +124,9 @@ class ServiceEnd:
             return
         with suppress(Redelivered):
             self._controller.take_result(result, envelope)
+
+    def _update(self, delivery: Delivery) -> None:
+        self._updates.consider(delivery.payload)  # which says, tells and keeps what came of it
 
     # ------------------------------------------------------------------ what goes
     @property

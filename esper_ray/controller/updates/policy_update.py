@@ -29,7 +29,7 @@ class PolicyUpdate(Message):
     """New weights for a graph policy."""
 
     head: UpdateHead
-    weights: bytes
+    weights: Annotated[bytes, Field(repr=False)]
     """As safetensors."""
 
     def framed(self) -> bytes:

@@ -11,8 +11,10 @@ from esper_ray.cli import parse
 from esper_ray.commands.control import Control, Word
 from esper_ray.commands.reports import Reports
 from esper_ray.commands.reports import Word as ReportsWord
+from esper_ray.commands.updates import Updates
+from esper_ray.commands.updates import Word as UpdateWord
 from esper_ray.config import DEFAULT_TASK
-from esper_ray.controller.advice import COMMANDS, LEVELS, REASONS
+from esper_ray.controller.advice import COMMANDS, LEVELS, REASONS, UPDATES
 from esper_ray.controller.assessment import RiskConfig
 from esper_ray.controller.breakers import BreakerConfig
 from esper_ray.controller.commands import Kind, Reason, Refusal
@@ -25,6 +27,7 @@ from esper_ray.controller.run_page import DIRECTORY as PAGES
 from esper_ray.controller.signals import TABLE
 from esper_ray.controller.store import Store
 from esper_ray.controller.telemetry import ITEMS
+from esper_ray.controller.updates.verdicts import UpdateReason
 from tests.places import ROOT
 
 PAGE = (ROOT / "docs" / PAGE_FILE).read_text()
@@ -44,7 +47,10 @@ def test_the_tables_are_up_to_date():
 def test_every_reason_level_code_and_setting_has_its_line():
     assert list(REASONS) == list(Reason)
     assert list(LEVELS) == list(Level)
-    assert all(advice.meaning and advice.todo for advice in (*REASONS.values(), *LEVELS.values()))
+    assert list(UPDATES) == list(UpdateReason)
+    advices = (*REASONS.values(), *LEVELS.values(), *UPDATES.values())
+    assert all(advice.meaning and advice.todo for advice in advices)
+    assert rows("updates") == list(UpdateReason)
     assert rows("reasons") == list(Reason)
     assert rows("levels") == [level.name for level in Level]
     assert rows("refusals") == list(Refusal)
@@ -77,10 +83,12 @@ def test_the_file_of_settings_that_is_shown_can_be_read(tmp_path):
 
 def test_every_command_that_is_shown_is_one_and_none_is_left_out():
     ours = [shlex.split(words) for words in COMMANDS if words.startswith("esper-ray ")]
-    known = {word.replace("TASK", DEFAULT_TASK) for words in ours for word in words}
-    parsed = [parse([known_word.replace("TASK", DEFAULT_TASK) for known_word in words[1:]]) for words in ours]
-    words = {kind: {command.word for command in parsed if isinstance(command, kind)} for kind in (Control, Reports)}
-    assert words == {Control: set(get_args(Word)), Reports: set(get_args(ReportsWord))}
+    examples = {"TASK": DEFAULT_TASK, "NUMBER": "1"}
+    known = {examples.get(word, word) for words in ours for word in words}
+    parsed = [parse([examples.get(word, word) for word in words[1:]]) for words in ours]
+    for kind, all_words in ((Control, Word), (Reports, ReportsWord), (Updates, UpdateWord)):
+        assert {command.word for command in parsed if isinstance(command, kind)} == set(get_args(all_words))
+    assert {type(command) for command in parsed} == {Control, Reports, Updates}
     assert {"--observe", "--explain", "--prometheus-port"} <= known
     assert f"--logdir {DIRECTORY / PAGES}" in PAGE
     assert rows("commands") == list(COMMANDS)

@@ -291,7 +291,7 @@ def test_conservative_mode_survives_a_restart_and_an_operator_ends_it(tmp_path):
 
 
 def test_an_open_breaker_asks_nobody_and_is_on_record(controller, directory, clock):
-    breaker = controller._breakers["policy"]
+    breaker = controller.live.incumbent.breaker
     for _ in range(1000):
         breaker.record(breaker.try_acquire(), succeeded=False)
     found = controller.evaluate_epoch(packet(run_id="run behind a breaker"))
