@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from envs.vocabulary import Blueprint, LifecycleOp, SeedStage
 from esper_ray.controller.commands import Reason
+from esper_ray.controller.evaluation import read_config
 from esper_ray.controller.reports.field_report import ReportOutcome
 from esper_ray.controller.reports.synthesis import course_of, report_id_of, synthesise
-from esper_ray.controller.reports.windows import Closing, Observation, WindowConfig
+from esper_ray.controller.reports.windows import Closing, Observation, WindowConfig, end, observe
 from esper_ray.errors import UserError
 from tests.esper_ray.controller.evaluations import GERMINATE, PRUNE, seed
 from tests.esper_ray.controller.reporting import CONFIG, FALLING, followed, seen
@@ -175,6 +176,13 @@ def test_the_oldest_of_too_many_windows_gives_way():
         WindowConfig(window_epochs=0)
 
 
+def test_the_length_of_windows_can_be_set(tmp_path):
+    (tmp_path / "settings.json").write_text('{"windows": {"window_epochs": 5}}')
+    config = read_config(tmp_path / "settings.json").windows
+    closed, _ = followed(seen(0, 1.0), *(seen(at, 1.0, opens=False) for at in range(1, 6)), config=config)
+    assert [each.window.epochs for each in closed] == [5]
+
+
 # ------------------------------------------------------------------ whatever comes
 @given(ANY)
 def test_every_decision_that_is_followed_is_reported_on_once_and_what_is_remembered_is_bounded(drawn):
@@ -198,8 +206,6 @@ def test_every_decision_that_is_followed_is_reported_on_once_and_what_is_remembe
 def test_two_windows_overlap_both_or_neither_and_just_those_that_were_open_at_once(drawn):
     opened, closed_at, order = {}, {}, {}
     observation = Observation()
-    from esper_ray.controller.reports.windows import end, observe
-
     for at, each in enumerate(evaluations(drawn)):
         observation, closed = observe(observation, each, CONFIG)
         for one in closed:
