@@ -164,6 +164,11 @@ COMMANDS = {
     "esper-ray control --prometheus-port 9464": (
         "The same, and serves the latest numbers to Prometheus on this machine; 0 takes a port that is free."
     ),
+    "esper-ray control --bus redis://127.0.0.1:6379/0": (
+        "The same over a bus: the controller in a process of its own, all messages signed (docs/cluster/control.md)."
+    ),
+    "esper-ray control serve --bus redis://127.0.0.1:6379/0": "The controller alone, for any number of runs.",
+    "esper-ray control join --bus redis://127.0.0.1:6379/0": "A host of a task alone, beside such a controller.",
     "esper-ray control status": (
         "Lists all runs: how far they are, level, mode, what holds by hand, the last decision; and the breakers as "
         "they were at the last decision."
