@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Self
 
@@ -31,11 +33,21 @@ DECIDING_THREADS = 4
 """Runs that are decided on at once; the policy answers one after another."""
 
 
+@dataclass
+class _Course:
+    """How far a run is. Who holds the turn decides on it."""
+
+    turn: Lock = field(default_factory=Lock)
+    epoch: int = -1
+
+
 class ServiceEnd:
     """Decides on what comes over a bus.
 
-    A packet is decided on once: its nonce is in the transaction of its decision. A command that the bus refuses is not
-    sent again, as it would come too late: the run waits, and asks anew at its next end of an epoch.
+    A packet is decided on once: its nonce is in the transaction of its decision. A run's packets are decided on in
+    their order: of those that waited together for the service an earlier one is left out once a later one was taken. A
+    command that the bus refuses is not sent again, as it would come too late: the run waits, and asks anew at its next
+    end of an epoch.
 
     Args:
         controller: Decides; made with the same keys.
@@ -53,6 +65,7 @@ class ServiceEnd:
         self._controller, self._bus, self._keys, self._time_ns = controller, bus, keys, time_ns
         self._breaker = controller.guard("bus")
         self._guard, self.refused = Lock(), 0
+        self._courses: defaultdict[str, _Course] = defaultdict(_Course)
         self._last_failed = False
         self._updates = PolicyUpdates(controller.live, controller.verifier, time_ns)
         bus.join(Stream.STATES, Role.SERVICE)  # before anything is promised, so that a bus that is not there is said
@@ -87,11 +100,20 @@ class ServiceEnd:
             return
         match said:
             case Joining():
+                with self._guard:  # it may go on from an earlier epoch
+                    self._courses.pop(said.run_id, None)
                 self._send(said.run_id, self._sealed(said.run_id, self._welcome(said).model_dump_json().encode()))
             case Leaving():
+                with self._guard:
+                    self._courses.pop(said.run_id, None)
                 self._controller.ended(said.run_id)
             case State():
-                self._decide(said, envelope)
+                with self._guard:
+                    course = self._courses[said.run_id]
+                with course.turn:
+                    if said.packet.epoch > course.epoch:
+                        course.epoch = said.packet.epoch
+                        self._decide(said, envelope)
 
     def _decide(self, said: State, envelope: Envelope) -> None:
         evaluation = self._controller.evaluate_message(said.packet, said.head.hook_ms, envelope, self._faults)

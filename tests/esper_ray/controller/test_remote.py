@@ -148,6 +148,7 @@ def test_a_run_goes_on_without_its_service_and_with_it_again(tmp_path):
     assert len(decisions) == EPOCHS + 1
     epochs = [record.decision.epoch for record in kept(tmp_path, "run")]
     assert epochs[:3] == [0, 1, 2]
+    assert epochs == sorted(set(epochs)), "what waited for it is decided on in its order, or not at all"
     assert epochs[-(EPOCHS - 7) :] == list(range(7, EPOCHS))
     assert all("no command" in decision.note for decision in decisions[3:7])
 
