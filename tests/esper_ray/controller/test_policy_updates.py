@@ -373,6 +373,43 @@ def test_a_disk_that_fails_with_a_rollback_holds_nobody_up_and_it_is_written_lat
         assert record.state is UpdateState.ROLLED_BACK
 
 
+def test_an_update_of_which_nobody_knows_whether_it_is_written_does_not_decide_nor_after_a_restart(
+    policies, tmp_path, monkeypatch
+):
+    with Service(policies.first, tmp_path) as service:
+        before, content = service.bits(), sent(policies.second, 1)
+
+        def fails(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as ours:  # the row is committed by then
+            ours.setattr("esper_ray.controller.head_file.HeadFile.write", fails)
+            assert service.updates.consider(content).reason is UpdateReason.STORE_FAILED
+        (record,) = service.history()
+        assert record.state is UpdateState.PROBATION
+        assert service.bits() == before
+        assert proposer_of(service.evaluate(packet(0))[0]) == version_of(policies.first)
+        (record,) = service.history()
+        assert (record.state, record.reason) == (UpdateState.REJECTED, UpdateReason.STORE_FAILED)
+        assert service.updates.consider(content).reason is UpdateReason.STORE_FAILED
+    with Service(policies.first, tmp_path) as service:
+        assert service.bits() == before
+        assert service.updates.consider(sent(policies.second, 1)).accepted
+
+
+def test_a_policy_that_fails_in_probation_is_rolled_back(policies, tmp_path):
+    with Service(policies.first, tmp_path) as service:
+        before = service.bits()
+        assert service.updates.consider(sent(policies.second, 1)).accepted
+        service.evaluate(packet(0))
+        service.controller.live.incumbent.policy.closed = True
+        commands = service.evaluate(*(packet(epoch) for epoch in range(1, 1 + MOST_ANOMALIES)))
+        assert {one.reason for one in commands} == {Reason.POLICY_FAILED}
+        assert service.bits() == before
+        (record,) = service.history()
+        assert (record.state, record.inferences) == (UpdateState.ROLLED_BACK, 1 + MOST_ANOMALIES)
+
+
 def test_a_shadow_run_is_on_the_last_packets_and_on_reference_packets_where_those_are_few(policies, tmp_path):
     references = reference_snapshots()
     assert len(references) == SNAPSHOTS
