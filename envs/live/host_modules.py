@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.batched.dense_layers import causal_attention
-from envs.batched.layers import NORM_EPS, NORM_MOMENTUM, batch_norm
+from envs.batched.layers import NORM_EPS, NORM_MOMENTUM, batch_norm, conv, global_average_pool, linear
 from envs.hosts.base import Host
 from envs.hosts.cnn import CnnHost, CnnVariant
 from envs.hosts.mlp import MlpHost, MlpVariant
@@ -25,21 +25,61 @@ Parts = tuple[list[nn.Module], nn.Module]
 """The segments of a host, and what makes logits of what the last one gave."""
 
 
-class BatchNorm2d(nn.BatchNorm2d):
-    """A batch norm whose training is the greenhouse's.
+class ConvBlock(nn.Sequential):
+    """Convolutions with batch norm and ReLU behind each, and a 2×2 mean.
 
-    torch sums up statistics in another order, and a host enlarges what is lost in that until after three epochs it is
-    visibly another one.
+    In training they compute as the greenhouse's do, to the bit: where a ReLU reads what is within rounding of 0, two
+    ways of computing disagree, and after a few epochs their hosts are visibly different ones. Its modules are called
+    one by one in mode ``eval``, in which a probe looks at them.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` → the same shape."""
-        if not self.training:
-            return super().forward(x)
-        tensors = (self.weight, self.bias, self.get_buffer("running_mean"), self.get_buffer("running_var"))
-        weight, bias, mean, var = (tensor.unsqueeze(0) for tensor in tensors)
-        images = batch_norm(x.permute(0, 2, 3, 1).unsqueeze(0), weight, bias, mean, var)
-        return images.squeeze(0).permute(0, 3, 1, 2)
+        """``[B, C_in, H, W]`` → ``[B, C, H // 2, W // 2]``, or maps as small as they were if they have no 2×2 cells."""
+        return self._trained(x) if self.training else _called(self, x)
+
+    def _trained(self, x: Tensor) -> Tensor:
+        convolutions = [module for module in self if isinstance(module, nn.Conv2d)]
+        norms = [module for module in self if isinstance(module, nn.BatchNorm2d)]
+        h = _one_member(x)
+        for convolution, norm in zip(convolutions, norms, strict=True):
+            tensors = (norm.weight, norm.bias, norm.get_buffer("running_mean"), norm.get_buffer("running_var"))
+            weight, bias, mean, var = (tensor.unsqueeze(0) for tensor in tensors)
+            h = conv(h, convolution.weight.unsqueeze(0))
+            h = batch_norm(h, weight, bias, mean, var, relu=True, pool=norm is norms[-1])
+        return h.squeeze(0).permute(0, 3, 1, 2)
+
+
+class ConvReadout(nn.Module):
+    """The mean over the map, and a linear layer; likewise.
+
+    Args:
+        inputs: Channels.
+        classes: Outputs.
+    """
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` → logits ``[B, classes]``."""
+        if self.training:
+            pooled = global_average_pool(_one_member(x))
+            return linear(pooled, self.head.weight.unsqueeze(0), self.head.bias.unsqueeze(0)).squeeze(0)
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def _one_member(x: Tensor) -> Tensor:
+    """``[B, C, H, W]`` as the greenhouse has one host's images, a view."""
+    return x.permute(0, 2, 3, 1).unsqueeze(0)
+
+
+def _called(modules: nn.Sequential, x: Tensor) -> Tensor:
+    """One after the other."""
+    for module in modules:
+        x = module(x)
+    return x
 
 
 class MeanPool(nn.Module):
@@ -50,21 +90,12 @@ class MeanPool(nn.Module):
         return F.avg_pool2d(x, 2) if min(x.shape[2:]) >= 2 else x
 
 
-class GlobalMean(nn.Module):
-    """``[B, C, H, W]`` → ``[B, C]``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Means over the map."""
-        return x.mean((2, 3))
-
-
 class Residual(nn.Sequential):
     """What its modules make of an activation, one after the other, added to it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
-        added: Tensor = super().forward(x)
-        return x + added
+        return x + _called(self, x)
 
 
 class CausalAttention(nn.Module):
@@ -129,12 +160,12 @@ def _convolutional(host: CnnHost, variant: CnnVariant) -> Parts:
         for i in range(block * variant.depth, (block + 1) * variant.depth):
             width, kernel = variant.layers[i]
             layers[f"conv{i}"] = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
-            layers[f"norm{i}"] = BatchNorm2d(width, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+            layers[f"norm{i}"] = nn.BatchNorm2d(width, eps=NORM_EPS, momentum=NORM_MOMENTUM)
             layers[f"relu{i}"] = nn.ReLU()
             inputs = width
         layers["pool"] = MeanPool()
-        segments.append(nn.Sequential(layers))
-    return segments, nn.Sequential(OrderedDict(mean=GlobalMean(), head=nn.Linear(inputs, host.num_classes)))
+        segments.append(ConvBlock(layers))
+    return segments, ConvReadout(inputs, host.num_classes)
 
 
 def _multilayer(host: MlpHost, variant: MlpVariant) -> Parts:
