@@ -20,6 +20,12 @@ from envs.batched.kernels.differentiable import BatchNorm, Conv, ConvRelu, Depth
 from envs.batched.kernels.operators import compiled
 
 NORM_EPS = 1e-5
+NORM_MOMENTUM = 0.3
+"""Weight of the newest batch in the running statistics of batch norm.
+
+They are read after every epoch of a few batches: at torch's 0.1 they would still hold half of the epoch before, and a
+host into which a seed is being blended would look collapsed to the governor.
+"""
 
 
 def conv_of_inference(x: Tensor, weight: Tensor, bias: Tensor, pool: bool, relu: bool = True) -> Tensor:
@@ -147,7 +153,7 @@ def batch_norm(
     var: Tensor,
     relu: bool = False,
     pool: bool = False,
-    momentum: float = 0.3,
+    momentum: float = NORM_MOMENTUM,
 ) -> Tensor:
     """Batch norm per member and channel, in training mode (for inference see :func:`fold_batch_norm`).
 
@@ -159,9 +165,7 @@ def batch_norm(
         var: Running variance ``[M, C]``, likewise.
         relu: Whether a ReLU follows.
         pool: Whether :func:`average_pool` follows.
-        momentum: Weight of the newest batch in the running statistics. They are read after every epoch of a few
-            batches: at torch's 0.1 they would still hold half of the epoch before, and a host into which a seed is
-            being blended would look collapsed to the governor.
+        momentum: Weight of the newest batch in the running statistics.
     """
     pool = pool and min(x.shape[2:4]) >= 2
     if compiled(x):

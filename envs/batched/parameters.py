@@ -116,7 +116,7 @@ class ParameterLayout:
         rows = []
         for name, wide in self.specs.items():
             target = np.zeros(wide.shape, np.float32)
-            target[_corner(wide.shape, values[name].shape)] = values[name]
+            target[corner(wide.shape, values[name].shape)] = values[name]
             rows.append(target.reshape(-1))
         return np.concatenate(rows)
 
@@ -134,8 +134,16 @@ class ParameterLayout:
         return per_parameter[:, self._segments.to(per_parameter.device)]
 
 
-def _corner(wide: tuple[int, ...], narrow: tuple[int, ...]) -> tuple[slice, ...]:
-    """Where a ``narrow`` array lies in a ``wide`` one: leading corner, kernels centred."""
+def corner(wide: tuple[int, ...], narrow: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where a ``narrow`` array lies in a ``wide`` one: leading corner, kernels centred.
+
+    Args:
+        wide: Shape.
+        narrow: Shape.
+
+    Raises:
+        ValueError: the narrow one does not fit.
+    """
     if len(wide) != len(narrow) or any(n > w for n, w in zip(narrow, wide, strict=True)):
         raise ValueError(f"a parameter of shape {narrow} does not fit into the population's {wide}")
     spatial = len(wide) - 2 if len(wide) == 4 else len(wide)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from envs.batched.parameters import corner
 from envs.graph.measurements import ACTIVITY_SAMPLES
+from envs.live.host_modules import modules_of
 from envs.population.optimizer import CLIP_NORM, MOMENTUM
 from envs.population.population import Population
 from envs.seeding import HostChance
@@ -20,52 +22,59 @@ from envs.tasks.base import Split, SplitName, Task, TaskError
 class TaskHost(nn.Module):
     """One host of a task. Its segments are modules, ``segments.0`` and so on, on whose outputs seeds can grow.
 
-    Images pass between segments channels first.
+    Images pass between segments channels first. All weights are 0 until somebody writes them.
 
     Args:
         task: Of the host.
         variant: Index among the task's.
+
+    Raises:
+        TaskError: the task has a host of a class of its own.
     """
 
     def __init__(self, task: Task, variant: int = 0) -> None:
         super().__init__()
         self.host, self.variant = task.host, task.variants[variant]
         self.images = self.host.topology == "cnn"
-        for name, spec in self.host.parameters(self.variant).items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(spec.shape)))
-        for name, spec in self.host.buffers(self.variant).items():
-            self.register_buffer(name, torch.zeros(spec.shape))
-        self.segments = nn.ModuleList(_Segment(self._computing(slot)) for slot in range(self.host.num_slots))
+        with torch.random.fork_rng(devices=[]):  # modules draw their weights as they are made
+            segments, readout = modules_of(self.host, self.variant)
+        self.segments, self.readout = nn.ModuleList(segments), readout
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.zero_()
 
-    def _computing(self, slot: int) -> Callable[[Tensor], Tensor]:
-        def compute(x: Tensor) -> Tensor:
-            x = x.permute(0, 2, 3, 1) if self.images and slot else x
-            buffers = {name: buffer.unsqueeze(0) for name, buffer in self.named_buffers() if "." not in name}
-            out = self.host.segment(slot, self._members(), buffers, x.unsqueeze(0), self.training).squeeze(0)
-            return out.permute(0, 3, 1, 2) if self.images else out
+    @property
+    def _layers(self) -> dict[str, nn.Module]:
+        """Modules by the last part of their names, which of a layer is the greenhouse's name of it."""
+        return {name.rpartition(".")[2]: module for name, module in self.named_modules()}
 
-        return compute
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The host's parameters, without the seeds', by the names that the greenhouse has for them, in its order."""
+        modules, found = self._layers, dict[str, nn.Parameter]()
+        for layer in self.host.layers(self.variant):
+            own = modules[layer.name].parameters(recurse=False)
+            found |= dict(zip(layer.parameters, own, strict=True))
+        return {name: found[name] for name in self.host.parameters(self.variant)}
 
-    def _members(self) -> dict[str, Tensor]:
-        return {name: p.unsqueeze(0) for name, p in self.named_parameters() if "." not in name}
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """The running statistics of its batch norms, likewise."""
+        found = {}
+        for name, module in self._layers.items():
+            if isinstance(module, nn.BatchNorm2d):
+                number = name.removeprefix("norm")
+                found[f"mean{number}"] = module.get_buffer("running_mean")
+                found[f"var{number}"] = module.get_buffer("running_var")
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of samples in the task's layout."""
+        x = x.permute(0, 3, 1, 2) if self.images else x
         for segment in self.segments:
             x = segment(x)
-        x = x.permute(0, 2, 3, 1) if self.images else x
-        return self.host.head(self._members(), x.unsqueeze(0)).squeeze(0)
-
-
-class _Segment(nn.Module):
-    """What a host computes before a slot."""
-
-    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.compute = compute
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.compute(x)
+        logits: Tensor = self.readout(x)
+        return logits
 
 
 class TaskLoop:
@@ -80,7 +89,7 @@ class TaskLoop:
         seed: Of the host.
 
     Raises:
-        TaskError: a task that augments its images, which is not done here.
+        TaskError: a task that augments its images, which is not done here, or has a host of a class of its own.
 
     Attributes:
         model: That is trained.
@@ -99,20 +108,21 @@ class TaskLoop:
         self._population.start(hosts)
         self.model = TaskHost(task, int(self._population.variant[0]))
         self._copy_weights()
+        self._own = list(self.model.weights.values())
         self.optimizer = torch.optim.SGD(self._own, lr=self._rate(), momentum=MOMENTUM)
         self.samples = task.batches_per_epoch * task.batch_size
 
     def _copy_weights(self) -> None:
-        weights, buffers = self._population.layout.views(self._population.flat), self._population.buffers
-        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        population = self._population
+        values = {**population.layout.views(population.flat), **population.buffers}
         with torch.no_grad():
-            for name, values in {**weights, **buffers}.items():
-                own = tensors[name]
-                own.copy_(values[0][tuple(slice(size) for size in own.shape)])
+            for name, own in {**self.model.weights, **self.model.statistics}.items():
+                wide = values[name][0]
+                own.copy_(wide[corner(wide.shape, own.shape)])
 
-    @property
-    def _own(self) -> list[nn.Parameter]:
-        return [parameter for name, parameter in self.model.named_parameters() if "." not in name]
+    def _clip(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Between the backward pass and the step; seeds are clipped by themselves."""
+        nn.utils.clip_grad_norm_(self._own, CLIP_NORM)
 
     def _rate(self) -> float:
         return float(self._population.learning_rates(np.array([self._epoch]))[0])
@@ -143,18 +153,23 @@ class TaskLoop:
     def epoch(self) -> float:
         """Train for an epoch; returns the mean loss."""
         split, losses = self._split("train"), []
+        self.model.train()
+        # Registered anew, so as to be the last before the step: whoever watches gradients sees what the greenhouse
+        # measures, those that are not clipped yet.
+        clipping = self.optimizer.register_step_pre_hook(self._clip)
+        try:
+            for batch in self._population.batches(0, self._epoch):
+                index = torch.from_numpy(batch)
+                self.optimizer.zero_grad()
+                loss = F.cross_entropy(self.model(split.x[index]).flatten(0, -2), split.y[index].flatten())
+                loss.backward()
+                self.optimizer.step()
+                losses.append(loss.item())
+        finally:
+            clipping.remove()
+        self._epoch += 1
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        self.model.train()
-        for batch in self._population.batches(0, self._epoch):
-            index = torch.from_numpy(batch)
-            self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.model(split.x[index]).flatten(0, -2), split.y[index].flatten())
-            loss.backward()
-            nn.utils.clip_grad_norm_(self._own, CLIP_NORM)
-            self.optimizer.step()
-            losses.append(loss.item())
-        self._epoch += 1
         return float(np.mean(losses))
 
     def evaluate(self) -> tuple[float, float]:

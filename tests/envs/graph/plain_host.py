@@ -68,17 +68,13 @@ class PlainHost:
             loss.backward()
             losses.append(loss.item())
             gradients.append([parameter.grad.clone() for parameter in self.parameters])
-            self.clip()
+            nn.utils.clip_grad_norm_(self.parameters, CLIP)
             old = [parameter.detach().clone() for parameter in self.parameters]
             self.optimiser.step()
             moved.append([not torch.equal(a, b) for a, b in zip(old, self.parameters, strict=True)])
         self.epoch += 1
         self.losses.append(np.mean(losses))
         return self._of_epoch(before, gradients, moved)
-
-    def clip(self):
-        """Between the backward pass and the step."""
-        nn.utils.clip_grad_norm_(self.parameters, CLIP)
 
     def _of_epoch(self, before, gradients, moved):
         place = {id(parameter): at for at, parameter in enumerate(self.parameters)}

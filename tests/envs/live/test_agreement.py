@@ -61,8 +61,7 @@ class Pair:
     def tensors(self):
         """Name → the population's and the live host's, parameters, momentum and statistics."""
         population, found = self.population, {}
-        own = {name: p for name, p in self.model.named_parameters() if "." not in name}
-        sources = [("", population.layout, population.flat, population.momentum, own)]
+        sources = [("", population.layout, population.flat, population.momentum, self.model.weights)]
         for (slot, _), bank in population.banks.items():
             parameters = self.live.slots[slot].named()
             sources.append((f"{slot}.", bank.layout, bank.rows.flat, bank.rows.momentum, parameters))
@@ -75,7 +74,7 @@ class Pair:
                 found[prefix + name] = values[name][0], parameter.detach()
                 found[f"{prefix}{name} momentum"] = moments[name][0], state["momentum_buffer"]
         for name, buffer in population.buffers.items():
-            found[name] = buffer[0], self.model.get_buffer(name)
+            found[name] = buffer[0], self.model.statistics[name]
         return found
 
     def copy(self):
@@ -96,7 +95,7 @@ class Pair:
             self.optimizer.zero_grad()
             logits = self.model(x[index])
             F.cross_entropy(logits.flatten(0, -2), y[index].flatten()).backward()
-            nn.utils.clip_grad_norm_([p for name, p in self.model.named_parameters() if "." not in name], 1.0)
+            nn.utils.clip_grad_norm_(self.model.weights.values(), 1.0)
             self.optimizer.step()
         return self.population.train_epoch(epoch, self.watch.lifecycle), self.live.gradients()
 

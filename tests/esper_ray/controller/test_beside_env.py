@@ -11,22 +11,25 @@ from envs.live.places import LiveError
 from envs.live.task_host import TaskLoop
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.tasks import make_task
-from envs.vocabulary import Blueprint, GerminationStyle
+from envs.vocabulary import Blueprint, GerminationStyle, LifecycleOp
 from esper_ray.controller.commands import AdaptationCommand, Kind
 from esper_ray.controller.proposals import Request, draw_seed
-from esper_ray.controller.proposing import answer, load_proposer
+from esper_ray.controller.proposing import PacketProposer, answer, load_proposer
 from esper_ray.controller.records import Records
 from esper_ray.controller.service import Controller
 from esper_ray.live import grow
+from esper_ray.live.policies import SHIPPED
 from policies.schedule import GrowthPlan, GrowthSchedule
 from policies.strategic.messages import SystemState
 from tests.envs.live.loops import same
 from tests.esper_ray.controller.episodes import packet_of
 from tests.esper_ray.controller.test_attending import EXPORT, UNHURRIED
+from tests.policies.strategic.test_both_ways_in import packet_of as measured_packet
 
 torch.set_num_threads(1)
 
 RUN, SEED, EPOCHS = "run", 1, 24
+GRAPHS = str(SHIPPED / "sequences_and_vectors")
 GREEDY = dataclasses.replace(UNHURRIED, greedy=True)
 SCHEDULE = GrowthSchedule(
     (
@@ -36,12 +39,12 @@ SCHEDULE = GrowthSchedule(
 )
 
 
-def trained(**who):
+def trained(task="digits_impaired", epochs=EPOCHS, max_epochs=EPOCHS, **who):
     """A host of the greenhouse in a loop: what was done with each epoch, and the model."""
-    loop = TaskLoop(make_task("digits_impaired"), EPOCHS, SEED)
+    loop = TaskLoop(make_task(task), max_epochs, SEED)
     grower = grow(**loop.given, seed=SEED, **who)
     done = []
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         done.append(grower.decision.action)
         training_loss = loop.epoch()
         grower.end_epoch(training_loss=training_loss, samples=loop.samples)
@@ -49,20 +52,28 @@ def trained(**who):
     return done, loop.model.state_dict()
 
 
-def in_the_greenhouse(policy):
+def in_the_greenhouse(policy, task="digits_impaired", epochs=EPOCHS, max_epochs=EPOCHS):
     """Observations and actions of the same policy, asked in the same way, that plays the env."""
-    env = MorphogenesisVectorEnv(1, task="digits_impaired", max_epochs=EPOCHS)
-    observation, _ = env.reset(seed=[SEED])
     proposer, hidden, seen, actions = load_proposer(policy)[0], None, [], []
-    for epoch in range(EPOCHS):
-        packet = packet_of(env, observation, epoch)
+    env = MorphogenesisVectorEnv(1, task=task, max_epochs=max_epochs, graph=isinstance(proposer, PacketProposer))
+    observation, _ = env.reset(seed=[SEED])
+    for epoch in range(epochs):
+        packet = graph_packet(env, observation, epoch) if env.graph else packet_of(env, observation, epoch)
         asked = Request(packet.model_dump_json().encode(), draw_seed(RUN, str(epoch)), hidden, greedy=True)
         proposal = answer(proposer, "v", asked).proposal
         hidden = proposal.hidden
-        seen.append(observation["obs"][0])
+        seen.append(packet.observation)
         actions.append(proposal.action)
         observation, *_ = env.step(np.array([proposal.action]))
-    return np.array(seen), actions
+    return np.array(seen, np.float32), actions
+
+
+def graph_packet(env, observation, epoch):
+    """What the greenhouse measures of an env's only host, as a packet."""
+    layout, mask = env.graph.layout, torch.from_numpy(observation["action_mask"])
+    views = layout.views(torch.from_numpy(observation["graph"]))
+    packet = measured_packet(layout, views, mask, env.lifecycle.stage[0], 0)
+    return packet.model_copy(update={"run_id": RUN, "packet_id": str(epoch), "max_epochs": env.max_epochs})
 
 
 def test_a_run_with_weights_from_a_generator_says_that_it_cannot_be_kept():
@@ -98,3 +109,18 @@ def test_a_controller_in_a_calm_run_is_its_policy_in_the_loop_and_in_the_greenho
     assert [one.action for one in kept][:together] == actions[:together]
     if policy == "a schedule":
         assert [one.action for one in kept] == actions
+
+
+def test_a_graph_policy_decides_under_a_controller_as_in_the_greenhouse(tmp_path):
+    """The likeliest actions; others are drawn otherwise, as slots watch other layers where a probe says which."""
+    run = {"task": "tabular", "epochs": 12, "max_epochs": 60}
+    with Controller(GRAPHS, tmp_path / "state", config=GREEDY) as controller:
+        trained(**run, controller=controller.named(RUN))
+    with Records.open(tmp_path / "state") as records:
+        kept = [record.decision for record in records.records(RUN)]
+    assert {AdaptationCommand.model_validate_json(one.command).kind for one in kept} == {Kind.SEED}, "nothing fired"
+    there, actions = in_the_greenhouse(GRAPHS, **run)
+    here = np.array([SystemState.model_validate_json(one.packet).observation for one in kept], np.float32)
+    np.testing.assert_allclose(here[: len(there)], there, atol=1e-4)
+    assert [one.action for one in kept][: len(actions)] == actions
+    assert {LifecycleOp.GERMINATE, LifecycleOp.ADVANCE, LifecycleOp.FOSSILIZE} <= {action[0] for action in actions}
