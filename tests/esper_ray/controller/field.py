@@ -144,7 +144,7 @@ class Field:
         """
         told, last_op, hidden = [], LifecycleOp.WAIT, None
         for epoch in range(first, first + epochs):
-            of = packet(epoch, 40.0 + epoch, last_op, run_id)
+            of = packet(epoch, 20.0 + epoch, last_op, run_id)
             decision, op, hidden = self.decide(of, hidden, (kinds or {}).get(epoch, Kind.SEED))
             last_op = op
             if epoch in ignored:
