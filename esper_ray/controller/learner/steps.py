@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from envs.action_masks import mask_size
 from envs.observation import ObservationLayout
@@ -186,8 +187,18 @@ def _follow(packet: SystemState, later: SystemState) -> bool:
 
 
 def slots_of(packet: SystemState) -> SlotConfig:
-    """Those that its action is of."""
-    return SlotConfig.for_row(len(packet.seeds), packet.internal_levels) if packet.seeds else NOWHERE
+    """Those that its action is of; of packets with as many the same object."""
+    return _row(len(packet.seeds), packet.internal_levels) if packet.seeds else NOWHERE
+
+
+_row = cache(SlotConfig.for_row)
+
+
+@cache
+def _ops_last(slots: SlotConfig) -> tuple[tuple[int, LifecycleOp], ...]:
+    """Where Obs V3 says of each op whether it was executed last."""
+    places = {field.name: at for at, field in enumerate(ObservationLayout(slots).fields)}
+    return tuple((places[f"last_op_{op.name}"], op) for op in slots.ops)
 
 
 def _was_carried_out(told: Told, following: SystemState) -> bool:
@@ -205,10 +216,8 @@ def _last_op(packet: SystemState) -> LifecycleOp | None:
     """The op that a run executed last, as Obs V3 says; None where it does not."""
     if packet.observation is None:
         return None
-    slots = slots_of(packet)
-    flags = zip(ObservationLayout(slots).fields, packet.observation, strict=True)
-    said = {field.name for field, value in flags if field.name.startswith("last_op_") and value > 0}
-    return next((op for op in slots.ops if f"last_op_{op.name}" in said), None)
+    said = packet.observation
+    return next((op for at, op in _ops_last(slots_of(packet)) if said[at] > 0), None)
 
 
 def _log_probs(decision: Decision) -> tuple[float, float]:
@@ -235,7 +244,7 @@ def _graphs(
         # Of a packet without a mask the reader admits to wait, and nothing else.
         mask = told.decision.mask if is_decided else None
         measured = Measured.of(packet.model_copy(update={"action_mask": mask}))
-        graphs.append(checkpoint.seen.restrict(builder.build(measured), measured.slots.heads))
+        graphs.append(checkpoint.seen.restrict(builder.build(measured), slots_of(packet).heads))
         if told.decision.action is not None:  # as the run's reader does, once a policy's answer stands
             normaliser.observe(metric_sums(metric_values(packet.metrics)))
     return graphs

@@ -172,6 +172,17 @@ def experience(decision, **reported):
     return Experience(report=FieldReport(**(known | reported)), decision=decision)
 
 
+def renamed(told, run_id):
+    """The same of another run."""
+    of = told.decision
+    command_id = str(uuid5(NAMESPACE_OID, f"{run_id} {of.epoch}"))
+    moved = {"run_id": run_id, "command_id": command_id}
+    for name in ("packet", "command"):
+        content = getattr(of, name).replace(f'"{of.run_id}"'.encode(), f'"{run_id}"'.encode())
+        moved[name] = content.replace(of.command_id.encode(), command_id.encode())
+    return experience(changed(of, **moved))
+
+
 def greenhouse(path, episodes=8, epochs=6):
     """A record of the heuristic's episodes."""
     env = EnvConfig(task="tabular").lasting(epochs)
