@@ -62,17 +62,18 @@ class Learn:
         keys = CurrentKeys(self.keys)
         with (
             held(self.directory),
-            open_bus(self.bus, name=self.bus_name) as bus,
             Learner(self.start, self.greenhouse, self.directory, self.learning) as learner,
+            open_bus(self.bus, name=self.bus_name) as bus,
+            TakesReports(bus, keys, learner.path, learner.take_within, consumer=self.name) as reports,
         ):
             bus.join(Stream.REPORTS, Role.LEARNER)
-            with TakesReports(bus, keys, learner.path, learner.take_within, consumer=self.name) as reports:
-                at_bus = LearnerAtBus(learner, bus, keys, reports.step)
-                console.print(f"learning from {self.bus_name}; latest update: {learner.latest_version or 'none'}")
-                try:
-                    self._learn(at_bus, console)
-                except KeyboardInterrupt:
-                    raise KeyboardInterrupt("reports and updates are kept, and the same command goes on") from None
+            try:
+                console.print(
+                    f"learning from the bus {self.bus_name}; latest update: {learner.latest_version or 'none'}"
+                )
+                self._learn(LearnerAtBus(learner, bus, keys, reports.step), console)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("reports and updates are kept, and the same command goes on") from None
 
     @staticmethod
     def _learn(at_bus: LearnerAtBus, console: Console) -> None:
