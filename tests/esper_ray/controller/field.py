@@ -183,10 +183,10 @@ def renamed(told, run_id):
     return experience(changed(of, **moved))
 
 
-def greenhouse(path, episodes=8, epochs=6):
-    """A record of the heuristic's episodes."""
+def greenhouse(path, who="random_valid", episodes=8, epochs=6):
+    """A record of a control's episodes, as examples."""
     env = EnvConfig(task="tabular").lasting(epochs)
     path.mkdir()
-    played = record_episodes(make_policy("heuristic", env), env, recorded_seeds(0, episodes))
-    ReplayStore(path).append(RecordedWorld.of(env).text, "heuristic", played)
+    played = record_episodes(make_policy(who, env), env, recorded_seeds(0, episodes))
+    ReplayStore(path).append(RecordedWorld.of(env).text, who, played)
     return path
