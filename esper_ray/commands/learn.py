@@ -14,7 +14,6 @@ from envs.ranges import check_numbers
 from esper_ray.controller.learner.settings import ReportLearning
 from esper_ray.errors import UserError
 from esper_ray.keeping.lock import held
-from esper_ray.terminal import under_way
 
 if TYPE_CHECKING:
     from esper_ray.controller.learner.at_bus import LearnerAtBus
@@ -80,16 +79,15 @@ class Learn:
         from esper_ray.bus.errors import BusError
 
         told = ""
-        with under_way(console, "waiting for reports"):
-            while True:
-                try:
-                    learnt = at_bus.step(WAIT_S)
-                    told = ""
-                except BusError as error:
-                    if str(error) != told:
-                        console.print(f"{error}; trying again")
-                    told = str(error)
-                    time.sleep(WAIT_S)
-                    continue
-                if learnt is not None:
-                    console.print(str(learnt))
+        while True:
+            try:
+                learnt = at_bus.step(WAIT_S)
+                told = ""
+            except BusError as error:
+                if str(error) != told:
+                    console.print(f"{error}; trying again")
+                told = str(error)
+                time.sleep(WAIT_S)
+                continue
+            if learnt is not None:
+                console.print(str(learnt))
