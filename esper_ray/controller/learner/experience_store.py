@@ -20,7 +20,6 @@ from esper_ray.controller.reports.field_report import Experience, FieldReport
 
 FILE = "learner.sqlite"
 _VERSION = 1
-_SCORED = "doublings IS NOT NULL"
 _SCHEMA = (
     """CREATE TABLE decisions (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -31,8 +30,9 @@ _SCHEMA = (
     has_action INTEGER NOT NULL,
     slots TEXT,
     accuracy REAL,
-    doublings REAL,
-    living INTEGER,
+    living INTEGER NOT NULL,
+    extra INTEGER,
+    host INTEGER,
     learnt_in INTEGER
 )""",
     "CREATE INDEX decisions_of_run ON decisions (run_id, epoch)",
@@ -40,16 +40,19 @@ _SCHEMA = (
     "CREATE TABLE reports (report_id TEXT PRIMARY KEY, command_id TEXT NOT NULL, report BLOB)",
     "CREATE INDEX reports_of_command ON reports (command_id)",
     "CREATE TABLE updates (version INTEGER PRIMARY KEY, trained_on TEXT NOT NULL, sent INTEGER NOT NULL DEFAULT 0)",
-    # Of an epoch with several decisions the one that a policy acted in, or else the first, is the run's step.
-    """CREATE VIEW steps AS SELECT * FROM (
-    SELECT *, row_number() OVER (
+    # Of an epoch with several decisions the one that a policy acted in, or else the first, is the run's step. Its
+    # host's size is known from any packet of the run.
+    """CREATE VIEW steps AS SELECT sequence, command_id, run_id, epoch, slots, accuracy, living, extra, sizes.host,
+    learnt_in, accuracy IS NOT NULL AND extra IS NOT NULL AND (extra = 0 OR sizes.host IS NOT NULL) AS scored
+    FROM (SELECT *, row_number() OVER (
         PARTITION BY run_id, epoch ORDER BY has_action DESC, decided_at_ns, command_id
-    ) AS place FROM decisions WHERE slots IS NOT NULL
-) WHERE place = 1""",
-    f"""CREATE VIEW complete AS
+    ) AS place FROM decisions WHERE slots IS NOT NULL)
+    JOIN (SELECT run_id, max(host) AS host FROM decisions GROUP BY run_id) AS sizes USING (run_id)
+    WHERE place = 1""",
+    """CREATE VIEW complete AS
     SELECT step.sequence, step.run_id, step.epoch, step.learnt_in FROM steps AS step
-    JOIN steps AS later ON later.run_id = step.run_id AND later.epoch = step.epoch + 1
-    AND later.slots = step.slots WHERE step.{_SCORED} AND later.{_SCORED}""",
+    JOIN steps AS later ON later.run_id = step.run_id AND later.epoch = step.epoch + 1 AND later.slots = step.slots
+    WHERE step.scored AND later.scored""",
 )
 
 
@@ -61,14 +64,14 @@ class Told:
         sequence: Number of its row.
         decision: The decision.
         report: The report.
-        terms: Of its packet's score; None where that does not measure them.
+        terms: Of its packet's score; the host's parameters are those that any packet of the run tells.
         is_new: Whether no update has learnt from it.
     """
 
     sequence: int
     decision: Decision
     report: FieldReport
-    terms: ScoreTerms | None
+    terms: ScoreTerms
     is_new: bool
 
 
@@ -109,7 +112,7 @@ class ExperienceStore:
                     f"{self.path} is of format {version}, this program's is {_VERSION}: give another directory"
                 )
 
-    def add(self, experience: Experience, terms: ScoreTerms | None, slots: str | None) -> bool:
+    def add(self, experience: Experience, terms: ScoreTerms, slots: str | None) -> bool:
         """Keep what was told; it is on disk when this returns. Arguments and result are those of :meth:`add_within`.
 
         Raises:
@@ -119,14 +122,14 @@ class ExperienceStore:
             return self.add_within(connection, experience, terms, slots)
 
     def add_within(
-        self, connection: sqlite3.Connection, experience: Experience, terms: ScoreTerms | None, slots: str | None
+        self, connection: sqlite3.Connection, experience: Experience, terms: ScoreTerms, slots: str | None
     ) -> bool:
         """Keep what was told, in a transaction of somebody who writes more to the file.
 
         Args:
             connection: To the file, in a transaction.
             experience: A report and its decision.
-            terms: Of the packet's score; None where it does not measure them.
+            terms: Of the packet's score.
             slots: Of the packet, as text; None where nothing can be learnt from it. Packets of other slots do not
                 follow each other.
 
@@ -134,7 +137,6 @@ class ExperienceStore:
             Whether it is new: false of a report that was taken before.
         """
         report, decision = experience.report, experience.decision
-        numbers = (None, None, None) if terms is None else (terms.accuracy, terms.doublings, terms.living)
         taken = connection.execute(
             "INSERT INTO reports VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
             (str(report.report_id), decision.command_id, report.model_dump_json().encode()),
@@ -142,11 +144,12 @@ class ExperienceStore:
         if not taken.rowcount:
             return False
         added = connection.execute(
-            "INSERT INTO decisions (command_id, run_id, epoch, decided_at_ns, has_action, slots, accuracy, "
-            "doublings, living) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO decisions (command_id, run_id, epoch, decided_at_ns, has_action, slots, accuracy, living, "
+            "extra, host) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
                 *(decision.command_id, decision.run_id, decision.epoch, decision.decided_at_ns),
-                *(decision.action is not None, slots, *numbers),
+                *(decision.action is not None, slots),
+                *(terms.accuracy, terms.living, terms.extra, terms.host),
             ),
         )
         if added.rowcount:
@@ -187,7 +190,7 @@ class ExperienceStore:
             StoreFailed: it cannot be read.
         """
         rows = self._rows(
-            "SELECT sequence, experience, accuracy, doublings, living, learnt_in IS NULL, "
+            "SELECT sequence, experience, accuracy, living, extra, host, learnt_in IS NULL, "
             "(SELECT report FROM reports WHERE reports.command_id = steps.command_id ORDER BY rowid DESC LIMIT 1) "
             "FROM steps JOIN contents USING (sequence) WHERE run_id = ? ORDER BY epoch",
             run_id,
@@ -198,10 +201,10 @@ class ExperienceStore:
                     sequence=sequence,
                     decision=Experience.of(experience).decision,
                     report=FieldReport.model_validate_json(report),
-                    terms=None if doublings is None else ScoreTerms(accuracy, doublings, living),
+                    terms=ScoreTerms(*terms),
                     is_new=bool(is_new),
                 )
-                for sequence, experience, accuracy, doublings, living, is_new, report in rows
+                for sequence, experience, *terms, is_new, report in rows
             ]
         except ValueError as error:
             raise StoreFailed(f"{self.path} is damaged, run {run_id}: {' '.join(str(error).split())}") from error

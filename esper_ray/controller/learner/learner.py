@@ -15,7 +15,7 @@ import torch
 from envs.seeding import Purpose, seed_sequence
 from esper_ray.controller.learner.experience_store import ExperienceStore
 from esper_ray.controller.learner.greenhouse import Greenhouse
-from esper_ray.controller.learner.score import ScoreTerms, score_terms
+from esper_ray.controller.learner.score import NOTHING, ScoreTerms, score_terms
 from esper_ray.controller.learner.settings import ReportLearning
 from esper_ray.controller.learner.steps import Stretch, check_readable, chosen, slots_of, stretches_of
 from esper_ray.controller.learner.update_pass import PassSummary, learn
@@ -224,14 +224,14 @@ class Learner:
         self.close()
 
 
-def _told(experience: Experience) -> tuple[ScoreTerms | None, str | None]:
+def _told(experience: Experience) -> tuple[ScoreTerms, str | None]:
     """What the store keeps beside a decision: the terms of its packet's score, and its slots."""
     try:
         packet = check_readable(experience.decision)
     except ValueError as error:  # another program's; asking for it again would not help
         command = experience.decision.command_id
         logger.warning("nothing can be learnt from command %s: %s", command, " ".join(str(error).split()))
-        return None, None
+        return NOTHING, None
     slots = slots_of(packet)
     return score_terms(packet), f"{slots.num_slots} {slots.internal_levels}"
 

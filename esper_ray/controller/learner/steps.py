@@ -150,7 +150,7 @@ def stretches_of(
     Yields:
         Stretches between gaps, in their order.
     """
-    scores = [math.nan if told.terms is None else told.terms.score(parameter_rent, path_rent) for told in run]
+    scores = [told.terms.score(parameter_rent, path_rent) for told in run]
     packets = [SystemState.model_validate_json(told.decision.packet) for told in run]
     follow = [_follow(*pair) for pair in itertools.pairwise(packets)] + [False]
     decided = [
@@ -158,17 +158,21 @@ def stretches_of(
         for at, (told, follows) in enumerate(zip(run, follow, strict=True))
     ]
     graphs = _graphs(run, packets, decided, checkpoint)
-    known = [follow[at] and not math.isnan(scores[at] + scores[at + 1]) for at in range(len(run) - 1)]
-    for wanted, group in itertools.groupby(range(len(known)), known.__getitem__):
-        if not wanted:
+    rewards = [
+        later - now if follows and later is not None and now is not None else None
+        for follows, (now, later) in zip(follow, itertools.pairwise(scores), strict=False)
+    ]
+    for known, group in itertools.groupby(enumerate(rewards), lambda of: of[1] is not None):
+        if not known:
             continue
-        places = list(group)
-        last = packets[places[-1] + 1]
+        places = dict(group)
+        end = max(places) + 1
+        last = packets[end]
         yield Stretch(
             run_id=last.run_id,
             slots=slots_of(last),
-            steps=tuple(_step(run[at], graphs[at], decided[at], scores[at + 1] - scores[at]) for at in places),
-            end=graphs[places[-1] + 1],
+            steps=tuple(_step(run[at], graphs[at], decided[at], reward) for at, reward in places.items()),
+            end=graphs[end],
             terminated=last.max_epochs is not None and last.epoch >= last.max_epochs,
             max_epochs=last.max_epochs,
         )
@@ -209,10 +213,10 @@ def _was_carried_out(told: Told, following: SystemState) -> bool:
     proposed = None if command.selection is None else command.selection.proposed
     if command.kind is not Kind.SEED or command.operation is None or command.operation != proposed:
         return False
-    return _last_op(following) is command.operation.op
+    return last_op(following) is command.operation.op
 
 
-def _last_op(packet: SystemState) -> LifecycleOp | None:
+def last_op(packet: SystemState) -> LifecycleOp | None:
     """The op that a run executed last, as Obs V3 says; None where it does not."""
     if packet.observation is None:
         return None

@@ -12,7 +12,7 @@ from esper_ray.controller.learner.score import ScoreTerms
 from esper_ray.controller.records import Decision, StoreFailed
 from tests.esper_ray.controller.field import experience
 
-TERMS, SLOTS = ScoreTerms(50.0, 0.1, 1), "2 False"
+TERMS, SLOTS = ScoreTerms(50.0, 1, 100, 1000), "2 False"
 
 
 def told(run_id, epoch, **decision):
@@ -71,13 +71,25 @@ def test_a_decision_counts_once_its_neighbour_is_there_with_a_score_and_the_same
     assert store.new_steps() == 3
     store.add(told("a run", 1), TERMS, SLOTS)
     assert store.new_steps() == 5
-    store.add(told("a run", 3), None, SLOTS)
+    store.add(told("a run", 3), ScoreTerms(None, 0, 0, 1000), SLOTS)
     assert store.new_steps() == 5, "its score is not known"
     store.add(told("a run", 8), TERMS, "3 False")
     store.add(told("another", 8), TERMS, SLOTS)
     assert store.new_steps() == 5
     store.add(told("a run", 9), TERMS, None)
     assert epochs(store) == [*range(9)], "nothing can be learnt from the last one"
+
+
+def test_a_hosts_parameters_are_known_from_any_packet_of_its_run(store):
+    unknown = ScoreTerms(50.0, 1, 100, None)
+    for run_id in ("a run", "another"):
+        for epoch in range(3):
+            store.add(told(run_id, epoch), unknown, SLOTS)
+    assert store.new_steps() == 0
+    store.add(told("a run", 9), ScoreTerms(None, 0, 0, 1000), SLOTS)
+    assert store.new_steps() == 2
+    assert [of.terms for of in store.steps("a run")[:3]] == [ScoreTerms(50.0, 1, 100, 1000)] * 3
+    assert [of.terms.host for of in store.steps("another")] == [None] * 3
 
 
 def test_of_an_epoch_the_decision_of_a_policy_counts_or_else_the_first(store):

@@ -22,7 +22,7 @@ from policies.strategic.labels import RISES, UNKNOWN_RISK
 from policies.strategic.messages import SeedState
 from policies.strategic.schema import RISK_CLASSES
 from tests.esper_ray.controller.field import EXTRA, HOST, Field, experience, packet, policy
-from tests.policies.strategic.states import SLOTS, chain, changed
+from tests.policies.strategic.states import SLOTS, chain, changed, seed
 
 torch.set_num_threads(1)
 RENT, PATH = 0.03, 0.05
@@ -59,24 +59,30 @@ def parameters(count):
 def test_the_score_of_a_packet_by_hand():
     # 80 % with one living seed of 234 parameters in a host of 1000: 0.8 − 0.03·log2(1.234) − 0.05.
     terms = score_terms(packet(3, accuracy=80.0, graph=parameters(HOST + EXTRA)))
-    assert terms is not None
-    assert terms.accuracy == 80.0
-    assert terms.living == 1
-    assert terms.doublings == pytest.approx(math.log2(1.234))
+    assert terms == ScoreTerms(accuracy=80.0, living=1, extra=EXTRA, host=HOST)
     assert terms.score(RENT, PATH) == pytest.approx(0.8 - 0.03 * math.log2(1.234) - 0.05)
 
 
 def test_a_host_without_seeds_has_no_rent_to_pay_whatever_is_known_of_it():
     empty = tuple(SeedState(slot=slot, stage=SeedStage.DORMANT) for slot in SLOTS.slot_ids)
-    bare = packet(3, accuracy=80.0, seeds=empty, budgets=None)
-    assert score_terms(bare) == ScoreTerms(80.0, 0.0, 0)
+    terms = score_terms(packet(3, accuracy=80.0, seeds=empty, budgets=None, graph=parameters(None)))
+    assert terms == ScoreTerms(80.0, 0, 0, None)
+    assert terms.score(RENT, PATH) == 0.8
 
 
 @pytest.mark.parametrize(
     "unknown", [{"validation_accuracy": None}, {"budgets": None}, {"observation": None}, {"graph": parameters(None)}]
 )
 def test_what_is_not_measured_gives_no_score(unknown):
-    assert score_terms(packet(3, **unknown)) is None
+    assert score_terms(packet(3, **unknown)).score(RENT, PATH) is None
+
+
+def test_a_seed_that_is_not_trained_yet_is_not_in_the_optimiser():
+    waiting, trained = seed("a", SeedStage.GERMINATED), seed("b", SeedStage.TRAINING)
+    empty = SeedState(slot="c", stage=SeedStage.DORMANT)
+    both = [score_terms(packet(3, seeds=of)) for of in ((waiting, empty), (trained, empty), (waiting, trained))]
+    assert [of.host for of in both] == [HOST + EXTRA, HOST, None]
+    assert [of.extra for of in both] == [EXTRA] * 3
 
 
 def test_a_reward_is_the_score_after_less_the_score_before(field, checkpoint):
