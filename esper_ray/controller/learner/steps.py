@@ -163,9 +163,9 @@ def stretches_of(
         for follows, (now, later) in zip(follow, itertools.pairwise(scores), strict=False)
     ]
     for known, group in itertools.groupby(enumerate(rewards), lambda of: of[1] is not None):
+        places = {at: reward for at, reward in group if reward is not None}
         if not known:
             continue
-        places = dict(group)
         end = max(places) + 1
         last = packets[end]
         yield Stretch(
