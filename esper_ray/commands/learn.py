@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from envs.ranges import check_numbers
+from esper_ray.commands.control import BUS_VARIABLE
 from esper_ray.controller.learner.settings import ReportLearning
 from esper_ray.errors import UserError
 from esper_ray.keeping.lock import held
@@ -26,14 +28,14 @@ WAIT_S = 1.0
 class Learn:
     """Learn from the field reports of controllers on a bus, and send them updates of their policy."""
 
-    bus: str
-    """redis://HOST:PORT/DB of the bus."""
     start: Path
     """The policy to begin with, that which the controllers have: what `esper-ray strategic imitate` wrote, or an export
     of one that was trained with --network.kind graph. Later the latest update takes its place."""
     greenhouse: Path
     """What `esper-ray strategic collect` recorded: part of every update, so that a few runs do not make the policy
     forget."""
+    bus: str | None = None
+    """redis://HOST:PORT/DB of the bus; the variable ESPER_BUS has the same effect, and is seen by nobody else."""
     directory: Path = Path("var/learner")
     """Where reports and the latest update are kept; one learner uses it at a time, and the same command goes on."""
     keys: Path = Path("var/controller/signing_keys.json")
@@ -57,12 +59,15 @@ class Learn:
         from esper_ray.controller.reports.taking import TakesReports
         from esper_ray.process import settle
 
+        address = self.bus or os.environ.get(BUS_VARIABLE)
+        if address is None:
+            raise UserError(f"learn from which bus? Give --bus redis://HOST:PORT/DB, or set {BUS_VARIABLE}")
         settle()
         keys = CurrentKeys(self.keys)
         with (
             held(self.directory),
             Learner(self.start, self.greenhouse, self.directory, self.learning) as learner,
-            open_bus(self.bus, name=self.bus_name) as bus,
+            open_bus(address, name=self.bus_name) as bus,
             TakesReports(bus, keys, learner.path, learner.take_within, consumer=self.name) as reports,
         ):
             bus.join(Stream.REPORTS, Role.LEARNER)

@@ -59,7 +59,7 @@ COMMANDS = {
     ("keys", "list"): (Keys,),
     ("reports", "list"): (Reports,),
     ("updates", "list"): (Updates,),
-    ("learn", "--bus", "redis://h", "--start", "start", "--greenhouse", "store"): (Learn, ReportLearning),
+    ("learn", "--start", "start", "--greenhouse", "store"): (Learn, ReportLearning),
     ("strategic", "collect", "store"): (Collect,),
     ("strategic", "imitate", "store", "out"): (Imitate, ImitationConfig),
     ("strategic", "evaluate", "trained", "store"): (EvaluateStrategic,),

@@ -20,12 +20,11 @@ from esper_ray.controller.learner.settings import ReportLearning
 from esper_ray.controller.learner.steps import Stretch, check_readable, chosen, slots_of, stretches_of
 from esper_ray.controller.learner.update_pass import PassSummary, learn
 from esper_ray.controller.reports.field_report import Experience
-from esper_ray.controller.updates.policy_update import PolicyUpdate, UpdateHead
-from esper_ray.errors import UserError
+from esper_ray.controller.updates.making import update_of
+from esper_ray.controller.updates.policy_update import PolicyUpdate
 from esper_ray.keeping.revision import git_commit
 from esper_ray.keeping.strategic_policy import POLICY, checkpoint_in, load_strategic
 from esper_ray.keeping.writing import make_directories, writing
-from policies.strategic.checkpoint import MANIFEST_FILE, Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -198,12 +197,16 @@ class Learner:
         return self._settings.first_version - 1 if latest is None else latest[0]
 
     def unsent(self) -> PolicyUpdate | None:
-        """The latest update, if it was not sent yet."""
+        """The latest update, if it was not sent yet.
+
+        Raises:
+            UserError: it is not there any more, or was damaged.
+        """
         latest = self._store.latest_update()
         if latest is None or latest[2]:
             return None
         version, trained_on, _ = latest
-        return _update_of(self._policy, version, trained_on)
+        return update_of(self._policy, version, trained_on)
 
     def mark_sent(self, update: PolicyUpdate) -> None:
         """Note that an update was sent.
@@ -238,17 +241,3 @@ def _told(experience: Experience) -> tuple[ScoreTerms, str | None]:
 
 def _seed(seed: int, version: int) -> int:
     return int(seed_sequence(Purpose.REPORTS, seed, version).generate_state(1)[0])
-
-
-def _update_of(directory: Path, version: int, trained_on: str) -> PolicyUpdate:
-    """A checkpoint as an update.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        manifest = (directory / MANIFEST_FILE).read_text()
-        weights = (directory / Manifest.model_validate_json(manifest).weights_file).read_bytes()
-    except (OSError, ValueError) as error:
-        raise UserError(f"the update in {directory} cannot be read: {' '.join(str(error).split())}") from error
-    return PolicyUpdate(head=UpdateHead(version=version, manifest=manifest, trained_on=trained_on), weights=weights)

@@ -22,7 +22,6 @@ from policies.strategic.checkpoint import Checkpoint
 from tests.esper_ray.bus.servers import Server, needs_redis
 from tests.esper_ray.controller.field import Field, greenhouse, policy, renamed
 
-pytest.importorskip("esper_ray.controller.reports.taking")  # of another branch
 torch.set_num_threads(1)
 PATIENCE_S = 300.0
 
@@ -108,3 +107,10 @@ def test_without_keys_a_record_or_a_policy_it_does_not_begin(place):
         with pytest.raises(UserError, match=says):
             command.run(Console(quiet=True))
     assert not (place / "learner").exists()
+
+
+def test_without_a_bus_it_says_how_to_give_one(place, monkeypatch):
+    monkeypatch.delenv("ESPER_BUS", raising=False)
+    command = parse(["learn", "--start", str(place / "start"), "--greenhouse", str(place / "greenhouse")])
+    with pytest.raises(UserError, match="Give --bus redis://HOST:PORT/DB, or set ESPER_BUS"):
+        command.run(Console(quiet=True))

@@ -16,10 +16,12 @@ from esper_ray.controller.learner.at_bus import LearnerAtBus
 from esper_ray.controller.learner.learner import Learner, NotYet
 from esper_ray.controller.learner.settings import ReportLearning
 from esper_ray.controller.nonces import NonceLedger
+from esper_ray.controller.updates.candidate import check_weights, read_update
+from esper_ray.controller.updates.making import update_of
 from esper_ray.controller.updates.policy_update import AUDIENCE, PolicyUpdate
 from esper_ray.controller.verifier import Verifier
 from esper_ray.errors import UserError
-from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint, Manifest
+from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint
 from policies.strategic.taught import Taught
 from tests.esper_ray.controller.field import Field, greenhouse, policy, renamed
 
@@ -119,7 +121,9 @@ def test_an_update_is_a_policy_that_differs_from_the_one_before(updated, start, 
         update = learner.unsent()
     assert update.head.version == 1
     assert update.head.trained_on.startswith("256 decisions of 4 runs, and ")
-    manifest = Manifest.model_validate_json(update.head.manifest)
+    update, manifest = read_update(update.framed())
+    _, live = read_update(update_of(start, 1).framed())
+    check_weights(update, manifest, live)
     place = directory / "sent"
     place.mkdir()
     (place / MANIFEST_FILE).write_text(update.head.manifest)
