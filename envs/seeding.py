@@ -46,6 +46,8 @@ class Purpose(IntEnum):
     """Seeds of the hosts whose episodes are recorded for the strategic policy."""
     IMITATION = 12
     """Order and dropout of a pass of imitation."""
+    REPORTS = 13
+    """Order in which is learnt from reports in the field."""
 
 
 def seed_sequence(purpose: Purpose, seed: int | None, *key: int) -> np.random.SeedSequence:

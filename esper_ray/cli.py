@@ -92,6 +92,7 @@ def parse(arguments: Sequence[str]) -> Command:
     from esper_ray.commands.evaluation import Evaluate, Replay, Search
     from esper_ray.commands.inspection import Inspect
     from esper_ray.commands.keys import Keys
+    from esper_ray.commands.learn import Learn
     from esper_ray.commands.reports import Reports
     from esper_ray.commands.strategic import Strategic
     from esper_ray.commands.studies import Compare, Study, Tune
@@ -119,6 +120,7 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Keys, tyro.conf.subcommand("keys")]
         | Annotated[Reports, tyro.conf.subcommand("reports")]
         | Annotated[Updates, tyro.conf.subcommand("updates")]
+        | Annotated[Learn, tyro.conf.subcommand("learn")]
         | Annotated[
             Strategic, tyro.conf.subcommand("strategic", description="Record episodes, and teach a graph policy.")
         ]

@@ -7,7 +7,8 @@ place of its own generalised advantage estimation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
@@ -204,6 +205,57 @@ def advantage_streams(returns: Tensor, value: Tensor, q_value: Tensor, baseline:
     op_baseline = q_value if baseline == "op" else value
     argument_baseline = value if baseline == "state" else q_value
     return torch.stack([returns - op_baseline, returns - argument_baseline], dim=-1)
+
+
+@dataclass(frozen=True)
+class VTraceSignals:
+    """What V-trace makes of whole sequences, in reward units; 0 where not real.
+
+    Attributes:
+        targets: ``vs`` ``[E, T]``: what V is regressed on.
+        worth: What the actions were worth, ``y = r + γ vs'`` ``[E, T]``: what Q of the op taken is regressed on.
+        streams: Advantages of the op and of its arguments (:func:`advantage_streams`), each times the truncated ratio,
+            ``[E, T, 2]``.
+    """
+
+    targets: Tensor
+    worth: Tensor
+    streams: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        output: ActorCriticResult,
+        actions: Tensor,
+        old_log_probs: Tensor,
+        rewards: Tensor,
+        terminated: Tensor,
+        real: Tensor,
+        settings: LearnerConfig,
+    ) -> Self:
+        """Of sequences that each end with an artificial step, which holds the state after the last action.
+
+        Args:
+            output: The new policy.
+            actions: int64 ``[E, T, H]``.
+            old_log_probs: Of the policy that acted, ``[E, T, H]``.
+            rewards: ``[E, T]``.
+            terminated: bool ``[E, T]``.
+            real: bool ``[E, T]``: False at artificial steps, and in padding at the right.
+            settings: Discount, λ, baseline.
+        """
+        log_ratios, _ = decided_log_ratios(output, actions, old_log_probs, real)
+        ratios = log_ratios.sum(dim=-1).exp()
+        value, q_value = output.value, output.q_value(actions[..., 0])
+        # A row's last entry is an artificial step or padding, and so only the value after a played one.
+        rewards, terminated, played = rewards[:, :-1], terminated[:, :-1], real[:, :-1]
+        targets = vtrace_returns(
+            rewards, value, terminated, played, ratios[:, :-1], settings.gamma, settings.gae_lambda
+        )
+        worth = action_returns(rewards, value, terminated, played, targets, settings.gamma)
+        targets, worth = (torch.nn.functional.pad(rows, (0, 1)) for rows in (targets, worth))
+        streams = advantage_streams(worth, value, q_value, settings.critic_baseline)
+        return cls(targets, worth, ratios.clamp(max=1.0).unsqueeze(-1) * streams)
 
 
 def advantage_scale(op_advantages: Tensor, counted: Tensor, mean_over_learners: MeanOverLearners) -> Tensor:

@@ -10,13 +10,7 @@ from ray.rllib.algorithms.impala.torch.impala_torch_learner import IMPALATorchLe
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
-from esper_ray.learning.advantages import (
-    action_returns,
-    advantage_streams,
-    decided_log_ratios,
-    scaled_advantages,
-    vtrace_returns,
-)
+from esper_ray.learning.advantages import VTraceSignals, scaled_advantages
 from esper_ray.learning.learner import FactoredLearner, mean_over_learners
 from esper_ray.learning.loss import LossTerms, Minibatch, impala_loss
 from esper_ray.ray_internals import wrap_learner_thread
@@ -72,19 +66,9 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
         """V-trace of whole rollouts: a row is one, with its last observation at its end as an artificial step."""
         settings = self.settings
         actions, real = batch[Columns.ACTIONS].long(), batch[Columns.LOSS_MASK]
-        log_ratios, _ = decided_log_ratios(output, actions, batch[HEAD_LOG_PROBS], real)
-        ratios = log_ratios.sum(dim=-1).exp()
-        value, q_value = output.value, output.q_value(actions[..., 0])
-        # A row's last entry is an artificial step or padding, and so only the value after a played one.
-        rewards, terminated = batch[Columns.REWARDS].float()[:, :-1], batch[Columns.TERMINATEDS].bool()[:, :-1]
-        played = real[:, :-1]
-        targets = vtrace_returns(
-            rewards, value, terminated, played, ratios[:, :-1], settings.gamma, settings.gae_lambda
-        )
-        worth = action_returns(rewards, value, terminated, played, targets, settings.gamma)
-        targets, worth = (torch.nn.functional.pad(rows, (0, 1)) for rows in (targets, worth))
-        streams = advantage_streams(worth, value, q_value, settings.critic_baseline)
-        streams = ratios.clamp(max=1.0).unsqueeze(-1) * streams
+        rewards, terminated = batch[Columns.REWARDS].float(), batch[Columns.TERMINATEDS].bool()
+        signals = VTraceSignals.of(output, actions, batch[HEAD_LOG_PROBS], rewards, terminated, real, settings)
+        targets, worth = signals.targets, signals.worth
         network.normalisers.collect(batch[Columns.OBS], targets, real, mean_over_learners)
         # A minibatch is that part of a rollout.
         network.normalisers.commit_returns(settings.return_scale_decay ** (1 / settings.minibatches))
@@ -93,7 +77,9 @@ class EsperImpalaLearner(FactoredLearner, IMPALATorchLearner):
         return Minibatch(
             actions=actions,
             old_log_probs=batch[HEAD_LOG_PROBS],
-            advantages=scaled_advantages(streams, output, worlds, settings.centre_advantages, mean_over_learners),
+            advantages=scaled_advantages(
+                signals.streams, output, worlds, settings.centre_advantages, mean_over_learners
+            ),
             scaled_returns=targets / scale,
             real=real,
             scaled_q_returns=worth / scale,

@@ -67,7 +67,7 @@ class Agreement:
             decided.sum(dim=0),
             agreed.sum(dim=0),
             torch.stack([exemplary.sum(), anything.sum(), (anything & (agreed == decided).all(dim=-1)).sum()]),
-            _confusion(result.risk_logits, targets.risk),
+            risk_confusion(result.risk_logits, targets.risk),
             torch.stack([error.square().sum(), gained.sum(), gained.square().sum()]),
         )
 
@@ -117,7 +117,7 @@ class Agreement:
         }
 
 
-def _confusion(logits: Tensor | None, risk: Tensor) -> Tensor:
+def risk_confusion(logits: Tensor | None, risk: Tensor) -> Tensor:
     """See :attr:`Agreement.confusion`, of logits ``[B, C]`` and classes ``[B]``."""
     classes = len(RISK_CLASSES)
     if logits is None:

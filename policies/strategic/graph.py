@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from typing import Self
 
 import numpy as np
 import torch
@@ -79,6 +80,31 @@ class GraphArrays:
     seeds: Tensor
     context: Tensor
     action_mask: Tensor
+
+    @classmethod
+    def together(cls, parts: Sequence[GraphArrays]) -> Self:
+        """Graphs of several shapes as arrays of one, which those with fewer nodes or edges are padded to.
+
+        Args:
+            parts: At least one; all of as many slots, with masks of the same heads.
+        """
+        nodes, edges = {}, {}
+        for name in NODE_TYPES:
+            of = [part.nodes[name] for part in parts]
+            present, values, codes = zip(*((n.present, n.values, n.codes) for n in of), strict=True)
+            nodes[name] = NodeArrays(_padded(present, False), _padded(values, torch.nan), _padded(codes, 0))
+        for relation in FORWARD_RELATIONS:
+            ends, values = zip(*((e.ends, e.values) for e in (p.edges[relation.name] for p in parts)), strict=True)
+            edges[relation.name] = EdgeArrays(_padded(ends, -1), _padded(values, torch.nan))
+        seeds, context, masks = zip(*((part.seeds, part.context, part.action_mask) for part in parts), strict=True)
+        return cls(nodes, edges, torch.cat(seeds), torch.cat(context), torch.cat(masks))
+
+
+def _padded(parts: Sequence[Tensor], value: float) -> Tensor:
+    """Tensors ``[N, n, ...]`` one after the other, each filled up along its second axis to the longest."""
+    most = max(part.shape[1] for part in parts)
+    missing = ((0, 0) * (part.ndim - 2) + (0, most - part.shape[1]) for part in parts)
+    return torch.cat([F.pad(part, more, value=value) for part, more in zip(parts, missing, strict=True)])
 
 
 @dataclass(frozen=True)

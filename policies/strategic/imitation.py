@@ -128,20 +128,7 @@ class Imitation:
         return _means(seen), Agreement.sum(parts)
 
     def _losses(self, result: GraphPolicyResult, targets: Targets) -> dict[str, Tensor]:
-        """What is minimised, ``total``, and its parts; scalars."""
-        assert result.risk_logits is not None, "a network says it always"
-        scaled = targets.gained / self.return_scale
-        q_taken = take_entry(result.scaled_q_values, targets.actions[:, 0])
-        errors = (result.scaled_value - scaled).square() + (q_taken - scaled).square()
-        parts = {
-            "decisions": decision_loss(result, targets.actions, targets.exemplary),
-            "value": torch.where(targets.exemplary, errors, 0.0).sum() / targets.exemplary.sum().clamp(min=1),
-            "risk": _weighted_cross_entropy(result.risk_logits, targets.risk, self._class_weights),
-            "ramps": ramp_loss(result, targets, scaled - result.scaled_value.detach()),
-        }
-        weights = {"value": self.config.value_weight, "risk": self.config.risk_weight, "ramps": self.config.ramp_weight}
-        total = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
-        return {"total": total, **{name: part.detach() for name, part in parts.items()}}
+        return imitation_losses(result, targets, self.return_scale, self._class_weights, self.config)
 
     # ------------------------------------------------------------------ going on later
     def save(self, path: Path) -> None:
@@ -210,6 +197,40 @@ class Imitation:
         self.best = parts["best"]
 
 
+def imitation_losses(
+    result: GraphPolicyResult,
+    targets: Targets,
+    return_scale: float,
+    class_weights: Tensor,
+    config: ImitationConfig,
+) -> dict[str, Tensor]:
+    """What imitation minimises, ``total``, and its parts without gradient; scalars.
+
+    Args:
+        result: What a network says of steps on record.
+        targets: What these teach.
+        return_scale: Reward units per unit of the network's values.
+        class_weights: Of the risk classes ``[C]``.
+        config: Weights of the parts.
+
+    Raises:
+        ValueError: a mask on record refuses the action on record.
+    """
+    assert result.risk_logits is not None, "a network says it always"
+    scaled = targets.gained / return_scale
+    q_taken = take_entry(result.scaled_q_values, targets.actions[:, 0])
+    errors = (result.scaled_value - scaled).square() + (q_taken - scaled).square()
+    parts = {
+        "decisions": decision_loss(result, targets.actions, targets.exemplary),
+        "value": torch.where(targets.exemplary, errors, 0.0).sum() / targets.exemplary.sum().clamp(min=1),
+        "risk": risk_loss(result.risk_logits, targets.risk, class_weights),
+        "ramps": ramp_loss(result, targets, scaled - result.scaled_value.detach()),
+    }
+    weights = {"value": config.value_weight, "risk": config.risk_weight, "ramps": config.ramp_weight}
+    total = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
+    return {"total": total, **{name: part.detach() for name, part in parts.items()}}
+
+
 def decision_loss(result: GraphPolicyResult, actions: Tensor, exemplary: Tensor) -> Tensor:
     """Cross-entropy of recorded actions: the sum over heads, mean over exemplary steps with a choice; a scalar.
 
@@ -250,8 +271,14 @@ def ramp_loss(result: GraphPolicyResult, targets: Targets, advantages: Tensor) -
     return (weights * losses).sum() / len(drawn) if len(drawn) else losses.sum()
 
 
-def _weighted_cross_entropy(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
-    """Mean over steps whose class is known, each with its class's weight ``[C]``; 0 if none is."""
+def risk_loss(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of risk classes: the mean over steps whose class is known, each with its class's weight; a scalar.
+
+    Args:
+        logits: ``[B, C]``.
+        classes: int64 ``[B]``, ``UNKNOWN_RISK`` where none is known; 0 is the loss if none is.
+        weights: ``[C]``.
+    """
     known = classes != UNKNOWN_RISK
     weight = weights.to(logits.device)[classes.clamp(min=0)] * known
     losses = F.cross_entropy(logits, classes.clamp(min=0), reduction="none")

@@ -22,12 +22,14 @@ from esper_ray.commands.deployment import Export, Serve
 from esper_ray.commands.evaluation import Evaluate, Replay, Search
 from esper_ray.commands.inspection import Inspect
 from esper_ray.commands.keys import Keys
+from esper_ray.commands.learn import Learn
 from esper_ray.commands.reports import Reports
 from esper_ray.commands.strategic import Collect, EvaluateStrategic, Imitate
 from esper_ray.commands.studies import Compare, Study, Tune
 from esper_ray.commands.training import Train
 from esper_ray.commands.updates import Updates
 from esper_ray.config import DEFAULT_TASK, EnvConfig, LearnerConfig, RunConfig, load_config, with_settings
+from esper_ray.controller.learner.settings import ReportLearning
 from esper_ray.errors import UserError
 from esper_ray.experiments.study import study_file
 from esper_ray.experiments.tuning import tuning_file
@@ -57,6 +59,7 @@ COMMANDS = {
     ("keys", "list"): (Keys,),
     ("reports", "list"): (Reports,),
     ("updates", "list"): (Updates,),
+    ("learn", "--start", "start", "--greenhouse", "store"): (Learn, ReportLearning),
     ("strategic", "collect", "store"): (Collect,),
     ("strategic", "imitate", "store", "out"): (Imitate, ImitationConfig),
     ("strategic", "evaluate", "trained", "store"): (EvaluateStrategic,),
@@ -82,7 +85,7 @@ FLAGS = [
     for kind in kinds
     for field in dataclasses.fields(kind)
     if (kind is Train or field.name not in POSITIONAL)
-    and field.name not in ("config", "service", "imitation", "network")
+    and field.name not in ("config", "service", "imitation", "network", "learning")
 ]
 SETTINGS = [field.name for part in vars(DEBUG).values() for field in dataclasses.fields(part)]
 

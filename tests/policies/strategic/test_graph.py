@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from envs.observation import slot_fields
 from envs.slots import SlotConfig
 from policies.strategic.encoding import encode
-from policies.strategic.graph import EdgeArrays, GraphBatch
+from policies.strategic.graph import EdgeArrays, GraphArrays, GraphBatch
 from policies.strategic.schema import (
     CONTEXT,
     FORWARD_RELATIONS,
@@ -125,3 +125,18 @@ def test_everything_in_a_batch_is_finite():
         assert tensor.isfinite().all()
     assert batch.context.shape == (20, CONTEXT.encoded)
     assert batch.edges.relation.unique().tolist() == list(range(len(FORWARD_RELATIONS)))
+
+
+@given(st.lists(st.tuples(COUNTS, COUNTS, COUNTS, COUNTS, st.integers(1, 3)), min_size=1, max_size=4))
+def test_graphs_of_several_shapes_together_are_the_same_graphs(shapes):
+    parts = []
+    for at, (layers, activations, parameters, edges, count) in enumerate(shapes):
+        sizes = {"layer": layers, "seed": 3, "activation": activations, "parameter": parameters}
+        parts.append(random_arrays(count, sizes, edges, seed=at))
+    together = GraphBatch.from_arrays(GraphArrays.together(parts))
+    start = 0
+    for of, part in zip(parts, map(GraphBatch.from_arrays, parts), strict=True):
+        stop = start + len(of.seeds)
+        assert_same_graphs(GraphBatch.from_arrays(rows(GraphArrays.together(parts), slice(start, stop))), part)
+        start = stop
+    assert len(together) == start

@@ -1,0 +1,1 @@
+"""The learner's half of a controller: field reports in, updates of the graph policy out."""
