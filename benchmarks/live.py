@@ -107,7 +107,7 @@ class Live:
         kept = json.loads(self.json.read_text())
         if "cut off" not in kept:
             return set()
-        report.tables[-1].rows += [tuple(row) for row in kept["rows"]]
+        report.tables[-1].rows.extend(tuple(row) for row in kept["rows"])
         for key in ("grow_gain", "grow_vs_scratch"):
             report.headline[key] |= kept["headline"][key]
         return {(name, int(epochs)) for name, epochs, *_ in kept["rows"]}

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from pydantic import Field, TypeAdapter
 
+from envs.live.places import KINDS
 from envs.slots import SlotConfig
 from esper_ray.controller.commands import AdaptationCommand
 from esper_ray.controller.framing import framed, parts_of
@@ -21,7 +22,7 @@ class Joining(Message):
     token: UUID
     """Of the question; the answer has the same."""
     run_id: Name
-    kind: Literal["image", "sequence", "vector"]
+    kind: Annotated[str, Field(pattern=f"^({'|'.join(KINDS)})$")]
     """Of the slots (:data:`envs.live.places.KINDS`)."""
     slots: Count
     max_epochs: Count

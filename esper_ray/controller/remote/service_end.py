@@ -131,8 +131,12 @@ class ServiceEnd:
         except UserError as error:
             return Welcome(token=said.token, problem=str(error))
         slots = self._controller.slots
-        given = {} if slots is None else {"num_slots": slots.num_slots, "internal_levels": slots.internal_levels}
-        return Welcome(token=said.token, observe=self._controller.observe, **given)
+        return Welcome(
+            token=said.token,
+            observe=self._controller.observe,
+            num_slots=None if slots is None else slots.num_slots,
+            internal_levels=slots is not None and slots.internal_levels,
+        )
 
     def _result(self, delivery: Delivery) -> None:
         try:
