@@ -209,14 +209,14 @@ def some_decision():
 
 
 def test_outcomes_are_classes_of_risk_by_the_limits_of_recorded_episodes():
-    assert risk(ReportOutcome.SUCCESS, 1.0) == "SAFE"
+    assert risk(ReportOutcome.SUCCESS, -1.0) == "SAFE"
     assert [risk(ReportOutcome.NEUTRAL, rise) for rise in (0.02, 0.021, 0.076, 0.151)] == [
         "SAFE",
         "LOW",
         "MODERATE",
         "HIGH",
     ]
-    assert risk(ReportOutcome.REGRESSION, -0.1, excess=0.2) == "LOW", "the loss fell, and less than before"
+    assert risk(ReportOutcome.REGRESSION, -0.1, excess=0.2) == "SAFE", "the loss fell, and less than before"
     assert risk(ReportOutcome.REGRESSION, 0.2, excess=0.2) == "HIGH"
     assert risk(ReportOutcome.REGRESSION, 0.0, excess=0.0) == "CRITICAL", "no loss shows why"
     assert risk(ReportOutcome.REGRESSION, None, excess=None) == "CRITICAL"
