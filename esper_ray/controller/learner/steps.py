@@ -27,8 +27,8 @@ from policies.strategic.measured import NOWHERE, Measured
 from policies.strategic.messages import SystemState
 from policies.strategic.normaliser import metric_sums, metric_values
 
-NOT_APPLIED = "its command "
-"""Begins the notes of a report whose command was not applied, as far as is known."""
+NOT_APPLIED = "its command"
+"""Begins a note of every report whose command was not applied, as far as is known."""
 
 
 @dataclass(frozen=True)

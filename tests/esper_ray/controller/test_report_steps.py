@@ -2,6 +2,7 @@
 
 import functools
 import math
+from uuid import uuid4
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 
 from envs.action_masks import split_mask
 from envs.vocabulary import LifecycleOp, SeedStage
-from esper_ray.controller.commands import Kind
+from esper_ray.controller.commands import CommandResult, Kind, Outcome, Refusal
 from esper_ray.controller.learner.experience_store import Told
 from esper_ray.controller.learner.report_risk import risk_of
 from esper_ray.controller.learner.score import ScoreTerms, score_terms
 from esper_ray.controller.learner.steps import check_readable, chosen, stretches_of
+from esper_ray.controller.records import Fate
 from esper_ray.controller.reports.field_report import ReportOutcome
+from esper_ray.controller.reports.observing import _fate_notes
 from policies.distribution import ActionTables
 from policies.strategic.graph import GraphArrays, GraphBatch
 from policies.strategic.labels import RISES, UNKNOWN_RISK
@@ -132,7 +135,22 @@ def test_what_the_run_did_not_do_was_not_decided(field, checkpoint):
     assert [step.decided for step in stretch.steps] == [True, True, False]
 
 
-@pytest.mark.parametrize("note", ["its command was refused: not_admitted", "its command has no result yet"])
+def result(outcome, reason=None):
+    known = {"command_id": uuid4(), "run_id": "a run", "epoch": 0, "stages_before": {}, "stages_after": {}}
+    return CommandResult(outcome=outcome, reason=reason, **known).model_dump_json().encode()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        *_fate_notes(Fate.LOST, "no_result", None),
+        *_fate_notes(Fate.ABORTED, "not_delivered", None),
+        *_fate_notes(Fate.WITHHELD, "", None),
+        *_fate_notes(Fate.ANSWERED, "", b"no result"),
+        *_fate_notes(Fate.ANSWERED, "", result(Outcome.REFUSED, Refusal.NOT_ADMITTED)),
+        *_fate_notes(Fate.ANSWERED, "", result(Outcome.EXPIRED, Refusal.TOO_LATE)),
+    ],
+)
 def test_a_command_that_was_not_applied_decided_nothing(note, field, checkpoint):
     (stretch,) = stretches(field.play(epochs=2, notes=("compared with 3 differences", note)), checkpoint)
     assert [step.decided for step in stretch.steps] == [False]
@@ -209,14 +227,14 @@ def some_decision():
 
 
 def test_outcomes_are_classes_of_risk_by_the_limits_of_recorded_episodes():
-    assert risk(ReportOutcome.SUCCESS, 1.0) == "SAFE"
+    assert risk(ReportOutcome.SUCCESS, -1.0) == "SAFE"
     assert [risk(ReportOutcome.NEUTRAL, rise) for rise in (0.02, 0.021, 0.076, 0.151)] == [
         "SAFE",
         "LOW",
         "MODERATE",
         "HIGH",
     ]
-    assert risk(ReportOutcome.REGRESSION, -0.1, excess=0.2) == "LOW", "the loss fell, and less than before"
+    assert risk(ReportOutcome.REGRESSION, -0.1, excess=0.2) == "SAFE", "the loss fell, and less than before"
     assert risk(ReportOutcome.REGRESSION, 0.2, excess=0.2) == "HIGH"
     assert risk(ReportOutcome.REGRESSION, 0.0, excess=0.0) == "CRITICAL", "no loss shows why"
     assert risk(ReportOutcome.REGRESSION, None, excess=None) == "CRITICAL"
