@@ -2,7 +2,7 @@
 
 Run it with::
 
-    python -m benchmarks.controller --json controller.json
+    python -m benchmarks.controller --json controller.json --page docs/operating.md
 
 Every controller here is a real one, with its worker and its records on disk. ``evaluate_epoch`` and ``evaluate_step``
 are what a trainer waits for, from the packet to the command; packets are those of a host of digits and of a model of
@@ -84,6 +84,8 @@ class Benchmark:
 
     json: Path | None = None
     """File to write the report to."""
+    page: Path | None = None
+    """Page to write the tables into."""
     repeats: int = 500
     """Decisions of each kind that are timed."""
     pairs: int = 20
@@ -107,6 +109,8 @@ class Benchmark:
                 (place := Path(directory) / part.__name__).mkdir()
                 part(report, place)
         report.publish(console, self.json)
+        if self.page is not None:
+            report.write_into(self.page)
 
     def _decisions(self, report: Report, place: Path) -> None:
         """How long a trainer waits for a command."""
