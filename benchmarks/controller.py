@@ -35,6 +35,7 @@ from benchmarks.faults import planned
 from benchmarks.faulty_run import FaultyRun, faulty_run
 from benchmarks.harness import Report, Table, median_ratio, paired_seconds
 from benchmarks.live_models import SETUPS, Loop, Setup
+from benchmarks.packets import LAYERS, deep_packets, digits_packets
 from benchmarks.strategic import fresh_checkpoint
 from envs.live.task_host import TaskLoop
 from envs.tasks import make_task
@@ -44,7 +45,6 @@ from esper_ray.controller.evaluation import ControllerConfig
 from esper_ray.controller.service import Controller
 from esper_ray.live import Grower, grow
 from esper_ray.live.policies import SHIPPED
-from esper_ray.live.probe import Probe
 from esper_ray.process import settle
 from policies.strategic.messages import SystemState
 from policies.strategic.network_config import GraphNetworkConfig
@@ -53,7 +53,6 @@ STALL_SECONDS = 0.25
 """A decision that returns later stalls its trainer."""
 BETWEEN_SECONDS = 0.02
 """From one decision to the next, so that each finds the disk at rest, as an epoch's does."""
-LAYERS, WIDTH = 128, 16
 WARM_UPS = 20
 PERCENTILES = ("p50", "p95", "p99")
 ALWAYS_ASKED = ControllerConfig(breakers=BreakerConfig(failures=10**6))
@@ -216,45 +215,6 @@ def _waited(decide: Callable[[SystemState], AdaptationCommand], packets: Sequenc
 def _again(packets: Sequence[SystemState], at: int) -> SystemState:
     """One packet after another, in one run after another."""
     return packets[at % len(packets)].model_copy(update={"run_id": f"run {at // len(packets)}"})
-
-
-def digits_packets() -> list[SystemState]:
-    """Of a host of digits while the shipped policy grows it."""
-    task, epochs = make_task("digits_impaired"), 30
-    loop = TaskLoop(task, epochs, seed=0)
-    grower = grow(**loop.given, policy=SHIPPED / "images")
-    probe = Probe(loop.model, loop.optimizer, loop.example, grower=grower)
-    packets = []
-    for _ in range(epochs - 1):
-        loss = loop.epoch()
-        grower.end_epoch()
-        packets.append(probe.end_epoch(training_loss=loss, samples=loop.samples))
-    return packets
-
-
-def deep_packets() -> list[SystemState]:
-    """Of a model with as many layers as a packet has at most."""
-    model = nn.Sequential(*(part for _ in range(LAYERS) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())))
-    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.01), torch.randn(32, WIDTH)
-    grower = grow(
-        model,
-        optimizer,
-        ["0", "2", "4"],
-        example=x,
-        evaluate=lambda: (model(x).square().mean().item(), 50.0),
-        max_epochs=12,
-        policy="never_grow",
-    )
-    probe = Probe(model, optimizer, x, grower=grower)
-    packets = []
-    for _ in range(11):
-        for _ in range(3):
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
-            optimizer.step()
-        grower.end_epoch()
-        packets.append(probe.end_epoch())
-    return packets
 
 
 # ---------------------------------------------------------------------- trainers

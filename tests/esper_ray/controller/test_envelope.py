@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from benchmarks.forging import CHANGES
 from esper_ray.bus.streams import Stream
 from esper_ray.controller.envelope import MOST_PAYLOAD_BYTES, Envelope, seal
 from esper_ray.controller.keys import Key, KeyState
@@ -21,7 +22,6 @@ from tests.esper_ray.controller.sealing import (
     SECRET,
     Place,
     framed,
-    parts_of,
     sealed,
 )
 
@@ -111,76 +111,6 @@ def refused(place, content, reason=None):
 
 
 # ------------------------------------------------------------------ 10,000 that were changed
-def flipped(draw, content, other):
-    changed = bytearray(content)
-    for _ in range(draw.choice((1, 1, 1, 2, 8, 64))):
-        changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
-
-
-def cut(draw, content, other):
-    start, end = sorted(draw.randrange(len(content) + 1) for _ in range(2))
-    return draw.choice((content[:start], content[end:], content[:start] + content[end:]))
-
-
-def extended(draw, content, other):
-    at = draw.choice((0, len(content), draw.randrange(len(content))))
-    return content[:at] + draw.choice((draw.randbytes(draw.randrange(1, 40)), bytes(8), content, other)) + content[at:]
-
-
-def fields_swapped(draw, content, other):
-    parts = parts_of(content)
-    one, another = draw.sample(range(len(parts)), 2)
-    parts[one], parts[another] = parts[another], parts[one]
-    return framed(parts)
-
-
-def field_of_another(draw, content, other):
-    parts, at = parts_of(content), draw.randrange(8)
-    parts[at] = parts_of(other)[at]
-    return framed(parts)
-
-
-def field_changed(draw, content, other):
-    parts, at = parts_of(content), draw.randrange(8)
-    parts[at] = draw.choice((b"", parts[at][:-1], parts[at] + b"\0", draw.randbytes(len(parts[at])), parts[at].upper()))
-    return framed(parts)
-
-
-def fields_moved_on(draw, content, other):
-    """Their borders are elsewhere, the bytes between them the same."""
-    parts, at = parts_of(content), draw.randrange(7)
-    both, border = parts[at] + parts[at + 1], draw.randrange(40)
-    parts[at : at + 2] = both[:border], both[border:]
-    return framed(parts)
-
-
-def fields_dropped_or_doubled(draw, content, other):
-    parts, at = parts_of(content), draw.randrange(8)
-    parts[at : at + 1] = draw.choice(([], [parts[at]] * 2))
-    return framed(parts)
-
-
-def length_changed(draw, content, other):
-    parts, at = parts_of(content), draw.randrange(8)
-    place = len(framed(parts[:at]))
-    length = draw.choice((0, 1, len(parts[at]) + 1, max(0, len(parts[at]) - 1), len(content), 2**63, 2**64 - 1))
-    return content[:place] + length.to_bytes(8, "big") + content[place + 8 :]
-
-
-CHANGES = (
-    flipped,
-    cut,
-    extended,
-    fields_swapped,
-    field_of_another,
-    field_changed,
-    fields_moved_on,
-    fields_dropped_or_doubled,
-    length_changed,
-)
-
-
 def test_ten_thousand_changed_envelopes_are_refused_and_none_raises_anything_else():
     draw, place, found, done = random.Random(24), Place(), Counter(), 0
     stranger = Key(OTHER_SECRET, KeyState.SIGNING)
