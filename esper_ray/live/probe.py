@@ -242,7 +242,7 @@ class Probe:
         return tuple(key for key in declared if seen.activations or key.partition(".")[0] not in OF_FUNCTIONS)
 
     def _measured(self, seen: Trace, motion: Motion) -> Measured:
-        """The whole graph. A slot watches the layers that its module's output is made of, and those that read it."""
+        """The whole graph. A slot watches the last layer that its module's output is made of, and the first reader."""
         watched = {slot: seen.around[name] for slot, name in enumerate(self._slots) if name in seen.around}
         slots = None if self._grower is None else self._grower.slot_config
         return model_arrays(seen, motion, self._meter.parameters, self._optimizer, self._magnitudes, watched, slots)

@@ -134,8 +134,8 @@ class Trace:
         connects: (source, target) of layers → how the target reads the source.
         feeds: (layer, activation).
         influences: (activation, layer).
-        around: Module name → layers whose outputs its own is made of, and after them those that read it. A module of
-            which nobody can tell is left out.
+        around: Module name → the last of the layers whose outputs its own is made of, and the first that reads it. A
+            module of which nobody can tell is left out.
     """
 
     layers: tuple[LayerSeen, ...]
@@ -282,7 +282,7 @@ class _Watcher(TorchFunctionMode):
             influences |= dict.fromkeys((number[call], target) for kind, call in near if kind == _ACTIVATION)
         self._read_dropouts(layers)
         around = {
-            name: tuple(dict.fromkeys(chain(layers.behind(nodes), *(readers.get(node, []) for node in nodes))))
+            name: tuple(dict.fromkeys((*layers.behind(nodes)[-1:], *_first(readers.get(node, []) for node in nodes))))
             for name, nodes in self._made.items()
             if nodes
         }
@@ -315,6 +315,11 @@ class _Watcher(TorchFunctionMode):
         for rate, reads in self._dropouts:
             for source in layers.behind(reads):
                 self._seen[source].dropout = rate
+
+
+def _first(readers: Iterable[Iterable[int]]) -> list[int]:
+    """The first of some layers, if there are any."""
+    return sorted(chain.from_iterable(readers))[:1]
 
 
 @contextmanager

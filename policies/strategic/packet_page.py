@@ -47,7 +47,7 @@ have one length, and that rows exist.
 - A number means the same whoever measures it, the greenhouse or a probe, but for gradients and what is made of them:
   those of the greenhouse are not clipped yet, a probe sees what the optimiser is given, which a loop may have clipped.
   Which layers a slot watches is the source's choice: the greenhouse takes the last before it and the first behind it, a
-  probe all that its module's output is made of, and all that read it.
+  probe the last of those that its module's output is made of, and the first that reads it.
 - `declared` lists what the source can measure in this run, as TYPE.FIELD: every metric, and every field below that may
   be null. What is sent and not declared is refused.
 - Coverage is the share that was measured of what was declared, each entry counted once. A table without rows counts as

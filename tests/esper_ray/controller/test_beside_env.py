@@ -52,14 +52,14 @@ def trained(task="digits_impaired", epochs=EPOCHS, max_epochs=EPOCHS, **who):
     return done, loop.model.state_dict()
 
 
-def in_the_greenhouse(policy, task="digits_impaired", epochs=EPOCHS, max_epochs=EPOCHS):
+def in_the_greenhouse(policy, task="digits_impaired", epochs=EPOCHS, max_epochs=EPOCHS, greedy=True):
     """Observations and actions of the same policy, asked in the same way, that plays the env."""
     proposer, hidden, seen, actions = load_proposer(policy)[0], None, [], []
     env = MorphogenesisVectorEnv(1, task=task, max_epochs=max_epochs, graph=isinstance(proposer, PacketProposer))
     observation, _ = env.reset(seed=[SEED])
     for epoch in range(epochs):
         packet = graph_packet(env, observation, epoch) if env.graph else packet_of(env, observation, epoch)
-        asked = Request(packet.model_dump_json().encode(), draw_seed(RUN, str(epoch)), hidden, greedy=True)
+        asked = Request(packet.model_dump_json().encode(), draw_seed(RUN, str(epoch)), hidden, greedy=greedy)
         proposal = answer(proposer, "v", asked).proposal
         hidden = proposal.hidden
         seen.append(packet.observation)
@@ -111,15 +111,15 @@ def test_a_controller_in_a_calm_run_is_its_policy_in_the_loop_and_in_the_greenho
         assert [one.action for one in kept] == actions
 
 
-def test_a_graph_policy_decides_under_a_controller_as_in_the_greenhouse(tmp_path):
-    """The likeliest actions; others are drawn otherwise, as slots watch other layers where a probe says which."""
+@pytest.mark.parametrize("greedy", [True, False], ids=["likeliest", "drawn"])
+def test_a_graph_policy_decides_under_a_controller_as_in_the_greenhouse(greedy, tmp_path):
     run = {"task": "tabular", "epochs": 12, "max_epochs": 60}
-    with Controller(GRAPHS, tmp_path / "state", config=GREEDY) as controller:
+    with Controller(GRAPHS, tmp_path / "state", config=dataclasses.replace(UNHURRIED, greedy=greedy)) as controller:
         trained(**run, controller=controller.named(RUN))
     with Records.open(tmp_path / "state") as records:
         kept = [record.decision for record in records.records(RUN)]
     assert {AdaptationCommand.model_validate_json(one.command).kind for one in kept} == {Kind.SEED}, "nothing fired"
-    there, actions = in_the_greenhouse(GRAPHS, **run)
+    there, actions = in_the_greenhouse(GRAPHS, **run, greedy=greedy)
     here = np.array([SystemState.model_validate_json(one.packet).observation for one in kept], np.float32)
     np.testing.assert_allclose(here[: len(there)], there, atol=1e-4)
     assert [one.action for one in kept][: len(actions)] == actions

@@ -448,8 +448,8 @@ def test_with_a_grower_the_packet_has_its_slots():
     assert len(packet.graph.activations.name) == 2
     names = packet.graph.layers.name
     watched = [{names[row] for row in seed.monitored_layers.layer} for seed in packet.seeds]
-    assert watched == [{"stem", "a", "b", "out"}, {"a", "norm"}, {"b", "out"}]
-    assert [seed.scope for seed in packet.seeds] == [0.8, 0.4, 0.4]
+    assert watched == [{"stem", "a"}, {"a", "norm"}, {"b", "out"}]
+    assert [seed.scope for seed in packet.seeds] == [0.4, 0.4, 0.4]
     assert packet.seeds[0].blueprint == "norm"
     assert packet.seeds[0].activity_level > 0.0
     assert packet.validation_loss == pytest.approx(grower.decision.loss)
