@@ -3,77 +3,56 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Self
 from uuid import uuid4
 
 from envs.live.places import Kind, LiveError
 from envs.slots import SlotConfig
-from envs.vocabulary import LifecycleOp
 from esper_ray.bus.streams import Stream
 from esper_ray.controller.aftermath import Aftermath
-from esper_ray.controller.asking import Inquiry, ask
-from esper_ray.controller.assessment import assess
 from esper_ray.controller.attending import Attendance
 from esper_ray.controller.breakers import BreakerState, CircuitBreaker, RetryConfig
-from esper_ray.controller.case import Case
-from esper_ray.controller.catalogue import Catalogue, CatalogueCache, read_catalogue
-from esper_ray.controller.commanding import bare_pause, make_command, proposed_operation, record_of
+from esper_ray.controller.catalogue import CatalogueCache, read_catalogue
 from esper_ray.controller.commands import (
     AdaptationCommand,
     CommandResult,
-    CoverageReport,
     Reason,
-    SeedOperation,
-    Severity,
 )
-from esper_ray.controller.conservative import ModeEvent
+from esper_ray.controller.deciding import Deciding
 from esper_ray.controller.decision_telemetry import DecisionTelemetry
 from esper_ray.controller.disk import Disk
 from esper_ray.controller.emitting import Telemetry
 from esper_ray.controller.envelope import Envelope, seal
 from esper_ray.controller.evaluation import (
-    Call,
     ControllerConfig,
     Evaluation,
-    Memory,
-    PacketRefused,
-    Run,
-    checked_packet,
 )
 from esper_ray.controller.guarded_catalogue import GuardedCatalogue
 from esper_ray.controller.isolated_policy import IsolatedPolicy
 from esper_ray.controller.keys import KeyRing
 from esper_ray.controller.nonces import NonceLedger
-from esper_ray.controller.operations import mask_without
-from esper_ray.controller.proposals import Ending, Proposal, Request, draw_seed
-from esper_ray.controller.records import DIRECTORY, Order, StoreFailed
-from esper_ray.controller.reports.observing import end_within, observe_within
-from esper_ray.controller.reports.windows import Seen
-from esper_ray.controller.risk import forbidden
-from esper_ray.controller.store import Entering, Store, entering_nothing
+from esper_ray.controller.proposals import Ending
+from esper_ray.controller.records import DIRECTORY
+from esper_ray.controller.reports.observing import end_within
+from esper_ray.controller.store import Store
 from esper_ray.controller.trial import TRIAL_SECONDS, trial_request, try_policy
-from esper_ray.controller.updates.live_policy import Incumbent, LivePolicy
+from esper_ray.controller.updates.live_policy import LivePolicy
 from esper_ray.controller.updates.telling import UpdateTelling
 from esper_ray.controller.verifier import EnvelopeRefused, Redelivered, Untrusted, Verifier
 from esper_ray.errors import UserError
 from esper_ray.live.choosing import Training
 from esper_ray.live.policies import check_training
-from policies.strategic.coverage import Coverage
 from policies.strategic.messages import SystemState
 
 logger = logging.getLogger(__name__)
 
 RESULT_SECONDS = 5.0
 """Within which a result that came over a bus is on the disk."""
-
-_WAIT = SeedOperation(op=LifecycleOp.WAIT)
 
 
 class Controller:
@@ -119,13 +98,10 @@ class Controller:
         now: Callable[[], float] = time.monotonic,
         time_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.observe, self._config = observe, config or ControllerConfig()
-        self._now, self._time_ns, self._keys = now, time_ns, keys
+        settings = config or ControllerConfig()
+        self.observe, self._now, self._time_ns, self._keys = observe, now, time_ns, keys
         self._ledger = NonceLedger("service")
         self._verifier = None if keys is None else Verifier(keys, self._ledger, time_ns)
-        self._runs: dict[str, Run] = {}
-        self._guard = Lock()
-        settings = self._config
         self._other_breakers: list[CircuitBreaker] = []
         catalogue_breaker = self._catalogue_breaker = CircuitBreaker("catalogue", settings.breakers, now)
         seconds = settings.catalogue_ms / 1e3
@@ -162,6 +138,19 @@ class Controller:
         except BaseException:
             self._close_all_but_policy()
             raise
+        self._deciding = Deciding(
+            self.live,
+            self._catalogue,
+            self._store,
+            self._disk,
+            self._after,
+            lambda: self._breaker_states,
+            self._sent_as,
+            settings,
+            observe,
+            now,
+            time_ns,
+        )
         try:
             self._hello = self.live.wait_ready()
             self.slots = self._hello.slots
@@ -253,7 +242,7 @@ class Controller:
             hook_ms: Time that the probe added to the last step and the executor to the last end of an epoch,
                 milliseconds. What the probe takes at the end of an epoch is no part of it.
         """
-        return self._evaluate(state, lambda call: self._epoch(call, hook_ms)).command
+        return self._deciding.on_epoch(state, hook_ms).command
 
     def evaluate_message(
         self, state: SystemState, hook_ms: float | None, envelope: Envelope, faults: frozenset[Reason]
@@ -271,7 +260,7 @@ class Controller:
         """
         try:
             entering = partial(self.verifier.enter, envelope=envelope)
-            return self._evaluate(state, lambda call: self._epoch(call, hook_ms), faults, entering)
+            return self._deciding.on_epoch(state, hook_ms, faults, entering)
         except EnvelopeRefused as refused:
             logger.warning("run %s, epoch %d: a packet came again: %s", state.run_id, state.epoch, refused)
             return None
@@ -306,7 +295,7 @@ class Controller:
 
     def guard(self, name: str) -> CircuitBreaker:
         """A breaker around something else that it calls, shown with its own."""
-        breaker = CircuitBreaker(name, self._config.breakers, self._now)
+        breaker = CircuitBreaker(name, self._deciding.config.breakers, self._now)
         self._other_breakers.append(breaker)
         return breaker
 
@@ -322,13 +311,12 @@ class Controller:
         Args:
             state: Of the run; its seeds are not looked at.
         """
-        return self._evaluate(state, self._step).command
+        return self._deciding.on_step(state).command
 
     @property
     def run_ids(self) -> tuple[str, ...]:
         """Runs that it has decided on since it began, in their order."""
-        with self._guard:
-            return tuple(self._runs)
+        return self._deciding.run_ids
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -337,7 +325,7 @@ class Controller:
 
     def report(self, result: CommandResult) -> None:
         """Take in what became of a command. It raises nothing, and waits for nobody."""
-        run = self._run(result.run_id)
+        run = self._deciding.run(result.run_id)
         run.latencies = replace(run.latencies, apply=result.apply_ms)
         self._after.answered(result)
 
@@ -355,7 +343,7 @@ class Controller:
         entering = partial(self.verifier.enter, envelope=envelope)
         command_id, content = str(result.command_id), result.model_dump_json().encode()
         self._disk.within(lambda: self._store.attach_result(command_id, content, entering), RESULT_SECONDS)
-        run = self._run(result.run_id)
+        run = self._deciding.run(result.run_id)
         run.latencies = replace(run.latencies, apply=result.apply_ms)
         self._after.told_result(result)
 
@@ -376,118 +364,6 @@ class Controller:
         """Of its decisions and the reports on them, for whoever delivers those; open until the controller closes."""
         return self._store
 
-    # ------------------------------------------------------------------ an evaluation
-    def _evaluate(
-        self,
-        state: object,
-        decide: Callable[[Call], Evaluation],
-        faults: frozenset[Reason] = frozenset(),
-        entering: Entering = entering_nothing,
-    ) -> Evaluation:
-        began = self._now()
-        packet: SystemState | None = None
-        try:
-            packet = checked_packet(state)
-            run = self._run(packet.run_id)
-            evaluation = self._in_turn(Call(packet, run, began, self._config, faults, entering), decide)
-        except EnvelopeRefused:
-            raise
-        except PacketRefused as error:
-            evaluation = self._unrecorded(packet, Reason.PACKET_REFUSED, str(error))
-        except StoreFailed as error:
-            evaluation = self._unrecorded(packet, Reason.STORE_FAILED, str(error))
-        except Exception as error:
-            logger.exception("an evaluation failed")
-            evaluation = self._unrecorded(packet, Reason.EVALUATION_FAILED, " ".join(str(error).split()))
-        evaluation = replace(
-            evaluation,
-            milliseconds=1e3 * (self._now() - began),
-            breakers=self._breaker_states,
-            content=evaluation.content or self._sent_as(evaluation.command),
-        )
-        self._after.evaluated(evaluation, sent=not self.observe)
-        return evaluation
-
-    def _sent_as(self, command: AdaptationCommand) -> bytes:
-        """What of a command leaves: over a bus in an envelope."""
-        content = command.model_dump_json().encode()
-        if self._keys is None:
-            return content
-        return seal(self._keys().signing, Stream.COMMANDS, command.run_id, content, self._time_ns()).content
-
-    def _in_turn(self, call: Call, decide: Callable[[Call], Evaluation]) -> Evaluation:
-        state = call.packet
-        if not call.run.turn.acquire(timeout=call.left_to_decide(self._now())):
-            return self._unrecorded(state, Reason.TIMEOUT_EVALUATE, "the run's evaluation before is still under way")
-        try:
-            if call.run.memory is None:
-                stored = self._disk.within(lambda: self._store.state(state.run_id), call.left_to_return(self._now()))
-                call.run.memory = Memory.of(stored)
-            call.memory = call.run.memory
-            return decide(call)
-        finally:
-            call.run.turn.release()
-
-    def _epoch(self, call: Call, hook_ms: float | None) -> Evaluation:
-        packet, config = call.packet, self._config
-        order = self._disk.within(lambda: self._orders(packet.run_id), call.left_to_return(self._now()))
-        incumbent = self.live.incumbent
-        before, event = self._released(call.memory, order)
-        sheets, faults = self._catalogue.look()
-        banned = forbidden(sheets, config.risk.thresholds)
-        is_over = packet.max_epochs is not None and packet.epoch >= packet.max_epochs
-        mask = mask_without(packet, banned)
-        inquiry = (
-            self._ask(call, incumbent, mask)
-            if not is_over
-            else Inquiry(hold=Reason.PACKET_REFUSED, detail="the run is over")
-        )
-        proposal, proposed, inquiry = _operation(inquiry, packet, sheets)
-        self.live.note(incumbent, inquiry)
-        coverage = Coverage.of(packet)
-        case = Case(
-            packet,
-            proposed,
-            None if proposal is None else proposal.risk,
-            sheets,
-            coverage.average,
-            replace(call.run.latencies, hook=hook_ms),
-            faults | call.faults | ({inquiry.fault} if inquiry.fault is not None else set()),
-        )
-        hold = Reason.OPERATOR if order.paused else inquiry.hold
-        found = assess(before.state, case, config.risk, hold)
-        if call.left_to_decide(self._now()) <= 0.0:  # whatever was found came too late, and changes nothing
-            case = replace(case, operation=None, expected_risk=None, faults=case.faults | {Reason.TIMEOUT_EVALUATE})
-            found, proposal = assess(before.state, case, config.risk, hold), None
-        command = make_command(
-            packet,
-            found,
-            self._time_ns(),
-            proposal=proposal,
-            proposed=proposed,
-            masked=banned,
-            coverage=CoverageReport.of(coverage),
-        )
-        evaluation = Evaluation(command, 0.0, inquiry.detail, packet, case, found, proposal, found.event or event)
-        memory = replace(before, state=found.state)
-        if proposal is not None:
-            memory = Memory(found.state, proposal.hidden, proposal.policy_version)
-        content = self._commit(call, evaluation, memory, mask, released=order.release)
-        return replace(evaluation, recorded=True, content=content)
-
-    def _step(self, call: Call) -> Evaluation:
-        began = self._now()
-        packet = call.packet.model_copy(update={"seeds": (), "budgets": None})
-        case = Case(packet, _WAIT, latencies=call.run.latencies)
-        found = assess(call.memory.state, case, self._config.risk)
-        command = make_command(packet, found, self._time_ns())
-        evaluation = Evaluation(command, 0.0, "", call.packet, case, found)
-        if found.verdict.severity >= Severity.HIGH:
-            content = self._commit(call, evaluation, replace(call.memory, state=found.state), None, of_step=True)
-            evaluation = replace(evaluation, event=found.event, recorded=True, content=content)
-        call.run.latencies = replace(call.run.latencies, step=1e3 * (self._now() - began))
-        return evaluation
-
     # ------------------------------------------------------------------ its parts
     @property
     def _breaker_states(self) -> dict[str, BreakerState]:
@@ -498,85 +374,12 @@ class Controller:
     def _policy(self) -> IsolatedPolicy:
         return self.live.incumbent.policy
 
-    def _orders(self, run_id: str) -> Order:
-        """What somebody has said of the run; what was said of the policy is done."""
-        self.live.obey()
-        return self._store.order(run_id)
-
-    def _run(self, run_id: str) -> Run:
-        with self._guard:
-            return self._runs.setdefault(run_id, Run())
-
-    def _released(self, memory: Memory, order: Order) -> tuple[Memory, ModeEvent | None]:
-        if not order.release:
-            return memory, None
-        mode, event = memory.state.mode.release()
-        return replace(memory, state=memory.state.model_copy(update={"mode": mode})), event
-
-    def _ask(self, call: Call, incumbent: Incumbent, mask: tuple[int, ...] | None) -> Inquiry:
-        packet = call.packet
-        request = Request(
-            packet.model_dump_json().encode(),
-            draw_seed(packet.run_id, packet.packet_id),
-            call.memory.hidden_of(incumbent.policy.version),
-            mask,
-            self._config.greedy,
-        )
-        seconds = min(self._config.inference_ms / 1e3, call.left_to_decide(self._now()))
-        if seconds <= 0.0:  # which is no fault of the policy
-            return Inquiry(fault=Reason.TIMEOUT_EVALUATE, detail="no time was left to ask the policy")
-        return ask(incumbent.policy, incumbent.breaker, request, seconds)
-
-    def _commit(
-        self,
-        call: Call,
-        evaluation: Evaluation,
-        memory: Memory,
-        mask: tuple[int, ...] | None,
-        *,
-        released: bool = False,
-        of_step: bool = False,
-    ) -> bytes:
-        """Write a decision down with what the next one depends on, or change nothing.
-
-        Returns:
-            What is to be sent of its command, as it is on record.
-
-        Raises:
-            StoreFailed: it is not written, or nobody knows yet; then the command is never sent.
-            EnvelopeRefused: the message was decided on before.
-        """
-        assert evaluation.assessment is not None
-        command = evaluation.command
-        content = self._sent_as(command)
-        seen = Seen(call.packet, command, opens=not (of_step or self.observe), is_step=of_step)
-        decision = record_of(
-            command, call.packet, evaluation.assessment, evaluation.proposal, mask, self._breaker_states, content
-        )
-
-        def also(connection: sqlite3.Connection) -> None:
-            call.entering(connection)
-            observe_within(connection, seen, self._config.windows, self._time_ns())
-
-        def write() -> None:
-            lost = self._store.record(decision, memory.stored, withheld=self.observe, released=released, also=also)
-            if lost:
-                self._after.lost(call.packet, lost)
-
-        try:
-            self._disk.within(write, call.left_to_return(self._now()))
-        except StoreFailed:
-            # It may be written all the same: what is being written now, or all but the head file.
-            call.run.memory = None
-            self._disk.later(lambda: self._store.abort(str(command.command_id)))
-            raise
-        call.run.memory = memory
-        return content
-
-    def _unrecorded(self, packet: SystemState | None, reason: Reason, detail: str) -> Evaluation:
-        """A PAUSE that nothing is known of afterwards."""
-        run_id, epoch = ("unknown", 0) if packet is None else (packet.run_id, packet.epoch)
-        return Evaluation(bare_pause(run_id, epoch, reason, self._time_ns()), 0.0, detail, packet)
+    def _sent_as(self, command: AdaptationCommand) -> bytes:
+        """What of a command leaves: over a bus in an envelope."""
+        content = command.model_dump_json().encode()
+        if self._keys is None:
+            return content
+        return seal(self._keys().signing, Stream.COMMANDS, command.run_id, content, self._time_ns()).content
 
 
 @dataclass(frozen=True)
@@ -589,16 +392,3 @@ class Named:
     def attend(self, training: Training) -> Attendance:
         """Decide for the model of that run, as :meth:`Controller.attend`."""
         return self.controller._attend(training, self.run_id)
-
-
-def _operation(
-    inquiry: Inquiry, packet: SystemState, sheets: Catalogue
-) -> tuple[Proposal | None, SeedOperation | None, Inquiry]:
-    """A proposal and what it means in the packet's slots; one that means nothing there is a fault of the policy."""
-    if inquiry.proposal is None:
-        return None, None, inquiry
-    try:
-        return inquiry.proposal, proposed_operation(inquiry.proposal, packet, sheets), inquiry
-    except (ValueError, IndexError) as error:
-        detail = f"its action means nothing in these slots: {' '.join(str(error).split())}"
-        return None, None, Inquiry(fault=Reason.POLICY_FAILED, detail=detail)

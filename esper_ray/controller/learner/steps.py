@@ -15,7 +15,8 @@ from envs.action_masks import mask_size
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from envs.vocabulary import HEAD_NAMES, LifecycleOp
-from esper_ray.controller.commands import AdaptationCommand, Kind
+from esper_ray.controller.commanding import sent_command
+from esper_ray.controller.commands import Kind
 from esper_ray.controller.learner.experience_store import Told
 from esper_ray.controller.learner.report_risk import risk_of
 from esper_ray.controller.proposals import Proposal
@@ -119,7 +120,7 @@ def check_readable(decision: Decision) -> SystemState:
         ValueError: packet, mask, action or command cannot be read, or do not fit each other.
     """
     packet = SystemState.model_validate_json(decision.packet)
-    AdaptationCommand.model_validate_json(decision.command)
+    sent_command(decision.command)
     if (packet.run_id, packet.epoch) != (decision.run_id, decision.epoch):
         raise ValueError(f"its packet is of epoch {packet.epoch} of the run {packet.run_id!r}")
     heads = slots_of(packet).heads
@@ -209,7 +210,7 @@ def _was_carried_out(told: Told, following: SystemState) -> bool:
     """Whether a policy's choice left as a command, was applied, and is what the run says that it did."""
     if told.decision.action is None or any(note.startswith(NOT_APPLIED) for note in told.report.notes):
         return False
-    command = AdaptationCommand.model_validate_json(told.decision.command)
+    command = sent_command(told.decision.command)
     proposed = None if command.selection is None else command.selection.proposed
     if command.kind is not Kind.SEED or command.operation is None or command.operation != proposed:
         return False

@@ -111,13 +111,13 @@ def test_every_decision_is_told_also_the_one_that_could_not_be_written(controlle
 def test_what_happens_while_the_disk_does_not_answer_is_told_at_once(controller, of):
     run_id, release = next(NAMES), threading.Event()
     controller._disk.later(lambda: release.wait(LONG))
-    controller._config = replace(PATIENT, return_ms=200.0)
+    controller._deciding.config = replace(PATIENT, return_ms=200.0)
     try:
         controller.evaluate_epoch(packet("none", 1, run_id))
         assert of(items.COMMAND_KIND, run_id) == [(1, "", "PAUSE")]
         assert of(items.SIGNAL, run_id) == [(1, "store_failed", "HIGH")]
     finally:
-        controller._config = PATIENT
+        controller._deciding.config = PATIENT
         release.set()
 
 

@@ -14,7 +14,6 @@ from esper_ray.cli import parse
 from esper_ray.controller import telemetry
 from esper_ray.controller.commands import Kind, Reason, Severity
 from esper_ray.controller.emitting import CallingSink, Telemetry
-from esper_ray.controller.proposals import Request, draw_seed
 from esper_ray.controller.records import Records, StoreFailed
 from esper_ray.controller.service import Controller
 from esper_ray.controller.updates.considering import PolicyUpdates
@@ -32,6 +31,7 @@ from tests.esper_ray.controller.test_isolated_policy import wait_until
 from tests.esper_ray.controller.updating import (
     RARE,
     Here,
+    answers,
     base,
     enveloped,
     learnt,
@@ -99,11 +99,7 @@ class Service:
 
     def bits(self):
         """What the live policy says of fixed packets, to the last bit."""
-        policy, said = self.controller.live.incumbent.policy, []
-        for one in FIXED:
-            reply = policy.ask(Request(one.model_dump_json().encode(), draw_seed(one.run_id, one.packet_id)))
-            said.append(reply.proposal.model_copy(update={"inference_ms": 0.0}))
-        return said
+        return answers(self.controller.live.incumbent.policy, FIXED)
 
     def history(self):
         self.controller._disk.within(lambda: None, 60.0)

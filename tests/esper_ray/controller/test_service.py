@@ -186,11 +186,11 @@ def test_a_disk_that_does_not_answer_is_a_pause_and_its_command_is_never_sent(co
     controller.evaluate_epoch(packet("none", 1, run_id))
     impatient = dataclasses.replace(PATIENT, return_ms=200.0)
     controller._disk.later(lambda: release.wait(LONG))
-    controller._config = impatient
+    controller._deciding.config = impatient
     try:
         assert told(controller.evaluate_epoch(packet("none", 2, run_id))) == (Kind.PAUSE, Reason.STORE_FAILED)
     finally:
-        controller._config = PATIENT
+        controller._deciding.config = PATIENT
         release.set()
     assert told(controller.evaluate_epoch(packet("none", 3, run_id))) == (Kind.SEED, Reason.POLICY)
 
@@ -211,13 +211,13 @@ def test_two_runs_at_once_get_what_each_gets_alone(controller, directory):
 
 
 def test_a_run_whose_turn_is_taken_holds_up_no_other_run(controller):
-    with controller._run("busy").turn:
+    with controller._deciding.run("busy").turn:
         assert told(controller.evaluate_epoch(packet(run_id="idle"))) == (Kind.SEED, Reason.POLICY)
-        controller._config = dataclasses.replace(PATIENT, evaluate_ms=10.0)
+        controller._deciding.config = dataclasses.replace(PATIENT, evaluate_ms=10.0)
         try:
             assert told(controller.evaluate_epoch(packet(run_id="busy"))) == (Kind.PAUSE, Reason.TIMEOUT_EVALUATE)
         finally:
-            controller._config = PATIENT
+            controller._deciding.config = PATIENT
 
 
 def test_a_step_is_looked_at_without_the_policy_and_only_trouble_is_recorded(controller, directory):

@@ -10,7 +10,7 @@ import torch
 from esper_ray.bus.streams import Stream
 from esper_ray.controller.envelope import seal
 from esper_ray.controller.nonces import NonceLedger
-from esper_ray.controller.proposals import Ending, Reply
+from esper_ray.controller.proposals import Ending, Reply, Request, draw_seed
 from esper_ray.controller.proposing import answer, load_proposer
 from esper_ray.controller.updates.making import update_of
 from esper_ray.controller.updates.policy_update import AUDIENCE
@@ -85,6 +85,14 @@ def packet(epoch=1, run_id="run", layer_type=None, **fields):
 def _loaded(name, version):
     """A policy, which keeps nothing from question to question."""
     return load_proposer(name)
+
+
+def answers(policy, packets):
+    """What a policy says of packets, to the last bit."""
+    replies = [
+        policy.ask(Request(one.model_dump_json().encode(), draw_seed(one.run_id, one.packet_id))) for one in packets
+    ]
+    return [reply.proposal.model_copy(update={"inference_ms": 0.0}) for reply in replies]
 
 
 class Here:
