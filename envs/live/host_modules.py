@@ -191,7 +191,9 @@ def _transformer(host: TransformerHost, variant: TransformerVariant) -> Parts:
             blocks[f"mlp{layer}"] = _feed_forward(f"{name}_mlp", width, variant.hidden[segment])
         segments.append(nn.Sequential(blocks))
     head = nn.Linear(width, host.vocabulary, bias=False)
-    head.register_parameter("weight", embeddings.tokens.weight)
+    tied = embeddings.tokens.weight
+    assert isinstance(tied, nn.Parameter)
+    head.register_parameter("weight", tied)
     return segments, nn.Sequential(OrderedDict(final_norm=_layer_norm(width), head=head))
 
 
