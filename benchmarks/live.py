@@ -53,7 +53,8 @@ class Live:
         seeds: Trainings of each kind.
         workers: Processes that train.
         pairs: Interleaved pairs of epochs for each overhead.
-        trainings: Whether anything is trained to the end; without it only overheads are measured.
+        costs: Whether it is measured what growing costs an epoch; that takes a quiet machine.
+        trainings: Whether anything is trained to the end.
     """
 
     json: Path | None = None
@@ -62,20 +63,24 @@ class Live:
     seeds: int = SEEDS
     workers: int = 2
     pairs: int = 40
+    costs: bool = True
     trainings: bool = True
 
     def run(self, console: Console) -> None:
         """Measure, print, write."""
-        report = Report("live", notes=list(NOTES[: 1 + self.trainings]))
-        rows = [overheads(name, self.pairs) for name in track(SETUPS, "overheads", console=console, transient=True)]
-        report.headline["idle_overhead"] = round(max(row.idle for row in rows), 4)
-        report.tables.append(Table("What growing costs an epoch", OVERHEADS, [row.cells() for row in rows]))
+        parts = {"live": self.costs, "live.trainings": self.trainings}
+        report = Report("live", notes=[note for note, wanted in zip(NOTES, parts.values(), strict=True) if wanted])
+        if self.costs:
+            rows = [overheads(name, self.pairs) for name in track(SETUPS, "overheads", console=console, transient=True)]
+            report.headline["idle_overhead"] = round(max(row.idle for row in rows), 4)
+            report.tables.append(Table("What growing costs an epoch", OVERHEADS, [row.cells() for row in rows]))
         if self.trainings:
             report.headline |= {"grow_gain": {}, "grow_vs_scratch": {}}
             self._train(report, console)
         report.publish(console, self.json)
-        if self.page is not None:  # costs and gains apart: the former are measured anew on a quiet machine
-            for name, table, note in zip(("live", "live.trainings"), report.tables, report.notes, strict=True):
+        if self.page is not None:
+            written = [name for name, wanted in parts.items() if wanted]
+            for name, table, note in zip(written, report.tables, report.notes, strict=True):
                 Report(name, tables=[table], notes=[note]).write_into(self.page)
 
     def _train(self, report: Report, console: Console) -> None:
