@@ -1,4 +1,4 @@
-"""What becomes of a controller's store that is cut near its end, has flipped bits anywhere, or is killed often?
+"""What becomes of a controller's store that is cut near its end, has flipped bits anywhere, or whose process is killed?
 
 Run it with::
 
@@ -19,6 +19,7 @@ from typing import Any
 import tyro
 
 from benchmarks.damaged_store import NAMES, cut, filled, flipped, flips, is_whole
+from benchmarks.killed_service import service_kills
 from benchmarks.killing import kills
 from esper_ray.controller.head_file import HEAD_FILE
 from esper_ray.controller.records import FILE
@@ -35,7 +36,7 @@ class Damage:
     flips: int = 20_000
     """Bits that are changed in each file, one at a time."""
     kills: int = 50
-    """Of a process that records."""
+    """Of a process that records, and as many of a service that evaluates."""
     seed: int = 0
     """Of bits and moments."""
 
@@ -62,6 +63,12 @@ class Damage:
         with tempfile.TemporaryDirectory() as made:
             told = kills(Path(made), self.kills, self.seed)
             console.print(f"{self.kills} kills: all {told} decisions that were told are there")
+        with tempfile.TemporaryDirectory() as made:
+            found = service_kills(Path(made), self.kills, self.seed)
+            console.print(
+                f"{found.kills} kills of a service: all {found.told} commands that were sent are there, and every "
+                f"packet once; {found.untold} decisions were never sent"
+            )
 
 
 if __name__ == "__main__":

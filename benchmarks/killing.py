@@ -1,22 +1,19 @@
 """A process that records as fast as it can, killed at any moment, again and again.
 
-``python -m benchmarks.killing`` starts a recorder for each line that it reads, the number of its first decision and its
-directory. Each recorder tells its process number, then what is committed.
+``python -m benchmarks.killing`` is a nursery of recorders (:mod:`benchmarks.nursery`), each of which is given the
+number of its first decision and its directory, and tells what is committed.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from threading import Thread
 
 from benchmarks.damaged_store import content_of, some_decision
-from benchmarks.nodes import ROOT
+from benchmarks.nursery import Nursery, raise_children, tell
 from esper_ray.controller.records import Record, StoredRun
 from esper_ray.controller.store import Store
 
@@ -32,7 +29,7 @@ def record(directory: Path, first: int) -> None:
         at = first
         while True:
             store.record(some_decision(at, packet=os.urandom(2000)), StoredRun(memory=b"%d" % at, hidden=None))
-            os.write(1, b"%d\n" % at)
+            tell(str(at))
             store.mark_sent(f"run {at}")
             store.attach_result(f"run {at}", b"applied")
             if at % 7 == 0:
@@ -51,19 +48,12 @@ def kills(directory: Path, times: int, seed: int = 0) -> int:
         StoreFailed: the store is not whole.
     """
     draw, in_all = random.Random(seed), 0
-    command = [sys.executable, "-m", "benchmarks.killing"]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nursery:
-        assert nursery.stdin is not None
-        assert nursery.stdout is not None
+    with Nursery("benchmarks.killing") as nursery:
         for killed in range(times):
             if killed % A_STORE == 0:
                 place, told = directory / str(killed), list[int]()
-            print(told[-1] + 100 if told else 100 * killed, place, file=nursery.stdin, flush=True)
-            recorder, before = int(nursery.stdout.readline()), len(told)
-            time.sleep(draw.random() * LONGEST)
-            os.kill(recorder, signal.SIGKILL)
-            while (line := nursery.stdout.readline()) != "ended\n":
-                told.append(int(line))
+            first, before = told[-1] + 100 if told else 100 * killed, len(told)
+            told += map(int, nursery.killed(f"{first} {place}", draw.random() * LONGEST))
             in_all += len(told) - before
             with Store(place) as store:
                 found = [one for one in store.records("run") if isinstance(one, Record)]
@@ -74,20 +64,18 @@ def kills(directory: Path, times: int, seed: int = 0) -> int:
             states = [state for _, state, _, _ in content_of(place)]
             expected = [StoredRun(memory=b"%d" % epochs[-1], hidden=None)] if epochs else []
             assert states == expected, "a state is not its decision's"
-        nursery.stdin.close()
     return in_all
 
 
 def main() -> None:
-    """Start recorders, each in a process of its own that had not to import anything."""
+    """A nursery of recorders."""
     assert "torch" not in sys.modules
-    for line in sys.stdin:
-        if (child := os.fork()) == 0:
-            os.write(1, b"%d\n" % os.getpid())
-            first, _, place = line.strip().partition(" ")
-            record(Path(place), int(first))
-        os.waitpid(child, 0)
-        os.write(1, b"ended\n")
+
+    def live(line: str) -> None:
+        first, _, place = line.partition(" ")
+        record(Path(place), int(first))
+
+    raise_children(live)
 
 
 if __name__ == "__main__":

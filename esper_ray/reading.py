@@ -97,12 +97,22 @@ def checked(content: object, kind: TypeAdapter[Content], where: str) -> Content:
         raise UserError(f"{where}: {describe_problems(error)}") from error
 
 
-def describe_problems(error: ValidationError) -> str:
-    """What pydantic found, in one line."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc'] if part != 'config') or 'content'}: {problem['msg']}"
-        for problem in error.errors()
-    )
+def describe_problems(error: ValidationError, most: int | None = None, whole: str = "content") -> str:
+    """What pydantic found, in one line.
+
+    Args:
+        error: Of pydantic.
+        most: So many problems are told, and how many more there are; None tells all.
+        whole: What is wrong where it is no part of it.
+    """
+    problems = error.errors(include_url=False, include_input=False)
+    told = [
+        f"{'.'.join(str(part) for part in problem['loc'] if part != 'config') or whole}: "
+        f"{problem['msg'].removeprefix('Value error, ')}"
+        for problem in problems[:most]
+    ]
+    more = len(problems) - len(told)
+    return "; ".join(told) + (f"; and {more} more" if more else "")
 
 
 # ---------------------------------------------------------------------- YAML

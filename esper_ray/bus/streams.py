@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from policies.strategic.packet_values import MOST_PACKET_BYTES
+
 MEBIBYTE = 1 << 20
 MOST_PAYLOAD_BYTES = 65 * MEBIBYTE
 """Of the largest message, an update: 64 MiB of weights, which it may not exceed, and what is said of them."""
@@ -83,11 +85,13 @@ class StreamRules:
 
 RULES: Mapping[Stream, StreamRules] = MappingProxyType(
     {
-        Stream.STATES: StreamRules((Role.SERVICE,), capacity=1024, payload_bytes=4 * MEBIBYTE),
+        Stream.STATES: StreamRules(
+            (Role.SERVICE,), capacity=1024, payload_bytes=MOST_PACKET_BYTES + MOST_ENVELOPE_BYTES
+        ),
         Stream.COMMANDS: StreamRules(),
         Stream.RESULTS: StreamRules((Role.SERVICE,)),
         # A report has the packet that its decision was made on.
-        Stream.REPORTS: StreamRules((Role.LEARNER,), capacity=65_536, payload_bytes=5 * MEBIBYTE),
+        Stream.REPORTS: StreamRules((Role.LEARNER,), capacity=65_536, payload_bytes=MOST_PACKET_BYTES + MEBIBYTE),
         Stream.ACKS: StreamRules((Role.SERVICE,), capacity=65_536),
         Stream.UPDATES: StreamRules(
             (Role.SERVICE,), capacity=8, payload_bytes=MOST_PAYLOAD_BYTES + MOST_ENVELOPE_BYTES

@@ -6,7 +6,6 @@ import base64
 import binascii
 import logging
 import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from esper_ray.controller.keys import LEAST_KEY_BYTES, Key, KeyRing, KeyState
 from esper_ray.controller.records import DIRECTORY, Nanoseconds
 from esper_ray.errors import UserError
 from esper_ray.keeping.lock import locked
+from esper_ray.keeping.secret_file import read_secret
 from esper_ray.keeping.writing import make_directories, remove_empty, replaced
 from esper_ray.terminal import command
 from policies.strategic.packet_values import Message
@@ -21,8 +21,6 @@ from policies.strategic.packet_values import Message
 KEY_FILE = DIRECTORY / "signing_keys.json"
 KEY_VARIABLE = "ESPER_SIGNING_KEY"
 MODE = 0o600
-_MOST_BYTES = 65_536
-"""Of a file; a ring has hundreds."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +74,12 @@ def read_key_file(path: Path) -> KeyRing:
     Raises:
         UserError: as of :func:`read_keys`.
     """
-    content = _private_content(path)
+    content = read_secret(
+        path,
+        "key",
+        missing=f"there is no signing key: {command('keys', 'new', '--file', path)} makes one, or set {KEY_VARIABLE}",
+        leaked="rotate the keys (docs/security.md)",
+    )
     try:
         ring = _StoredRing.model_validate_json(content)
         return KeyRing(
@@ -87,43 +90,6 @@ def read_key_file(path: Path) -> KeyRing:
     except ValueError:  # of which nothing may be quoted: a secret may stand where it does not belong
         reason = "it is not as this program writes it"
     raise UserError(f"{path} holds no keys that can be used ({reason}): take the copy of another machine, or a backup")
-
-
-def _private_content(path: Path) -> bytes:
-    try:
-        # Whatever waits at the other end of a pipe is not waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise UserError(
-            f"there is no signing key: {command('keys', 'new', '--file', path)} makes one, or set {KEY_VARIABLE}"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read the key file {path}: {error.strerror}") from None
-    try:
-        _check_private(path, os.fstat(descriptor))
-        return os.read(descriptor, _MOST_BYTES)
-    except OSError as error:
-        raise UserError(f"cannot read the key file {path}: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
-
-
-def _check_private(path: Path, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"the key file {path} is no file")
-    mode = stat.S_IMODE(found.st_mode)
-    if mode & 0o077:
-        raise UserError(
-            f"others may use the key file {path} (mode {mode:04o}): chmod 600 {path}, and rotate the keys "
-            "(docs/security.md)"
-        )
-    if found.st_uid != os.geteuid():
-        raise UserError(
-            f"the key file {path} belongs to user {found.st_uid}, and you are user {os.geteuid()}: give a file of your "
-            "own, or chown it"
-        )
-    if found.st_size > _MOST_BYTES:
-        raise UserError(f"{path} has {found.st_size} bytes and cannot be a key file")
 
 
 def write_key_file(path: Path, ring: KeyRing) -> None:

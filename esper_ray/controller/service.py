@@ -52,7 +52,7 @@ from policies.strategic.messages import SystemState
 logger = logging.getLogger(__name__)
 
 RESULT_SECONDS = 5.0
-"""Within which a result that came over a bus is on the disk."""
+"""Within which a result that came over a bus is on the disk, and that a command leaves over it."""
 
 
 class Controller:
@@ -257,13 +257,20 @@ class Controller:
 
         Returns:
             What was decided; None of a message that was decided on before, which is left at that.
+
+        Raises:
+            StoreFailed: that its command leaves could not be noted in time; it is not to be sent.
         """
         try:
             entering = partial(self.verifier.enter, envelope=envelope)
-            return self._deciding.on_epoch(state, hook_ms, faults, entering)
+            evaluation = self._deciding.on_epoch(state, hook_ms, faults, entering)
         except EnvelopeRefused as refused:
             logger.warning("run %s, epoch %d: a packet came again: %s", state.run_id, state.epoch, refused)
             return None
+        if evaluation.recorded:
+            # A service that is killed must not be followed by one that takes what has left for what never did.
+            self._disk.within(lambda: None, RESULT_SECONDS)
+        return evaluation
 
     def verified(self, content: bytes, kind: Stream) -> Envelope:
         """Whether a message is to be believed that came over a bus.

@@ -14,6 +14,7 @@ from envs.action_masks import mask_size, split_mask
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
 from envs.vocabulary import HeadSpec
+from esper_ray.reading import describe_problems
 from policies.bundle import Actions, Observations
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -85,15 +86,10 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False)
-        if problems[0]["type"] == "json_invalid":
-            raise RefusedError(400, f"the body is not JSON: {problems[0]['msg']}") from None
-        told = [
-            f"{'.'.join(map(str, p['loc'])) or 'the body'}: {p['msg'].removeprefix('Value error, ')}"
-            for p in problems[:MOST_PROBLEMS]
-        ]
-        more = len(problems) - len(told)
-        raise RefusedError(422, "; ".join(told) + (f"; and {more} more" if more else "")) from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise RefusedError(400, f"the body is not JSON: {first['msg']}") from None
+        raise RefusedError(422, describe_problems(error, MOST_PROBLEMS, "the body")) from None
 
 
 class Interface(Protocol):

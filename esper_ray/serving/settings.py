@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from envs.ranges import Count, Positive, Processes, Range, Share, check_numbers
 from esper_ray.errors import UserError
+from esper_ray.keeping.secret_file import read_secret
+from policies.strategic.packet_values import MOST_PACKET_BYTES
 
 SHORTEST_TOKEN = 16
 """Characters; ``secrets.token_urlsafe(32)`` gives 43."""
@@ -32,7 +32,7 @@ class ServiceConfig:
     """A session that is not used for so long ends, and its state with it."""
     max_sessions: Count = 1000
     """Sessions that each replica holds at most."""
-    max_body_bytes: Count = 1_048_576
+    max_body_bytes: Count = MOST_PACKET_BYTES
     """Size of a request's body at most. A packet of 128 layers, with 16 slots, has some 100,000 bytes; the largest
     known, with 128 slots and layers that each read all before them, 750,000."""
     max_batch: Count = 64
@@ -59,7 +59,7 @@ class ServiceConfig:
         """The token; None where none is asked for.
 
         Raises:
-            UserError: no such file, others may read it, or what it holds is no token.
+            UserError: no such file, others may use it, or what it holds is no token.
         """
         return None if self.token_file is None else read_token(self.token_file)
 
@@ -73,25 +73,19 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(path: Path) -> str:
-    """A bearer token from a file that only its owner can read; whitespace around it does not count.
+    """A bearer token from a file that is its owner's alone; whitespace around it does not count.
 
     Raises:
-        UserError: no such file, others may read it, or what it holds is no token.
+        UserError: no such file, others may use it, or what it holds is no token.
     """
-    try:
-        with path.open() as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            token = file.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise UserError(
-            f"cannot read the token file {path} ({reason}); make one: (umask 077; python -c "
-            f"'import secrets; print(secrets.token_urlsafe(32))' > {path})"
-        ) from error
-    if mode & 0o077:
-        raise UserError(
-            f"others may use the token file {path} (mode {mode:04o}): chmod 600 {path}, and renew the token"
-        )
+    content = read_secret(
+        path,
+        "token",
+        missing=f"there is no token file {path}; make one: (umask 077; python -c "
+        f"'import secrets; print(secrets.token_urlsafe(32))' > {path})",
+        leaked="renew the token",
+    )
+    token = content.decode("ascii", "replace").strip()
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise UserError(
             f"{path} holds no token: it must be one word of at least {SHORTEST_TOKEN} printable ASCII characters"

@@ -7,16 +7,16 @@ import pytest
 LONG_S = 20.0
 
 
-def until(done):
+def until(done, seconds=LONG_S):
     """Go on until something holds; a test that waits for what never comes fails."""
-    ends = time.monotonic() + LONG_S
+    ends = time.monotonic() + seconds
     while not done():
         if time.monotonic() > ends:
-            pytest.fail(f"it did not come about within {LONG_S:g} s")
+            pytest.fail(f"it did not come about within {seconds:g} s")
         yield
 
 
-def wait_for(done):
+def wait_for(done, seconds=LONG_S):
     """Wait until something holds."""
-    for _ in until(done):
+    for _ in until(done, seconds):
         time.sleep(0.01)

@@ -35,6 +35,7 @@ from esper_ray.controller.updates.probation import MOST_ANOMALIES, PROBATION_INF
 from esper_ray.controller.updates.shadow import SNAPSHOTS
 from esper_ray.controller.updates.verdicts import RollbackReason, UpdateReason
 from tests.envs.live.loops import Loop
+from tests.esper_ray.bus.patience import until, wait_for
 from tests.esper_ray.controller.field import greenhouse, policy
 from tests.esper_ray.controller.reporting import found
 from tests.esper_ray.controller.sealing import RING
@@ -53,13 +54,6 @@ FIXED = [packet(epoch, "fixed") for epoch in range(3)]
 
 def keys():
     return RING
-
-
-def wait_for(done):
-    ends = time.monotonic() + PATIENCE_S
-    while not done():
-        assert time.monotonic() < ends, f"it did not come about within {PATIENCE_S:g} s"
-        time.sleep(0.01)
 
 
 @contextmanager
@@ -97,28 +91,34 @@ def test_what_a_policy_decided_teaches_it_and_what_it_learnt_decides(tmp_path):
         Learner(first, greenhouse(tmp_path / "greenhouse"), tmp_path / "learner", settings) as learner,
         TakesReports(bus, keys, learner.path, learner.take_within) as reports,
     ):
-        at_bus = LearnerAtBus(learner, bus, keys, reports.step)
+        at_bus, made = LearnerAtBus(learner, bus, keys, reports.step), []
+
+        def learn_until(done):
+            for _ in until(done, PATIENCE_S):
+                if (learnt := at_bus.step(0.05)) is not None:
+                    made.append(learnt)
 
         def taken():
             return reports.connection.execute("SELECT count(*) FROM taken_reports").fetchone()[0]
 
         def run(run_id, epochs):
+            """And all reports on it are delivered, one per decision."""
+            expected = taken() + epochs
             with RemoteController(bus, keys, run_id, wait_s=FOREVER) as remote:
                 episode(remote, epochs)
+            learn_until(lambda: taken() >= expected)
+            wait_for(lambda: not found(state, DeliveryState.PENDING), PATIENCE_S)
+            assert taken() == expected
 
         for number in range(RUNS):
             run(f"run {number}", EPOCHS)
-        made, ends = None, time.monotonic() + PATIENCE_S
-        while made is None:
-            made = at_bus.step(0.1)
-            assert time.monotonic() < ends, learner.lacking()
-        assert (made.version, made.runs, made.decisions, made.new) == (1, RUNS, RUNS * (EPOCHS - 1), made.decisions)
-        assert made.undecided < made.decisions / 4
-        assert taken() == RUNS * EPOCHS, "each report once"
-        wait_for(lambda: serving.controller.live.update is not None)
+        learn_until(lambda: made)
+        (learnt,) = made
+        decided = RUNS * (EPOCHS - 1)
+        assert (learnt.version, learnt.runs, learnt.decisions, learnt.new) == (1, RUNS, decided, decided)
+        assert learnt.undecided < decided / 4
+        wait_for(lambda: serving.controller.live.update is not None, PATIENCE_S)
         run("later", PROBATION_INFERENCES + 2)
-        wait_for(lambda: at_bus.step(0.0) is None and taken() == RUNS * EPOCHS + PROBATION_INFERENCES + 2)
-        wait_for(lambda: not found(state, DeliveryState.PENDING))
         assert serving.end.refused == 0
     before, after = version_of(first), version_of(tmp_path / "learner" / "policy")
     for number in range(RUNS):
@@ -171,7 +171,7 @@ def test_a_bad_update_that_looks_good_goes_again_by_itself_and_all_is_as_before(
         usual = Host(bus, "usual", SNAPSHOTS + 8)
         usual.train(SNAPSHOTS)
         publish(1)
-        wait_for(lambda: live.update is not None)
+        wait_for(lambda: live.update is not None, PATIENCE_S)
         usual.train(8)
         usual.end()
         assert answers(live.incumbent.policy, FIXED) != before
@@ -182,7 +182,7 @@ def test_a_bad_update_that_looks_good_goes_again_by_itself_and_all_is_as_before(
         assert serving.controller.workers == own
         assert answers(live.incumbent.policy, FIXED) == before
         publish(2)
-        wait_for(lambda: len(history(state)) == 2)
+        wait_for(lambda: len(history(state)) == 2, PATIENCE_S)
     good, poison = version_of(first), version_of(bad)
     versions = [each.policy_version for each in decisions(state, "usual")]
     assert versions == [good] * (SNAPSHOTS + 1) + [poison] * 7

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from envs.action_masks import split_mask
 from envs.vocabulary import LifecycleOp, SeedStage
+from esper_ray.bus.streams import Stream
 from esper_ray.controller.commands import CommandResult, Kind, Outcome, Refusal
+from esper_ray.controller.envelope import seal
 from esper_ray.controller.learner.experience_store import Told
 from esper_ray.controller.learner.report_risk import risk_of
 from esper_ray.controller.learner.score import ScoreTerms, score_terms
@@ -25,6 +27,7 @@ from policies.strategic.labels import RISES, UNKNOWN_RISK
 from policies.strategic.messages import SeedState
 from policies.strategic.schema import RISK_CLASSES
 from tests.esper_ray.controller.field import EXTRA, HOST, Field, experience, packet, policy
+from tests.esper_ray.controller.sealing import NOW, RING
 from tests.policies.strategic.states import SLOTS, chain, changed, seed
 
 torch.set_num_threads(1)
@@ -156,6 +159,20 @@ def test_a_command_that_was_not_applied_decided_nothing(note, field, checkpoint)
     assert [step.decided for step in stretch.steps] == [False]
     (stretch,) = stretches(field.play(epochs=2, notes=("compared with 3 differences",)), checkpoint)
     assert [step.decided for step in stretch.steps] == [True]
+
+
+def test_a_command_that_travelled_in_an_envelope_is_the_command(field, checkpoint):
+    bare = field.play(epochs=6, kinds={3: Kind.PAUSE})
+    sent = []
+    for of in bare:
+        envelope = seal(RING.signing, Stream.COMMANDS, of.decision.run_id, of.decision.command, NOW)
+        sent.append(experience(changed(of.decision, command=envelope.content)))
+
+    def learnt(run):
+        (stretch,) = stretches(run, checkpoint)
+        return [(step.action, step.log_probs, step.decided, step.reward) for step in stretch.steps]
+
+    assert learnt(sent) == learnt(bare)
 
 
 def test_an_epoch_without_an_answer_of_the_policy_decided_nothing(field, checkpoint):

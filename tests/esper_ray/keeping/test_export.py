@@ -290,7 +290,7 @@ def test_a_missing_file_is_named(copy, name):
         (lambda card: card["env"].update(task="chess"), "chess"),
         (lambda card: card["env"].update(task="digits_scale"), "but task 'digits_scale' has"),
         (lambda card: card["slots"].update(slot_ids=["r0c0"]), "was trained for SlotConfig"),
-        (lambda card: card["slots"].update(slot_ids=[]), "slots: Value error"),
+        (lambda card: card["slots"].update(slot_ids=[]), "slots: slot_ids must be one or more"),
         (lambda card: card["network"].update(hidden_dim=10**4), "does not fit this version: number of parameters"),
         (lambda card: card["network"].update(hidden_dim=10**9), "hidden_dim must be a whole number"),
         (lambda card: card["network"].update(hidden_dim=10**40), "hidden_dim must be a whole number"),

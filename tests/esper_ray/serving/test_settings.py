@@ -1,5 +1,7 @@
 """Nobody but this machine is answered without a token, and a token that others can read is none."""
 
+import os
+
 import pytest
 
 from esper_ray.cli import parse
@@ -39,7 +41,8 @@ def token_file(path, content, mode=0o600):
         (b"", 0o600, "holds no token"),
         (b"short", 0o600, "at least 16"),
         (b"two words of enough length", 0o600, "one word"),
-        (b"\xff" * 40, 0o600, "not text"),
+        (b"\xff" * 40, 0o600, "printable ASCII"),
+        (b"x" * 10**5, 0o600, "cannot be a token file"),
     ],
 )
 def test_a_file_that_is_no_secret_token_is_refused(tmp_path, content, mode, says):
@@ -50,8 +53,14 @@ def test_a_file_that_is_no_secret_token_is_refused(tmp_path, content, mode, says
 
 def test_a_token_is_read_without_its_line_end(tmp_path):
     assert read_token(token_file(tmp_path / "token", b"x" * 40 + b"\n")) == "x" * 40
-    with pytest.raises(UserError, match=r"No such file.*umask 077"):
+    with pytest.raises(UserError, match=r"there is no token file.*umask 077"):
         read_token(tmp_path / "missing")
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(UserError, match=r"the token file .* is no file"):
+        read_token(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(
