@@ -23,6 +23,7 @@ from envs.vocabulary import (
     LifecycleOp,
     Tempo,
 )
+from esper_ray.controller.message_ages import RECEIVED_WITHIN_MS
 from policies.strategic.coverage import Coverage
 from policies.strategic.packet_values import (
     BlendingMethod,
@@ -40,8 +41,6 @@ from policies.strategic.packet_values import (
 
 BLENDED_BY = (LifecycleOp.GERMINATE, LifecycleOp.ADVANCE)
 """Ops that can say how their seed is to be blended in."""
-RECEIVED_WITHIN_MS = 60_000
-"""Age at which a command is too old to be received."""
 
 
 class Severity(IntEnum):

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from esper_ray.bus.streams import Stream
-from esper_ray.controller.commands import RECEIVED_WITHIN_MS
 
+RECEIVED_WITHIN_MS = 60_000
+"""Age at which a command is too old to be received."""
 SECOND_NS = 10**9
 DAY_NS = 86_400 * SECOND_NS
 FUTURE_NS = 5 * SECOND_NS
