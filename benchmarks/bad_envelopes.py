@@ -174,7 +174,7 @@ def _attack_updates(
         accepted = sum(considering.consider(content).reason is not UpdateReason.ENVELOPE for content in bad)
         accepted += (before, incumbent) != (_written(records), controller.live.incumbent)
         believes = considering.consider(good[0]).reason is not UpdateReason.ENVELOPE
-    return Attacked("updates", Stream.UPDATES, number, accepted, believes)
+    return Attacked("service", Stream.UPDATES, number, accepted, believes)
 
 
 class _Run:

@@ -22,7 +22,7 @@ from esper_ray.controller.key_file import CurrentKeys
 from esper_ray.controller.reports.field_report import Experience
 from esper_ray.controller.reports.taking import TakesReports
 
-CLAIM_AFTER_S = 2.0
+CLAIM_AFTER_S = 1.0
 """What a taker that was killed had in its hands comes again after that."""
 WAIT_S = 1.0
 """Between two tries on a bus that is away, as of ``esper-ray learn``."""
