@@ -6,7 +6,8 @@ Run it with::
 
 Every controller here is a real one, with its worker and its records on disk. ``evaluate_epoch`` and ``evaluate_step``
 are what a trainer waits for, from the packet to the command; packets are those of a host of digits and of a model of
-128 layers, as a probe measures them.
+128 layers, as a probe measures them. What is written and sent of decisions is ``benchmarks/controller_trust.py``'s:
+``--no-deciding`` measures nothing else, ``--no-trust`` all but that.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
+from benchmarks.controller_trust import Attackable, TrustCounts, trust
 from benchmarks.faults import planned
 from benchmarks.faulty_run import FaultyRun, faulty_run
 from benchmarks.harness import Report, Table, median_ratio, paired_seconds
@@ -43,11 +45,12 @@ from esper_ray.controller.breakers import BreakerConfig
 from esper_ray.controller.commands import AdaptationCommand
 from esper_ray.controller.evaluation import ControllerConfig
 from esper_ray.controller.service import Controller
+from esper_ray.controller.updates.making import update_of
 from esper_ray.live import Grower, grow
 from esper_ray.live.policies import SHIPPED
 from esper_ray.process import settle
 from policies.strategic.messages import SystemState
-from policies.strategic.network_config import GraphNetworkConfig
+from policies.strategic.network_config import SMALL, GraphNetworkConfig
 
 STALL_SECONDS = 0.25
 """A decision that returns later stalls its trainer."""
@@ -95,21 +98,39 @@ class Benchmark:
     """Of the trainings with faults."""
     seeds: int = 2
     """Of these trainings: so many, from 0 on."""
+    deciding: bool = True
+    """Measure all of the above."""
+    trust: bool = True
+    """Measure what is written and sent of decisions, and attack it."""
+    counts: TrustCounts = field(default_factory=TrustCounts)
+    """How much of that."""
 
     def run(self, console: Console) -> None:
         """Measure, print, write."""
         settle()
         torch.manual_seed(0)
         logging.getLogger("esper_ray").setLevel(logging.CRITICAL)  # what goes wrong here is meant to
-        report = Report("controller", notes=list(NOTES))
+        report, parts = Report("controller"), list[Callable[[Report, Path], None]]()
+        if self.deciding:
+            report.notes += NOTES
+            parts += (self._decisions, self._trainers, self._takeovers, self._faults)
+        apart = Report("controller.trust")
         with tempfile.TemporaryDirectory() as directory:
-            parts = (self._decisions, self._trainers, self._takeovers, self._faults)
-            for part in track(parts, "parts", console=console, transient=True):
-                (place := Path(directory) / part.__name__).mkdir()
+            for number, part in enumerate(track(parts, "parts", console=console, transient=True)):
+                (place := Path(directory) / str(number)).mkdir()
                 part(report, place)
+            if self.trust:
+                (place := Path(directory) / "trust").mkdir()
+                with console.status("writing, sending and attacking"):
+                    apart = trust(place, self.counts, digits_packets(), attackable(place))
+        if self.page is not None:  # two parts, so that one can be measured anew without the other
+            for one in (report, apart):
+                if one.tables:
+                    one.write_into(self.page)
+        report.headline |= apart.headline
+        report.tables += apart.tables
+        report.notes += apart.notes
         report.publish(console, self.json)
-        if self.page is not None:
-            report.write_into(self.page)
 
     def _decisions(self, report: Report, place: Path) -> None:
         """How long a trainer waits for a command."""
@@ -275,6 +296,17 @@ def _attended(loop: Loop | TaskLoop, slots: Sequence[str] | str, controller: Con
         policy="never_grow" if controller is None else None,
         controller=controller,
     )
+
+
+# ---------------------------------------------------------------------- trust
+def attackable(place: Path) -> Attackable:
+    """A graph policy that takes updates, and two of these."""
+    directories = [place / f"policy {number}" for number in range(2)]
+    for directory in directories:
+        directory.mkdir()
+        fresh_checkpoint(SMALL).save(directory)
+    updates = tuple(update_of(directory, number) for number, directory in enumerate(directories, 1))
+    return Attackable(str(directories[0]), updates, NO_DEADLINES)
 
 
 # ---------------------------------------------------------------------- takeovers
