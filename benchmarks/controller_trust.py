@@ -123,7 +123,7 @@ def deliver_reports(report: Report, place: Path, counts: TrustCounts, packets: S
                 seconds.append(took)
         rate, times = len(seconds) / sum(seconds), _percentiles(seconds)
         report.headline |= {"reports_written": writer.reports, "reports_per_s": round(rate, 1)}
-        rows = [("written with their decisions", str(len(seconds)), f"{rate:.1f}", *times)]
+        rows: list[tuple[str, ...]] = [("written with their decisions", str(len(seconds)), f"{rate:.1f}", *times)]
         if REDIS_SERVER is None:
             report.notes.append(WITHOUT_REDIS)
         else:
