@@ -19,6 +19,8 @@ from esper_ray.controller.store import Store
 
 LONGEST = 0.25
 """Seconds that a recorder lives, at most; the first of them are the opening of its store."""
+MOST = 10_000
+"""Decisions of a recorder; none makes as many in its time."""
 A_STORE = 5
 """Recorders of each store, one after the other, the first of which makes it."""
 
@@ -52,7 +54,7 @@ def kills(directory: Path, times: int, seed: int = 0) -> int:
         for killed in range(times):
             if killed % A_STORE == 0:
                 place, told = directory / str(killed), list[int]()
-            first, before = told[-1] + 100 if told else 100 * killed, len(told)
+            first, before = MOST * killed, len(told)  # above what one before may have committed and never told
             told += map(int, nursery.killed(f"{first} {place}", draw.random() * LONGEST))
             in_all += len(told) - before
             with Store(place) as store:
