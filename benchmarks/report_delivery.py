@@ -13,6 +13,7 @@ from benchmarks.field_writer import FieldWriter
 from benchmarks.redis_server import Server
 from benchmarks.report_taker import CLAIM_AFTER_S, Taker
 from esper_ray.bus.opening import open_bus
+from esper_ray.bus.streams import Role, Stream
 from esper_ray.controller.key_file import CurrentKeys
 from esper_ray.controller.records import Records
 from esper_ray.controller.remote.serving import BUS_SECONDS
@@ -72,6 +73,7 @@ class Way:
             self._taker = undo.enter_context(Taker(self._server.url, keys, self._file))
             self._records = undo.enter_context(Records.open(directory))
             bus = undo.enter_context(open_bus(self._server.url, on_event=lambda _: None, timeout_s=BUS_SECONDS))
+            self._bus = bus
             self._delivery = undo.enter_context(closing(ReportDelivery(store, bus, CurrentKeys(keys))))
             self._undo = undo.pop_all()
 
@@ -82,6 +84,11 @@ class Way:
     @property
     def _delivered(self) -> int:
         return count(self._records, DELIVERED)
+
+    @property
+    def _untaken(self) -> int:
+        group = self._bus.state(Stream.REPORTS).groups[Role.LEARNER]
+        return group.pending + (group.unread or 0)
 
     def _wait(self, reports: int) -> float:
         """Seconds until so many reports are delivered, counted from the beginning."""
@@ -95,7 +102,10 @@ class Way:
     def backlog(self) -> float:
         """Begin to deliver; reports per second of those that wait."""
         self._delivery.start()
-        return self._writer.reports / self._wait(self._writer.reports)
+        seconds = self._wait(self._writer.reports)
+        while self._untaken:  # those that were sent again while the learner had not come to them
+            time.sleep(0.01)
+        return self._writer.reports / seconds
 
     def latency(self) -> float:
         """Seconds from one report's commit to that of its acknowledgement; nothing else is under way."""
