@@ -64,10 +64,10 @@ class Damage:
             told = kills(Path(made), self.kills, self.seed)
             console.print(f"{self.kills} kills: all {told} decisions that were told are there")
         with tempfile.TemporaryDirectory() as made:
-            found = service_kills(Path(made), self.kills, self.seed)
+            killed = service_kills(Path(made), self.kills, self.seed)
             console.print(
-                f"{found.kills} kills of a service: all {found.told} commands that were sent are there, and every "
-                f"packet once; {found.untold} decisions were never sent"
+                f"{killed.kills} kills of a service: all {killed.told} commands that were sent are there, and every "
+                f"packet once; {killed.untold} decisions were never sent"
             )
 
 
