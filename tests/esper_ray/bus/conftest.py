@@ -14,7 +14,7 @@ SMALL = {
     Stream.REPORTS: StreamRules(("learner", "service"), capacity=8, payload_bytes=1000),
     Stream.TELEMETRY: StreamRules(capacity=8, keeps_all=False),
 }
-CLAIM_AFTER_S = 0.15
+CLAIM_AFTER_S = 0.4
 
 
 @pytest.fixture(scope="session")
