@@ -1,9 +1,7 @@
 """``esper-ray learn`` on a real bus: signed reports in, acknowledgements and a signed update out."""
 
-import _thread
 import io
 import time
-from threading import Thread
 
 import pytest
 import torch
@@ -23,7 +21,6 @@ from tests.esper_ray.bus.servers import Server, needs_redis
 from tests.esper_ray.controller.field import Field, greenhouse, policy, renamed
 
 torch.set_num_threads(1)
-PATIENCE_S = 300.0
 
 
 @pytest.fixture
@@ -34,30 +31,27 @@ def place(tmp_path):
     return tmp_path
 
 
-def learn(place, url, out):
-    """Run the command until it is interrupted."""
+class Interrupted(Console):
+    """Somebody presses Ctrl-C once it has said something."""
+
+    def __init__(self, words):
+        super().__init__(file=io.StringIO(), width=200)
+        self._words = words
+
+    def print(self, *given, **more):
+        super().print(*given, **more)
+        if self._words in self.file.getvalue():
+            raise KeyboardInterrupt
+
+
+def learn(place, url, until):
+    """Run the command until it has said something; returns all that it said."""
     words = {"bus": url, "start": place / "start", "greenhouse": place / "greenhouse", "keys": place / "keys.json"}
     flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     command = parse(["learn", *flags, "--directory", str(place / "learner"), "--passes", "1"])
     with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
-        command.run(Console(file=out, width=200))
-
-
-class Until:
-    """Interrupts the main thread once something is so, or after a long time; what it was is its ``found``."""
-
-    def __init__(self, look):
-        self.found = None
-        self._look = look
-        self._thread = Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self):
-        ends = time.monotonic() + PATIENCE_S
-        while not self.found and time.monotonic() < ends:
-            self.found = self._look()
-            time.sleep(0.05)
-        _thread.interrupt_main()
+        command.run(console := Interrupted(until))
+    return console.file.getvalue()
 
 
 @needs_redis
@@ -70,12 +64,10 @@ def test_reports_become_a_signed_update_and_whoever_goes_on_has_it(place, tmp_pa
         for of in [*told, *told[:9]]:
             sent = seal(ring.signing, Stream.REPORTS, of.report.run_id, of.framed(), time.time_ns())
             bus.send(Stream.REPORTS, sent.content)
-        until = Until(lambda: bus.receive(Stream.UPDATES, Role.SERVICE, "service", wait_s=1.0))
-        learn(place, server.url, out := io.StringIO())
-        said = out.getvalue()
+        said = learn(place, server.url, "update 1:")
         assert "latest update: none" in said
         assert "update 1: 256 decisions of 4 runs (256 new, 0 undecided)" in said
-        (delivery,) = until.found
+        (delivery,) = bus.receive(Stream.UPDATES, Role.SERVICE, "service")
         envelope = Envelope.read(delivery.payload)
         assert ring.signing.verifies(envelope.signed, envelope.signature)
         assert (envelope.type, envelope.audience) == (Stream.UPDATES, AUDIENCE)
@@ -88,10 +80,7 @@ def test_reports_become_a_signed_update_and_whoever_goes_on_has_it(place, tmp_pa
         assert {*acked} == {of.report.report_id for of in told}
         state = bus.state(Stream.REPORTS).groups[Role.LEARNER]
         assert (state.pending, state.dead) == (0, 0)
-        out = io.StringIO()
-        goes_on = Until(lambda: "latest update: 1" in out.getvalue())
-        learn(place, server.url, out)
-        assert goes_on.found
+        assert "latest update: 1" in learn(place, server.url, "latest update")
 
 
 def test_without_keys_a_record_or_a_policy_it_does_not_begin(place):
