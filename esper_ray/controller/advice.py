@@ -198,7 +198,7 @@ COMMANDS = {
 UPDATES: dict[UpdateReason, Advice] = {
     UpdateReason.ENVELOPE: Advice(
         "Its envelope is not believed: not signed, forged, for somebody else, or too old.",
-        "The detail begins with one of the reasons in [security.md](security.md#refusals): do what stands there.",
+        "The detail begins with one of the reasons in docs/security.md (Refusals): do what stands there.",
     ),
     UpdateReason.MALFORMED: Advice(
         "It is signed, but no update, or its manifest is not what training writes.",
