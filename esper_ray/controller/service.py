@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,75 +104,68 @@ class Controller:
         self._ledger = NonceLedger("service")
         self._verifier = None if keys is None else Verifier(keys, self._ledger, time_ns)
         self._other_breakers: list[CircuitBreaker] = []
-        catalogue_breaker = self._catalogue_breaker = CircuitBreaker("catalogue", settings.breakers, now)
-        seconds = settings.catalogue_ms / 1e3
-        self._catalogue = GuardedCatalogue(
-            CatalogueCache(lambda: read_catalogue(amendments), now=now),
-            catalogue_breaker,
-            RetryConfig(seconds=seconds),
-            seconds,
-            now,
-        )
-        self._store = Store(Path(directory))
-        self._disk = Disk()
-        telemetry = telemetry or Telemetry()
-        self._after = Aftermath(self._disk, self._store, DecisionTelemetry(telemetry), watch)
-        try:
+        self._catalogue_breaker = CircuitBreaker("catalogue", settings.breakers, now)
+        telemetry, seconds = telemetry or Telemetry(), settings.catalogue_ms / 1e3
+        with ExitStack() as undo:  # what is made last ends first
+            self._store = undo.enter_context(Store(Path(directory)))
+            self._catalogue = GuardedCatalogue(
+                CatalogueCache(lambda: read_catalogue(amendments), now=now),
+                self._catalogue_breaker,
+                RetryConfig(seconds=seconds),
+                seconds,
+                now,
+            )
+            undo.callback(self._catalogue.close)
+            self._disk = Disk()
+            self._after = Aftermath(self._disk, self._store, DecisionTelemetry(telemetry), watch)
+            undo.callback(self._after.close)
+            undo.callback(self._disk.close)
             self.live = LivePolicy(
                 str(policy),
                 self._store,
                 Path(directory),
                 self._disk,
-                lambda name: IsolatedPolicy(
-                    name,
-                    deadline_s=settings.inference_ms / 1e3,
-                    standby=settings.standby,
-                    now=now,
-                    on_ready=self._after.worker_ready,
-                    on_lost=self._after.worker_lost,
-                ),
+                lambda name: self._started(name, settings),
                 lambda: CircuitBreaker("policy", settings.breakers, now),
                 settings.risk.thresholds.expected_risk_pauses,
                 UpdateTelling(telemetry),
                 time_ns,
             )
-        except BaseException:
-            self._close_all_but_policy()
-            raise
-        self._deciding = Deciding(
-            self.live,
-            self._catalogue,
-            self._store,
-            self._disk,
-            self._after,
-            lambda: self._breaker_states,
-            self._sent_as,
-            settings,
-            observe,
-            now,
-            time_ns,
-        )
-        try:
+            undo.callback(self.live.close)
+            self._deciding = Deciding(
+                self.live,
+                self._catalogue,
+                self._store,
+                self._disk,
+                self._after,
+                lambda: self._breaker_states,
+                self._sent_as,
+                settings,
+                observe,
+                now,
+                time_ns,
+            )
             self._hello = self.live.wait_ready()
             self.slots = self._hello.slots
             try_policy(self._policy.ask, self.slots, settings.inference_ms / 1e3)
             # Threads begin with what they are first given, which takes milliseconds that a decision has not.
             self._catalogue.look()
             self._disk.later(lambda: None)
-        except BaseException:
-            self.close()
-            raise
+            self._closing = undo.pop_all()
 
     def close(self) -> None:
         """End the worker, write what is left to be written, and give the directory back."""
-        self.live.close()
-        self._close_all_but_policy()
+        self._closing.close()
 
-    def _close_all_but_policy(self) -> None:
-        self._disk.close()
-        self._after.close()
-        self._catalogue.close()
-        self._store.close()
+    def _started(self, name: str, settings: ControllerConfig) -> IsolatedPolicy:
+        return IsolatedPolicy(
+            name,
+            deadline_s=settings.inference_ms / 1e3,
+            standby=settings.standby,
+            now=self._now,
+            on_ready=self._after.worker_ready,
+            on_lost=self._after.worker_lost,
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -28,9 +28,6 @@ from policies.strategic.measured import NOWHERE, Measured
 from policies.strategic.messages import SystemState
 from policies.strategic.normaliser import metric_sums, metric_values
 
-NOT_APPLIED = "its command"
-"""Begins a note of every report whose command was not applied, as far as is known."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -208,7 +205,7 @@ def _ops_last(slots: SlotConfig) -> tuple[tuple[int, LifecycleOp], ...]:
 
 def _was_carried_out(told: Told, following: SystemState) -> bool:
     """Whether a policy's choice left as a command, was applied, and is what the run says that it did."""
-    if told.decision.action is None or any(note.startswith(NOT_APPLIED) for note in told.report.notes):
+    if told.decision.action is None or told.report.applied is not True:
         return False
     command = sent_command(told.decision.command)
     proposed = None if command.selection is None else command.selection.proposed

@@ -220,6 +220,7 @@ class Link:
             self._outgoing.keep(Stream.STATES, Leaving(run_id=self.run_id).framed())
         self._outgoing.close()
         self._leave()
+        self._connection.close()
 
     def _leave(self) -> None:
         if self._listener is not None:

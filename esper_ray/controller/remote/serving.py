@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ class Serving:
         if self.prometheus_port is not None:
             sinks.append(prometheus := PrometheusSink(self.prometheus_port))
             console.print(f"metrics: {prometheus.url}")
-        console.print(f"page: tensorboard --logdir {pages}")
+        console.print(f"page: {shlex.join(['tensorboard', '--logdir', str(pages)])}")
         return sinks
 
     def controller(self, console: Console, telemetry: Telemetry, keys: CurrentKeys | None = None) -> Controller:

@@ -45,6 +45,8 @@ class FieldReport(Message):
     """Individual that lived in the slot, or was germinated there."""
     blueprint: Annotated[Blueprint, ByName()] | None = None
     """Of that seed."""
+    applied: bool | None = None
+    """Whether the command was carried out at the run; None where nothing has said so."""
     outcome: ReportOutcome
     """What it led to."""
     window_epochs: Count

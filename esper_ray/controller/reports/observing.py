@@ -85,7 +85,7 @@ def _report(connection: sqlite3.Connection, run_id: str, closed: Closed, time_ns
     if found is None:
         raise Broken(f"the decision of the command {closed.window.command_id} is gone")
     sequence, *delivery = found
-    report = synthesise(closed, run_id, _fate_notes(*delivery))
+    report = synthesise(closed, run_id, *_became(*delivery))
     write(
         connection,
         "reports",
@@ -94,14 +94,16 @@ def _report(connection: sqlite3.Connection, run_id: str, closed: Closed, time_ns
     )
 
 
-def _fate_notes(fate: str, reason: str, content: bytes | None) -> list[str]:
-    """What became of a command that was not applied, as far as is known."""
-    if fate in (Fate.LOST, Fate.ABORTED):
-        return [f"its command was {fate}: {reason}"]
+def _became(fate: str, reason: str, content: bytes | None) -> tuple[bool | None, list[str]]:
+    """Whether a command was applied, None where nothing says so; and where it was not, or nobody knows, why."""
+    if fate in (Fate.LOST, Fate.ABORTED):  # what is lost may have been applied
+        return (False if fate == Fate.ABORTED else None), [f"its command was {fate}: {reason}"]
     if content is None:
-        return ["its command has no result yet"]
+        return None, ["its command has no result yet"]
     try:
         result = CommandResult.model_validate_json(content)
     except ValidationError:
-        return ["its command's result cannot be read"]
-    return [] if result.outcome is Outcome.APPLIED else [f"its command was {result.outcome}: {result.reason}"]
+        return None, ["its command's result cannot be read"]
+    if result.outcome is Outcome.APPLIED:
+        return True, []
+    return False, [f"its command was {result.outcome}: {result.reason}"]

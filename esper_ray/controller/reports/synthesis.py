@@ -86,12 +86,13 @@ def outcome_of(course: Course, how: Closing, is_critical: bool) -> ReportOutcome
     return ReportOutcome.SUCCESS if course.excess < -limit else ReportOutcome.NEUTRAL
 
 
-def synthesise(closed: Closed, run_id: str, notes: Sequence[str] = ()) -> FieldReport:
+def synthesise(closed: Closed, run_id: str, applied: bool | None = None, notes: Sequence[str] = ()) -> FieldReport:
     """The report of a window.
 
     Args:
         closed: The window.
         run_id: Of its run.
+        applied: Whether its command was carried out, as far as is known.
         notes: What else there is to say, first.
     """
     window = closed.window
@@ -116,6 +117,7 @@ def synthesise(closed: Closed, run_id: str, notes: Sequence[str] = ()) -> FieldR
         slot=window.slot,
         seed_id=window.seed_id,
         blueprint=window.blueprint,
+        applied=applied,
         outcome=outcome_of(course, closed.how, bool(window.new_critical)),
         window_epochs=window.epochs,
         seen_epochs=min(sum(at > window.epoch for at, _ in closed.losses), window.epochs),

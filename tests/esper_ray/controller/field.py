@@ -160,6 +160,7 @@ def experience(decision, **reported):
         "command_id": uuid5(NAMESPACE_OID, f"{decision.run_id} {decision.epoch}"),
         "run_id": decision.run_id,
         "epoch": decision.epoch,
+        "applied": True,
         "outcome": ReportOutcome.NEUTRAL,
         "window_epochs": 3,
         "seen_epochs": 3,

@@ -18,8 +18,8 @@ from esper_ray.controller.emitting import CallingSink, Telemetry
 from esper_ray.controller.records import Records
 from esper_ray.controller.service import Controller
 from esper_ray.controller.store import give_order
+from tests.esper_ray.bus.patience import wait_for
 from tests.esper_ray.controller.faulty import POLICY
-from tests.esper_ray.controller.test_isolated_policy import wait_until
 from tests.esper_ray.controller.test_service import LONG, PATIENT, packet, told
 
 NAMES = (f"run {at}" for at in count())
@@ -64,7 +64,7 @@ def of(controller, readings):
     def gather(item, run_id=""):
         marker = next(NAMES)
         controller._after.worker_lost(marker)
-        wait_until(lambda: marker in [reading.value for reading in readings])
+        wait_for(lambda: marker in [reading.value for reading in readings])
         found = [reading for reading in readings if reading.item is item and reading.run_id == run_id]
         return [(reading.epoch, reading.part, reading.value) for reading in found]
 
@@ -148,9 +148,9 @@ def test_a_refused_command_is_told(controller, of):
 
 
 def test_a_worker_that_ends_is_told_with_how(controller, of):
-    wait_until(lambda: controller._policy.pids)
+    wait_for(lambda: controller._policy.pids)
     controller.evaluate_epoch(packet("exits", 1, next(NAMES)))
-    wait_until(lambda: controller._policy.pids)
+    wait_for(lambda: controller._policy.pids)
     assert (0, "", "the worker ended with exit code 3") in of(items.WORKER_LOST)
     assert of(items.COMPILE_ENABLED) == [], "a policy of Obs V3 has no network of graphs"
 
@@ -158,7 +158,7 @@ def test_a_worker_that_ends_is_told_with_how(controller, of):
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=3, max_size=5))
 def test_a_clock_that_jumps_breaks_no_decision_no_order_and_no_record(controller, directory, clock, times):
-    wait_until(lambda: controller._policy.pids)
+    wait_for(lambda: controller._policy.pids)
     run_id, commands = next(NAMES), []
     for epoch, clock.ns in enumerate(times):
         if epoch > 0:

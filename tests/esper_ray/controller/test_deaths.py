@@ -13,9 +13,10 @@ from esper_ray.controller.proposals import Request, draw_seed
 from esper_ray.controller.proposing import answer, load_proposer
 from esper_ray.controller.service import Controller
 from tests.envs.live.loops import same
+from tests.esper_ray.bus.patience import wait_for
 from tests.esper_ray.controller.episodes import play
 from tests.esper_ray.controller.test_attending import EXPORT, UNHURRIED, Alone, episode
-from tests.esper_ray.controller.test_isolated_policy import Clock, wait_until
+from tests.esper_ray.controller.test_isolated_policy import Clock
 from tests.esper_ray.controller.test_service import of
 
 torch.set_num_threads(1)
@@ -41,7 +42,7 @@ def controller(directory, clock):
 
 def kill(controller):
     os.kill(controller.workers[0], signal.SIGKILL)
-    wait_until(lambda: not controller.workers)
+    wait_for(lambda: not controller.workers)
 
 
 class Disturbed:
@@ -60,7 +61,7 @@ class Disturbed:
         self.clock.ahead += TEN_MINUTES
         if state.epoch in self.deaths:
             kill(self.controller)
-            wait_until(lambda: self.controller.workers)
+            wait_for(lambda: self.controller.workers)
         return self.controller.evaluate_epoch(state, hook_ms)
 
 
@@ -102,7 +103,7 @@ def test_what_is_missed_while_a_worker_starts_the_policy_never_saw(controller, d
         command = controller.evaluate_epoch(packet)
         if packet.epoch in deaths:
             assert (command.kind, command.reason) == (Kind.PAUSE, Reason.WORKER_STARTING)
-            wait_until(lambda: controller.workers)
+            wait_for(lambda: controller.workers)
     records, state = of(controller, directory, "run")
     assert [record.decision.action for record in records if record.decision.action is not None] == expected
     assert [record.decision.epoch for record in records if record.decision.action is None] == sorted(deaths)

@@ -9,7 +9,7 @@ from esper_ray.controller.catalogue import CatalogueCache
 from esper_ray.controller.commands import Reason
 from esper_ray.controller.guarded_catalogue import GuardedCatalogue
 from esper_ray.errors import UserError
-from tests.esper_ray.controller.test_isolated_policy import wait_until
+from tests.esper_ray.bus.patience import wait_for
 from tests.places import ROOT
 
 
@@ -25,9 +25,9 @@ def test_whatever_reading_raises_the_catalogue_before_stays_until_one_can_be_rea
     breaker = CircuitBreaker("catalogue", BreakerConfig(failures=1000))
     guarded = GuardedCatalogue(CatalogueCache(read, ttl=0.0), breaker, RetryConfig(attempts=1), 100.0)
     assert guarded.look()[0] == "first"
-    wait_until(lambda: guarded.look() == ("second", frozenset()) or not found)
+    wait_for(lambda: guarded.look() == ("second", frozenset()) or not found)
     found += ["second"] * 3
-    wait_until(lambda: guarded.look() == ("second", frozenset()))
+    wait_for(lambda: guarded.look() == ("second", frozenset()))
     guarded.close()
 
 

@@ -16,6 +16,7 @@ from esper_ray.controller.proposals import Ending, Request, draw_seed
 from esper_ray.controller.proposing import answer, load_proposer
 from esper_ray.errors import UserError
 from esper_ray.live.policies import SHIPPED
+from tests.esper_ray.bus.patience import wait_for
 from tests.esper_ray.controller.episodes import play
 from tests.esper_ray.controller.faulty import POLICY, request
 from tests.places import ROOT
@@ -33,13 +34,6 @@ class Clock:
 
     def __call__(self):
         return time.monotonic() + self.ahead
-
-
-def wait_until(holds):
-    due = time.monotonic() + LONG
-    while not holds():
-        assert time.monotonic() < due
-        time.sleep(0.01)
 
 
 def is_gone(pid):
@@ -62,7 +56,7 @@ def faulty(clock):
         assert (first.ending, first.reason) == (Ending.STARTING, "no worker has the policy yet, or not again")
         policy.wait_ready(LONG)
         yield policy
-        wait_until(lambda: policy.pids)
+        wait_for(lambda: policy.pids)
         left = policy.pids
     assert all(map(is_gone, left))
     assert policy.ask(request()).reason == "the policy's workers are closed"
@@ -122,7 +116,7 @@ def test_a_run_waits_for_another_no_longer_than_its_deadline_and_then_has_asked_
     before = asked(faulty).value
     with ThreadPoolExecutor() as threads:
         asking = threads.submit(asked, faulty, "slow", run_id="other")
-        wait_until(lambda: faulty.ask(request(), AT_ONCE).ending is Ending.TIMEOUT)
+        wait_for(lambda: faulty.ask(request(), AT_ONCE).ending is Ending.TIMEOUT)
         slow = asking.result().value
     answered = slow - before
     assert asked(faulty).value == slow + 1, "the question that was too late was never put"
@@ -130,21 +124,21 @@ def test_a_run_waits_for_another_no_longer_than_its_deadline_and_then_has_asked_
 
 
 def test_a_policy_that_ends_its_process_costs_one_answer(faulty):
-    wait_until(lambda: len(faulty.pids) == 2)
+    wait_for(lambda: len(faulty.pids) == 2)
     _, standby = faulty.pids
     outcome = faulty.ask(request("exits"), LONG)
     assert (outcome.ending, outcome.reason) == (Ending.CRASHED, "the worker ended with exit code 3")
-    wait_until(lambda: faulty.pids[:1] == (standby,))
+    wait_for(lambda: faulty.pids[:1] == (standby,))
     assert asked(faulty).action[0] == 0
 
 
 def test_a_stuck_worker_is_ended_and_the_standby_takes_over(faulty):
-    wait_until(lambda: len(faulty.pids) == 2)
+    wait_for(lambda: len(faulty.pids) == 2)
     stuck, standby = faulty.pids
     assert faulty.ask(request("stuck"), AT_ONCE).ending is Ending.TIMEOUT
     assert faulty.ask(request(), AT_ONCE).ending is Ending.TIMEOUT, "nobody waits for it"
-    wait_until(lambda: faulty.pids[:1] == (standby,))
-    wait_until(lambda: is_gone(stuck))
+    wait_for(lambda: faulty.pids[:1] == (standby,))
+    wait_for(lambda: is_gone(stuck))
     assert asked(faulty).value == 1.0 + 3, "the standby has only warmed up"
 
 
@@ -159,7 +153,7 @@ def test_a_killed_worker_leaves_all_decisions_as_they_would_have_been():
             if at == 4:
                 (pid,) = policy.pids
                 os.kill(pid, signal.SIGKILL)
-                wait_until(lambda before=pid: policy.pids not in ((), (before,)))
+                wait_for(lambda before=pid: policy.pids not in ((), (before,)))
             asked = Request(packet.model_dump_json().encode(), draw_seed(packet.run_id, packet.packet_id), hidden)
             proposal = policy.ask(asked, LONG).proposal
             same = {"inference_ms": alone.inference_ms}
@@ -187,7 +181,7 @@ def test_another_policy_in_the_same_place_does_not_go_on_with_the_run(tmp_path):
         policy.wait_ready(LONG)
         file.write_text(json.dumps({"schedule": [], "note": "another"}))
         os.kill(policy.pids[0], signal.SIGKILL)
-        wait_until(lambda: "has changed" in policy.ask(request(), LONG).reason)
+        wait_for(lambda: "has changed" in policy.ask(request(), LONG).reason)
         assert policy.pids == ()
 
 
@@ -217,4 +211,4 @@ def test_a_worker_ends_with_a_script_without_a_main_guard_even_while_it_computes
         assert outcome == "TIMEOUT"
         assert not is_gone(pid)
         process.kill()
-    wait_until(lambda: is_gone(pid))
+    wait_for(lambda: is_gone(pid))

@@ -25,9 +25,9 @@ from esper_ray.controller.updates.verdicts import UpdateReason
 from esper_ray.errors import UserError
 from esper_ray.terminal import output
 from policies.strategic.messages import SystemState
+from tests.esper_ray.bus.patience import wait_for
 from tests.esper_ray.controller.sealing import DAY, NOW
 from tests.esper_ray.controller.test_attending import UNHURRIED
-from tests.esper_ray.controller.test_isolated_policy import wait_until
 from tests.esper_ray.controller.updating import (
     RARE,
     Here,
@@ -131,7 +131,7 @@ def test_an_accepted_update_decides_and_is_delivered_twice_in_vain(policies, tmp
             1,
             version_of(policies.first),
         )
-        wait_until(lambda: service.events(telemetry.UPDATE_ACCEPTED))
+        wait_for(lambda: service.events(telemetry.UPDATE_ACCEPTED))
         assert len(service.events(telemetry.UPDATE_ACCEPTED)) == 1
 
 
@@ -186,7 +186,7 @@ def test_whatever_is_wrong_has_its_reason_and_leaves_the_live_policy_to_the_bit(
         assert service.controller.live.incumbent is live
         assert service.bits() == before
         assert {path.name for path in (tmp_path / "updates").iterdir()} == {version_of(policies.first)[:16]}
-        wait_until(lambda: len(service.events(telemetry.UPDATE_REJECTED)) == len(cases) + 2)
+        wait_for(lambda: len(service.events(telemetry.UPDATE_REJECTED)) == len(cases) + 2)
         told = [part for part, _ in service.events(telemetry.UPDATE_REJECTED)]
         assert told == [*(reason for _, reason in cases), UpdateReason.FAILED, UpdateReason.STORE_FAILED]
 
@@ -221,7 +221,7 @@ def test_a_poisoned_policy_that_looked_well_is_rolled_back_by_itself_and_for_goo
         (record,) = service.history()
         assert (record.state, record.reason) == (UpdateState.ROLLED_BACK, "anomalies")
         assert (record.inferences, record.anomalies) == (MOST_ANOMALIES, MOST_ANOMALIES)
-        wait_until(lambda: service.events(telemetry.UPDATE_ROLLED_BACK))
+        wait_for(lambda: service.events(telemetry.UPDATE_ROLLED_BACK))
         assert service.events(telemetry.UPDATE_ROLLED_BACK) == [("anomalies", Severity.HIGH)]
         assert service.updates.consider(sent(policies.poisoned, 2)).reason is UpdateReason.ROLLED_BACK
         assert service.updates.consider(sent(policies.second, 1)).reason is UpdateReason.VERSION
@@ -350,7 +350,7 @@ def test_decisions_go_on_while_an_update_is_considered(policies, tmp_path):
         assert {proposer_of(one) for one in commands} == {version_of(policies.first)}
         assert not verdicts
         go_on.set()
-        wait_until(lambda: verdicts)
+        wait_for(lambda: verdicts)
         assert verdicts[0].accepted
         assert proposer_of(service.evaluate(packet(3))[0]) == version_of(policies.second)
 

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from uuid import uuid4
 
 import pytest
 import torch
@@ -12,15 +11,13 @@ from hypothesis import strategies as st
 from envs.action_masks import split_mask
 from envs.vocabulary import LifecycleOp, SeedStage
 from esper_ray.bus.streams import Stream
-from esper_ray.controller.commands import CommandResult, Kind, Outcome, Refusal
+from esper_ray.controller.commands import Kind
 from esper_ray.controller.envelope import seal
 from esper_ray.controller.learner.experience_store import Told
 from esper_ray.controller.learner.report_risk import risk_of
 from esper_ray.controller.learner.score import ScoreTerms, score_terms
 from esper_ray.controller.learner.steps import check_readable, chosen, stretches_of
-from esper_ray.controller.records import Fate
 from esper_ray.controller.reports.field_report import ReportOutcome
-from esper_ray.controller.reports.observing import _fate_notes
 from policies.distribution import ActionTables
 from policies.strategic.graph import GraphArrays, GraphBatch
 from policies.strategic.labels import RISES, UNKNOWN_RISK
@@ -138,26 +135,11 @@ def test_what_the_run_did_not_do_was_not_decided(field, checkpoint):
     assert [step.decided for step in stretch.steps] == [True, True, False]
 
 
-def result(outcome, reason=None):
-    known = {"command_id": uuid4(), "run_id": "a run", "epoch": 0, "stages_before": {}, "stages_after": {}}
-    return CommandResult(outcome=outcome, reason=reason, **known).model_dump_json().encode()
-
-
-@pytest.mark.parametrize(
-    "note",
-    [
-        *_fate_notes(Fate.LOST, "no_result", None),
-        *_fate_notes(Fate.ABORTED, "not_delivered", None),
-        *_fate_notes(Fate.WITHHELD, "", None),
-        *_fate_notes(Fate.ANSWERED, "", b"no result"),
-        *_fate_notes(Fate.ANSWERED, "", result(Outcome.REFUSED, Refusal.NOT_ADMITTED)),
-        *_fate_notes(Fate.ANSWERED, "", result(Outcome.EXPIRED, Refusal.TOO_LATE)),
-    ],
-)
-def test_a_command_that_was_not_applied_decided_nothing(note, field, checkpoint):
-    (stretch,) = stretches(field.play(epochs=2, notes=("compared with 3 differences", note)), checkpoint)
+@pytest.mark.parametrize("applied", [False, None])
+def test_a_command_that_is_not_known_to_be_applied_decided_nothing(applied, field, checkpoint):
+    (stretch,) = stretches(field.play(epochs=2, applied=applied), checkpoint)
     assert [step.decided for step in stretch.steps] == [False]
-    (stretch,) = stretches(field.play(epochs=2, notes=("compared with 3 differences",)), checkpoint)
+    (stretch,) = stretches(field.play(epochs=2), checkpoint)
     assert [step.decided for step in stretch.steps] == [True]
 
 

@@ -115,6 +115,10 @@ def test_what_became_of_a_command_is_said(tmp_path):
             record(store, seen(epoch, 1.0, opens=epoch != 1))
         with store.transaction() as connection:
             end_within(connection, "run", NOW)
+        became = {str(entry.report.command_id): entry.report.applied for entry in found(tmp_path).values()}
+        named = [became[of.command_id] for of in (applied, refused, late, unsent, lost)]
+        assert named == [True, False, False, False, None]
+        assert list(became.values()).count(None) == 3
         notes = {str(entry.report.command_id): entry.report.notes for entry in found(tmp_path).values()}
         assert not any("its command" in note for note in notes[applied.command_id])
         assert notes[refused.command_id][0] == "its command was refused: seed_changed"

@@ -22,9 +22,10 @@ from esper_ray.controller.service import Controller
 from esper_ray.controller.store import give_order
 from esper_ray.errors import UserError
 from policies.strategic.messages import METRICS, SystemState
+from tests.esper_ray.bus.patience import wait_for
 from tests.esper_ray.controller.faulty import POLICY, request
 from tests.esper_ray.controller.reporting import found
-from tests.esper_ray.controller.test_isolated_policy import Clock, wait_until
+from tests.esper_ray.controller.test_isolated_policy import Clock
 from tests.esper_ray.controller.test_store import read_only
 
 LONG = 120.0
@@ -122,11 +123,11 @@ def test_a_policys_fault_is_a_pause_on_record_and_the_next_decision_is_as_ever(c
 
 def test_a_stuck_worker_and_one_that_dies_are_replaced_and_the_trainer_goes_on(controller):
     for fault in ("exits", "stuck"):
-        wait_until(lambda: controller._policy.pids)
+        wait_for(lambda: controller._policy.pids)
         run_id = f"run that {fault}"
         assert told(controller.evaluate_epoch(packet(fault, 1, run_id))) == (Kind.PAUSE, Reason.POLICY_FAILED)
         assert told(controller.evaluate_epoch(packet("none", 2, run_id))) == (Kind.PAUSE, Reason.WORKER_STARTING)
-        wait_until(lambda: controller._policy.pids)
+        wait_for(lambda: controller._policy.pids)
         assert told(controller.evaluate_epoch(packet("none", 3, run_id))) == (Kind.SEED, Reason.POLICY)
 
 

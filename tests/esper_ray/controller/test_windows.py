@@ -112,7 +112,7 @@ def test_a_report_says_what_was_commanded_and_of_which_seed():
         later = seed(SeedStage.GERMINATED, blueprint)
         evaluated = [seen(0, 1.0, GERMINATE), *(seen(at, 1.0, seeds=(later,), opens=False) for at in (1, 2, 3))]
         (closed,), _ = followed(*evaluated)
-        germinated = synthesise(closed, "run", ["first"])
+        germinated = synthesise(closed, "run", notes=["first"])
         assert (germinated.slot, germinated.blueprint, germinated.seed_id) == ("stem", Blueprint.NORM, seed_id)
         assert germinated.notes[0] == "first"
 
