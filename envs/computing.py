@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from envs.warning import warn_user
 
 _forked = False
 
@@ -42,9 +43,8 @@ def host_computation(num_threads: int) -> Iterator[None]:
         num_threads: At least 1.
     """
     if _forked and num_threads > 1:
-        warnings.warn(
-            f"this process was forked, and torch's threads do not survive that: one thread instead of {num_threads}",
-            stacklevel=4,
+        warn_user(
+            f"this process was forked, and torch's threads do not survive that: one thread instead of {num_threads}"
         )
         num_threads = 1
     threads, flushed = torch.get_num_threads(), _flushes_denormals()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from envs.episode_state import EpisodeArrays, per_host
+from envs.warning import warn_user
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -56,11 +56,10 @@ class Governor(EpisodeArrays):
         super().__init__(num_hosts)
         self.chance = np.inf if chance_accuracy is None else chance_accuracy
         if chance_accuracy is not None and LEARNT * chance_accuracy > 100.0:
-            warnings.warn(
+            warn_user(
                 f"always guessing the commonest label is right in {chance_accuracy:.1f} % of these data, and a host "
                 f"counts as having learnt something at {LEARNT:g} times that: its collapse will not be noticed (a "
-                "loss that diverges or is not finite will)",
-                stacklevel=3,
+                "loss that diverges or is not finite will)"
             )
 
     def judge(self, loss: FloatArray, accuracy: FloatArray, committed: BoolArray) -> IntArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from envs.measurements import SeedGradients
 from envs.seed_report import SeedReport
 from envs.slots import SlotConfig
 from envs.vocabulary import LifecycleOp, SeedStage
+from envs.warning import warn_user
 from envs.watch import HostWatch
 from esper_ray.live.choosing import Choice, Ramp, wait
 from esper_ray.live.commitment import choose
@@ -244,10 +244,7 @@ class Grower:
         if result.stopped[0]:
             self._panic = Panic(int(result.panic[0]))
         if self.epoch == FRACTION_EPOCHS and 0.0 < watch.progress.best_accuracy[0] <= 1.0:
-            warnings.warn(
-                f"after {self.epoch} epochs no accuracy was above 1: evaluate() must give percent, not a fraction",
-                stacklevel=3,
-            )
+            warn_user(f"after {self.epoch} epochs no accuracy was above 1: evaluate() must give percent, no fraction")
 
     def _decide(self) -> Decision:
         watch = self._watch

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from envs.live.places import IMAGE, Kind, LiveError
 from envs.slots import SlotConfig
+from envs.warning import warn_user
 from esper_ray.keeping.export import load_export
 from esper_ray.keeping.strategic_policy import checkpoint_in, exported, load_strategic
 from esper_ray.measuring.search.schedule_files import read_schedule
@@ -138,9 +138,7 @@ def check_training(
         )
     if not shortest <= max_epochs <= longest:
         spread = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-        warnings.warn(
-            f"{who} was trained over {spread} epochs and may not finish in {max_epochs} what it begins", stacklevel=5
-        )
+        warn_user(f"{who} was trained over {spread} epochs and may not finish in {max_epochs} what it begins")
 
 
 def enabled_slots(slots: SlotConfig, num_slots: int, who: str) -> SlotConfig:

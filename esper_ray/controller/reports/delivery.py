@@ -203,10 +203,11 @@ class ReportDelivery:
         if at is None or now < at <= now + self._backoff.longest_ns:
             return self._config.batch
         state = self._bus.state(Stream.REPORTS)
-        required = self._bus.rules[Stream.REPORTS].required
-        groups = [state.groups[name] for name in required if name in state.groups]
+        if state.missing:  # what is sent to nobody would be sent again and again, and parked in the end
+            raise NotSent(f"nobody has joined the stream {Stream.REPORTS} yet, which takes a learner")
+        groups = [state.groups[name] for name in self._bus.rules[Stream.REPORTS].required]
         untaken = [state.entries if group.unread is None else group.pending + group.unread for group in groups]
-        room = most - max([state.entries] if state.missing else untaken, default=0)
+        room = most - max(untaken, default=0)
         if room <= 0:
             raise StreamFull(f"{most:,} reports or more lie on the stream {Stream.REPORTS} untaken: start a learner")
         return room

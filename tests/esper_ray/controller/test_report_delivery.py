@@ -43,7 +43,9 @@ class Post:
         self.store = Store(self.directory / "state")
         self.delivery = self.sender(self.bus)
 
-    def sender(self, bus):
+    def sender(self, bus, learner=True):
+        if learner:
+            bus.join(Stream.REPORTS, Role.LEARNER)
         return ReportDelivery(
             self.store,
             bus,
@@ -286,11 +288,25 @@ def test_a_stream_that_nobody_reads_is_not_filled(tmp_path):
         assert len(set(post.effects)) == len(post.effects) == 5
 
 
+def test_what_there_is_no_learner_for_is_not_sent_before_there_is_one(post):
+    post.bus.leave(Stream.REPORTS, Role.LEARNER)
+    reported(post.store, 3)
+    for _ in range(100):
+        post.delivery.step()
+        post.pass_s(61)
+    assert [entry.attempts for entry in post.of(PENDING).values()] == [0] * 3
+    assert post.bus.state(Stream.REPORTS).entries == 0
+    assert len(post.names("tamiyo.reports.held_up")) == 1, "it is said once"
+    post.bus.join(Stream.REPORTS, Role.LEARNER)
+    post.settle()
+    assert len(post.effects) == 3
+
+
 def test_a_bus_that_is_away_for_long_parks_nothing(post):
     reported(post.store, 3)
     closed = InProcessBus()
     closed.close()
-    post.delivery = post.sender(closed)
+    post.delivery = post.sender(closed, learner=False)
     for _ in range(200):
         assert post.delivery.step() > 0.0
         post.pass_s(61)

@@ -25,9 +25,11 @@ def said(capsys, directory, *words):
 
 def parked(store):
     """Send what is due, in vain."""
+    bus = InProcessBus()
+    bus.join(Stream.REPORTS, Role.LEARNER)
     later = ReportDelivery(
         store,
-        InProcessBus(),
+        bus,
         lambda: RING,
         config=DeliveryConfig(attempts=1, longest_wait_s=1e-3),
         draw=random.Random(0),
@@ -69,6 +71,7 @@ def test_reports_are_listed_shown_and_put_back_beside_the_service(tmp_path, caps
         assert "7 put back" in said(capsys, tmp_path, "requeue")
         assert "no report is parked" in said(capsys, tmp_path, "requeue")
         with InProcessBus() as bus:
+            bus.join(Stream.REPORTS, Role.LEARNER)
             ReportDelivery(store, bus, lambda: RING).step()
             assert len(bus.receive(Stream.REPORTS, Role.LEARNER, "learner")) == 8
 

@@ -21,6 +21,7 @@ from policies.network_config import NetworkConfig
 from policies.scripted import RandomValid
 from policies.weights import save_weights
 from tests.esper_ray.live.models import LeNet, Loop, images, schedule
+from tests.places import ROOT
 
 EPOCHS = 16
 
@@ -154,8 +155,9 @@ def test_kinds_can_be_left_out():
 def test_accuracies_that_are_fractions_are_noticed():
     loop = Loop(LeNet, images)
     loop.evaluate = lambda: (0.5, 0.93)
-    with pytest.warns(UserWarning, match="must give percent, not a fraction"):
+    with pytest.warns(UserWarning, match="must give percent, no fraction") as warned:
         run(loop, epochs=12)
+    assert warned[0].filename.startswith(str(ROOT / "tests")), "where end_epoch() is called"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(epochs=12)
