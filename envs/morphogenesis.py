@@ -339,9 +339,12 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         for fate in Fate:
             _add_info(info, f"seeds_{fate.name.lower()}", life.fates[:, fate].copy(), done)
         if self.report_test:
-            test = np.zeros(self.num_envs)
-            test[hosts] = self.population.evaluate(hosts, life.alpha[hosts], life, "test")[1]
+            y = self.task.splits["test"].y
+            hits = np.zeros((self.num_envs, len(y)), np.int64)
+            hits[hosts] = self.population.hits(hosts, life.alpha[hosts], life, "test")
+            test = 100.0 * hits.sum(axis=1) / y.numel()
             score = score_components(test, life, self.account.config).sum(axis=1)
+            _add_info(info, "test_hits", hits, done)
             _add_info(info, "test_accuracy", test, done)
             _add_info(info, "test_score", score, done)
 

@@ -48,6 +48,8 @@ class Purpose(IntEnum):
     """Order and dropout of a pass of imitation."""
     REPORTS = 13
     """Order in which is learnt from reports in the field."""
+    HOST_SEARCH = 14
+    """Networks and schedules that are tried on a single host, and the order in which a search meets them."""
 
 
 def seed_sequence(purpose: Purpose, seed: int | None, *key: int) -> np.random.SeedSequence:

@@ -144,7 +144,7 @@ def number_of_chunks(levels: list[Prefixes], y: Tensor) -> int:
 
 
 def loss_and_hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss and number of hits of each host, each ``[M]``.
+    """Mean loss ``[M]`` of each host, and its hits in each sample, ``[M, B]``: of an image at most one.
 
     Without a gradient to think of, the loss is not taken from ``log_softmax``, which is slow on few classes.
 
@@ -155,4 +155,4 @@ def loss_and_hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     labels = y.expand(logits.shape[:-1])
     loss = logits.logsumexp(-1) - logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     hits = (logits.argmax(-1) == labels).float()
-    return loss.flatten(1).mean(1), hits.flatten(1).sum(1)
+    return loss.flatten(1).mean(1), hits.flatten(2).sum(2) if hits.dim() > 2 else hits

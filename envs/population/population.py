@@ -7,6 +7,7 @@ members concerned at a reset or a germination.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
@@ -315,21 +316,53 @@ class Population(EpisodeState):
         Returns:
             Mean cross-entropy ``[J]`` and accuracy in percent ``[J]``.
         """
-        x, y = self._data[split]
-        levels, place = share_prefixes(members, np.where(lifecycle.computing[members], alpha, 0.0))
-        if split != "test":
-            self._book_evaluation(levels, lifecycle, len(y))
-        forward = self._forward(levels, lifecycle)
+        y = self._data[split][1]
+        levels, place = self._prefixes(members, alpha, lifecycle, split)
         loss = torch.zeros(len(levels[-1].members), device=self.device)
         hits = torch.zeros_like(loss)
-        parts = number_of_chunks(levels, y)
-        for xs, ys in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
-            mean_loss, hit_count = loss_and_hits(forward(xs), ys)
-            loss += mean_loss * len(ys)
-            hits += hit_count
+        for mean_loss, of_samples in self._in_parts(levels, lifecycle, split):
+            loss += mean_loss * of_samples.shape[1]
+            hits += of_samples.sum(1)
         results = loss / len(y), 100.0 * hits / y.numel()
         loss_of_row, accuracy_of_row = (values.double().cpu().numpy()[place] for values in results)
         return loss_of_row, accuracy_of_row
+
+    @torch.no_grad()
+    def hits(self, members: IntArray, alpha: FloatArray, lifecycle: Lifecycle, split: SplitName) -> IntArray:
+        """How often some members with given alphas are right, sample by sample.
+
+        Args:
+            members: ``[J]`` which hosts.
+            alpha: ``[J, S]`` blend amplitudes to evaluate with.
+            lifecycle: For the seeds' algorithms.
+            split: As of :meth:`evaluate`, whose accuracy is the sum of these over all predictions.
+
+        Returns:
+            ``[J, n]`` right predictions in each of the split's samples: of an image 0 or 1, of a sequence up to its
+            length.
+        """
+        levels, place = self._prefixes(members, alpha, lifecycle, split)
+        parts = [of_samples for _, of_samples in self._in_parts(levels, lifecycle, split)]
+        return torch.cat(parts, dim=1).long().cpu().numpy()[place]
+
+    def _prefixes(
+        self, members: IntArray, alpha: FloatArray, lifecycle: Lifecycle, split: SplitName
+    ) -> tuple[list[Prefixes], IntArray]:
+        """What an evaluation computes, and where its rows are in that; only the test split costs no training FLOPs."""
+        levels, place = share_prefixes(members, np.where(lifecycle.computing[members], alpha, 0.0))
+        if split != "test":
+            self._book_evaluation(levels, lifecycle, len(self._data[split][1]))
+        return levels, place
+
+    def _in_parts(
+        self, levels: list[Prefixes], lifecycle: Lifecycle, split: SplitName
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mean loss ``[R]`` and hits ``[R, B]`` of the last prefixes, for one part of the samples after the other."""
+        x, y = self._data[split]
+        forward = self._forward(levels, lifecycle)
+        parts = number_of_chunks(levels, y)
+        for xs, ys in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+            yield loss_and_hits(forward(xs), ys)
 
     @torch.no_grad()
     def show(self, members: IntArray, lifecycle: Lifecycle, samples: int, observe: Observe) -> None:

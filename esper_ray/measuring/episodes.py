@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -34,6 +35,24 @@ def search_seeds(seed: int, episodes: int, part: int = 0) -> list[int]:
 
 
 @dataclass(frozen=True)
+class EpisodeCourses:
+    """What E episodes of T epochs had reached and spent after each; where the governor ended one, it stays at its end.
+
+    Attributes:
+        score: ``[E, T]`` on the validation split, of the network as it was then.
+        accuracy: ``[E, T]`` percent, likewise.
+        training_flops: ``[E, T]`` spent since the episode's beginning.
+        seconds: ``[T]`` that the whole population had taken, the policy included; they depend on the machine and on
+            what else it does.
+    """
+
+    score: FloatArray
+    accuracy: FloatArray
+    training_flops: FloatArray
+    seconds: FloatArray
+
+
+@dataclass(frozen=True)
 class EpisodeResults:
     """Committed networks of E episodes, each array ``[E]``.
 
@@ -46,6 +65,8 @@ class EpisodeResults:
         fates: Seeds per fate.
         variant: Index of the host's variant in the task.
         grown: The committed seeds.
+        course: How they got there.
+        hits: ``[E, n]`` right predictions in each of the n test samples, if that split was asked for.
     """
 
     score: FloatArray
@@ -55,6 +76,8 @@ class EpisodeResults:
     fates: dict[str, FloatArray]
     variant: IntArray
     grown: GrownSeeds
+    course: EpisodeCourses
+    hits: IntArray | None
 
 
 def run_episodes(
@@ -89,17 +112,31 @@ def run_episodes(
     results = {name: np.full(len(seeds), np.nan) for name in names}
     committed = world.lifecycle.committed()
     running = np.ones(len(seeds), bool)
+    courses = {name: np.zeros((env.longest, len(seeds))) for name in ("score", "accuracy", "training_flops")}
+    seconds: list[float] = []
+    hits: IntArray | None = None
     if on_epoch:
         on_epoch(world)
+    started = time.perf_counter()
     while running.any():
         observations, _, terminated, _, info = world.step(player.act(observations))
+        epoch = len(seconds)
+        seconds.append(time.perf_counter() - started)
+        now = {"score": info["score"], "accuracy": info["val_accuracy"]}
+        now["training_flops"] = world.population.training_flops
+        for name, after in courses.items():
+            after[epoch:, running] = now[name][running]
         first_end = terminated & running  # a host that the governor stopped starts anew, which counts for nothing
         if first_end.any():
             for name, key in names.items():
                 results[name][first_end] = info[key][first_end]
             committed = committed.replaced(first_end, world.lifecycle.committed())
+            if split == "test":
+                hits = info["test_hits"].copy() if hits is None else hits
+                hits[first_end] = info["test_hits"][first_end]
         running &= ~terminated
         if on_epoch:
             on_epoch(world)
     fates = {fate.name.lower(): results.pop(fate.name.lower()) for fate in Fate}
-    return EpisodeResults(**results, fates=fates, variant=variant, grown=committed)
+    course = EpisodeCourses(**{name: after.T for name, after in courses.items()}, seconds=np.array(seconds))
+    return EpisodeResults(**results, fates=fates, variant=variant, grown=committed, course=course, hits=hits)

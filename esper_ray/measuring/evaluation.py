@@ -19,6 +19,9 @@ from esper_ray.measuring.trained import Trained
 from policies.learned import LEARNED
 from policies.schedule import GrowthSchedule
 
+PER_SHARE = {"score": 1.0, "accuracy": 100.0}
+"""Of the measures that the test samples say: by how much they rise where all predictions are right, and not none."""
+
 POLICIES = (LEARNED, *CONTROLS, *STATIC)
 """Who plays unless somebody else is asked for."""
 
@@ -112,7 +115,17 @@ def summarise(
         measure: {name: np.array([run.measures[measure] for run in runs]) for name, runs in played.items()}
         for measure in MEASURES
     }
-    summaries = {measure: summarise_runs(values, kinds, origins=origins) for measure, values in measured.items()}
+    shares = {name: np.array([run.shares for run in runs], np.float32) for name, runs in played.items()}
+    summaries = {
+        measure: summarise_runs(
+            values,
+            kinds,
+            origins=origins,
+            per_sample={name: scale * share for name, share in shares.items()} if scale else None,
+        )
+        for measure, values in measured.items()
+        for scale in [PER_SHARE.get(measure)]
+    }
     score = summaries["score"]
     return {
         "task": env.task,

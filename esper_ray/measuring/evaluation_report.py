@@ -43,7 +43,7 @@ def evaluation_table(report: dict[str, Any]) -> Table:
         played = f"; learned policy: iteration {iteration}, temperature {temperature:g}"
     table = Table(
         title=f"{world}: {report['episodes']} held-out hosts, {report['max_epochs']} epochs, test split",
-        caption="score = accuracy/100 − rent; interquartile means, [ ] = 95 % stratified-bootstrap interval; "
+        caption="score = accuracy/100 − rent; interquartile means, [ ] = 95 % interval over hosts and test samples; "
         "GFLOP: training of one host, all evaluations on validation included; "
         f"fossil, pruned, cut: seeds per episode kept for good, pruned, removed unfinished at the end{played}",
         box=box.SIMPLE_HEAD,

@@ -7,8 +7,12 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from envs.grown import GrownSeeds
 from esper_ray.config import EnvConfig
+from esper_ray.keeping.packed import pack, unpack
 from esper_ray.measuring.behaviour import BehaviourRecorder
 from esper_ray.measuring.controls import LEARNED_GREEDY, STATIC, STATIC_BIG, STATIC_FINAL, make_policy, static_big
 from esper_ray.measuring.episodes import held_out_seeds, run_episodes
@@ -16,6 +20,8 @@ from esper_ray.measuring.trained import Trained
 from esper_ray.process import host_processes, settle
 from policies.learned import LEARNED
 from policies.schedule import GrowthSchedule
+
+FloatArray = npt.NDArray[np.float64]
 
 MEASURES = ("score", "accuracy", "parameters", "training_flops")
 """What is reported of every episode, and summarised."""
@@ -30,12 +36,36 @@ class Played:
         measures: By name of ``MEASURES``, ``[E]``.
         fates: By name of the fate, seeds ``[E]``.
         behaviour: ``ops``, ``germinated`` and ``fossilized`` of a :class:`BehaviourRecorder`.
+        courses: ``accuracy`` on the validation split, in hundredths of a percent, and ``training_flops`` of each
+            epoch, both ``[E, T]``, packed (:mod:`esper_ray.keeping.packed`).
+        seconds: ``[T]`` that all hosts together had taken after each epoch.
+        hits: ``[E, n]`` right predictions in each test sample, packed.
+        predictions: In a test sample, at most.
     """
 
     variants: list[int]
     measures: dict[str, list[float]]
     fates: dict[str, list[float]]
     behaviour: dict[str, list[list[int]]]
+    courses: dict[str, str]
+    seconds: list[float]
+    hits: str
+    predictions: int
+
+    @property
+    def shares(self) -> FloatArray:
+        """``[E, n]`` share of the predictions in each test sample that are right."""
+        return unpack(self.hits) / self.predictions
+
+    @property
+    def accuracy(self) -> FloatArray:
+        """``[E, T]`` percent of the validation split after each epoch."""
+        return unpack(self.courses["accuracy"]) / 100.0
+
+    @property
+    def training_flops(self) -> FloatArray:
+        """``[E, T]`` spent until the end of each epoch."""
+        return unpack(self.courses["training_flops"]).cumsum(axis=1).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -92,6 +122,9 @@ class Playing:
         results = run_episodes(
             policy, self.env, self.host_seeds, recorder.observe, deterministic=deterministic, grown=beginning
         )
+        assert results.hits is not None, "held-out episodes are measured on the test split"
+        y = self.env.make_task().splits["test"].y
+        courses = results.course
         played = Played(
             results.variant.tolist(),
             {measure: getattr(results, measure).tolist() for measure in MEASURES},
@@ -101,6 +134,13 @@ class Playing:
                 "germinated": recorder.germinated.tolist(),
                 "fossilized": recorder.fossilized.tolist(),
             },
+            {
+                "accuracy": pack((100.0 * courses.accuracy).round().astype(np.uint16)),
+                "training_flops": pack(np.diff(courses.training_flops, prepend=0.0).astype(np.int64)),
+            },
+            courses.seconds.tolist(),
+            pack(results.hits.astype(np.uint16 if y.dim() > 1 else np.uint8)),
+            y[0].numel(),
         )
         return played, results.grown
 

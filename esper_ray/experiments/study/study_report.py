@@ -154,9 +154,9 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", *_evaluation_lines(evaluation)]
     lines += [
         "",
-        "Interquartile means (mean score: means) with 95 % bootstrap intervals over training seeds and held-out hosts, "
-        "drawn within their kinds; score = accuracy/100 − rent, on the test split. GFLOP: training of one host, all "
-        "evaluations on validation included. fossilised, pruned, cut: seeds per episode kept for good, "
+        "Interquartile means (mean score: means) with 95 % intervals over training seeds, held-out hosts, drawn within "
+        "their kinds, and test samples; score = accuracy/100 − rent, on the test split. GFLOP: training of one host, "
+        "all evaluations on validation included. fossilised, pruned, cut: seeds per episode kept for good, "
         f"pruned, removed unfinished at the end. Code: {report['git_commit'] or 'no checkout'}.",
     ]
     return "\n".join(lines) + "\n"

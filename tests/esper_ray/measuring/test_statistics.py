@@ -1,10 +1,11 @@
-"""Means and intervals over training seeds and hosts."""
+"""Means and intervals over training seeds, hosts and test samples."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from esper_ray.measuring.statistics import interquartile_mean, summarise_runs
 
@@ -19,14 +20,21 @@ def test_the_interquartile_mean_ignores_the_outer_quarters():
 
 
 @given(arrays(float, st.tuples(st.integers(1, 4), st.integers(1, 12)), elements=st.floats(-1, 1, width=32)), st.data())
-def test_the_value_is_that_of_all_pairs_and_draws_stay_within_the_data(values, data):
+def test_the_value_is_that_of_all_pairs_and_lies_in_its_interval(values, data):
     kinds = data.draw(st.lists(st.integers(0, 2), min_size=values.shape[1], max_size=values.shape[1]))
     summary = summarise_runs({"policy": values}, kinds, resamples=99)["policy"]
     assert summary.iqm.value == interquartile_mean(values.ravel())
     assert summary.mean.value == values.mean()
     for estimate in (summary.iqm, summary.mean):
         low, high = estimate.interval
-        assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9
+        assert low <= estimate.value <= high
+
+
+def test_the_interval_of_a_mean_over_trainings_alone_is_students():
+    values = np.array([0.2, 0.5, 0.9, 0.6])[:, None]
+    low, high = summarise_runs({"policy": values}, [0])["policy"].mean.interval
+    expected = stats.t.interval(0.95, 3, values.mean(), stats.sem(values.ravel()))
+    np.testing.assert_allclose((low, high), expected, atol=0.03)
 
 
 def test_an_interval_narrows_with_more_hosts():
@@ -65,21 +73,65 @@ def test_what_comes_from_the_same_trainings_is_paired_with_them():
     summaries = summarise_runs(results, [0] * 8, resamples=199, origins={"follower": "policy"})
     paired, unpaired = (summaries["policy"] - summaries[name] for name in ("follower", "other"))
     for estimate in (paired.iqm, paired.mean):
-        np.testing.assert_allclose(estimate.draws, 0.25)
-    assert np.ptp(unpaired.iqm.draws) > 0.5
+        np.testing.assert_allclose(estimate.interval, 0.25)
+    assert np.ptp(unpaired.iqm.interval) > 0.5
 
 
-@pytest.mark.parametrize("kinds", [1, 4])
-def test_the_interval_covers_the_truth_about_as_often_as_it_says(kinds):
+class Draws:
+    """A world of which the truth is known: what trainings, hosts and test images add, and what each pair does."""
+
+    def __init__(self, trainings, seed):
+        self.rng, self.trainings = np.random.default_rng(seed), trainings
+        self.kinds = np.arange(30) % 5
+
+    def results(self, leads):
+        """Scores and hits of policies that are this much ahead; the truth of a lead is that of its probabilities."""
+        rng, hosts, images = self.rng, len(self.kinds), 80
+        of_host, of_image = rng.normal(0.0, 0.03, hosts), rng.uniform(-0.15, 0.15, images)
+        scores, per_sample = {}, {}
+        for name, lead in leads.items():
+            of_training = rng.normal(0.0, 0.02, self.trainings)
+            of_pair = rng.normal(0.0, 0.02, (self.trainings, hosts))
+            right = 0.75 + lead + 0.02 * self.kinds + of_training[:, None] + of_host + of_pair
+            hits = rng.random((self.trainings, hosts, images)) < right[..., None] + of_image
+            per_sample[name] = hits.astype(np.float32)
+            scores[name] = per_sample[name].mean(axis=-1, dtype=float) - 0.05
+        return scores, per_sample
+
+
+@pytest.mark.parametrize("trainings", [3, 10])
+def test_intervals_cover_the_truth_as_often_as_they_say(trainings):
+    """At 3 and 10 training seeds, of a policy's mean and of how far it is ahead of another that was trained too."""
+    truth = {"score": 0.75 + 0.02 * 2 - 0.05, "lead": 0.01}
+    covered = {name: [] for name in ("mean", "iqm", "lead", "lead of the iqm")}
+    for seed in range(300):
+        drawn = Draws(trainings, seed)
+        scores, hits = drawn.results({"policy": 0.0, "other": -truth["lead"]})
+        found = summarise_runs(scores, drawn.kinds, resamples=99, per_sample=hits)
+        policy, ahead = found["policy"], found["policy"] - found["other"]
+        for name, estimate, value in (
+            ("mean", policy.mean, truth["score"]),
+            ("iqm", policy.iqm, truth["score"]),  # all that is drawn is symmetric about it
+            ("lead", ahead.mean, truth["lead"]),
+            ("lead of the iqm", ahead.iqm, truth["lead"]),
+        ):
+            low, high = estimate.interval
+            covered[name].append(low <= value <= high)
+    for name, hits_of_one in covered.items():
+        assert np.mean(hits_of_one) >= 0.93, name
+
+
+def test_test_samples_widen_the_interval_and_a_lead_on_each_of_them_does_not():
     rng = np.random.default_rng(0)
-    kind = np.arange(64) % kinds
-    hits = 0
-    for _ in range(100):
-        seeds, hosts = rng.normal(0.0, 1.0, (10, 1)), rng.normal(0.0, 1.0, (1, 64))
-        values = seeds + hosts + 3.0 * (kind - kind.mean()) + rng.normal(0.0, 1.0, (10, 64))
-        low, high = summarise_runs({"policy": values}, kind, resamples=299)["policy"].iqm.interval
-        hits += low <= 0.0 <= high
-    assert 80 <= hits <= 99
+    right = (rng.random(50) < 0.6) * np.ones((1, 8, 1), np.float32)
+    better = np.minimum(right + 0.25, 1.25)
+    results = {"policy": better.mean(axis=-1, dtype=float), "other": right.mean(axis=-1, dtype=float)}
+    given = summarise_runs(results, [0] * 8, per_sample={"policy": better, "other": right})
+    without = summarise_runs(results, [0] * 8)
+    low, high = given["policy"].mean.interval
+    np.testing.assert_allclose((high - low) / 2, 2.01 * right.std(axis=-1)[0, 0] / 7, rtol=0.1)
+    assert np.ptp(without["policy"].mean.interval) < 1e-9
+    np.testing.assert_allclose((given["policy"] - given["other"]).mean.interval, 0.25, atol=1e-6)
 
 
 def test_policies_that_played_other_hosts_are_refused():
@@ -87,3 +139,9 @@ def test_policies_that_played_other_hosts_are_refused():
         _estimate(np.zeros((1, 4)), control=np.zeros((1, 5)))
     with pytest.raises(ValueError, match="same hosts"):
         summarise_runs({"policy": np.zeros((1, 4))}, kinds=[0])
+    with pytest.raises(ValueError, match="same samples"):
+        summarise_runs(
+            {"policy": np.zeros((1, 1)), "control": np.zeros((1, 1))},
+            [0],
+            per_sample={"policy": np.zeros((1, 1, 3)), "control": np.zeros((1, 1, 4))},
+        )
