@@ -11,21 +11,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from esper_ray.experiments.study.study_directory import StudyDirectory, Training
-from esper_ray.experiments.study.study_episodes import StudyPlaying
+from esper_ray.experiments.study.study_directory import StudyDirectory
 from esper_ray.experiments.study.study_figures import behaviour_figure, cost_figure, learning_figure, score_figure
+from esper_ray.experiments.study.study_results import StudyResults
 from esper_ray.keeping.revision import git_commit
 from esper_ray.keeping.writing import replace_figure, replace_text
-from esper_ray.measuring.controls import FOLLOWING, LEARNED_GREEDY, STATIC_FINAL
-from esper_ray.measuring.curves import Curve, read_curves
 from esper_ray.measuring.evaluation import summarise
 from esper_ray.measuring.evaluation_report import LABELS, clock
-from esper_ray.measuring.playing import Played
+from esper_ray.measuring.playing import Played, Playing
 
 FloatArray = npt.NDArray[np.float64]
 
-SCORE_TAG, SECONDS_TAG = "World/score", "Speed/iteration_seconds"
-SHORT_LABELS = {LEARNED_GREEDY: "greedy", STATIC_FINAL: "static final"}
 FATES = {"fossilized": "fossilised", "pruned": "pruned", "unfinished": "cut"}
 
 
@@ -35,7 +31,7 @@ def write_report(directory: StudyDirectory) -> dict[str, Any]:
     Returns:
         What study.json holds.
     """
-    report = summarise_study(directory)
+    report = summarise_study(StudyResults.read(directory))
     replace_text(directory.path / "study.json", json.dumps(report, indent=2, default=str) + "\n")
     pictures = {"learning_curves": learning_figure(report)}
     if len(report["evaluations"]) > 1:
@@ -50,35 +46,26 @@ def write_report(directory: StudyDirectory) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- numbers
-def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
+def summarise_study(results: StudyResults) -> dict[str, Any]:
     """All results as plain values; intervals as :func:`esper_ray.measuring.statistics.summarise_runs` says."""
-    study, trainings = directory.study, directory.trainings
-    playings = directory.controls() + [p for training in trainings for p in directory.evaluations(training)]
     return {
-        "title": study.title,
+        "title": results.study.title,
         "git_commit": git_commit(),
-        "study": study.model_dump(),
-        "arms": {arm: _arm([t for t in trainings if t.arm == arm]) for arm in study.arms},
-        "evaluations": {
-            name: _evaluation(name, directory, [p for p in playings if p.evaluation == name]) for name in study.worlds
-        },
+        "study": results.study.model_dump(),
+        "arms": {arm: _arm(results, arm) for arm in results.study.arms},
+        "evaluations": {name: _evaluation(name, results) for name in results.study.worlds},
     }
 
 
-def _arm(trainings: Sequence[Training]) -> dict[str, Any]:
-    curves = [read_curves(training.path, [SCORE_TAG, SECONDS_TAG]) for training in trainings]
-    scores: list[Curve] = [curve[SCORE_TAG] for curve in curves]
-    epochs = max((score.epochs for score in scores), key=len)
-    seconds = [curve[SECONDS_TAG].values for curve in curves]
+def _arm(results: StudyResults, arm: str) -> dict[str, Any]:
+    trainings = results.trainings[arm]
+    epochs = max((training.curve.epochs for training in trainings), key=len)
     return {
-        "config": dataclasses.asdict(trainings[0].config),
+        "config": dataclasses.asdict(results.study.configs[arm]),
         "seeds": [training.seed for training in trainings],
         "epochs": epochs.tolist(),
-        "scores": [_without_nan(score.at(epochs)) for score in scores],
-        "training_seconds": [
-            float(values.mean() * training.config.run.iterations) if len(values) else None
-            for values, training in zip(seconds, trainings, strict=True)
-        ],
+        "scores": [_without_nan(training.curve.at(epochs)) for training in trainings],
+        "training_seconds": [training.seconds for training in trainings],
     }
 
 
@@ -86,33 +73,22 @@ def _without_nan(values: FloatArray) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def _evaluation(name: str, directory: StudyDirectory, playings: Sequence[StudyPlaying]) -> dict[str, Any]:
-    study, slots = directory.study, directory.study.worlds[name].make_task().slots
-    played: dict[str, list[Played]] = {policy: [] for policy in study.arms}
-    origins: dict[str, str] = {}
-    for playing in sorted(playings, key=lambda playing: playing.trained is None):  # controls come last
-        for policy, results in playing.kept().items():
-            shown = _name(playing, policy)
-            played.setdefault(shown, []).append(results)
-            origins[shown] = playing.policy
+def _evaluation(name: str, results: StudyResults) -> dict[str, Any]:
+    study = results.study
+    world = Playing(study.worlds[name], (), None, None, study.episodes, study.evaluation_seed)
+    slots = world.env.make_task().slots
+    played, origins = results.in_world(name)
     evaluation = {
         "name": name,
         "arms": list(study.arms),
         "ops": [op.name for op in slots.ops],
         "slots": list(slots.slot_ids),
         "blueprints": [blueprint.name for blueprint in slots.blueprints],
-        **summarise(playings[0], played, list(study.arms), origins),
+        **summarise(world, played, list(study.arms), origins),
     }
     for policy, result in evaluation["policies"].items():
         result["behaviour"] = _behaviour(played[policy], study.episodes)
     return evaluation
-
-
-def _name(playing: StudyPlaying, policy: str) -> str:
-    """Of a policy in the report: what comes from a training is called after its arm."""
-    if policy in FOLLOWING:
-        return f"{playing.policy}, {SHORT_LABELS[policy]}"
-    return playing.policy
 
 
 def _behaviour(runs: Sequence[Played], episodes: int) -> dict[str, Any]:
