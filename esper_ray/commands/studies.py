@@ -36,8 +36,9 @@ class Study:
         """Do what is not done yet, then report."""
         from esper_ray.experiments.study import study_file
         from esper_ray.experiments.study.study_directory import StudyDirectory
+        from esper_ray.experiments.study.study_parts import StudyInterruptedError
         from esper_ray.experiments.study.study_report import write_report
-        from esper_ray.experiments.study.study_run import StudyInterruptedError, run_study
+        from esper_ray.experiments.study.study_run import run_study
         from esper_ray.measuring.evaluation_report import comparison_table, evaluation_table
 
         spec = study_file.Study.read(self.study)

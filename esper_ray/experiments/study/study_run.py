@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
-from esper_ray.config import EnvConfig
 from esper_ray.experiments.study.study_directory import StudyDirectory
 from esper_ray.experiments.study.study_episodes import StudyPlaying
-from esper_ray.keeping.lock import held
-from esper_ray.keeping.writing import make_directories
+from esper_ray.experiments.study.study_parts import find_schedule, finish_training, play_missing
 from esper_ray.measuring.controls import INDEPENDENT
 from esper_ray.measuring.evaluation_report import clock
-from esper_ray.measuring.playing import play_all
-from esper_ray.measuring.search.halving import FINAL, SearchSettings, search_schedule
-from esper_ray.measuring.search.schedule_files import read_trace, write_schedule, write_trace
-from esper_ray.measuring.search.search_report import search_progress, search_table
-from esper_ray.terminal import under_way
-
-
-class StudyInterruptedError(Exception):
-    """The study was asked to stop; what is done is kept."""
+from esper_ray.measuring.search.schedule_files import read_trace
 
 
 def run_study(directory: StudyDirectory, workers: int, console: Console) -> None:
@@ -43,10 +29,6 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
         KeyboardInterrupt: by Ctrl-C at any other time.
         UserError: the directory holds runs or searches with other settings.
     """
-    from esper_ray.learning.training import train  # Ray takes seconds to import, and reading a study does without
-
-    # Each training registers RLlib's name for its environment anew.
-    warnings.filterwarnings("ignore", message=".*Overriding environment")
     for training in directory.trainings:
         if training.path.exists():
             training.open()  # what does not fit is found before any work is done
@@ -56,45 +38,23 @@ def run_study(directory: StudyDirectory, workers: int, console: Console) -> None
     console.print(progress.line())
     for evaluation, path in directory.searches().items():
         with progress.measured("searches"):
-            _search(directory.study.worlds[evaluation], directory.study.search_settings, path, max(workers, 1), console)
+            find_schedule(directory.study.worlds[evaluation], directory.study.search_settings, path, workers, console)
     _play(directory.controls(), workers, progress, console)
     for seed in directory.study.seeds:  # round by round, so that every arm has a first result early
         trainings = [training for training in directory.trainings if training.seed == seed]
         for training in trainings:
             if not training.is_finished():
-                console.print(Text(f"training {training.arm}, seed {seed}", "bold"))
-                run = training.open()
-                with progress.measured("iterations"), held(run.path):
-                    train(run, training.config, console)
-                if not training.is_finished():
-                    raise StudyInterruptedError
+                with progress.measured("iterations"):
+                    finish_training(training, console)
                 console.print(progress.line())
         _play([p for training in trainings for p in directory.evaluations(training)], workers, progress, console)
 
 
-def _search(env: EnvConfig, settings: SearchSettings, path: Path, workers: int, console: Console) -> None:
-    """Find the best schedule of a world; nothing that the trace knows is played again."""
-    make_directories(path.parent)
-    settings = dataclasses.replace(settings, workers=workers)
-    known = read_trace(path, env, settings)
-    if known and known[-1].name == FINAL and path.is_file():
+def _play(playings: Sequence[StudyPlaying], workers: int, progress: _Progress, console: Console) -> None:
+    if all(playing.is_finished() for playing in playings):
         return
-    with search_progress(console) as on_progress:
-        result = search_schedule(
-            env, settings, on_progress, lambda rungs: write_trace(path, env, settings, rungs), known
-        )
-    write_schedule(path, env, settings, result)
-    console.print(search_table(env, result))
-
-
-def _play(playings: Iterable[StudyPlaying], workers: int, progress: _Progress, console: Console) -> None:
-    waiting = [playing for playing in playings if not playing.is_finished()]
-    if not waiting:
-        return
-    with progress.measured("evaluations"), under_way(console, "held-out hosts train"):
-        for playing, played in play_all(waiting, workers):
-            playing.keep(played)
-            console.print(f"played {playing.evaluation}: {playing.path.stem}")
+    with progress.measured("evaluations"):
+        play_missing(playings, workers, console)
     console.print(progress.line())
 
 

@@ -16,7 +16,7 @@ from esper_ray.cli import parse
 from esper_ray.errors import UserError
 from esper_ray.experiments.study.study_directory import StudyDirectory
 from esper_ray.experiments.study.study_file import Study
-from esper_ray.experiments.study.study_run import StudyInterruptedError
+from esper_ray.experiments.study.study_parts import StudyInterruptedError
 from tests.esper_ray.experiments.study.small import SMALL, FakeTraining, elsewhere, run_with, written
 
 EVERYTHING = [(arm, seed, iteration) for seed in (0, 1) for arm in ("factored", "state") for iteration in (1, 2)]
