@@ -15,7 +15,7 @@ install: $(STAMP)  ## Create .venv with the exact tested versions.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "esper-ray needs Python 3.11 or newer, this is %s: try make PYTHON=python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,graph,lightning,redis]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,dev,graph,lightning,redis]'
 	@touch $@
 
 train: $(STAMP)  ## Train on digits_impaired (five to ten minutes on 2 cores), evaluate, draw one episode.

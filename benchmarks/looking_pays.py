@@ -23,7 +23,7 @@ import numpy.typing as npt
 import tyro
 from rich.console import Console
 
-from envs.tasks.digits import DRAWN
+from envs.tasks.handwritten import DRAWN
 from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
 from esper_ray.measuring.episodes import search_seeds

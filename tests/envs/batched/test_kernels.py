@@ -14,6 +14,7 @@ from envs.batched.kernels import library, operators
 from envs.batched.layers import average_pool, batch_norm, conv, conv_of_inference, group_norm
 from envs.tasks import make_task
 from tests.envs.helpers import torch_alone
+from tests.envs.packages import with_their_data
 
 pytestmark = pytest.mark.skipif(library.find_compiler() is None, reason="needs a C compiler")
 
@@ -162,7 +163,12 @@ def test_group_norm_of_members_of_any_widths_is_that_of_torch_on_each_alone(data
         torch.testing.assert_close(other, expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("task", ["digits_impaired", "digits_mixed", "digits_scale", "tabular_wide", "text_attending"])
+@pytest.mark.parametrize(
+    "task",
+    with_their_data(
+        ("digits_impaired", "digits_mixed", "digits_scale", "tabular_wide", "text_attending", "mnist5k_mixed")
+    ),
+)
 def test_an_epoch_of_hosts_with_every_kind_of_seed(task):
     """Limits, gates, MULTIPLY, incubation and the optimiser too; tolerances are those of eight steps' rounding."""
     results = []

@@ -28,6 +28,8 @@ def test_a_layout_needs_no_data(tmp_path):
     arguments = {"data_dir": str(tmp_path / "nowhere")}
     for name in ("cifar10", "cifar_impaired", "cifar_scale"):
         assert GraphLayout.of(make_task(name, arguments)).size > 1
+    for name in ("mnist5k_impaired", "mnist5k_mixed"):
+        assert GraphLayout.of(make_task(name)).size == LAYOUTS["digits_mixed"].size
     assert {"cifar10", *LAYOUTS} <= set(task_names())
 
 

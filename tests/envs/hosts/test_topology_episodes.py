@@ -271,9 +271,12 @@ def test_every_blueprint_lowers_the_training_loss_when_blended(topology):
 
 
 # ---------------------------------------------------------------------- episodes of the real tasks
-@pytest.mark.parametrize("name", ["text", "text_attending", "tabular", "tabular_wide"])
-def test_random_play_of_a_real_task_stays_in_its_spaces_and_its_return_telescopes(name):
-    env = MorphogenesisVectorEnv(2, task=name, max_epochs=10)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("text", {}), ("text", {"depth": "2"}), ("text_attending", {}), ("tabular", {}), ("tabular_wide", {})],
+)
+def test_random_play_of_a_real_task_stays_in_its_spaces_and_its_return_telescopes(name, arguments):
+    env = MorphogenesisVectorEnv(2, task=name, task_args=arguments, max_epochs=10)
     rng = np.random.default_rng(0)
     obs, info = env.reset(seed=0)
     start, total = info["score"], np.zeros(2)

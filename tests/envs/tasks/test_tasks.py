@@ -14,7 +14,9 @@ from envs.hosts.mlp import MlpHost
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.tasks import LazySplits, Split, TaskError, make_task, resolve_arguments, task_arguments, task_names
 from tests.envs.helpers import WAIT, everyone, task_of
-from tests.envs.packages import install
+from tests.envs.packages import install, with_their_data
+
+MIXTURES = ("digits_mixed", "mnist5k_mixed")
 
 TOYS = """
 from dataclasses import replace
@@ -73,16 +75,17 @@ def test_arguments_are_text_converted_by_their_annotation(toys):
     assert task_arguments("digits") == {}
 
 
-def test_a_mixture_is_drawn_from_the_named_hosts_as_often_as_they_are_named():
-    whole = make_task("digits_mixed")
-    chosen = make_task("digits_mixed", {"variants": "late,healthy,late"})
-    (late,), (healthy,) = (make_task("digits_mixed", {"variants": name}).variants for name in ("late", "healthy"))
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_a_mixture_is_drawn_from_the_named_hosts_as_often_as_they_are_named(mixture):
+    whole = make_task(mixture)
+    chosen = make_task(mixture, {"variants": "late,healthy,late"})
+    (late,), (healthy,) = (make_task(mixture, {"variants": name}).variants for name in ("late", "healthy"))
     assert chosen.variants == (late, healthy, late)
     assert late != healthy
     assert chosen.slots == whole.slots
     assert chosen.path_rent == whole.path_rent
     with pytest.raises(TaskError, match="variants names lat: choose among healthy, "):
-        make_task("digits_mixed", {"variants": "lat"})
+        make_task(mixture, {"variants": "lat"})
 
 
 def test_variants_that_their_host_cannot_hold_are_refused():
@@ -97,19 +100,36 @@ def test_variants_that_their_host_cannot_hold_are_refused():
         replace(images, variants=(*images.variants, replace(images.variants[0], widths=(99, 1, 1))))
 
 
-def test_a_deeper_mixture_has_more_convolutions_and_the_same_slots():
-    task, deep = make_task("digits_mixed"), make_task("digits_mixed", {"depth": "2"})
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_a_deeper_mixture_has_more_convolutions_and_the_same_slots(mixture):
+    task, deep = make_task(mixture), make_task(mixture, {"depth": "2"})
     assert deep.slots == task.slots
     for variant, deeper in zip(task.variants, deep.variants, strict=True):
         assert [task.host.slot_width(variant, slot) for slot in range(3)] == list(deeper.widths)
         assert len(deeper.layers) == 2 * len(variant.layers)
         assert sum(deep.host.segment_flops(deeper, (8, 8, 1))) > sum(task.host.segment_flops(variant, (8, 8, 1)))
     with pytest.raises(TaskError, match="depth must be at least 1, got 0"):
-        make_task("digits_mixed", {"depth": "0"})
+        make_task(mixture, {"depth": "0"})
 
 
-def test_some_of_the_classes_are_the_images_of_the_first_digits_in_the_same_splits():
-    every, half = make_task("digits_mixed"), make_task("digits_mixed", {"classes": "5"})
+@pytest.mark.parametrize("name", ["text", "text_attending"])
+def test_a_deeper_text_task_has_more_layers_and_the_same_slots_and_texts(name):
+    task, deep = make_task(name), make_task(name, {"depth": "2"})
+    (variant,), (deeper,) = task.variants, deep.variants
+    assert (variant.layers, deeper) == ((1, 1, 1), replace(variant, layers=(2, 2, 2)))
+    assert deep.slots == task.slots
+    assert deep.num_classes == task.num_classes
+    assert all(deep.splits[part].x.equal(split.x) for part, split in task.splits.items())
+    added = deep.host.parameters(deeper).keys() - task.host.parameters(variant).keys()
+    assert {"_".join(key.split("_")[:2]) for key in added} == {f"segment{k}_layer1" for k in range(3)}
+    assert make_task(name, {"depth": "1"}).variants == task.variants
+    with pytest.raises(TaskError, match="depth must be at least 1, got 0"):
+        make_task(name, {"depth": "0"})
+
+
+@pytest.mark.parametrize("mixture", with_their_data(MIXTURES))
+def test_some_of_the_classes_are_the_images_of_the_first_digits_in_the_same_splits(mixture):
+    every, half = make_task(mixture), make_task(mixture, {"classes": "5"})
     assert half.num_classes == half.host.num_classes == 5
     for name, split in half.splits.items():
         first = every.splits[name].y < 5
@@ -117,7 +137,7 @@ def test_some_of_the_classes_are_the_images_of_the_first_digits_in_the_same_spli
         assert split.y.equal(every.splits[name].y[first])
     for wrong in ("1", "11"):
         with pytest.raises(TaskError, match=f"classes must be 2 to 10, got {wrong}"):
-            make_task("digits_mixed", {"classes": wrong})
+            make_task(mixture, {"classes": wrong})
 
 
 def test_hosts_learn_faster_or_slower_within_the_spread_and_alike_without_one():

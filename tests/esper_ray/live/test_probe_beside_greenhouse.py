@@ -16,6 +16,7 @@ from esper_ray.live.probe import Probe
 from policies.strategic.measured import Measured
 from tests.envs.graph.test_formulas import DIFFERENCES, TOLERANCE
 from tests.envs.helpers import WAIT, everyone, task_of
+from tests.envs.packages import with_their_data
 from tests.envs.topologies import task_of as topology_task
 
 torch.set_num_threads(1)
@@ -36,7 +37,7 @@ SEEDS = {"several sizes": (31, 34), "vectors": (31, 34)}
 CASES = [(name, seed) for name in TASKS for seed in SEEDS.get(name, (31,))]
 BUILT_IN = (
     *("digits", "digits_impaired", "digits_mixed", "digits_scale", "tabular", "tabular_wide", "text", "text_attending"),
-    *("cifar10", "cifar_impaired", "cifar_scale"),
+    *("mnist5k_impaired", "mnist5k_mixed", "cifar10", "cifar_impaired", "cifar_scale"),
 )
 ACTIVITY = (
     *("activations.saturation_rate", "feeds.activation_frequency", "feeds.saturation_events"),
@@ -78,7 +79,7 @@ def check_graph(graph, structure):
     assert graph.parameters.optimizer_family == structure.names["parameters.optimizer_family"]
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", with_their_data(BUILT_IN))
 def test_a_probe_finds_the_layers_of_every_tasks_host(name, tmp_path):
     cifar = name.startswith("cifar")
     task = make_task(name, {"data_dir": str(tmp_path)} if cifar else {})
