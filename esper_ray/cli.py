@@ -95,7 +95,7 @@ def parse(arguments: Sequence[str]) -> Command:
     from esper_ray.commands.learn import Learn
     from esper_ray.commands.reports import Reports
     from esper_ray.commands.strategic import Strategic
-    from esper_ray.commands.studies import Compare, Study, Tune
+    from esper_ray.commands.studies import Compare, Results, Study, Tune
     from esper_ray.commands.training import Train
     from esper_ray.commands.updates import Updates
 
@@ -113,6 +113,7 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Study, tyro.conf.subcommand("study")]
+        | Annotated[Results, tyro.conf.subcommand("results")]
         | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]

@@ -1,4 +1,4 @@
-"""``study``, ``tune`` and ``compare``: several runs."""
+"""``study``, ``results``, ``tune`` and ``compare``: several runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
@@ -14,8 +15,13 @@ from envs.ranges import OtherProcesses, check_numbers
 from esper_ray.commands.checks import WORKERS, writable
 from esper_ray.errors import UserError
 from esper_ray.keeping.lock import held
-from esper_ray.keeping.writing import replace_figure, replace_text
+from esper_ray.keeping.writing import make_directories, replace_figure, replace_text
 from esper_ray.terminal import command
+
+if TYPE_CHECKING:
+    from esper_ray.experiments.results.kept_units import KeptUnits
+    from esper_ray.experiments.results.making import UnitMaker
+    from esper_ray.experiments.results.plan import Unit
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,74 @@ class Study:
             for arm in spec.arms:
                 console.print(comparison_table(evaluation, arm))
         console.print(f"written: {directory.path}/study.md, study.json and pictures beside them")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Make what is missing of the results, unit by unit, and write docs/results.md from what there is."""
+
+    plan: Path = Path("studies/results")
+    """Directory with plan.yaml, which names the studies beside it (docs/studies.md)."""
+    kept: Path = Path("studies/kept")
+    """Directory of the finished units' figures, which are committed."""
+    docs: Path = Path("docs")
+    """Directory that results.md, results.json and their pictures are written into."""
+    runs: Path = Path("runs/results")
+    """Directory for what is under way."""
+    unit: str | None = None
+    """Make this one alone, as --list names it, whether or not it is missing. If its figures are there, made by the same
+    code, they are compared in place of being replaced."""
+    list: bool = False
+    """Only say which units there are, and which are missing."""
+    page_only: bool = False
+    """Make nothing; write the page from what there is."""
+    workers: OtherProcesses = WORKERS
+    """Processes that share the evaluations and the searches; 0 plays them in this one."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, UserError)
+
+    def run(self, console: Console) -> None:
+        """Make, compare or list units, and write the page."""
+        from esper_ray.experiments.results.kept_units import KeptUnits
+        from esper_ray.experiments.results.making import UnitMaker
+        from esper_ray.experiments.results.plan import Plan
+        from esper_ray.experiments.results.results_page import write_results
+        from esper_ray.experiments.study.study_parts import StudyInterruptedError
+
+        plan, kept = Plan(self.plan), KeptUnits(self.kept)
+        maker = UnitMaker(plan, kept, self.runs, self.workers, console)
+        if self.list:
+            for unit in plan.units():
+                console.print(f"{unit}: {'made' if maker.is_made(unit) else 'missing'}", soft_wrap=True)
+            return
+        if self.unit is not None and maker.is_made(plan.unit(self.unit)):
+            self._compare(maker, plan.unit(self.unit), kept, console)
+            return
+        units = [] if self.page_only else maker.missing() if self.unit is None else [plan.unit(self.unit)]
+        for place, unit in enumerate(units):
+            console.print(f"unit {place + 1} of {len(units)}: {unit}", style="bold")
+            try:
+                with held(self.runs):
+                    maker.make(unit)
+            except (StudyInterruptedError, KeyboardInterrupt):
+                raise KeyboardInterrupt("finished units are kept; the same command goes on") from None
+            console.print(f"kept: {kept.file(unit)}", soft_wrap=True)
+        write_results(plan, kept, self.docs)
+        console.print(f"written: {self.docs}/results.md and results.json")
+
+    def _compare(self, maker: UnitMaker, unit: Unit, kept: KeptUnits, console: Console) -> None:
+        """Make a unit again, in a directory of its own, and hold its figures against those that are kept."""
+        from tempfile import TemporaryDirectory
+
+        from esper_ray.experiments.results.making import differing
+
+        make_directories(self.runs)
+        with TemporaryDirectory(dir=self.runs, prefix="again-") as again:
+            figures = maker.elsewhere(Path(again)).figures(unit)
+        if differences := differing(kept.figures(unit), figures):
+            raise UserError(f"{unit} was made again, and differs from what is kept in {', '.join(differences)}")
+        console.print(f"{unit} was made again: the same figures")
 
 
 @dataclass(frozen=True)

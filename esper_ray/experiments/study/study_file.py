@@ -44,6 +44,8 @@ class Study(BaseModel):
         controls: What the arms are compared with. ``best_schedule`` is searched for in every world;
             ``training_schedule`` is the one that the study of ``trained_by`` found for its first evaluation.
         search_epochs: Host epochs that each search may spend; by default as many as the longest training.
+        host_search: Of the held-out hosts the first ones, on which ``esper-ray results`` also finds out what a search
+            on that host alone would end with.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +62,7 @@ class Study(BaseModel):
     checkpoint: Which = "latest"
     controls: list[str] = [*CONTROLS, *STATIC]
     search_epochs: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    host_search: int = Field(0, ge=0, le=10**6)
     _trainer: Study | None = PrivateAttr(None)
 
     @field_validator("seeds", mode="before")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 
 from esper_ray.experiments.study.study_directory import StudyDirectory
 from esper_ray.experiments.study.study_figures import behaviour_figure, cost_figure, learning_figure, score_figure
@@ -33,16 +34,21 @@ def write_report(directory: StudyDirectory) -> dict[str, Any]:
     """
     report = summarise_study(StudyResults.read(directory))
     replace_text(directory.path / "study.json", json.dumps(report, indent=2, default=str) + "\n")
-    pictures = {"learning_curves": learning_figure(report)}
-    if len(report["evaluations"]) > 1:
-        pictures["scores"] = score_figure(report)
-    for name, evaluation in report["evaluations"].items():
-        pictures[f"{name}-costs"] = cost_figure(evaluation)
-        pictures[f"{name}-behaviour"] = behaviour_figure(evaluation)
-    for name, figure in pictures.items():
+    for name, figure in pictures(report).items():
         replace_figure(directory.path / f"{name}.png", figure)
     replace_text(directory.path / "study.md", markdown(report))
     return report
+
+
+def pictures(report: dict[str, Any]) -> dict[str, Figure]:
+    """By the name that the page refers to."""
+    drawn = {"learning_curves": learning_figure(report)}
+    if len(report["evaluations"]) > 1:
+        drawn["scores"] = score_figure(report)
+    for name, evaluation in report["evaluations"].items():
+        drawn[f"{name}-costs"] = cost_figure(evaluation)
+        drawn[f"{name}-behaviour"] = behaviour_figure(evaluation)
+    return drawn
 
 
 # ---------------------------------------------------------------------- numbers
@@ -105,11 +111,13 @@ def _behaviour(runs: Sequence[Played], episodes: int) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- words
-def markdown(report: dict[str, Any]) -> str:
-    """The report as a page, with the pictures that :func:`write_report` puts beside it.
+def markdown(report: dict[str, Any], pictures_at: str = "", level: int = 1) -> str:
+    """The report as a page, or as a section of one.
 
     Args:
         report: As :func:`summarise_study` makes it.
+        pictures_at: What goes before the names of :func:`pictures`: where they are, as seen from the page.
+        level: Of the heading.
     """
     lines = [f"# {report['title'] or 'Study'}", ""]
     lines += ["| arm | training seeds | host epochs each | time each | played | differs in |", "|---" * 6 + "|"]
@@ -135,7 +143,8 @@ def markdown(report: dict[str, Any]) -> str:
         "all evaluations on validation included. fossilised, pruned, cut: seeds per episode kept for good, "
         f"pruned, removed unfinished at the end. Code: {report['git_commit'] or 'no checkout'}.",
     ]
-    return "\n".join(lines) + "\n"
+    page = "\n".join(f"{'#' * (level - 1)}{line}" if line.startswith("#") else line for line in lines) + "\n"
+    return page.replace("](", f"]({pictures_at}")
 
 
 def _summary_lines(report: dict[str, Any]) -> list[str]:

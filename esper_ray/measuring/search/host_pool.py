@@ -33,6 +33,9 @@ IntArray = npt.NDArray[np.int64]
 FEWER_EPOCHS = 3
 """By this factor the rungs of successive halving are apart."""
 
+CANDIDATES = 64
+"""On each host: about as many as a purse of 16 times a policy's run pays for."""
+
 ATTEMPTS = 100
 """At a candidate that has not been drawn, before the space counts as used up."""
 
@@ -109,7 +112,12 @@ class HostPool:
     training_flops: FloatArray
     look_flops: FloatArray
     test_score: FloatArray
-    hits: IntArray
+    hits: FloatArray
+
+    def compact(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays by name, in types that take little room."""
+        arrays = {name: array.astype(np.float32) for name, array in vars(self).items()}
+        return arrays | {"hits": self.hits.astype(np.uint8 if self.hits.max() < 256 else np.uint16)}
 
     @classmethod
     def joined(cls, pools: Sequence[HostPool]) -> HostPool:
@@ -165,7 +173,7 @@ def train_pool(env: EnvConfig, host_seed: int, count: int) -> HostPool:
         training_flops=trained[ends - 1].T[None].astype(np.float64),
         look_flops=looked_at * np.array(forward)[ends].T[None].astype(np.float64),
         test_score=results.score[None],
-        hits=results.hits[None],
+        hits=results.hits[None].astype(np.float64),
     )
 
 

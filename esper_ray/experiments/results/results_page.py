@@ -1,0 +1,256 @@
+"""Writes docs/results.md, its pictures, and docs/results.json, from kept figures alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from esper_ray.experiments.results.gathering import Gathered, gather
+from esper_ray.experiments.results.kept_units import KeptUnits, Made
+from esper_ray.experiments.results.plan import Plan
+from esper_ray.experiments.results.verdicts import (
+    TARGETS,
+    Reaching,
+    SearchVerdict,
+    above_playable,
+    flops_ratio,
+    search_verdict,
+    targets,
+)
+from esper_ray.experiments.study.study_report import markdown, pictures, summarise_study
+from esper_ray.keeping.writing import make_directories, replace_figure, replace_text
+from esper_ray.measuring.evaluation_report import LABELS, clock
+from esper_ray.measuring.search.purse import MULTIPLES
+from esper_ray.measuring.statistics import Estimate
+
+PAGE, NUMBERS, PICTURES = "results.md", "results.json", "images/results"
+HEAD_FILE = "head.md"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Of a study.
+
+    Attributes:
+        gathered: What is known of it.
+        report: See :func:`esper_ray.experiments.study.study_report.summarise_study`.
+        searches: By world and arm.
+    """
+
+    gathered: Gathered
+    report: dict[str, Any]
+    searches: dict[str, dict[str, SearchVerdict]]
+
+    @classmethod
+    def of(cls, gathered: Gathered) -> Section:
+        """Of a study's figures."""
+        searches: dict[str, dict[str, SearchVerdict]] = {}
+        for world, pool in gathered.pools.items():
+            played, _ = gathered.results.in_world(world)
+            searches[world] = {arm: search_verdict(pool, played[arm]) for arm in gathered.results.study.arms}
+        return cls(gathered, summarise_study(gathered.results), searches)
+
+
+def write_results(plan: Plan, kept: KeptUnits, docs: Path) -> dict[str, Any]:
+    """Write the page, its pictures and its numbers.
+
+    Args:
+        plan: The studies.
+        kept: Their figures.
+        docs: Directory of the documentation.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        UserError: a damaged file, or one that cannot be written.
+    """
+    lines = [(plan.path / HEAD_FILE).read_text(encoding="utf-8").rstrip(), ""]
+    make_directories(docs)
+    sections = []
+    for name, study in plan.studies.items():
+        gathered = gather(plan, kept, name)
+        if gathered is None:
+            lines += [f"## {study.title}", "", _nothing(plan, kept, name), "", *_remarks(plan, name)]
+            continue
+        section = Section.of(gathered)
+        sections.append(section)
+        at = f"{PICTURES}/{name}"
+        lines += [markdown(section.report, f"{at}/", level=2), *_evidence(section), "", *_remarks(plan, name)]
+        make_directories(docs / at)
+        drawn = pictures(section.report) | {
+            f"{world}-search": _search_figure(world, verdicts) for world, verdicts in section.searches.items()
+        }
+        for picture, figure in drawn.items():
+            replace_figure(docs / at / f"{picture}.png", figure)
+    numbers = {
+        "headline": headline(sections),
+        "studies": {section.gathered.name: section.report for section in sections},
+        "units": {str(unit): made.model_dump() for section in sections for unit, made in section.gathered.made.items()},
+    }
+    replace_text(docs / NUMBERS, json.dumps(numbers, indent=2, default=str) + "\n")
+    replace_text(docs / PAGE, "\n".join(lines).rstrip() + "\n")
+    return numbers
+
+
+def headline(sections: Sequence[Section]) -> dict[str, Any]:
+    """The few numbers that the claims are checked against.
+
+    A world has the name of its evaluation, and before it that of its study where another study has one of that name;
+    of several arms each has an entry of its own.
+    """
+    found: dict[str, Any] = {
+        "training_seeds": {},
+        "above_playable": {},
+        "search_multiple": {},
+        "flops_to_95": {},
+    }
+    for section in sections:
+        found["training_seeds"][section.gathered.name] = min(
+            len(trainings) for trainings in section.gathered.results.trainings.values()
+        )
+        for world, arm, name in _entries(section, sections):
+            found["above_playable"][name] = above_playable(section.report["evaluations"][world], arm)
+            found["flops_to_95"][name] = flops_ratio(section.gathered, world, arm, TARGETS[-1])
+            if world in section.searches:
+                found["search_multiple"][name] = list(section.searches[world][arm].multiple)
+    return found
+
+
+def _entries(section: Section, sections: Sequence[Section]) -> Iterator[tuple[str, str, str]]:
+    """World, arm and name of each entry of the headline."""
+    study = section.gathered.results.study
+    for world in study.worlds:
+        alone = sum(world in other.gathered.results.study.worlds for other in sections) == 1
+        for arm in study.arms:
+            parts = [] if alone or section.gathered.name == world else [section.gathered.name]
+            yield world, arm, ": ".join([*parts, world, *([arm] if len(study.arms) > 1 else [])])
+
+
+# ---------------------------------------------------------------------- words
+def _remarks(plan: Plan, name: str) -> list[str]:
+    """What is to be said of a study that figures do not say."""
+    path = plan.path / f"{name}.md"
+    return [path.read_text(encoding="utf-8").rstrip(), ""] if path.is_file() else []
+
+
+def _nothing(plan: Plan, kept: KeptUnits, name: str) -> str:
+    units = [unit for unit in plan.units() if unit.study == name]
+    done = sum(kept.made(unit) is not None for unit in units)
+    return f"Missing: {done} of {len(units)} units are made, too few for a table."
+
+
+def _evidence(section: Section) -> list[str]:
+    gathered = section.gathered
+    lines = []
+    for world in gathered.results.study.worlds:
+        if world in section.searches:
+            lines += ["", *_search_lines(world, section)]
+        lines += ["", *_target_lines(gathered, world)]
+    return [*lines, "", _made_line(gathered)]
+
+
+def _made_line(gathered: Gathered) -> str:
+    made: list[Made] = list(gathered.made.values())
+    commits = sorted({of.commit or "no checkout" for of in made})
+    dates = sorted(of.date for of in made)
+    hours = clock(sum(of.seconds for of in made))
+    line = (
+        f"Made by `make results` ({len(made)} units, {hours} in all), finished between {dates[0]} and {dates[-1]}, "
+        f"at commit {', '.join(commits)}; hash of code, study and versions {made[0].code[:16]}"
+        f"{'' if gathered.current else ', which is no longer that of the code at hand'}."
+    )
+    if gathered.missing:
+        line += f" **Missing**: {', '.join(unit.name for unit in gathered.missing)}."
+    return line
+
+
+def _search_lines(world: str, section: Section) -> list[str]:
+    hosts = len(section.gathered.pools[world].test_score)
+    lines = [
+        f"### {world}: what a search on each host ends with",
+        "",
+        f"The first {hosts} of these hosts. A search may spend, on a host, this many times what the policy's run there "
+        "cost (incubation, pruned seeds, evaluations and counterfactuals included); its pick is trained out of that.",
+    ]
+    for arm, verdict in section.searches[world].items():
+        low, high = verdict.multiple
+        lines += [
+            "",
+            f"{arm}: {_cell(verdict.policy.mean)}. Purses at which a search cannot be told from it: "
+            f"{_times(low)} to {_times(high)}.",
+            "",
+            "| purse | candidates tried | successive halving | each trained whole | policy minus the better |",
+            "|---|---|---|---|---|",
+        ]
+        for place, multiple in enumerate(MULTIPLES):
+            halving, whole = (verdict.found[way][place].mean for way in ("halving", "whole"))
+            lead = _cell(verdict.lead[place].mean, "+.3f")
+            lines.append(f"| {multiple} × | {verdict.tried[place]:.1f} | {_cell(halving)} | {_cell(whole)} | {lead} |")
+    return [*lines, "", f"![{world}, search]({PICTURES}/{section.gathered.name}/{world}-search.png)"]
+
+
+def _times(multiple: float | None) -> str:
+    return f"more than {MULTIPLES[-1]} ×" if multiple is None else f"{multiple:.1f} ×"
+
+
+def _cell(estimate: Estimate, form: str = ".3f") -> str:
+    low, high = estimate.interval
+    return f"{estimate.value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _target_lines(gathered: Gathered, world: str) -> list[str]:
+    best, by_share = targets(gathered, world)
+
+    def cells(reached: Reaching) -> str:
+        if reached.flops is None:
+            return "never | – | –"
+        return f"{reached.epoch} | {reached.flops / 1e9:.2f} | {reached.seconds:.2f}"
+
+    shares = list(by_share)
+    lines = [
+        f"### {world}: to a target",
+        "",
+        f"When the mean validation accuracy over all hosts (and trainings) reaches a share of what the best control, "
+        f"{LABELS.get(best, best)}, ends with; what a host had cost by then. Seconds are those of a shared machine.",
+        "",
+        f"| policy | {' | '.join(f'{share:.0%}: epoch | GFLOP | seconds' for share in shares)} |",
+        "|---" * (1 + 3 * len(shares)) + "|",
+    ]
+    for policy in by_share[shares[0]]:
+        row = " | ".join(cells(by_share[share][policy]) for share in shares)
+        lines.append(f"| {LABELS.get(policy, policy)} | {row} |")
+    return lines
+
+
+# ---------------------------------------------------------------------- pictures
+def _search_figure(world: str, verdicts: dict[str, SearchVerdict]) -> Figure:
+    """Mean score against the purse: searches as curves, policies as points at 1."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    labels = {"halving": "search, successive halving", "whole": "search, each trained whole"}
+    (first, *_) = verdicts.values()
+    for way, colour in (("halving", "#d1495b"), ("whole", "#8d99ae")):
+        ends = [summary.mean.interval for summary in first.found[way]]
+        values = [summary.mean.value for summary in first.found[way]]
+        axes.fill_between(
+            MULTIPLES, [low for low, _ in ends], [high for _, high in ends], color=colour, alpha=0.15, lw=0
+        )
+        axes.plot(MULTIPLES, values, "o-", color=colour, ms=4, label=labels[way])
+    for (arm, verdict), colour in zip(verdicts.items(), ("#1d3557", "#2a9d8f", "#e09f3e", "#7b5ea7") * 8, strict=False):
+        value, (low, high) = verdict.policy.mean.value, verdict.policy.mean.interval
+        axes.errorbar(1, value, yerr=[[value - low], [high - value]], fmt="D", ms=7, capsize=3, color=colour, label=arm)
+        axes.axhline(value, color=colour, lw=0.8, ls=":")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(MULTIPLES, [f"{multiple} ×" for multiple in MULTIPLES])
+    axes.set_xlabel("FLOPs in all, in multiples of the policy's run on the same host")
+    axes.set_ylabel("mean committed score, test split")
+    axes.set_title(f"{world}: what a search on each host ends with", fontsize=11)
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,231 @@
+"""Units are made once under the same code, kept in files, and put together from these alone."""
+
+import json
+import re
+
+import pytest
+import yaml
+from rich.console import Console
+
+import esper_ray.learning.training
+from esper_ray.cli import parse
+from esper_ray.errors import UserError
+from esper_ray.experiments.results import code_hash, plan
+from esper_ray.experiments.results.gathering import gather
+from esper_ray.experiments.results.kept_units import KeptUnits
+from esper_ray.experiments.results.making import UnitMaker, differing
+from esper_ray.experiments.results.plan import Plan, Unit
+from esper_ray.experiments.study.study_parts import StudyInterruptedError
+from tests.esper_ray.experiments.study.small import FakeTraining
+from tests.places import ROOT
+
+SMALL = {
+    "title": "Small ones",
+    "preset": "debug",
+    "settings": {"max_epochs": 18, "hosts_per_runner": 2, "iterations": 2},
+    "seeds": 2,
+    "evaluations": {"same": None},
+    "episodes": 4,
+    "controls": ["never_grow", "fixed_schedule", "best_schedule", "static_final"],
+    "search_epochs": 1200,
+    "host_search": 2,
+}
+ELSEWHERE = {
+    "trained_by": "small",
+    "title": "The same elsewhere",
+    "evaluations": {"wide": {"task": "digits_mixed", "task_args": {"variants": "wide_first"}}},
+    "episodes": 2,
+    "controls": ["never_grow", "training_schedule"],
+}
+ORDER = [
+    "small/controls.same",
+    "elsewhere/controls.wide",
+    "small/learned.seed-0",
+    "elsewhere/learned.seed-0",
+    "small/learned.seed-1",
+    "elsewhere/learned.seed-1",
+    "small/search.same",
+]
+
+
+class Workshop:
+    """A plan of two small studies, in a directory of its own."""
+
+    def __init__(self, path, monkeypatch):
+        self.path, self.monkeypatch = path, monkeypatch
+        monkeypatch.setattr("esper_ray.experiments.results.making.CANDIDATES", 6)
+        self.write("small", SMALL)
+        self.write("elsewhere", ELSEWHERE)
+        (path / "results").mkdir()
+        (path / "results" / "plan.yaml").write_text(yaml.safe_dump({"studies": ["small", "elsewhere"]}))
+        (path / "results" / "head.md").write_text("# Results\n")
+        self.kept = KeptUnits(path / "kept")
+
+    def write(self, name, study):
+        (self.path / f"{name}.yaml").write_text(yaml.safe_dump(study))
+
+    def command(self, *words, training=None):
+        self.monkeypatch.setattr(esper_ray.learning.training, "train", training or FakeTraining())
+        places = {name: str(self.path / name) for name in ("kept", "docs", "runs")}
+        flags = [word for name, place in places.items() for word in (f"--{name}", place)]
+        command = parse(["results", "--plan", str(self.path / "results"), "--workers", "0", *flags, *words])
+        console = Console(record=True, quiet=False, width=200, file=(self.path / "said").open("w"))
+        command.run(console)
+        return console.export_text()
+
+    def plan(self):
+        return Plan(self.path / "results")
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    return Workshop(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A plan that is done, and what was said."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        made = Workshop(tmp_path_factory.mktemp("done"), monkeypatch)
+        made.said = made.command()
+        yield made
+
+
+def test_units_come_in_the_order_in_which_they_need_each_other(workshop):
+    assert [str(unit) for unit in workshop.plan().units()] == ORDER
+    said = workshop.command("--list")
+    assert said.splitlines() == [f"{unit}: missing" for unit in ORDER]
+
+
+def test_a_plan_that_plays_what_nobody_trains_is_refused(workshop):
+    (workshop.path / "results" / "plan.yaml").write_text(yaml.safe_dump({"studies": ["elsewhere", "small"]}))
+    with pytest.raises(UserError, match="must name small before elsewhere"):
+        workshop.plan()
+
+
+def test_everything_is_made_once_and_the_page_says_all_of_it(done):
+    assert [line for line in done.said.splitlines() if line.startswith("unit ")] == [
+        f"unit {place} of 7: {name}" for place, name in enumerate(ORDER, start=1)
+    ]
+    again = done.command(training=FakeTraining(stop_after=0))
+    assert "unit" not in again
+    assert set(done.command("--list").splitlines()) == {f"{unit}: made" for unit in ORDER}
+    page = (done.path / "docs" / "results.md").read_text()
+    for words in (
+        "# Results",
+        "## Small ones",
+        "## The same elsewhere",
+        "### same: to a target",
+        "a search on each host",
+    ):
+        assert words in page
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)
+    assert len(pictures) == len(set(pictures)) >= 7
+    for picture in pictures:
+        assert (done.path / "docs" / picture).read_bytes().startswith(b"\x89PNG")
+    numbers = json.loads((done.path / "docs" / "results.json").read_text())
+    headline = numbers["headline"]
+    assert headline["training_seeds"] == {"small": 2, "elsewhere": 2}
+    assert set(headline["above_playable"]) == {"same", "wide"}
+    low, high = headline["search_multiple"]["same"]
+    assert 1.0 <= low <= 16.0
+    assert high is None or low <= high
+    assert set(numbers["units"]) == set(ORDER)
+    assert "**Missing**" not in page
+
+
+def test_a_unit_that_is_made_again_gives_the_same_figures(done):
+    for unit in ("small/search.same", "elsewhere/learned.seed-1", "elsewhere/controls.wide"):
+        assert f"{unit} was made again: the same figures" in done.command("--unit", unit)
+
+
+def test_figures_that_are_others_are_noticed_whatever_they_are(done):
+    plan = done.plan()
+    for name in ("small/controls.same", "small/learned.seed-0", "small/search.same"):
+        unit = plan.unit(name)
+        one, other = done.kept.figures(unit), done.kept.figures(unit)
+        assert not differing(one, other)
+        if unit.kind == "search":
+            other.pool["hits"] += "A"
+        else:
+            played = other.played if unit.kind == "controls" else other.played["same"]
+            next(iter(played.values())).seconds[:] = [1.0]
+            assert not differing(one, other), "times depend on the machine"
+            next(iter(played.values())).measures["score"][0] += 1e-12
+        assert differing(one, other)
+
+
+def test_other_code_makes_everything_anew_and_nothing_of_both_meets_in_a_table(workshop, monkeypatch):
+    workshop.command("--unit", "small/controls.same")
+    workshop.command("--unit", "small/learned.seed-0")
+    before = workshop.kept.made(Unit("small", "controls", "same")).code
+    monkeypatch.setattr(plan, "code_hash", lambda files: f"other {[file.name for file in files]}")
+    assert len(workshop.command("--list").splitlines()) == len(ORDER)
+    assert "made" not in workshop.command("--list").replace("missing", "")
+    workshop.command("--unit", "small/learned.seed-1")
+    found = gather(workshop.plan(), workshop.kept, "small")
+    assert {of.code for of in found.made.values()} == {before}
+    assert not found.current
+    assert [training.seed for training in found.results.trainings["learned"]] == [0]
+    page = workshop.command("--page-only") and (workshop.path / "docs" / "results.md").read_text()
+    assert "which is no longer that of the code at hand" in page
+    assert "**Missing**: learned.seed-1, search.same." in page
+    assert "Missing: 0 of 3 units are made, too few for a table." in page
+
+
+def test_code_that_is_changed_while_a_unit_is_made_makes_no_unit(workshop, monkeypatch):
+    hashes = iter(["one", "one", "other", "other"])
+    monkeypatch.setattr(plan, "code_hash", lambda files: next(hashes))
+    maker = UnitMaker(workshop.plan(), workshop.kept, workshop.path / "runs", 0, Console(quiet=True))
+    with pytest.raises(UserError, match="changed while it was made"):
+        maker.make(Unit("small", "controls", "same"))
+    assert not list((workshop.path / "kept").rglob("*"))
+
+
+def test_an_interrupted_training_keeps_nothing_and_goes_on(workshop):
+    workshop.monkeypatch.setattr(esper_ray.learning.training, "train", FakeTraining(stop_after=1))
+    maker = UnitMaker(workshop.plan(), workshop.kept, workshop.path / "runs", 0, Console(quiet=True))
+    unit = Unit("small", "training", "learned", 0)
+    with pytest.raises(StudyInterruptedError):
+        maker.make(unit)
+    assert not maker.is_made(unit)
+    second = FakeTraining()
+    workshop.monkeypatch.setattr(esper_ray.learning.training, "train", second)
+    maker.make(unit)
+    assert second.iterations == [("learned", 0, 2)]
+    assert maker.is_made(unit)
+
+
+def test_a_damaged_file_is_named(workshop):
+    file = workshop.path / "kept" / "small" / "controls.same.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"made": 1}')
+    with pytest.raises(UserError, match=r"controls\.same\.json is damaged, remove it"):
+        workshop.command("--list")
+
+
+def test_the_hash_is_of_every_file_that_matters_and_of_no_other(tmp_path):
+    for package in code_hash.PACKAGES:
+        (tmp_path / package / "__pycache__").mkdir(parents=True)
+        (tmp_path / package / "a.py").write_text("one")
+    (tmp_path / "constraints.txt").write_text("torch==1")
+    study, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    study.write_text("seeds: 1")
+    other.write_text("seeds: 1")
+    first = code_hash.code_hash([study], tmp_path)
+    seen = {first, code_hash.code_hash([study, other], tmp_path)}
+    (tmp_path / "envs" / "__pycache__" / "a.pyc").write_text("two")
+    (tmp_path / "docs.md").write_text("two")
+    assert code_hash.code_hash([study], tmp_path) == first
+    for path in ("envs/a.py", "policies/b.txt", "esper_ray/a.py", "constraints.txt", "a.yaml"):
+        (tmp_path / path).write_text("two")
+        seen.add(code_hash.code_hash([study], tmp_path))
+    assert len(seen) == 7
+    with pytest.raises(UserError, match=r"has no constraints.txt: clone the repository"):
+        code_hash.code_hash([study], tmp_path / "envs")
+
+
+def test_the_repositorys_plan_can_be_read():
+    shipped = Plan(ROOT / "studies" / "results")
+    assert all(len(code) == 64 for code in shipped.hashes.values())
+    assert (ROOT / "studies" / "results" / "head.md").read_text().startswith("# Results\n")
