@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= runs/digits_impaired-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help install train test test-cluster lint clean
+.PHONY: help install train results test test-cluster lint clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -22,6 +22,9 @@ train: $(STAMP)  ## Train on digits_impaired (five to ten minutes on 2 cores), e
 	$(BIN)/esper-ray train --preset quickstart --run-dir $(RUN)
 	$(BIN)/esper-ray evaluate $(RUN) --episodes 64
 	$(BIN)/esper-ray replay $(RUN)
+
+results: $(STAMP)  ## Make what is missing of docs/results.md: hours; stop it with Ctrl-C, and it goes on.
+	$(BIN)/esper-ray results
 
 test: $(STAMP)  ## Run the whole test suite.
 	$(BIN)/pytest -n 2
