@@ -18,12 +18,27 @@ from esper_ray.reading import read_yaml
 Kind = Literal["controls", "training", "search"]
 
 
+class Generalist(BaseModel):
+    """Who is one policy for several worlds, and who are held against it.
+
+    Attributes:
+        study: Of the generalists; each of its arms is one.
+        specialists: By evaluation of that study, the study that trained in that world alone; it has one arm.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    study: str
+    specialists: dict[str, str]
+
+
 class _Plan(BaseModel):
     """What the plan's file says: names of studies beside its directory, in the order of their worth."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     studies: list[str] = Field(min_length=1)
+    generalist: Generalist | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +79,29 @@ class Plan:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        names = read_yaml(path / "plan.yaml", _Plan).studies
+        content = read_yaml(path / "plan.yaml", _Plan)
+        names = content.studies
         self.studies: Mapping[str, Study] = {name: Study.read(self.study_file(name)) for name in names}
         for place, (name, study) in enumerate(self.studies.items()):
             if study.trained_by is not None and study.trained_by not in names[:place]:
                 raise UserError(f"{path / 'plan.yaml'} must name {study.trained_by} before {name}, which plays it")
+        self.generalist = content.generalist
+        if self.generalist is not None:
+            self._check_generalist(self.generalist)
+
+    def _check_generalist(self, generalist: Generalist) -> None:
+        where = self.path / "plan.yaml"
+        for name in (generalist.study, *generalist.specialists.values()):
+            if name not in self.studies:
+                raise UserError(f"{where}: generalist names the study {name!r}, which is not on the plan")
+        worlds = self.studies[generalist.study].worlds
+        for world, name in generalist.specialists.items():
+            specialist = self.studies[name]
+            if world not in worlds or worlds[world] not in specialist.worlds.values() or len(specialist.arms) > 1:
+                raise UserError(
+                    f"{where}: {name} is no specialist for {world!r}: both {generalist.study} and {name} must play "
+                    "that world, with the same settings, and a specialist has one arm"
+                )
 
     def study_file(self, name: str) -> Path:
         """Where a study is written down."""

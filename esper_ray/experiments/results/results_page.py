@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from esper_ray.experiments.results.verdicts import (
     SearchVerdict,
     above_playable,
     flops_ratio,
+    generalist_gaps,
     search_verdict,
     targets,
 )
@@ -26,7 +27,7 @@ from esper_ray.experiments.study.study_report import markdown, pictures, summari
 from esper_ray.keeping.writing import make_directories, replace_figure, replace_text
 from esper_ray.measuring.evaluation_report import LABELS, clock
 from esper_ray.measuring.search.purse import MULTIPLES
-from esper_ray.measuring.statistics import Estimate
+from esper_ray.measuring.statistics import Estimate, Summary
 
 PAGE, NUMBERS, PICTURES = "results.md", "results.json", "images/results"
 HEAD_FILE = "head.md"
@@ -72,16 +73,20 @@ def write_results(plan: Plan, kept: KeptUnits, docs: Path) -> dict[str, Any]:
     """
     lines = [(plan.path / HEAD_FILE).read_text(encoding="utf-8").rstrip(), ""]
     make_directories(docs)
+    known = {name: found for name in plan.studies if (found := gather(plan, kept, name)) is not None}
+    gaps = generalist_gaps(plan, known)
     sections = []
     for name, study in plan.studies.items():
-        gathered = gather(plan, kept, name)
-        if gathered is None:
+        if name not in known:
             lines += [f"## {study.title}", "", _nothing(plan, kept, name), "", *_remarks(plan, name)]
             continue
-        section = Section.of(gathered)
+        section = Section.of(known[name])
         sections.append(section)
         at = f"{PICTURES}/{name}"
-        lines += [markdown(section.report, f"{at}/", level=2), *_evidence(section), "", *_remarks(plan, name)]
+        lines += [markdown(section.report, f"{at}/", level=2), *_evidence(section), ""]
+        if plan.generalist is not None and plan.generalist.study == name:
+            lines += _gap_lines(gaps)
+        lines += _remarks(plan, name)
         make_directories(docs / at)
         drawn = pictures(section.report) | {
             f"{world}-search": _search_figure(world, verdicts) for world, verdicts in section.searches.items()
@@ -89,7 +94,7 @@ def write_results(plan: Plan, kept: KeptUnits, docs: Path) -> dict[str, Any]:
         for picture, figure in drawn.items():
             replace_figure(docs / at / f"{picture}.png", figure)
     numbers = {
-        "headline": headline(sections),
+        "headline": headline(sections, gaps),
         "studies": {section.gathered.name: section.report for section in sections},
         "units": {str(unit): made.model_dump() for section in sections for unit, made in section.gathered.made.items()},
     }
@@ -98,8 +103,12 @@ def write_results(plan: Plan, kept: KeptUnits, docs: Path) -> dict[str, Any]:
     return numbers
 
 
-def headline(sections: Sequence[Section]) -> dict[str, Any]:
+def headline(sections: Sequence[Section], gaps: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
     """The few numbers that the claims are checked against.
+
+    Args:
+        sections: Of the studies that there are figures of.
+        gaps: See :func:`esper_ray.experiments.results.verdicts.generalist_gaps`.
 
     A world has the name of its evaluation, and before it that of its study where another study has one of that name;
     of several arms each has an entry of its own.
@@ -108,6 +117,11 @@ def headline(sections: Sequence[Section]) -> dict[str, Any]:
         "training_seeds": {},
         "above_playable": {},
         "search_multiple": {},
+        "generalist_gap": {
+            world if len(gaps) == 1 else f"{world}: {arm}": list(gap.mean.interval)
+            for arm, of_arm in gaps.items()
+            for world, gap in of_arm.items()
+        },
         "flops_to_95": {},
     }
     for section in sections:
@@ -202,6 +216,21 @@ def _times(multiple: float | None) -> str:
 def _cell(estimate: Estimate, form: str = ".3f") -> str:
     low, high = estimate.interval
     return f"{estimate.value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _gap_lines(gaps: Mapping[str, Mapping[str, Summary]]) -> list[str]:
+    """How far specialists are above generalists; a world in a row."""
+    worlds = list(dict.fromkeys(world for of_arm in gaps.values() for world in of_arm))
+    lines = [
+        "### Against one specialist for each world",
+        "",
+        "The specialist's mean score minus the generalist's, on the same hosts:",
+        "",
+        f"| world | {' | '.join(gaps)} |",
+        "|---" * (1 + len(gaps)) + "|",
+    ]
+    lines += [f"| {world} | {' | '.join(_cell(of[world].mean, '+.3f') for of in gaps.values())} |" for world in worlds]
+    return [*lines, ""]
 
 
 def _target_lines(gathered: Gathered, world: str) -> list[str]:

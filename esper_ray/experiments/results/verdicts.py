@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esper_ray.experiments.results.gathering import Gathered
+from esper_ray.experiments.results.plan import Plan
 from esper_ray.measuring.controls import BEST_SCHEDULE, INDEPENDENT
 from esper_ray.measuring.playing import Played
 from esper_ray.measuring.search.host_pool import HostPool
@@ -156,3 +157,45 @@ def flops_ratio(gathered: Gathered, world: str, arm: str, share: float) -> float
     _, by_share = targets(gathered, world)
     own, schedule = (by_share[share].get(name, Reaching(None)) for name in (arm, BEST_SCHEDULE))
     return None if own.flops is None or schedule.flops is None else own.flops / schedule.flops
+
+
+def ahead(one: Sequence[Played], other: Sequence[Played]) -> Summary:
+    """By how much one policy's scores are above another's, on the hosts that both have played: those of the fewer.
+
+    Args:
+        one: Of each of its trainings.
+        other: Likewise.
+    """
+    hosts = min(len(one[0].variants), len(other[0].variants))
+    both = {"one": one, "other": other}
+    summaries = summarise_runs(
+        {name: np.array([run.measures["score"][:hosts] for run in runs]) for name, runs in both.items()},
+        one[0].variants[:hosts],
+        per_sample={name: np.array([run.shares[:hosts] for run in runs]) for name, runs in both.items()},
+    )
+    return summaries["one"] - summaries["other"]
+
+
+def generalist_gaps(plan: Plan, gathered: Mapping[str, Gathered]) -> dict[str, dict[str, Summary]]:
+    """By arm of the generalists' study and world, how far the specialist's score is above theirs.
+
+    Args:
+        plan: Says who is who.
+        gathered: By study, what is known; worlds whose specialist is not known are left out.
+    """
+    generalist = plan.generalist
+    if generalist is None or generalist.study not in gathered:
+        return {}
+    found: dict[str, dict[str, Summary]] = {arm: {} for arm in plan.studies[generalist.study].arms}
+    for world, name in generalist.specialists.items():
+        if name not in gathered:
+            continue
+        study = plan.studies[name]
+        env = plan.studies[generalist.study].worlds[world]
+        theirs = next(own for own, of_own in study.worlds.items() if of_own == env)
+        (arm,) = study.arms
+        specialist = gathered[name].results.in_world(theirs)[0][arm]
+        played, _ = gathered[generalist.study].results.in_world(world)
+        for one in found:
+            found[one][world] = ahead(specialist, played[one])
+    return found

@@ -57,7 +57,10 @@ class Workshop:
         self.write("small", SMALL)
         self.write("elsewhere", ELSEWHERE)
         (path / "results").mkdir()
-        (path / "results" / "plan.yaml").write_text(yaml.safe_dump({"studies": ["small", "elsewhere"]}))
+        generalist = {"study": "small", "specialists": {"same": "small"}}
+        (path / "results" / "plan.yaml").write_text(
+            yaml.safe_dump({"studies": ["small", "elsewhere"], "generalist": generalist})
+        )
         (path / "results" / "head.md").write_text("# Results\n")
         self.kept = KeptUnits(path / "kept")
 
@@ -103,6 +106,21 @@ def test_a_plan_that_plays_what_nobody_trains_is_refused(workshop):
         workshop.plan()
 
 
+@pytest.mark.parametrize(
+    ("generalist", "says"),
+    [
+        ({"study": "small", "specialists": {"same": "nobody"}}, "names the study 'nobody', which is not on the plan"),
+        ({"study": "small", "specialists": {"wide": "elsewhere"}}, "elsewhere is no specialist for 'wide'"),
+        ({"study": "small", "specialists": {"same": "elsewhere"}}, "elsewhere is no specialist for 'same'"),
+    ],
+)
+def test_specialists_of_other_worlds_are_refused(generalist, says, workshop):
+    content = {"studies": ["small", "elsewhere"], "generalist": generalist}
+    (workshop.path / "results" / "plan.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=says):
+        workshop.plan()
+
+
 def test_everything_is_made_once_and_the_page_says_all_of_it(done):
     assert [line for line in done.said.splitlines() if line.startswith("unit ")] == [
         f"unit {place} of 7: {name}" for place, name in enumerate(ORDER, start=1)
@@ -130,6 +148,7 @@ def test_everything_is_made_once_and_the_page_says_all_of_it(done):
     low, high = headline["search_multiple"]["same"]
     assert 1.0 <= low <= 16.0
     assert high is None or low <= high
+    assert headline["generalist_gap"] == {"same": [pytest.approx(0.0), pytest.approx(0.0)]}, "it is its own specialist"
     assert set(numbers["units"]) == set(ORDER)
     assert "**Missing**" not in page
 

@@ -1,5 +1,6 @@
 """A study of a few seconds, whose trainings take no time at all."""
 
+import torch
 import yaml
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
@@ -51,7 +52,9 @@ class FakeTraining:
     def __call__(self, run, config, console):
         index = run.index()
         names = trained_names(config.env, config.network)
-        policy = build_policy(LEARNED, policy_settings(config.env, config.network, names))
+        with torch.random.fork_rng():
+            torch.manual_seed(config.run.seed)
+            policy = build_policy(LEARNED, policy_settings(config.env, config.network, names))
         writer = SummaryWriter(str(run.path))
         for iteration in range(index["latest"].iteration + 1 if index else 1, config.run.iterations + 1):
             if len(self.iterations) == self.stop_after:
