@@ -133,6 +133,9 @@ class EnvConfig:
     """Score lost per living seed; the task's own by default."""
     germination_cost: NotNegative = 0.0
     """Reward lost per germination, beside the score: keeps a policy from germinating only to prune again."""
+    compute_rent: NotNegative = 0.0
+    """Reward lost per doubling of the FLOPs that a host's training takes, counted from those of never growing; beside
+    the score, so that evaluations report the same score with and without it."""
     max_living_seeds: Natural | None = None
     """Seeds that a host may have at a time; by default one per slot."""
     parameter_budget: Large | None = None

@@ -30,7 +30,7 @@ IntArray = npt.NDArray[np.int64]
 Views = Mapping[str, npt.NDArray[np.float32]]
 """Numbers of a graph by key, ``[N, rows]``, NaN where not measured."""
 
-INTERVALS = 6
+INTERVALS = 12
 """Of an episode: a seed is due at the end of each, while one can still be finished. docs/controls.md has the figures by
 which it was chosen."""
 
@@ -48,9 +48,9 @@ ARGUMENTS = {
 
 @register("periodic")
 class PeriodicGrowth(RulePolicy):
-    """Grows a seed every sixth of the episode, whatever becomes of it: the cheapest blueprint first.
+    """Grows a seed every twelfth of the episode, whatever becomes of it: the cheapest blueprint first.
 
-    The n-th seed, from n = 1 on, germinates at epoch n · ⌊max_epochs / 6⌋, or in the first one after it that admits
+    The n-th seed, from n = 1 on, germinates at epoch n · ⌊max_epochs / 12⌋, or in the first one after it that admits
     it, in the first free slot. Its blueprint is the one that adds the fewest parameters to this host in this slot, of
     those that the mask admits and that no seed of the host has yet; once all are in use, of those admitted. Seeds
     advance at each gate and are fossilised. Where several could act, fossilising comes before advancing, advancing
