@@ -26,7 +26,7 @@ from envs.observation import HIGH, LOW, ObservationLayout
 from envs.population.population import Population, draw_variant
 from envs.population.saved import SavedPopulation
 from envs.progress import HostProgress
-from envs.reward import COMPONENTS, RewardAccount, RewardConfig, RewardMode, score_components
+from envs.reward import COMPONENTS, RewardAccount, RewardConfig, RewardMode, compute_rent, score_components
 from envs.seeding import HostChance, episode_generator
 from envs.slot_states import Fate
 from envs.tasks import Task, make_task
@@ -59,6 +59,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         parameter_rent: λ; the task's by default.
         path_rent: κ; the task's by default.
         germination_cost: Reward lost per GERMINATE, beside the score.
+        compute_rent: μ, reward lost per doubling of the training's FLOPs beside those of never growing.
         max_living_seeds: See :class:`envs.limits.LifecycleRules`, as for the next three.
         parameter_budget: Parameters that living seeds may have together.
         min_training_epochs: Epochs in TRAINING before ADVANCE opens.
@@ -91,6 +92,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         parameter_rent: float | None = None,
         path_rent: float | None = None,
         germination_cost: float = 0.0,
+        compute_rent: float = 0.0,
         max_living_seeds: int | None = None,
         parameter_budget: int | None = None,
         min_training_epochs: int = 3,
@@ -136,6 +138,7 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
                 parameter_rent=self.task.parameter_rent if parameter_rent is None else parameter_rent,
                 path_rent=self.task.path_rent if path_rent is None else path_rent,
                 germination_cost=germination_cost,
+                compute_rent=compute_rent,
             ),
         )
         self.graph = GraphMeasurements(self.population, max_epochs) if graph else None
@@ -264,7 +267,13 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
         scores = score_components(epoch.accuracy, self.lifecycle, self.account.config)
         germinated = executed[:, 0] == LifecycleOp.GERMINATE
         components = self.account.pay(
-            scores, self.lifecycle, germinated, epoch.measured.contribution, terminated, epoch.stopped
+            scores,
+            self._compute_rent(),
+            self.lifecycle,
+            germinated,
+            epoch.measured.contribution,
+            terminated,
+            epoch.stopped,
         )
         components[resetting] = 0.0
         self.watch.steps.book(executed, ~wrong, terminated.copy())
@@ -305,7 +314,11 @@ class MorphogenesisVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.N
             state.start(hosts)
         self.watch.open(hosts, grown)
         scores = score_components(self.progress.accuracy[:, -1], self.lifecycle, self.account.config)
-        self.account.open(hosts, scores[hosts])
+        self.account.open(hosts, scores[hosts], self._compute_rent()[hosts])
+
+    def _compute_rent(self) -> FloatArray:
+        spent = self.population.training_flops
+        return compute_rent(spent, self.population.never_grown_flops(self.epoch), self.account.config)
 
     # ------------------------------------------------------------------ what goes out
     def _progress_info(self) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from envs.vocabulary import SeedStage
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
 
 RewardMode = Literal["score", "sparse", "shaped"]
 SCORE_COMPONENTS = ("accuracy", "parameter_rent", "path_rent")
-COMPONENTS = (*SCORE_COMPONENTS, "governor", "germination", "shaping", "contribution")
+COMPONENTS = (*SCORE_COMPONENTS, "compute_rent", "governor", "germination", "shaping", "contribution")
 
 GOVERNOR_PENALTY = -1.0
 
@@ -43,6 +44,8 @@ class RewardConfig:
         path_rent: κ, score lost per living seed.
         germination_cost: Reward lost per GERMINATE, beside the score. A prune gives back the whole rent, so that in a
             host that needs nothing germinating to prune is worth as much as waiting, and a policy drifts into it.
+        compute_rent: μ, reward lost per doubling of what the host's training costs beside that of a host that nothing
+            is grown in (see :func:`compute_rent`). It is no part of the score.
         gamma: The learner's discount, needed for shaping that leaves the best policy as it is.
         shaping_weight: Size of the shaping potential (``shaped``).
         contribution_weight: Reward per percentage point of a contribution just measured, over 100 (``shaped``).
@@ -52,6 +55,7 @@ class RewardConfig:
     parameter_rent: NotNegative = 0.03
     path_rent: NotNegative = 0.0
     germination_cost: NotNegative = 0.0
+    compute_rent: NotNegative = 0.0
     gamma: Share = 1.0
     shaping_weight: NotNegative = 0.1
     contribution_weight: NotNegative = 0.1
@@ -77,6 +81,20 @@ def score_components(accuracy: FloatArray, lifecycle: Lifecycle, config: RewardC
     return np.stack([accuracy / 100.0, -config.parameter_rent * growth, -config.path_rent * living], axis=1)
 
 
+def compute_rent(training_flops: IntArray, never_grown: IntArray, config: RewardConfig) -> FloatArray:
+    """What the training has cost, as a term beside the score: −μ·log2(FLOPs up to now/FLOPs of never growing) ``[N]``.
+
+    Like the score's terms it is a potential: its changes are paid, so that an episode pays −μ times the doublings of
+    its whole cost, in whichever epoch they were caused. 0 where nothing was grown.
+
+    Args:
+        training_flops: ``[N]`` of each host's episode up to now.
+        never_grown: ``[N]`` what the same host would have cost up to now without a seed.
+        config: μ.
+    """
+    return -config.compute_rent * np.log2(training_flops / never_grown)
+
+
 class RewardAccount(EpisodeArrays):
     """Turns scores into rewards, host by host; every reward is the sum of its components.
 
@@ -89,6 +107,7 @@ class RewardAccount(EpisodeArrays):
     """
 
     score: FloatArray = per_host(0.0, len(SCORE_COMPONENTS))
+    _compute_rent: FloatArray = per_host(0.0)
     _owed: FloatArray = per_host(0.0, len(COMPONENTS))
     _potential: FloatArray = per_host(0.0)
 
@@ -96,13 +115,14 @@ class RewardAccount(EpisodeArrays):
         super().__init__(num_hosts)
         self.config = config
 
-    def open(self, hosts: npt.NDArray[np.int64], score: FloatArray) -> None:
-        """Take in the initial score components ``[m, 3]`` of hosts whose episode begins."""
-        self.score[hosts] = score
+    def open(self, hosts: IntArray, score: FloatArray, compute_rent: FloatArray) -> None:
+        """Take in the initial score components ``[m, 3]`` and compute rent ``[m]`` of hosts whose episode begins."""
+        self.score[hosts], self._compute_rent[hosts] = score, compute_rent
 
     def pay(
         self,
         score: FloatArray,
+        compute_rent: FloatArray,
         lifecycle: Lifecycle,
         germinated: BoolArray,
         contribution: FloatArray,
@@ -113,6 +133,7 @@ class RewardAccount(EpisodeArrays):
 
         Args:
             score: ``[N, 3]`` score components after it.
+            compute_rent: ``[N]`` after it, see :func:`compute_rent`.
             lifecycle: Stages after it.
             germinated: ``[N]`` hosts in which it germinated a seed.
             contribution: ``[N, S]`` contributions measured in it, NaN elsewhere.
@@ -120,13 +141,14 @@ class RewardAccount(EpisodeArrays):
             stopped: ``[N]`` hosts that the governor stopped in it.
 
         Returns:
-            Reward components ``[N, 7]`` in ``COMPONENTS`` order.
+            Reward components ``[N, 8]`` in ``COMPONENTS`` order.
         """
         earned = np.zeros_like(self._owed)
         earned[:, : len(SCORE_COMPONENTS)] = score - self.score
+        earned[:, COMPONENTS.index("compute_rent")] = compute_rent - self._compute_rent
         earned[:, COMPONENTS.index("governor")] = np.where(stopped, GOVERNOR_PENALTY, 0.0)
         earned[:, COMPONENTS.index("germination")] = np.where(germinated, -self.config.germination_cost, 0.0)
-        self.score = score.copy()
+        self.score, self._compute_rent = score.copy(), compute_rent.copy()
         if self.config.mode == "sparse":
             self._owed += earned
             earned = np.where(terminated[:, None], self._owed, 0.0)

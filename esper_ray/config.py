@@ -75,6 +75,9 @@ class LearnerConfig:
     minibatches: Count = 4
     """Gradient steps per pass; each takes whole sequences. Must divide the number of hosts per learner,
     with IMPALA that of each runner."""
+    fragment_epochs: Count | None = None
+    """Epochs of an episode after which an update is made; the next ones go on with the recurrent state that there was,
+    and the critic stands in for what is not played yet. none: after whole episodes. PPO only."""
     clip: Positive = 0.2
     """Ratio of new to old probability beyond which a head gets no further push, on either side of 1; PPO only."""
     kl_stop: Positive | None = 0.05
@@ -133,6 +136,9 @@ class EnvConfig:
     """Score lost per living seed; the task's own by default."""
     germination_cost: NotNegative = 0.0
     """Reward lost per germination, beside the score: keeps a policy from germinating only to prune again."""
+    compute_rent: NotNegative = 0.0
+    """Reward lost per doubling of the FLOPs that a host's training takes, counted from those of never growing; beside
+    the score, so that evaluations report the same score with and without it."""
     max_living_seeds: Natural | None = None
     """Seeds that a host may have at a time; by default one per slot."""
     parameter_budget: Large | None = None
@@ -357,6 +363,10 @@ class TrainConfig:
             raise UserError(f"tasks are for the algorithm ppo, got {', '.join(self.env.tasks)}: give one as task")
         if impala and learners > 1:
             raise UserError(f"impala learns in one process, got num_learners = {learners}: use ppo, or one learner")
+        if impala and self.learner.fragment_epochs is not None:
+            raise UserError(
+                f"fragment_epochs is for the algorithm ppo, got {self.learner.fragment_epochs}: leave it out"
+            )
         if impala and self.learner.critic_baseline == "op":
             raise UserError(f"critic_baseline op has no meaning with impala ({OP_WITHOUT_VTRACE}): give factored")
         if learners > 1 and minibatches == 1:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from policies import heuristic, learned, scripted  # noqa: F401 - registers their policies
+from policies import heuristic, learned, periodic, scripted  # noqa: F401 - registers their policies
 from policies.bundle import PolicyBundle, PolicySettings
+from policies.learned import LEARNED
+from policies.periodic import PeriodicGrowth
 from policies.registry import registered
 
 
@@ -32,3 +34,9 @@ def build_policy(
     if compiled:
         policy.compile()
     return policy
+
+
+def playing_anywhere() -> tuple[str, ...]:
+    """Names of the policies that need neither training nor a host's graph: Obs V3 is all that they read."""
+    elsewhere = (registered()[LEARNED], PeriodicGrowth)
+    return tuple(sorted(name for name, kind in registered().items() if not issubclass(kind, elsewhere)))

@@ -30,6 +30,13 @@ LOSS_AFTER_EPOCHS = 5
 FOSSILIZE_CONTRIBUTION = 0.5
 PRUNED_PENALTY, PENALTY_DECAY = 3.0, 0.95
 
+ARGUMENTS = {
+    "style": int(GerminationStyle.SIGMOID_ADD),
+    "tempo": int(Tempo.STANDARD),
+    "alpha_target": int(AlphaTarget.FULL),
+}
+"""How every seed is blended in."""
+
 NEXT_BLUEPRINT, BIRTH_ACCURACY, PENALTIES = 0, 1, slice(2, None)
 """Columns of what the heuristic remembers."""
 
@@ -73,20 +80,18 @@ class PlateauHeuristic(RulePolicy):
         developing = (stages >= SeedStage.GERMINATED) & (stages <= SeedStage.HOLDING)
         fell = memory[:, BIRTH_ACCURACY] - self._accuracy(obs) > LOSS_TOLERANCE
 
-        germinate = self._wants_to_grow(obs, developing) & open_slots[:, LifecycleOp.GERMINATE].any(axis=1)
+        germinate = self._wants_to_grow(obs, developing)
         prune = developing & open_slots[:, LifecycleOp.PRUNE] & self._disappoints(obs, stages, fell)
-        fossilize = open_slots[:, LifecycleOp.FOSSILIZE] & ~prune
-        op = np.where(germinate, LifecycleOp.GERMINATE, LifecycleOp.WAIT)
-        slot = np.where(germinate, open_slots[:, LifecycleOp.GERMINATE].argmax(axis=1), 0)
-        for kind, where in (
-            (LifecycleOp.ADVANCE, open_slots[:, LifecycleOp.ADVANCE]),
-            (LifecycleOp.FOSSILIZE, fossilize),
-            (LifecycleOp.PRUNE, prune),
-        ):
-            chosen = where.any(axis=1)
-            op, slot = np.where(chosen, kind, op), np.where(chosen, where.argmax(axis=1), slot)
+        op, slot = self.decide(
+            {
+                LifecycleOp.GERMINATE: open_slots[:, LifecycleOp.GERMINATE] & germinate[:, None],
+                LifecycleOp.ADVANCE: open_slots[:, LifecycleOp.ADVANCE],
+                LifecycleOp.FOSSILIZE: open_slots[:, LifecycleOp.FOSSILIZE] & ~prune,
+                LifecycleOp.PRUNE: prune,
+            }
+        )
         blueprint = self._choose_blueprint(views["blueprint"] != 0, memory)
-        return self.certain(self._assemble(op, slot, blueprint))
+        return self.certain(self.assemble(op, {**ARGUMENTS, "slot": slot, "blueprint": blueprint}))
 
     def remember(self, observations: Observations, memory: Memory, actions: Actions) -> Memory:
         """Whose turn is next, the accuracy at birth, and what was pruned."""
@@ -126,16 +131,3 @@ class PlateauHeuristic(RulePolicy):
         turn = (np.arange(total) - memory[:, [NEXT_BLUEPRINT]]) % total
         cost = np.where(admitted, PENALTY_DECAY * memory[:, PENALTIES] + turn / total, np.inf)
         return cost.argmin(axis=1)
-
-    def _assemble(self, op: Actions, slot: Actions, blueprint: Actions) -> Actions:
-        arguments = {
-            "op": op,
-            "slot": slot,
-            "blueprint": blueprint,
-            "style": np.full_like(op, GerminationStyle.SIGMOID_ADD),
-            "tempo": np.full_like(op, Tempo.STANDARD),
-            "alpha_target": np.full_like(op, AlphaTarget.FULL),
-        }
-        zeros = np.zeros_like(op)
-        columns = [np.where(np.isin(op, head.needed_by), arguments.get(head.name, zeros), 0) for head in self._heads]
-        return np.stack(columns, axis=1)

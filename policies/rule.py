@@ -13,8 +13,10 @@ from torch import Tensor
 
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
+from envs.vocabulary import LifecycleOp
 from policies.bundle import (
     Actions,
+    BoolArray,
     Observations,
     PolicySettings,
     UnsupportedByPolicyError,
@@ -52,6 +54,32 @@ class RulePolicy(ABC):
     def remember(self, observations: Observations, memory: Memory, actions: Actions) -> Memory:
         """The memory after ``actions`` were taken, a new array."""
         return memory
+
+    def decide(self, wants: Mapping[LifecycleOp, BoolArray]) -> tuple[Actions, Actions]:
+        """What each host does, and where: of the ops that it may want the last one, in the first slot; else WAIT.
+
+        Args:
+            wants: Op → ``[N, S]`` where it is wanted and admitted.
+
+        Returns:
+            Op and slot, ``[N]`` each.
+        """
+        hosts = len(next(iter(wants.values())))
+        op, slot = np.full(hosts, int(LifecycleOp.WAIT)), np.zeros(hosts, np.int64)
+        for kind, where in wants.items():
+            chosen = where.any(axis=1)
+            op, slot = np.where(chosen, kind, op), np.where(chosen, where.argmax(axis=1), slot)
+        return op, slot
+
+    def assemble(self, op: Actions, arguments: Mapping[str, npt.ArrayLike]) -> Actions:
+        """Actions ``[N, H]`` of ops and what they need: 0 in heads that the op does not need, or that are not named.
+
+        Args:
+            op: ``[N]``.
+            arguments: Name of a head → its entries, ``[N]`` or one for all.
+        """
+        columns = [np.where(np.isin(op, head.needed_by), arguments.get(head.name, 0), 0) for head in self._heads[1:]]
+        return np.stack([op, *columns], axis=1).astype(np.int64)
 
     def certain(self, actions: Actions) -> tuple[Tensor, ...]:
         """Choices that leave nothing but the actions ``[N, H]``."""
@@ -99,7 +127,7 @@ class RulePolicy(ABC):
 
     @property
     def reads_graphs(self) -> bool:
-        """Rules read Obs V3."""
+        """Rules read Obs V3, unless they say otherwise."""
         return False
 
     @property
@@ -130,7 +158,7 @@ class RulePolicy(ABC):
         deterministic: bool = False,
     ) -> ActionResult:
         """Decide among the choices that the rule leaves."""
-        observations, memory = _arrays(obs), self._memory(hidden, len(obs["obs"]))
+        observations, memory = _arrays(obs), self._memory(hidden, len(obs["action_mask"]))
         distribution = self._distribution(observations, memory)
         actions = distribution.sample(generator, deterministic)
         memory = self.remember(observations, memory, actions.cpu().numpy())
@@ -185,7 +213,7 @@ class RulePolicy(ABC):
         return FactoredDistribution(log_probs, masks, self._tables)
 
     def _read(self, obs: Mapping[str, Tensor], hidden: HiddenState, actions: Tensor | None) -> ForwardResult:
-        batch, steps = obs["obs"].shape[:2]
+        batch, steps = obs["action_mask"].shape[:2]
         memory, distributions = self._memory(hidden, batch), []
         for step in range(steps):
             observations = _arrays({name: leaf[:, step] for name, leaf in obs.items()})

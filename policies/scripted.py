@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.action_masks import split_mask
 from envs.slots import SlotConfig
 from envs.vocabulary import NO_BLUEPRINT, LifecycleOp, SeedStage
-from policies.bundle import Actions, Observations, PolicySettings
+from policies.bundle import Observations, PolicySettings
 from policies.registry import register
 from policies.rule import Memory, RulePolicy
 from policies.schedule import BY_HAND, GrowthPlan, GrowthSchedule
@@ -93,21 +93,9 @@ class FixedSchedule(RulePolicy):
             LifecycleOp.ADVANCE: ~too_young,
             LifecycleOp.FOSSILIZE: np.ones_like(fits),
         }
-        op, slot = np.full(len(obs), int(LifecycleOp.WAIT)), np.zeros(len(obs), np.int64)
-        for kind, where in wants.items():
-            possible = where & planned & admitted[:, kind]
-            chosen = possible.any(axis=1)
-            op, slot = np.where(chosen, kind, op), np.where(chosen, possible.argmax(axis=1), slot)
-        return self.certain(self._assemble(op, slot))
-
-    def _assemble(self, op: Actions, slot: Actions) -> Actions:
-        """Actions with the arguments that the chosen slot's plan names, 0 where the op needs none."""
-        columns = [op]
-        for head in self._heads[1:]:
-            table = self._plans.get(head.name)
-            argument = 0 if table is None else table[np.arange(len(op)) if len(table) > 1 else 0, slot]
-            columns.append(np.where(np.isin(op, head.needed_by), argument, 0))
-        return np.stack(columns, axis=1)
+        op, slot = self.decide({kind: where & planned & admitted[:, kind] for kind, where in wants.items()})
+        host = np.arange(len(op)) if len(plans["slot"]) > 1 else 0
+        return self.certain(self.assemble(op, {name: table[host, slot] for name, table in plans.items()}))
 
 
 def _table(schedules: Sequence[GrowthSchedule], slots: SlotConfig) -> dict[str, npt.NDArray[np.int64]]:

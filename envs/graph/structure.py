@@ -26,16 +26,18 @@ class GraphStructure:
 
     Attributes:
         slots: The hosts' slots.
+        topology: Of the hosts: it says which blueprints they have.
         layers: The layers, in the order in which data pass them: a node each.
     """
 
     slots: SlotConfig
+    topology: str
     layers: tuple[HostLayer, ...]
 
     @classmethod
     def of(cls, task: Task) -> GraphStructure:
         """Of a task's hosts; their data are not looked at."""
-        return cls(task.slots, task.host.layers(task.host.widest))
+        return cls(task.slots, task.host.topology, task.host.layers(task.host.widest))
 
     @cached_property
     def activations(self) -> tuple[HostLayer, ...]:

@@ -171,6 +171,21 @@ class Population(EpisodeState):
         """FLOPs of one sample's forward through each host with all its seeds that have weights, ``[N]``."""
         return self._flops.host + np.where(lifecycle.computing, lifecycle.seed_costs(self._flops), 0).sum(axis=1)
 
+    def never_grown_flops(self, epochs: IntArray) -> IntArray:
+        """What each host would have cost, as ``training_flops`` counts, had nothing grown in it, ``[N]``.
+
+        That is its training and an evaluation per epoch, and the evaluation before the first.
+
+        Args:
+            epochs: ``[N]`` epochs done.
+        """
+        trained = FORWARDS_PER_TRAINING_STEP * self._samples_per_epoch * epochs
+        return (trained + len(self._data["validation"][1]) * (epochs + 1)) * self._flops.host
+
+    @property
+    def _samples_per_epoch(self) -> int:
+        return self.task.batches_per_epoch * self.task.batch_size
+
     # ------------------------------------------------------------------ training
     def train_epoch(self, epoch: IntArray, lifecycle: Lifecycle) -> SeedGradients:
         """Train every host and every seed in TRAINING to FOSSILIZED for one epoch.
@@ -202,8 +217,7 @@ class Population(EpisodeState):
         names, batches = list(self.layout.specs), self._mini_batches(np.minimum(epoch, self.max_epochs - 1))
         training = TrainingEpoch(self.task.host, names, self.buffers, seeds, optimizer, batches, record)
         training.run(self.repeater)
-        samples = self.task.batches_per_epoch * self.task.batch_size
-        self.training_flops += FORWARDS_PER_TRAINING_STEP * samples * self.forward_flops(lifecycle)
+        self.training_flops += FORWARDS_PER_TRAINING_STEP * self._samples_per_epoch * self.forward_flops(lifecycle)
         return self._gradients([bank for of_slot in banks.values() for bank in of_slot], optimizer)
 
     def _mini_batches(self, epoch: IntArray) -> TrainingData:

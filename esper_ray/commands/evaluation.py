@@ -40,7 +40,8 @@ class Evaluate:
     """latest is what training ended with; best had the highest moving average of scores in it, should they have fallen
     since. An export holds only one."""
     policies: tuple[str, ...] = ()
-    """Who plays; by default learned, never_grow, random_valid, heuristic, fixed_schedule, static_final, static_big."""
+    """Who plays; by default learned, never_grow, random_valid, heuristic, fixed_schedule, periodic, gradient,
+    static_final, static_big."""
     schedule: Path | None = None
     """A schedule that `esper-ray search` found, to play as best_schedule too."""
     temperature: Temperature | None = None
@@ -229,7 +230,7 @@ class Replay:
     max_epochs: Epochs | None = None
     """As for evaluate."""
     policy: str = "learned"
-    """learned, or one of the controls: never_grow, random_valid, heuristic, fixed_schedule."""
+    """learned, or one of the controls: never_grow, random_valid, heuristic, fixed_schedule, periodic, gradient."""
     output: Path | None = None
     """Picture to write; by default replay-POLICY-SEED.png in the directory given (of a URI: here), or with
     --task or --max-epochs replay-POLICY-SEED-TASK-EPOCHS-epochs.png."""

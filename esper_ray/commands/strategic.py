@@ -40,8 +40,8 @@ class Collect:
     store: tyro.conf.Positional[Path]
     """Directory of the record, made if need be; episodes are added to those that are there."""
     policies: tuple[str, ...] = ("heuristic",)
-    """Who plays, one after the other on the same hosts: heuristic, random_valid, fixed_schedule, never_grow,
-    best_schedule, or run directories and exports of trained policies."""
+    """Who plays, one after the other on the same hosts: heuristic, random_valid, fixed_schedule, periodic,
+    gradient, never_grow, best_schedule, or run directories and exports of trained policies."""
     episodes: Count = 64
     """Hosts of each policy."""
     seed: Large = 0

@@ -30,9 +30,8 @@ from esper_ray.measuring.search.schedule_files import read_schedule
 from esper_ray.reading import describe_problems
 from esper_ray.serving.packets import said
 from policies.bundle import Observations, PolicyBundle, PolicySettings
-from policies.factory import build_policy
-from policies.learned import LEARNED
-from policies.registry import departures, registered
+from policies.factory import build_policy, playing_anywhere
+from policies.registry import departures
 from policies.results import HiddenState
 from policies.scripted import FixedSchedule
 from policies.strategic.checkpoint import MANIFEST_FILE, Checkpoint
@@ -292,7 +291,7 @@ def load_proposer(policy: str) -> tuple[Proposer, str]:
     Raises:
         UserError: there is none, or it cannot be used.
     """
-    if policy in registered() and policy != LEARNED:
+    if policy in playing_anywhere():
         return ObservationProposer(lambda settings: build_policy(policy, settings)), policy
     path = Path(policy).expanduser()
     file, _, name = policy.rpartition(":")
@@ -311,10 +310,9 @@ def load_proposer(policy: str) -> tuple[Proposer, str]:
         if bundle.reads_graphs:
             return PacketProposer(exported(card, bundle), _trained_on(card)), version
         return ObservationProposer(lambda settings: bundle, card.slots, _trained_on(card)), version
-    names = ", ".join(name for name in sorted(registered()) if name != LEARNED)
     raise UserError(
         f"no policy {policy!r}: give the directory of an export, the file of a schedule, FILE.py:CLASS, or one of "
-        f"{names}"
+        f"{', '.join(playing_anywhere())}"
     )
 
 

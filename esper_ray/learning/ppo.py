@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ray
@@ -49,6 +52,13 @@ def play(env_runner: Any, weights: dict[str, Any], played: Played, stream: int, 
     return Rollout(env_runner.sample(num_timesteps=steps), env_runner.get_metrics())
 
 
+def _fragments(rollout_length: int, most: int | None) -> list[int]:
+    """Lengths of the parts in which a rollout is learnt from: ``most`` each, and what is left."""
+    if most is None:
+        return [rollout_length]
+    return [min(most, rollout_length - start) for start in range(0, rollout_length, most)]
+
+
 def _begin_update(learner: Any, seed: int, stream: int, sequence_length: int) -> None:
     """Seed what shuffles, and have rows be no longer than what was played: all of them are padded to that length."""
     seed_generators(Purpose.LEARNER, seed, stream)
@@ -79,18 +89,37 @@ class EsperPPO(FactoredAlgorithm, PPO):
         self.share_weights()
 
     def training_step(self) -> None:
-        """One iteration: rollouts, then an update. All randomness in it depends on the seed and its number alone.
+        """One iteration: rollouts, then an update, fragment by fragment.
+
+        Episodes that a fragment cuts go on in the next, with the recurrent state that they had; a runner that is lost
+        and restarted in between begins new ones. All randomness depends on the seed and the iteration's number alone.
 
         Raises:
             UserError: as for :meth:`has_runners`.
         """
-        seed, stream, played = self.config.seed or 0, self.iteration, self.config.played(self.iteration)
+        played, streams = self.config.played(self.iteration), itertools.count(self.iteration, AGAIN)
+        for number, length in enumerate(_fragments(played.rollout_length, self.config.settings.fragment_epochs)):
+            fresh_episodes = self.config.fresh_rollouts and number == 0
+            self._learn_from(played._replace(rollout_length=length), number, streams, fresh_episodes)
+
+    def _learn_from(self, played: Played, number: int, streams: Iterator[int], fresh_episodes: bool) -> None:
+        """Play a fragment, and make an update with it.
+
+        Args:
+            played: What, and for how long.
+            number: Of the fragment in its iteration.
+            streams: Those of the iteration that were not used yet.
+            fresh_episodes: Whether it begins with new episodes.
+        """
         begin = functools.partial(
-            _begin_update, seed=seed, stream=stream, sequence_length=self.config.sequence_length(played.rollout_length)
+            _begin_update,
+            seed=self.config.seed or 0,
+            stream=self.iteration + number * AGAIN,
+            sequence_length=self.config.sequence_length(played.rollout_length),
         )
         self.learner_group.foreach_learner(begin)
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            rollouts = self._rollouts(played, stream)
+            rollouts = self._rollouts(played, streams, fresh_episodes)
             self.metrics.aggregate([rollout.metrics for rollout in rollouts], key=ENV_RUNNER_RESULTS)
         steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
@@ -105,25 +134,26 @@ class EsperPPO(FactoredAlgorithm, PPO):
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self.share_weights()
 
-    def _rollouts(self, played: Played, stream: int) -> list[Rollout]:
+    def _rollouts(self, played: Played, streams: Iterator[int], fresh_episodes: bool) -> list[Rollout]:
         """As many rollouts as there are runners, dead or alive."""
         group = self.env_runner_group
         wanted = max(group.num_remote_env_runners(), 1)
         rollouts: list[Rollout] = []
         while True:
             if self.has_runners():
-                rollouts += self._play(played, wanted - len(rollouts), stream)
-                stream += AGAIN
+                rollouts += self._play(played, wanted - len(rollouts), next(streams), fresh_episodes)
             if len(rollouts) == wanted:
                 return rollouts
             group.probe_unhealthy_env_runners()
 
-    def _play(self, played: Played, most: int, stream: int) -> list[Rollout]:
+    def _play(self, played: Played, most: int, stream: int, fresh_episodes: bool) -> list[Rollout]:
         """One rollout of each living runner, or of the driver where there are none; not more than ``most``."""
         group = self.env_runner_group
-        order = functools.partial(play, played=played, stream=stream, fresh_episodes=self.config.fresh_rollouts)
+        order = functools.partial(play, played=played, stream=stream, fresh_episodes=fresh_episodes)
         if not group.num_remote_env_runners():
-            return [order(group.local_env_runner, ray.get(self._weights))]
+            rollout = order(group.local_env_runner, ray.get(self._weights))
+            # The learner lengthens episodes in place, and the runner counts these parts when the episode is over.
+            return [rollout._replace(episodes=[e if e.is_done else copy.deepcopy(e) for e in rollout.episodes])]
         return group.foreach_env_runner(
             order,
             kwargs={"weights": self._weights},

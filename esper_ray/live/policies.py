@@ -14,9 +14,7 @@ from esper_ray.keeping.export import load_export
 from esper_ray.keeping.strategic_policy import checkpoint_in, exported, load_strategic
 from esper_ray.measuring.search.schedule_files import read_schedule
 from policies.bundle import PolicyBundle, PolicySettings
-from policies.factory import build_policy
-from policies.learned import LEARNED
-from policies.registry import registered
+from policies.factory import build_policy, playing_anywhere
 from policies.scripted import FixedSchedule
 from policies.strategic.checkpoint import Checkpoint
 
@@ -80,7 +78,7 @@ def find_policy(
     if policy is None:
         shipped = _trained(shipped_policy(kind), kind, num_slots, max_epochs, force)
         return dataclasses.replace(shipped, name=f"the shipped policy for {kind.name}s")
-    if isinstance(policy, str) and policy in registered() and policy != LEARNED:
+    if isinstance(policy, str) and policy in playing_anywhere():
         return Decider(build_policy(policy, settings), settings.slots, policy)
     if not isinstance(policy, str | Path):
         return Decider(policy, enabled_slots(policy.slot_config, num_slots, "the policy"), type(policy).__name__)
@@ -93,9 +91,9 @@ def find_policy(
         except ValueError as error:
             raise LiveError(f"the schedule in {path} does not fit: {error}") from error
         return Decider(planned, settings.slots, f"schedule {path.name}")
-    names = ", ".join(name for name in sorted(registered()) if name != LEARNED)
     raise LiveError(
-        f"no policy {str(policy)!r}: give the directory of an export, the file of a schedule, or one of {names}"
+        f"no policy {str(policy)!r}: give the directory of an export, the file of a schedule, or one of "
+        f"{', '.join(playing_anywhere())}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from envs.graph.layout import GraphLayout
 from envs.grown import GrownSeeds
 from envs.vocabulary import Blueprint
 from esper_ray.config import EnvConfig
@@ -15,7 +16,7 @@ from policies.learned import LEARNED
 from policies.schedule import GrowthSchedule
 from policies.scripted import FixedSchedule
 
-CONTROLS = ("never_grow", "random_valid", "heuristic", "fixed_schedule")
+CONTROLS = ("never_grow", "random_valid", "heuristic", "fixed_schedule", "periodic", "gradient")
 """Policies that play where the learned one plays."""
 
 BEST_SCHEDULE = "best_schedule"
@@ -65,17 +66,17 @@ def make_policy(
     Raises:
         UserError: an unknown name, no weights, weights of other sizes, or a schedule that does not fit the world.
     """
-    slots, max_epochs = env.make_task().slots, env.longest
+    task, max_epochs = env.make_task(), env.longest
     if name in (LEARNED, LEARNED_GREEDY) and trained is not None:
         return load_policy(policy_settings(env, trained.network, trained.names), trained.weights)
     if name in (BEST_SCHEDULE, TRAINING_SCHEDULE) and schedule is not None:
         try:
-            return FixedSchedule(slots, max_epochs, schedule)
+            return FixedSchedule(task.slots, max_epochs, schedule)
         except ValueError as error:
             raise UserError(f"the schedule does not fit task {env.task!r}: {error}") from error
     if name not in CONTROLS:
         raise UserError(f"unknown policy {name!r}: choose one of {', '.join((LEARNED, *CONTROLS))}")
-    return build_policy(name, PolicySettings(slots, max_epochs))
+    return build_policy(name, PolicySettings(task.slots, max_epochs, graph=GraphLayout.of(task)))
 
 
 def static_big(env: EnvConfig, num_hosts: int) -> GrownSeeds:

@@ -17,6 +17,8 @@ LABELS = {
     "random_valid": "random valid",
     "heuristic": "heuristic",
     "fixed_schedule": "fixed schedule",
+    "periodic": "periodic",
+    "gradient": "largest gradient",
     BEST_SCHEDULE: "best schedule",
     TRAINING_SCHEDULE: "best schedule of the training world",
     LEARNED_GREEDY: "learned, greedy",

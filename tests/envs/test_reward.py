@@ -3,15 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envs.hosts.cnn import CnnVariant
 from envs.reward import COMPONENTS, RewardConfig
 from envs.vocabulary import LifecycleOp
-from tests.envs.helpers import EAGER, WAIT, everyone, random_valid_actions, schedule, tiny_env
+from tests.envs.helpers import EAGER, WAIT, act, everyone, random_valid_actions, schedule, tiny_env
 
 EPOCHS = 16
 
 
 def play(env, seed, op_weights=EAGER, disturb=None):
-    """One episode of every member: rewards [T, N], components [T, N, 7], first and last scores, and last infos."""
+    """One episode of every member: rewards [T, N], components [T, N, 8], first and last scores, and last infos."""
     rng = np.random.default_rng(seed)
     obs, info = env.reset(seed=seed)
     start, alive = info["score"].copy(), np.ones(env.num_envs, bool)
@@ -102,7 +103,7 @@ def test_shaped_is_score_plus_two_terms():
         play(tiny_env(3, max_epochs=EPOCHS, reward_mode=mode, min_training_epochs=1), 7)[1]
         for mode in ("score", "shaped")
     )
-    np.testing.assert_array_equal(plain[:, :, :5], shaped[:, :, :5])
+    np.testing.assert_array_equal(plain[:, :, :6], shaped[:, :, :6])
 
 
 @pytest.mark.parametrize("mode", ["score", "sparse"])
@@ -122,7 +123,7 @@ def test_a_germination_costs_once_beside_the_score(mode):
 
 
 def test_never_growing_pays_no_rent():
-    env = tiny_env(3, max_epochs=EPOCHS, path_rent=0.5)
+    env = tiny_env(3, max_epochs=EPOCHS, path_rent=0.5, compute_rent=0.5)
     _, parts, *_ = play(env, 0, {op: float(op == LifecycleOp.WAIT) for op in LifecycleOp})
     assert not parts[:, :, 1:].any()
 
@@ -138,6 +139,51 @@ def test_rent_is_paid_in_full_from_germination_on_gate_included_and_returned_at_
         full = 0.03 * np.log2(1 + size / env.lifecycle.costs.host[0])
         expected = {1: (-full, -0.02), 12: (full, 0.02)}.get(epoch, (0.0, 0.0))
         assert (rent, path) == pytest.approx(expected, abs=1e-12)
+
+
+def test_computing_costs_by_the_doublings_of_what_never_growing_takes():
+    """Hand-computed: a depthwise seed in TRAINING from epoch 3 of 6 on, and no counterfactual before its end."""
+    env = tiny_env(2, (CnnVariant((4, 8), (1, 3)),), max_epochs=6, compute_rent=0.1, counterfactual_interval=99)
+    env.reset(seed=0)
+    train, val = 3 * 2 * 16, len(env.task.splits["validation"].y)
+    # 2 FLOPs per weight and pixel: 1×1 from 1 to 4 channels at 8×8, 3×3 from 4 to 8 at 4×4, head 8 to 10.
+    host = 2 * (4 * 64 + 8 * 4 * 9 * 16 + 8 * 10)
+    seed = 2 * (4 * 9 + 4 * 4) * 16  # 3×3 per channel and 1×1, behind the pooling of the first block
+    spent, alone, total = val * host, val * host, 0.0
+    for epoch in range(1, 7):
+        action = {2: act(LifecycleOp.GERMINATE), 3: act(LifecycleOp.ADVANCE)}.get(epoch, WAIT)
+        actions = everyone(env, WAIT)
+        actions[0] = action
+        before = -0.1 * np.log2(spent / alone)
+        # An incubated seed computes in training alone; what has no weights yet computes nothing.
+        spent += train * (host + seed * (epoch >= 3)) + val * host
+        alone += (train + val) * host
+        *_, terminated, _, info = env.step(actions)
+        assert info["reward_compute_rent"][0] == pytest.approx(-0.1 * np.log2(spent / alone) - before, abs=1e-12)
+        assert info["reward_compute_rent"][1] == 0.0
+        total += info["reward_compute_rent"][0]
+    assert terminated.all()
+    assert info["training_flops"].tolist() == [spent, alone]
+    assert total == pytest.approx(-0.1 * np.log2(spent / alone), abs=1e-12)
+    assert total < 0.0
+
+
+@pytest.mark.parametrize("mode", ["score", "sparse"])
+def test_the_compute_rent_is_paid_in_full_beside_the_same_score(mode):
+    free, dear = (
+        tiny_env(4, max_epochs=EPOCHS, reward_mode=mode, compute_rent=rent, min_training_epochs=1)
+        for rent in (0.0, 0.1)
+    )
+    usual, _, _, ends = play(free, 3)
+    rewards, parts, _, last = play(dear, 3)
+    alone = dear.population.never_grown_flops(np.full(4, EPOCHS))
+    for member, (info, same) in enumerate(zip(last, ends, strict=True)):
+        assert info["committed_score"] == same["committed_score"]
+        assert info["panic"] == 0
+        doublings = np.log2(info["training_flops"] / alone[member])
+        assert doublings > 0.0
+        assert rewards[:, member].sum() == pytest.approx(usual[:, member].sum() - 0.1 * doublings, abs=1e-9)
+    np.testing.assert_allclose(parts.sum(axis=2), rewards, atol=1e-12)
 
 
 @settings(max_examples=12)

@@ -201,7 +201,8 @@ def test_a_run_in_training_is_read_by_others_trained_by_none_and_ctrl_c_saves_it
     assert "stopped and saved; go on with: esper-ray train --run-dir" in "".join(lines)
 
 
-CONTROLS = {"never_grow", "random_valid", "heuristic", "fixed_schedule", "static_final", "static_big"}
+PLAYING = {"never_grow", "random_valid", "heuristic", "fixed_schedule", "periodic", "gradient"}
+CONTROLS = PLAYING | {"static_final", "static_big"}
 
 
 def test_evaluate_writes_every_policy_with_intervals(run_dir):

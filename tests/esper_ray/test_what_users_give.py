@@ -282,7 +282,10 @@ def test_numbers_of_a_file_that_are_none_are_refused(kind, content, wrong, tmp_p
 
 @pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan, -1.0])
 def test_the_world_refuses_numbers_that_are_none(wrong):
-    for name in ("parameter_rent", "path_rent", "germination_cost", "shaping_weight", "contribution_weight", "gamma"):
+    for name in (
+        *("parameter_rent", "path_rent", "germination_cost", "compute_rent"),
+        *("shaping_weight", "contribution_weight", "gamma"),
+    ):
         with pytest.raises(ValueError, match=f"{name} must be .*, got {wrong}"):
             RewardConfig(**{name: wrong})
     for name in ("min_training_epochs", "embargo_epochs", "max_living_seeds", "parameter_budget"):

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from envs.action_masks import split_mask
+from envs.graph.layout import GraphLayout
 from envs.hosts.cnn import CnnVariant
+from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
 from envs.vocabulary import HEAD_NAMES, AlphaTarget, LifecycleOp
 from policies.bundle import PolicySettings, UnsupportedByPolicyError
@@ -16,13 +18,16 @@ from policies.heuristic import NEXT_BLUEPRINT
 from policies.network_config import NetworkConfig
 from policies.player import Player
 from policies.registry import registered
-from tests.envs.helpers import tiny_env
+from policies.strategic.greenhouse import GreenhouseReader
+from tests.envs.helpers import task_of
 
 HOSTS, STEPS = 3, 20
 SMALL = NetworkConfig(feature_dim=16, hidden_dim=12, head_dim=8, play_temperature=0.5)
 SLOTS = SlotConfig.for_row(2)
-SETTINGS = PolicySettings(SLOTS, STEPS, SMALL)
-NAMES = ("learned", "never_grow", "random_valid", "heuristic", "fixed_schedule")
+TASK = task_of(CnnVariant((4, 4), (1, 1)), batches=1)
+GRAPH = GraphLayout.of(TASK)
+SETTINGS = PolicySettings(SLOTS, STEPS, SMALL, GRAPH)
+NAMES = ("learned", "never_grow", "random_valid", "heuristic", "fixed_schedule", "periodic", "gradient")
 RULES = NAMES[1:]
 
 
@@ -39,10 +44,11 @@ def build(name, seed=0, settings=SETTINGS):
 
 
 def play(name, seed=0):
-    """An episode of a few hosts: observations ``[B, T]``, and each step's ActionResult."""
-    env = tiny_env(
-        HOSTS, (CnnVariant((4, 4), (1, 1)),), {"batches": 1}, max_epochs=STEPS, min_training_epochs=1, embargo_epochs=1
+    """An episode of a few hosts: observations ``[B, T]``, flat and as graphs, and each step's ActionResult."""
+    env = MorphogenesisVectorEnv(
+        HOSTS, task=TASK, max_epochs=STEPS, min_training_epochs=1, embargo_epochs=1, graph=True
     )
+    reader = GreenhouseReader(GRAPH)
     policy = build(name, seed)
     assert env.task.slots == SLOTS
     observations, _ = env.reset(seed=seed)
@@ -50,6 +56,7 @@ def play(name, seed=0):
     steps, results = [], []
     for _ in range(STEPS):
         obs = {leaf: torch.from_numpy(values.copy()) for leaf, values in observations.items()}
+        obs |= reader.flat(obs)
         result = policy.get_action(obs, hidden, generator)
         observations, *_, info = env.step(result.actions.numpy())
         assert "refused" not in info
@@ -72,7 +79,8 @@ def test_every_name_is_registered():
 def test_properties_say_what_the_methods_do(name, episodes):
     policy, obs, results = episodes[name]
     assert policy.slot_config == SLOTS
-    assert policy.feature_dim == obs["obs"].shape[-1]
+    assert policy.reads_graphs == (name in ("periodic", "gradient"))
+    assert policy.feature_dim == obs["graph" if policy.reads_graphs else "obs"].shape[-1]
     assert policy.device == torch.device("cpu")
     assert not policy.is_compiled
     assert policy.is_recurrent == (name in ("learned", "heuristic"))
@@ -142,7 +150,7 @@ def test_off_policy_support_is_a_positive_probability_of_every_admitted_action(n
     assert all(entropy.isfinite().all() for entropy in evaluated.entropies)
 
 
-@pytest.mark.parametrize("name", ["never_grow", "heuristic", "fixed_schedule"])
+@pytest.mark.parametrize("name", ["never_grow", "heuristic", "fixed_schedule", "periodic", "gradient"])
 def test_a_certain_rule_gives_its_action_everything_and_others_nothing(name, episodes):
     policy, obs, results = episodes[name]
     actions = torch.stack([result.actions for result in results], dim=1)

@@ -46,7 +46,9 @@ def test_complete_bundles_are_registered_by_name():
         register("candidate")(bundle())
 
 
-@pytest.mark.parametrize("name", ["learned", "never_grow", "random_valid", "heuristic", "fixed_schedule"])
+@pytest.mark.parametrize(
+    "name", ["learned", "never_grow", "random_valid", "heuristic", "fixed_schedule", "periodic", "gradient"]
+)
 def test_every_policy_of_the_library_conforms(name):
     assert departures(registered()[name]) == []
 

@@ -119,6 +119,18 @@ def test_a_host_left_alone_costs_its_training_and_one_validation_per_epoch_and_o
     samples = 4 * FORWARDS_PER_TRAINING_STEP * task.batches_per_epoch * task.batch_size
     validation = 5 * len(task.splits["validation"].y)
     assert np.array_equal(info["training_flops"], (samples + validation) * forward)
+    assert np.array_equal(env.population.never_grown_flops(np.full(3, 4)), info["training_flops"])
+
+
+@pytest.mark.parametrize("topology", ["transformer", "mlp"])
+def test_what_never_growing_costs_is_known_beforehand_epoch_by_epoch(topology):
+    env = env_of(topology, 2)
+    env.reset(seed=0)
+    for epoch in range(3):
+        alone = env.population.never_grown_flops(env.epoch)
+        assert env.epoch.tolist() == [epoch, epoch]
+        assert np.array_equal(env.population.training_flops, alone)
+        env.step(everyone(env, WAIT))
 
 
 def test_every_seed_that_trains_and_every_evaluation_but_that_on_test_is_booked_to_its_host():

@@ -24,8 +24,7 @@ from esper_ray.keeping.export import load_export
 from esper_ray.live.policies import SHIPPED
 from esper_ray.serving.packets import said
 from policies.bundle import PolicySettings
-from policies.factory import build_policy
-from policies.registry import registered
+from policies.factory import build_policy, playing_anywhere
 from policies.strategic.inference import StrategicPolicy
 from policies.strategic.messages import SystemState
 from policies.strategic.schema import RISK_CLASSES
@@ -36,7 +35,7 @@ from tests.policies.strategic.states import METRICS, changed, state
 from tests.policies.strategic.test_inference import ALL, trained
 
 EXPORT = str(SHIPPED / "images")
-CONTROLS = sorted(set(registered()) - {"learned"})
+CONTROLS = playing_anywhere()
 SLOTS = SlotConfig.for_row(3)
 
 

@@ -31,8 +31,18 @@ EPISODE = 12
 
 
 def config_of(
-    settings=None, fragment=EPISODE, max_seq_len=None, stop=0.0, hosts=4, seed=0, learners=0, total_steps=None, **env
+    settings=None,
+    fragment=EPISODE,
+    max_seq_len=None,
+    stop=0.0,
+    hosts=4,
+    seed=0,
+    learners=0,
+    total_steps=None,
+    core=(16, True),
+    **env,
 ):
+    hidden_dim, memory = core
     register()
     return EsperPPOConfig.of(
         env_id=ENV_ID,
@@ -43,7 +53,7 @@ def config_of(
         sequence_length=max_seq_len,
         envs_per_runner=hosts,
         num_learners=learners,
-        network=NetworkConfig(feature_dim=16, hidden_dim=16, head_dim=8, play_temperature=0.5),
+        network=NetworkConfig(feature_dim=16, hidden_dim=hidden_dim, head_dim=8, memory=memory, play_temperature=0.5),
         learner=settings or LearnerConfig(minibatches=2),
         total_steps=total_steps,
         seed=seed,
@@ -104,6 +114,9 @@ CASES = {
     "random ends": {"stop": 0.15},
     "truncated": {"stop": 0.15, "truncate": True},
     "all of it": {"fragment": 7, "max_seq_len": 3, "stop": 0.15},
+    "all of it, 128 wide": {"fragment": 7, "max_seq_len": 3, "stop": 0.15, "core": (128, True)},
+    "all of it, 512 wide": {"fragment": 7, "max_seq_len": 3, "stop": 0.15, "core": (512, True)},
+    "all of it, no LSTM": {"fragment": 7, "max_seq_len": 3, "stop": 0.15, "core": (128, False)},
 }
 
 

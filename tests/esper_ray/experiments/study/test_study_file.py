@@ -25,12 +25,17 @@ def test_the_repositorys_studies_can_be_read(path):
 
 def test_the_example_of_the_page_can_be_read(tmp_path):
     page = (ROOT / "docs" / "studies.md").read_text()
-    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    example, cores = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "example.yaml").write_text(example)
     study = Study.read(tmp_path / "example.yaml")
     assert study.configs["larger"].learner.lr == 0.003
     for key in Study.model_fields:
         assert f"`{key}`" in page
+    (tmp_path / "cores.yaml").write_text(cores)
+    arms = Study.read(tmp_path / "cores.yaml").configs
+    assert [arms[name].network.hidden_dim for name in ("lstm_512", "lstm_128")] == [512, 128]
+    assert not arms["no_lstm"].network.memory
+    assert arms["fragments"].learner.fragment_epochs == 50
 
 
 def test_the_repository_has_studies():
