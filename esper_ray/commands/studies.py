@@ -112,16 +112,16 @@ class Results:
         if self.unit is not None and maker.is_made(plan.unit(self.unit)):
             self._compare(maker, plan.unit(self.unit), kept, console)
             return
-        units = [] if self.page_only else maker.missing() if self.unit is None else [plan.unit(self.unit)]
-        for place, unit in enumerate(units):
-            console.print(f"unit {place + 1} of {len(units)}: {unit}", style="bold")
-            try:
-                with held(self.runs):
+        with held(self.runs):
+            units = [] if self.page_only else maker.missing() if self.unit is None else [plan.unit(self.unit)]
+            for place, unit in enumerate(units):
+                console.print(f"unit {place + 1} of {len(units)}: {unit}", style="bold")
+                try:
                     maker.make(unit)
-            except (StudyInterruptedError, KeyboardInterrupt):
-                raise KeyboardInterrupt("finished units are kept; the same command goes on") from None
-            console.print(f"kept: {kept.file(unit)}", soft_wrap=True)
-        write_results(plan, kept, self.docs)
+                except (StudyInterruptedError, KeyboardInterrupt):
+                    raise KeyboardInterrupt("finished units are kept; the same command goes on") from None
+                console.print(f"kept: {kept.file(unit)}", soft_wrap=True)
+            write_results(plan, kept, self.docs)
         console.print(f"written: {self.docs}/results.md and results.json")
 
     def _compare(self, maker: UnitMaker, unit: Unit, kept: KeptUnits, console: Console) -> None:

@@ -135,9 +135,10 @@ def summarise_runs(
     too wide rather than too narrow.
 
     Hosts and samples are drawn once for all policies, and training seeds once for those of one origin: differences
-    are paired in these. A policy with one row was not trained, or was trained once: then nothing is known of other
-    trainings, and its interval holds for that one. Intervals hold for the kinds of host in the proportions given, and
-    an outcome that one training in five has stays unseen by three in half of the cases.
+    are paired in these. Kinds of which there is one host are drawn as one kind. A policy with one row was not trained,
+    or was trained once: then nothing is known of other trainings, and its interval holds for that one. Intervals hold
+    for the kinds of host in the proportions given, and an outcome that one training in five has stays unseen by three
+    in half of the cases.
 
     Args:
         results: ``[K, E]`` per policy, K training seeds on the same E hosts.
@@ -148,7 +149,7 @@ def summarise_runs(
             much as their mean does. Without it samples are taken as given.
 
     Raises:
-        ValueError: the policies' numbers of hosts, or of samples, differ.
+        ValueError: the policies' numbers of hosts, or of samples, differ, or those of trainings of one origin.
     """
     numbers = {values.shape[1] for values in results.values()} | {len(kinds)}
     if len(numbers) != 1:
@@ -157,7 +158,7 @@ def summarise_runs(
     if len(samples) > 1:
         raise ValueError(f"every policy must have been tested on the same samples, got numbers {sorted(samples)}")
     rng = np.random.default_rng(seed_sequence(Purpose.BOOTSTRAP, 0))
-    kind = np.asarray(kinds)
+    kind = _strata(np.asarray(kinds))
     hosts, strata = _drawn_hosts(kind, resamples, rng), len(np.unique(kind))
     number = samples.pop() if samples else 1
     weights = rng.multinomial(number, np.full(number, 1 / number), size=resamples).astype(np.float32) / number
@@ -167,6 +168,8 @@ def summarise_runs(
         origin, trainings = (origins or {}).get(name, name), len(values)
         if origin not in rows:
             rows[origin] = rng.integers(trainings, size=(resamples, trainings))
+        if rows[origin].shape[1] != trainings:
+            raise ValueError(f"{name} has {trainings} rows, and others that come from {origin} {rows[origin].shape[1]}")
         sources = {
             "hosts": _by_hosts(values, hosts, strata),
             f"trainings of {origin}": _by_trainings(values, rows[origin]),
@@ -237,6 +240,15 @@ def mean_by_kind(values: FloatArray, kinds: Sequence[int] | IntArray, num_kinds:
     """
     by_host, kind = values.mean(axis=0), np.asarray(kinds)
     return [float(by_host[kind == each].mean()) if (kind == each).any() else None for each in range(num_kinds)]
+
+
+def _strata(kinds: IntArray) -> IntArray:
+    """The kinds, those of a single host taken together, and with another one if there is only one such."""
+    values, place, count = np.unique(kinds, return_inverse=True, return_counts=True)
+    single = count == 1
+    if single.sum() == 1 and len(values) > 1:
+        single[np.argmin(np.where(single, len(kinds) + 1, count))] = True
+    return np.where(single[place], -1, place)
 
 
 def _drawn_hosts(kinds: IntArray, resamples: int, rng: np.random.Generator) -> IntArray:

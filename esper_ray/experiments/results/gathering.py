@@ -1,17 +1,13 @@
-"""Puts kept figures together again, of one code each."""
+"""Puts kept figures together again."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
 
 from esper_ray.experiments.results.kept_units import KeptUnits, Made
 from esper_ray.experiments.results.plan import Plan, Unit
 from esper_ray.experiments.study.study_results import StudyResults, TrainingResults
-from esper_ray.keeping.packed import unpack
 from esper_ray.measuring.playing import Played
 from esper_ray.measuring.search.host_pool import HostPool
 
@@ -24,9 +20,8 @@ class Gathered:
         name: Of the study.
         results: Of the trainings that are done.
         pools: By world, what searches on its first hosts can try.
-        made: By unit, how its figures came about; all by the same code.
-        missing: Units that are to be made by that code.
-        current: Whether that is the code as it is now.
+        made: By unit, how its figures came about; all by the code as it is now.
+        missing: Units that are yet to be made.
     """
 
     name: str
@@ -34,13 +29,10 @@ class Gathered:
     pools: Mapping[str, HostPool]
     made: Mapping[Unit, Made]
     missing: tuple[Unit, ...]
-    current: bool
 
 
 def gather(plan: Plan, kept: KeptUnits, name: str) -> Gathered | None:
-    """What is known of a study by one code: the one at hand, if a table can be made of what it has, or an older one.
-
-    Figures of different codes never meet in a table.
+    """What the code and the study's file, as they are now, have found; figures of any others are not looked at.
 
     Args:
         plan: The studies.
@@ -48,27 +40,21 @@ def gather(plan: Plan, kept: KeptUnits, name: str) -> Gathered | None:
         name: Of the study.
 
     Returns:
-        None where no code has all controls, and a training of every arm.
+        None where controls are missing, or a training of some arm.
 
     Raises:
         UserError: a damaged file.
     """
     units = [unit for unit in plan.units() if unit.study == name]
-    made = {unit: of for unit in units if (of := kept.made(unit)) is not None}
-    count = Counter(of.code for of in made.values())
-    for code in sorted(count, key=lambda code: (code == plan.hashes[name], count[code]), reverse=True):
-        by_code = {unit: of for unit, of in made.items() if of.code == code}
-        needed = {unit for unit in units if unit.kind == "controls"}
-        arms = {unit.of for unit in by_code if unit.kind == "training"}
-        if needed <= by_code.keys() and arms == set(plan.studies[name].arms):
-            missing = tuple(unit for unit in units if unit not in by_code)
-            return _gathered(plan, kept, name, by_code, missing, code == plan.hashes[name])
-    return None
+    made = {unit: of for unit in units if (of := kept.made(unit)) is not None and of.code == plan.hashes[name]}
+    needed = {unit for unit in units if unit.kind == "controls"}
+    arms = {unit.of for unit in made if unit.kind == "training"}
+    if not needed <= made.keys() or arms != set(plan.studies[name].arms):
+        return None
+    return _gathered(plan, kept, name, made, tuple(unit for unit in units if unit not in made))
 
 
-def _gathered(
-    plan: Plan, kept: KeptUnits, name: str, made: Mapping[Unit, Made], missing: tuple[Unit, ...], current: bool
-) -> Gathered:
+def _gathered(plan: Plan, kept: KeptUnits, name: str, made: Mapping[Unit, Made], missing: tuple[Unit, ...]) -> Gathered:
     study = plan.studies[name]
     trainings: dict[str, list[TrainingResults]] = {arm: [] for arm in study.arms}
     controls: dict[str, dict[str, Played]] = {}
@@ -80,6 +66,5 @@ def _gathered(
         elif unit.kind == "controls":
             controls[unit.of] = figures.played
         else:
-            arrays = {field: unpack(text) for field, text in figures.pool.items()}
-            pools[unit.of] = HostPool(**{field: array.astype(np.float64) for field, array in arrays.items()})
-    return Gathered(name, StudyResults(study, trainings, controls), pools, made, missing, current)
+            pools[unit.of] = HostPool.of_texts(figures.pool)
+    return Gathered(name, StudyResults(study, trainings, controls), pools, made, missing)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from esper_ray.config import EnvConfig
 from esper_ray.errors import UserError
+from esper_ray.experiments.results.code_hash import changed_since
 from esper_ray.experiments.results.kept_units import ControlFigures, Figures, KeptUnits, Made, SearchFigures
 from esper_ray.experiments.results.plan import Plan, Unit
 from esper_ray.experiments.study.study_directory import StudyDirectory
 from esper_ray.experiments.study.study_parts import find_schedule, finish_training, play_missing
 from esper_ray.experiments.study.study_results import control_results, training_results
-from esper_ray.keeping.packed import pack
 from esper_ray.keeping.revision import git_commit
 from esper_ray.keeping.writing import make_directories, replace_text
 from esper_ray.measuring.controls import TRAINING_SCHEDULE
@@ -28,6 +30,7 @@ from esper_ray.measuring.episodes import held_out_seeds
 from esper_ray.measuring.search.host_pool import CANDIDATES, HostPool, train_pool
 from esper_ray.measuring.search.schedule_files import read_schedule
 from esper_ray.process import host_processes
+from esper_ray.reading import read_json
 
 
 class UnitMaker:
@@ -64,15 +67,27 @@ class UnitMaker:
             StudyInterruptedError: by Ctrl-C during a training, after its iteration was saved.
             UserError: the code was changed meanwhile, so that nobody can say whose the figures are.
         """
-        code, started = self._plan.hashes[unit.study], time.perf_counter()
-        figures = self.figures(unit)
+        code, started, began = self._plan.hashes[unit.study], time.perf_counter(), time.time()
+        try:
+            figures = self.figures(unit)
+        finally:
+            self._check_unchanged(unit, code, began)
         seconds = time.perf_counter() - started
-        if Plan(self._plan.path).hashes[unit.study] != code:
-            raise UserError(f"{unit} is not kept: the code or the study was changed while it was made; make it again")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         command = f"esper-ray results --unit {unit}"
         made = Made(code=code, commit=git_commit(), date=now, command=command, seconds=round(seconds, 1))
         self._kept.keep(unit, made, figures)
+
+    def _check_unchanged(self, unit: Unit, code: str, began: float) -> None:
+        """Put aside what was made while the code was changed: nobody can say whose it is, nor go on with it."""
+        changed = [str(path) for path in changed_since(began)]
+        if Plan(self._plan.path).hashes[unit.study] == code and not changed:
+            return
+        directory = self._directory(unit.study).path.parent
+        if directory.is_dir():
+            directory.rename(directory.with_name(f"{directory.name}-changed-{time.time_ns()}"))
+        what = ", ".join(changed) or "the study"
+        raise UserError(f"{unit} is not kept, for {what} was changed while it was made: make it again")
 
     def figures(self, unit: Unit) -> Figures:
         """Of a unit; nothing is kept."""
@@ -117,18 +132,42 @@ class UnitMaker:
         finish_training(training, self._console)
         playings = directory.evaluations(training)
         play_missing(playings, self._workers, self._console)
-        return training_results(training, playings)
+        results = training_results(training, playings)
+        self._check_weights(unit, directory, results.weights_sha256)
+        return results
+
+    def _check_weights(self, unit: Unit, directory: StudyDirectory, weights: str) -> None:
+        """Refuse to play others than those that the study which trains has on its table."""
+        trainer = directory.study.trained_by
+        if trainer is None:
+            return
+        first = replace(unit, study=trainer)
+        if self.is_made(first) and self._kept.figures(first).weights_sha256 != weights:
+            raise UserError(f"{unit} is not kept: trained again, its policy is another one than that of {first}")
 
     def _search(self, unit: Unit, directory: StudyDirectory) -> SearchFigures:
         study = directory.study
         env = study.worlds[unit.of]
         seeds = held_out_seeds(study.evaluation_seed, study.episodes)[: study.host_search]
-        with host_processes(max(self._workers, 1)) as pool:
-            jobs = {pool.submit(train_pool, env, seed, CANDIDATES): place for place, seed in enumerate(seeds)}
-            done = track(as_completed(jobs), f"{unit}: hosts", len(jobs), console=self._console, transient=True)
-            found = {jobs[job]: job.result() for job in done}
-        pools = HostPool.joined([found[place] for place in range(len(seeds))])
-        return SearchFigures({name: pack(array) for name, array in pools.compact().items()})
+        files = {seed: directory.path / "pools" / unit.of / f"{seed}.json" for seed in seeds}
+        missing = [seed for seed in seeds if not files[seed].is_file()]
+        for seed, pool in track(
+            _pools(env, missing, self._workers), f"{unit}: hosts", len(missing), console=self._console, transient=True
+        ):
+            make_directories(files[seed].parent)
+            replace_text(files[seed], json.dumps(pool))
+        pools = [HostPool.of_texts(read_json(files[seed])) for seed in seeds]
+        return SearchFigures(HostPool.joined(pools).texts())
+
+
+def _pools(env: EnvConfig, seeds: Sequence[int], workers: int) -> Iterator[tuple[int, dict[str, str]]]:
+    """Train all candidates of hosts, each host's as one population in one process; as they come."""
+    if not workers:
+        yield from ((seed, train_pool(env, seed, CANDIDATES).texts()) for seed in seeds)
+        return
+    with host_processes(workers) as processes:
+        jobs = {processes.submit(train_pool, env, seed, CANDIDATES): seed for seed in seeds}
+        yield from ((jobs[job], job.result().texts()) for job in as_completed(jobs))
 
 
 def differing(one: Figures, other: Figures) -> list[str]:

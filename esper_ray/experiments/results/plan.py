@@ -97,10 +97,12 @@ class Plan:
         worlds = self.studies[generalist.study].worlds
         for world, name in generalist.specialists.items():
             specialist = self.studies[name]
-            if world not in worlds or worlds[world] not in specialist.worlds.values() or len(specialist.arms) > 1:
+            same_hosts = specialist.evaluation_seed == self.studies[generalist.study].evaluation_seed
+            there = world in worlds and worlds[world] in specialist.worlds.values()
+            if not there or not same_hosts or len(specialist.arms) > 1:
                 raise UserError(
                     f"{where}: {name} is no specialist for {world!r}: both {generalist.study} and {name} must play "
-                    "that world, with the same settings, and a specialist has one arm"
+                    "that world, with the same settings and evaluation_seed, and a specialist has one arm"
                 )
 
     def study_file(self, name: str) -> Path:

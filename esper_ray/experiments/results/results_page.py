@@ -26,6 +26,7 @@ from esper_ray.experiments.results.verdicts import (
 from esper_ray.experiments.study.study_report import markdown, pictures, summarise_study
 from esper_ray.keeping.writing import make_directories, replace_figure, replace_text
 from esper_ray.measuring.evaluation_report import LABELS, clock
+from esper_ray.measuring.search.host_pool import CANDIDATES
 from esper_ray.measuring.search.purse import MULTIPLES
 from esper_ray.measuring.statistics import Estimate, Summary
 
@@ -89,12 +90,14 @@ def write_results(plan: Plan, kept: KeptUnits, docs: Path) -> dict[str, Any]:
         lines += _remarks(plan, name)
         make_directories(docs / at)
         drawn = pictures(section.report) | {
-            f"{world}-search": _search_figure(world, verdicts) for world, verdicts in section.searches.items()
+            _search_picture(world, arm): _search_figure(world, arm, verdict)
+            for world, verdicts in section.searches.items()
+            for arm, verdict in verdicts.items()
         }
         for picture, figure in drawn.items():
             replace_figure(docs / at / f"{picture}.png", figure)
     numbers = {
-        "headline": headline(sections, gaps),
+        "headline": headline(plan, sections, gaps),
         "studies": {section.gathered.name: section.report for section in sections},
         "units": {str(unit): made.model_dump() for section in sections for unit, made in section.gathered.made.items()},
     }
@@ -103,15 +106,16 @@ def write_results(plan: Plan, kept: KeptUnits, docs: Path) -> dict[str, Any]:
     return numbers
 
 
-def headline(sections: Sequence[Section], gaps: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
+def headline(plan: Plan, sections: Sequence[Section], gaps: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
     """The few numbers that the claims are checked against.
 
-    Args:
-        sections: Of the studies that there are figures of.
-        gaps: See :func:`esper_ray.experiments.results.verdicts.generalist_gaps`.
+    A world has the name of its evaluation, and before it that of its study where another study on the plan has one of
+    that name; of several arms each has an entry of its own.
 
-    A world has the name of its evaluation, and before it that of its study where another study has one of that name;
-    of several arms each has an entry of its own.
+    Args:
+        plan: The studies.
+        sections: Of those that there are figures of.
+        gaps: See :func:`esper_ray.experiments.results.verdicts.generalist_gaps`.
     """
     found: dict[str, Any] = {
         "training_seeds": {},
@@ -128,19 +132,20 @@ def headline(sections: Sequence[Section], gaps: Mapping[str, Mapping[str, Summar
         found["training_seeds"][section.gathered.name] = min(
             len(trainings) for trainings in section.gathered.results.trainings.values()
         )
-        for world, arm, name in _entries(section, sections):
-            found["above_playable"][name] = above_playable(section.report["evaluations"][world], arm)
+        for world, arm, name in _entries(plan, section):
+            trainings = len(section.gathered.results.trainings[arm])
+            found["above_playable"][name] = above_playable(section.report["evaluations"][world], arm, trainings)
             found["flops_to_95"][name] = flops_ratio(section.gathered, world, arm, TARGETS[-1])
             if world in section.searches:
                 found["search_multiple"][name] = list(section.searches[world][arm].multiple)
     return found
 
 
-def _entries(section: Section, sections: Sequence[Section]) -> Iterator[tuple[str, str, str]]:
+def _entries(plan: Plan, section: Section) -> Iterator[tuple[str, str, str]]:
     """World, arm and name of each entry of the headline."""
     study = section.gathered.results.study
     for world in study.worlds:
-        alone = sum(world in other.gathered.results.study.worlds for other in sections) == 1
+        alone = sum(world in other.worlds for other in plan.studies.values()) == 1
         for arm in study.arms:
             parts = [] if alone or section.gathered.name == world else [section.gathered.name]
             yield world, arm, ": ".join([*parts, world, *([arm] if len(study.arms) > 1 else [])])
@@ -155,8 +160,9 @@ def _remarks(plan: Plan, name: str) -> list[str]:
 
 def _nothing(plan: Plan, kept: KeptUnits, name: str) -> str:
     units = [unit for unit in plan.units() if unit.study == name]
-    done = sum(kept.made(unit) is not None for unit in units)
-    return f"Missing: {done} of {len(units)} units are made, too few for a table."
+    made = [of for unit in units if (of := kept.made(unit)) is not None]
+    done = sum(of.code == plan.hashes[name] for of in made)
+    return f"**Missing**: {done} of {len(units)} units are made, too few for a table."
 
 
 def _evidence(section: Section) -> list[str]:
@@ -176,8 +182,7 @@ def _made_line(gathered: Gathered) -> str:
     hours = clock(sum(of.seconds for of in made))
     line = (
         f"Made by `make results` ({len(made)} units, {hours} in all), finished between {dates[0]} and {dates[-1]}, "
-        f"at commit {', '.join(commits)}; hash of code, study and versions {made[0].code[:16]}"
-        f"{'' if gathered.current else ', which is no longer that of the code at hand'}."
+        f"at commit {', '.join(commits)}; hash of code, study and versions {made[0].code[:16]}."
     )
     if gathered.missing:
         line += f" **Missing**: {', '.join(unit.name for unit in gathered.missing)}."
@@ -189,28 +194,46 @@ def _search_lines(world: str, section: Section) -> list[str]:
     lines = [
         f"### {world}: what a search on each host ends with",
         "",
-        f"The first {hosts} of these hosts. A search may spend, on a host, this many times what the policy's run there "
-        "cost (incubation, pruned seeds, evaluations and counterfactuals included); its pick is trained out of that.",
+        f"The first {hosts} of these hosts, {CANDIDATES} candidates on each. A search may spend, on a host, this many "
+        "times what the policy's run there cost: incubation, pruned seeds, evaluations and counterfactuals included, what "
+        "the policy's own training cost not. Its pick is trained out of that. Mean scores; in brackets candidates tried.",
     ]
     for arm, verdict in section.searches[world].items():
-        low, high = verdict.multiple
         lines += [
             "",
-            f"{arm}: {_cell(verdict.policy.mean)}. Purses at which a search cannot be told from it: "
-            f"{_times(low)} to {_times(high)}.",
+            f"{arm}: {_cell(verdict.policy.mean)}. {_multiple(verdict)}",
             "",
-            "| purse | candidates tried | successive halving | each trained whole | policy minus the better |",
-            "|---|---|---|---|---|",
+            f"| purse | {' | '.join(verdict.found)} | policy minus the best of them |",
+            "|---" * (2 + len(verdict.found)) + "|",
         ]
         for place, multiple in enumerate(MULTIPLES):
-            halving, whole = (verdict.found[way][place].mean for way in ("halving", "whole"))
+            cells = (
+                f"{_cell(found[place].mean)} ({verdict.tried[kind][place]:.1f}"
+                f"{f', {used_up:.0%} used up' if (used_up := verdict.used_up[kind][place]) >= 0.005 else ''})"
+                for kind, found in verdict.found.items()
+            )
             lead = _cell(verdict.lead[place].mean, "+.3f")
-            lines.append(f"| {multiple} × | {verdict.tried[place]:.1f} | {_cell(halving)} | {_cell(whole)} | {lead} |")
-    return [*lines, "", f"![{world}, search]({PICTURES}/{section.gathered.name}/{world}-search.png)"]
+            lines.append(f"| {multiple} × | {' | '.join(cells)} | {lead} |")
+        lines += ["", f"![{world}, search]({PICTURES}/{section.gathered.name}/{_search_picture(world, arm)}.png)"]
+    return [
+        *lines,
+        "",
+        "Used up: the share of hosts and orders in which all candidates were tried, and more could have been paid for.",
+    ]
 
 
-def _times(multiple: float | None) -> str:
-    return f"more than {MULTIPLES[-1]} ×" if multiple is None else f"{multiple:.1f} ×"
+def _multiple(verdict: SearchVerdict) -> str:
+    low, high = verdict.multiple
+    if high == MULTIPLES[0]:
+        return f"A search is above it with every purse from {MULTIPLES[0]} × on."
+    if high is None and low >= MULTIPLES[-1]:
+        return f"No search reaches it with {MULTIPLES[-1]} ×."
+    end = f"beyond {MULTIPLES[-1]} ×" if high is None else f"{high:.1f} ×"
+    return f"Purses with which a search cannot be told from it: {low:.1f} × to {end}."
+
+
+def _search_picture(world: str, arm: str) -> str:
+    return f"{world}-{arm}-search"
 
 
 def _cell(estimate: Estimate, form: str = ".3f") -> str:
@@ -258,23 +281,19 @@ def _target_lines(gathered: Gathered, world: str) -> list[str]:
 
 
 # ---------------------------------------------------------------------- pictures
-def _search_figure(world: str, verdicts: dict[str, SearchVerdict]) -> Figure:
-    """Mean score against the purse: searches as curves, policies as points at 1."""
+def _search_figure(world: str, arm: str, verdict: SearchVerdict) -> Figure:
+    """Mean score against the purse: searches as curves, the policy as a point at 1."""
     figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=110)
     axes = figure.subplots()
-    labels = {"halving": "search, successive halving", "whole": "search, each trained whole"}
-    (first, *_) = verdicts.values()
-    for way, colour in (("halving", "#d1495b"), ("whole", "#8d99ae")):
-        ends = [summary.mean.interval for summary in first.found[way]]
-        values = [summary.mean.value for summary in first.found[way]]
-        axes.fill_between(
-            MULTIPLES, [low for low, _ in ends], [high for _, high in ends], color=colour, alpha=0.15, lw=0
-        )
-        axes.plot(MULTIPLES, values, "o-", color=colour, ms=4, label=labels[way])
-    for (arm, verdict), colour in zip(verdicts.items(), ("#1d3557", "#2a9d8f", "#e09f3e", "#7b5ea7") * 8, strict=False):
-        value, (low, high) = verdict.policy.mean.value, verdict.policy.mean.interval
-        axes.errorbar(1, value, yerr=[[value - low], [high - value]], fmt="D", ms=7, capsize=3, color=colour, label=arm)
-        axes.axhline(value, color=colour, lw=0.8, ls=":")
+    for (kind, found), colour in zip(verdict.found.items(), ("#d1495b", "#e09f3e", "#8d99ae"), strict=True):
+        ends = [summary.mean.interval for summary in found]
+        lows, highs = zip(*ends, strict=True)
+        axes.fill_between(MULTIPLES, lows, highs, color=colour, alpha=0.12, lw=0)
+        values = [summary.mean.value for summary in found]
+        axes.plot(MULTIPLES, values, "o-", color=colour, ms=4, label=f"search: {kind}")
+    value, (low, high) = verdict.policy.mean.value, verdict.policy.mean.interval
+    axes.errorbar(1, value, yerr=[[value - low], [high - value]], fmt="D", ms=7, capsize=3, color="#1d3557", label=arm)
+    axes.axhline(value, color="#1d3557", lw=0.8, ls=":")
     axes.set_xscale("log", base=2)
     axes.set_xticks(MULTIPLES, [f"{multiple} ×" for multiple in MULTIPLES])
     axes.set_xlabel("FLOPs in all, in multiples of the policy's run on the same host")

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from esper_ray.experiments.results.gathering import Gathered
 from esper_ray.experiments.results.plan import Plan
-from esper_ray.measuring.controls import BEST_SCHEDULE, INDEPENDENT
+from esper_ray.measuring.controls import BEST_SCHEDULE, INDEPENDENT, TRAINING_SCHEDULE
 from esper_ray.measuring.playing import Played
 from esper_ray.measuring.search.host_pool import HostPool
-from esper_ray.measuring.search.purse import MULTIPLES, Found, search_hosts
+from esper_ray.measuring.search.purse import MULTIPLES, SEARCHES, search_hosts
 from esper_ray.measuring.statistics import Summary, summarise_runs
 
 FloatArray = npt.NDArray[np.float64]
@@ -23,14 +23,24 @@ TARGETS = (0.90, 0.95)
 """Shares of the best playable control's final accuracy."""
 
 
-def above_playable(evaluation: dict[str, Any], arm: str) -> bool:
+PLAYABLE = tuple(control for control in INDEPENDENT if control != TRAINING_SCHEDULE)
+"""Controls that somebody could use in any world in place of the policy."""
+
+
+def above_playable(evaluation: dict[str, Any], arm: str, trainings: int) -> bool | None:
     """Whether an arm's mean score is above that of every control that can be played, with separated intervals.
 
     Args:
         evaluation: Of a study's report.
         arm: In it.
+        trainings: Of the arm.
+
+    Returns:
+        None where it cannot be said: a control did not play, or there are less than two trainings.
     """
     policies = evaluation["policies"]
+    if trainings < 2 or not set(PLAYABLE) <= policies.keys():
+        return None
     lowest = policies[arm]["score"]["mean_ci95"][0]
     return all(lowest > policies[name]["score"]["mean_ci95"][1] for name in policies if name in INDEPENDENT)
 
@@ -40,39 +50,57 @@ class SearchVerdict:
     """What a search on each host ends with, by purse, against a policy.
 
     Attributes:
-        found: With halving and without, M purses each; scores over the hosts.
-        lead: ``[M]``, policy minus the better of the two searches, on the same hosts.
+        found: By kind of search, M purses each; scores over the hosts.
+        lead: ``[M]``, policy minus the best of the searches, on the same hosts.
         policy: Its score on these hosts.
-        tried: ``[M]`` candidates of the search with halving, mean over the hosts.
+        tried: By kind of search ``[M]`` candidates, mean over the hosts.
+        used_up: Likewise the share of hosts and orders in which there were no more candidates to try.
     """
 
     found: dict[str, list[Summary]]
     lead: list[Summary]
     policy: Summary
-    tried: list[float]
+    tried: dict[str, list[float]]
+    used_up: dict[str, list[float]]
 
     @property
     def multiple(self) -> tuple[float, float | None]:
         """How many times the policy's compute a search needs to reach its mean score: the ends of a 95 % interval.
 
-        It holds the purses at which the two cannot be told apart. One that is never left within the purses tried has
-        no upper end, and a lower one of the largest purse at most.
+        The interval holds the purses at which the two cannot be told apart, from the first at which the policy is no
+        longer above the search to the last at which it is not yet below. What is reached at the smallest purse that was
+        tried, or before it, counts as that; what the largest does not reach counts as that or more, without an upper
+        end.
         """
         ends = [lead.mean.interval for lead in self.lead]
-        low = reached([lower for lower, _ in ends])
-        return (MULTIPLES[-1] if low is None else low), reached([upper for _, upper in ends])
+        if not np.isfinite(ends).all():
+            raise ValueError(f"leads must be numbers, got {ends}")
+        low = crossing([lower for lower, _ in ends])
+        high = last_crossing([upper for _, upper in ends])
+        return (MULTIPLES[-1] if low is None else low), high
 
 
-def reached(lead: Sequence[float]) -> float | None:
+def crossing(lead: Sequence[float]) -> float | None:
     """The smallest purse at which a lead is gone, between purses by their logarithm; None where it never is."""
-    if lead[0] <= 0.0:
+    gone = [place for place, value in enumerate(lead) if value <= 0.0]
+    return _between(lead, gone[0]) if gone else None
+
+
+def last_crossing(lead: Sequence[float]) -> float | None:
+    """The smallest purse from which on a lead stays gone; None where the largest still has it."""
+    there = [place for place, value in enumerate(lead) if value > 0.0]
+    if there and there[-1] == len(lead) - 1:
+        return None
+    return _between(lead, there[-1] + 1 if there else 0)
+
+
+def _between(lead: Sequence[float], place: int) -> float:
+    """Where between a purse and the one before it a lead vanishes."""
+    if place == 0:
         return float(MULTIPLES[0])
-    for place in range(1, len(lead)):
-        before, after = lead[place - 1], lead[place]
-        if after <= 0.0:
-            share = before / (before - after)
-            return float(MULTIPLES[place - 1] * (MULTIPLES[place] / MULTIPLES[place - 1]) ** share)
-    return None
+    before, after = lead[place - 1], lead[place]
+    share = before / (before - after)
+    return float(MULTIPLES[place - 1] * (MULTIPLES[place] / MULTIPLES[place - 1]) ** share)
 
 
 def search_verdict(pool: HostPool, played: Sequence[Played]) -> SearchVerdict:
@@ -86,25 +114,27 @@ def search_verdict(pool: HostPool, played: Sequence[Played]) -> SearchVerdict:
     hosts = len(pool.test_score)
     cost = np.mean([run.measures["training_flops"][:hosts] for run in played], axis=0)
     purse = np.array(MULTIPLES)[:, None] * cost
-    searches = {"halving": search_hosts(pool, purse, True), "whole": search_hosts(pool, purse, False)}
+    searches = {kind: search_hosts(pool, purse, first_rung) for kind, first_rung in SEARCHES.items()}
     results = {"policy": np.array([run.measures["score"][:hosts] for run in played])}
     shares = {"policy": np.array([run.shares[:hosts] for run in played])}
     predictions = played[0].predictions
-    for way, found in searches.items():
+    for kind, found in searches.items():
         for place in range(len(MULTIPLES)):
-            results[f"{way} {place}"] = found.score[place][None]
-            shares[f"{way} {place}"] = found.hits[place][None] / predictions
+            results[f"{kind} {place}"] = found.score[place][None]
+            shares[f"{kind} {place}"] = found.hits[place][None] / predictions
     summaries = summarise_runs(results, played[0].variants[:hosts], per_sample=shares)
-    found_by = {way: [summaries[f"{way} {place}"] for place in range(len(MULTIPLES))] for way in searches}
+    by_kind = {kind: [summaries[f"{kind} {place}"] for place in range(len(MULTIPLES))] for kind in searches}
     lead = [
         summaries["policy"] - max(of_purse, key=lambda summary: summary.mean.value)
-        for of_purse in zip(*found_by.values(), strict=True)
+        for of_purse in zip(*by_kind.values(), strict=True)
     ]
-    return SearchVerdict(found_by, lead, summaries["policy"], _mean_tried(searches["halving"]))
-
-
-def _mean_tried(found: Found) -> list[float]:
-    return [float(tried.mean()) for tried in found.tried]
+    return SearchVerdict(
+        by_kind,
+        lead,
+        summaries["policy"],
+        {kind: found.tried.mean(axis=1).tolist() for kind, found in searches.items()},
+        {kind: found.used_up.mean(axis=1).tolist() for kind, found in searches.items()},
+    )
 
 
 @dataclass(frozen=True)

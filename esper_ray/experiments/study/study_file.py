@@ -100,6 +100,8 @@ class Study(BaseModel):
     def _check(self) -> None:
         if self.preset not in PRESETS:
             raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if self.host_search > self.episodes:
+            raise UserError(f"host_search must be at most episodes, {self.episodes}, got {self.host_search}")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds must differ from each other, got {self.seeds}")
         if unknown := set(self.controls) - {*INDEPENDENT, *FOLLOWING}:

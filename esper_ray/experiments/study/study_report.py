@@ -32,7 +32,7 @@ def write_report(directory: StudyDirectory) -> dict[str, Any]:
     Returns:
         What study.json holds.
     """
-    report = summarise_study(StudyResults.read(directory))
+    report = summarise_study(StudyResults.read(directory)) | {"git_commit": git_commit()}
     replace_text(directory.path / "study.json", json.dumps(report, indent=2, default=str) + "\n")
     for name, figure in pictures(report).items():
         replace_figure(directory.path / f"{name}.png", figure)
@@ -56,7 +56,6 @@ def summarise_study(results: StudyResults) -> dict[str, Any]:
     """All results as plain values; intervals as :func:`esper_ray.measuring.statistics.summarise_runs` says."""
     return {
         "title": results.study.title,
-        "git_commit": git_commit(),
         "study": results.study.model_dump(),
         "arms": {arm: _arm(results, arm) for arm in results.study.arms},
         "evaluations": {name: _evaluation(name, results) for name in results.study.worlds},
@@ -141,8 +140,10 @@ def markdown(report: dict[str, Any], pictures_at: str = "", level: int = 1) -> s
         "Interquartile means (mean score: means) with 95 % intervals over training seeds, held-out hosts, drawn within "
         "their kinds, and test samples; score = accuracy/100 − rent, on the test split. GFLOP: training of one host, "
         "all evaluations on validation included. fossilised, pruned, cut: seeds per episode kept for good, "
-        f"pruned, removed unfinished at the end. Code: {report['git_commit'] or 'no checkout'}.",
+        "pruned, removed unfinished at the end.",
     ]
+    if "git_commit" in report:
+        lines[-1] += f" Code: {report['git_commit'] or 'no checkout'}."
     page = "\n".join(f"{'#' * (level - 1)}{line}" if line.startswith("#") else line for line in lines) + "\n"
     return page.replace("](", f"]({pictures_at}")
 

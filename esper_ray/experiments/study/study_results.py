@@ -30,6 +30,7 @@ class TrainingResults:
         epochs: Host epochs trained, at each point of the learning curve.
         scores: Committed validation score there.
         seconds: That the training took; None if that is not known.
+        weights_sha256: Of the policy that has played.
         played: What its policy, and those who follow it, did: by world and policy.
     """
 
@@ -37,6 +38,7 @@ class TrainingResults:
     epochs: list[float]
     scores: list[float]
     seconds: float | None
+    weights_sha256: str
     played: dict[str, dict[str, Played]]
 
     @property
@@ -99,6 +101,7 @@ def training_results(training: Training, playings: Sequence[StudyPlaying]) -> Tr
         score.epochs.tolist(),
         score.values.tolist(),
         float(seconds.mean() * training.config.run.iterations) if len(seconds) else None,
+        playings[0].settings()["weights_sha256"],
         {playing.evaluation: playing.kept() for playing in playings},
     )
 

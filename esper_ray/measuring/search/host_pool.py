@@ -7,7 +7,7 @@ one likes: a table of trained networks in place of trainings, as in Ying et al.,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from envs.seeding import Purpose, seed_sequence
 from envs.slots import SlotConfig
 from envs.vocabulary import NO_BLUEPRINT, Blueprint
 from esper_ray.config import EnvConfig
+from esper_ray.keeping.packed import pack, unpack
+from esper_ray.measuring.controls import BIG_BLUEPRINT
 from esper_ray.measuring.episodes import run_episodes
 from esper_ray.measuring.search.space import ScheduleSpace
 from esper_ray.process import settle
@@ -33,8 +35,12 @@ IntArray = npt.NDArray[np.int64]
 FEWER_EPOCHS = 3
 """By this factor the rungs of successive halving are apart."""
 
-CANDIDATES = 64
-"""On each host: about as many as a purse of 16 times a policy's run pays for."""
+CANDIDATES = 160
+"""On each host: about as many as a purse of 16 times a policy's run pays for, if that costs four times what growing
+nothing does."""
+
+GIVEN = 3
+"""Candidates that every search begins with."""
 
 ATTEMPTS = 100
 """At a candidate that has not been drawn, before the space counts as used up."""
@@ -62,20 +68,23 @@ def rungs(max_epochs: int) -> tuple[int, int, int]:
 
 
 def draw_candidates(env: EnvConfig, count: int, host_seed: int) -> list[Candidate]:
-    """Those that a search on a host can try: growing nothing, the schedule made by hand, then networks and schedules.
+    """Those that a search on a host can try: three that anybody would, then networks and schedules drawn at random.
 
-    Half are networks and half are schedules, as far as there are so many that differ. A network has one seed or more,
-    any number of them equally likely, in slots and of kinds drawn at random; schedules are drawn as the search over
-    schedules does.
+    The three are growing nothing, the schedule made by hand, and the network that is large from the start. Of the
+    others half are networks and half are schedules, as far as there are so many that differ. A network has one seed or
+    more, any number of them equally likely, in slots and of kinds drawn at random; schedules are drawn as the search
+    over schedules does.
 
     Args:
         env: The world.
-        count: C, at least 2; of a small space fewer come.
+        count: C, at least 3; of a small space fewer come.
         host_seed: Of the host; each host has its own candidates.
     """
     rng = np.random.default_rng(seed_sequence(Purpose.HOST_SEARCH, 0, host_seed))
     space = ScheduleSpace.of(env.make_task(), env.longest)
-    chosen = dict.fromkeys([Candidate(), Candidate(schedule=BY_HAND)])
+    big = BIG_BLUEPRINT[env.make_task().host.topology]
+    large = Candidate(network=tuple((slot, big) for slot in space.slots))
+    chosen = dict.fromkeys([Candidate(), Candidate(schedule=BY_HAND), large])
     while len(chosen) < count:
         for _ in range(ATTEMPTS):
             if len(chosen) % 2:
@@ -114,10 +123,16 @@ class HostPool:
     test_score: FloatArray
     hits: FloatArray
 
-    def compact(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays by name, in types that take little room."""
+    def texts(self) -> dict[str, str]:
+        """The arrays by name, packed, in types that take little room."""
         arrays = {name: array.astype(np.float32) for name, array in vars(self).items()}
-        return arrays | {"hits": self.hits.astype(np.uint8 if self.hits.max() < 256 else np.uint16)}
+        arrays["hits"] = self.hits.astype(np.uint8 if self.hits.max() < 256 else np.uint16)
+        return {name: pack(array) for name, array in arrays.items()}
+
+    @classmethod
+    def of_texts(cls, texts: Mapping[str, str]) -> HostPool:
+        """The inverse of :meth:`texts`, to 7 digits."""
+        return cls(**{name: unpack(text).astype(np.float64) for name, text in texts.items()})
 
     @classmethod
     def joined(cls, pools: Sequence[HostPool]) -> HostPool:

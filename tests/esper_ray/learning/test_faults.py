@@ -155,8 +155,13 @@ def test_killed_runners_cost_no_iteration_and_no_step_is_missing_or_counts_twice
 def replace_unnoticed(group, index):
     """Kill an idle runner, and return when Ray has made another."""
     actor = runner_actors(group)[index]
+    wait_for(actor)  # it may be a new one already, that is still being made
     ray.get(actor.apply.remote(lambda runner: threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()))
     time.sleep(1.0)
+    wait_for(actor)
+
+
+def wait_for(actor):
     deadline = time.monotonic() + 120
     while True:
         try:

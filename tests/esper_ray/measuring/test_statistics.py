@@ -50,6 +50,14 @@ def test_what_differs_between_kinds_of_host_alone_does_not_widen_the_interval():
         np.testing.assert_allclose(estimate.interval, estimate.value)
 
 
+@pytest.mark.parametrize("kinds", [[0, 1, 2, 3], [0, 0, 0, 1]])
+def test_hosts_that_are_alone_of_their_kind_vary_too(kinds):
+    values = np.array([[0.1, 0.3, 0.5, 0.9]])
+    low, high = summarise_runs({"policy": values}, kinds)["policy"].mean.interval
+    together = summarise_runs({"policy": values}, [0] * 4)["policy"].mean.interval
+    np.testing.assert_allclose((low, high), together, atol=0.05)
+
+
 def test_training_seeds_that_differ_widen_the_interval_although_every_host_agrees():
     hosts = np.zeros(64)
     alike = _estimate(np.stack([hosts, hosts, hosts]))["policy"].interval
@@ -139,6 +147,9 @@ def test_policies_that_played_other_hosts_are_refused():
         _estimate(np.zeros((1, 4)), control=np.zeros((1, 5)))
     with pytest.raises(ValueError, match="same hosts"):
         summarise_runs({"policy": np.zeros((1, 4))}, kinds=[0])
+    results = {"policy": np.zeros((3, 2)), "follower": np.zeros((2, 2))}
+    with pytest.raises(ValueError, match="follower has 2 rows, and others that come from policy 3"):
+        summarise_runs(results, [0, 0], origins={"follower": "policy"})
     with pytest.raises(ValueError, match="same samples"):
         summarise_runs(
             {"policy": np.zeros((1, 1)), "control": np.zeros((1, 1))},

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -16,6 +18,7 @@ from esper_ray.experiments.results.kept_units import KeptUnits
 from esper_ray.experiments.results.making import UnitMaker, differing
 from esper_ray.experiments.results.plan import Plan, Unit
 from esper_ray.experiments.study.study_parts import StudyInterruptedError
+from esper_ray.measuring.search.host_pool import train_pool
 from tests.esper_ray.experiments.study.small import FakeTraining
 from tests.places import ROOT
 
@@ -78,6 +81,9 @@ class Workshop:
 
     def plan(self):
         return Plan(self.path / "results")
+
+    def maker(self):
+        return UnitMaker(self.plan(), self.kept, self.path / "runs", 0, Console(quiet=True))
 
 
 @pytest.fixture
@@ -174,36 +180,71 @@ def test_figures_that_are_others_are_noticed_whatever_they_are(done):
         assert differing(one, other)
 
 
-def test_other_code_makes_everything_anew_and_nothing_of_both_meets_in_a_table(workshop, monkeypatch):
+def test_what_other_code_has_made_is_missing(workshop, monkeypatch):
     workshop.command("--unit", "small/controls.same")
-    workshop.command("--unit", "small/learned.seed-0")
-    before = workshop.kept.made(Unit("small", "controls", "same")).code
-    monkeypatch.setattr(plan, "code_hash", lambda files: f"other {[file.name for file in files]}")
-    assert len(workshop.command("--list").splitlines()) == len(ORDER)
-    assert "made" not in workshop.command("--list").replace("missing", "")
-    workshop.command("--unit", "small/learned.seed-1")
-    found = gather(workshop.plan(), workshop.kept, "small")
-    assert {of.code for of in found.made.values()} == {before}
-    assert not found.current
-    assert [training.seed for training in found.results.trainings["learned"]] == [0]
-    page = workshop.command("--page-only") and (workshop.path / "docs" / "results.md").read_text()
-    assert "which is no longer that of the code at hand" in page
+    page = workshop.command("--unit", "small/learned.seed-0") and (workshop.path / "docs" / "results.md").read_text()
     assert "**Missing**: learned.seed-1, search.same." in page
-    assert "Missing: 0 of 3 units are made, too few for a table." in page
+    assert gather(workshop.plan(), workshop.kept, "small") is not None
+    monkeypatch.setattr(plan, "code_hash", lambda files: f"other {[file.name for file in files]}")
+    assert set(workshop.command("--list").splitlines()) == {f"{unit}: missing" for unit in ORDER}
+    workshop.command("--unit", "small/learned.seed-1")
+    assert gather(workshop.plan(), workshop.kept, "small") is None
+    page = workshop.command("--page-only") and (workshop.path / "docs" / "results.md").read_text()
+    assert "**Missing**: 1 of 4 units are made, too few for a table." in page
+    assert "| policy |" not in page
 
 
-def test_code_that_is_changed_while_a_unit_is_made_makes_no_unit(workshop, monkeypatch):
-    hashes = iter(["one", "one", "other", "other"])
+def test_code_that_is_changed_while_a_unit_is_made_makes_none_and_leaves_nothing_to_go_on_with(workshop, monkeypatch):
+    hashes = iter(["one"] * 2 + ["other"] * 2 + ["one"] * 8)
     monkeypatch.setattr(plan, "code_hash", lambda files: next(hashes))
-    maker = UnitMaker(workshop.plan(), workshop.kept, workshop.path / "runs", 0, Console(quiet=True))
-    with pytest.raises(UserError, match="changed while it was made"):
-        maker.make(Unit("small", "controls", "same"))
-    assert not list((workshop.path / "kept").rglob("*"))
+    unit = Unit("small", "controls", "same")
+    with pytest.raises(UserError, match="the study was changed while it was made"):
+        workshop.maker().make(unit)
+    assert not workshop.maker().is_made(unit)
+    assert [path.name.split("-")[:2] for path in (workshop.path / "runs").iterdir()] == [["one", "changed"]]
+
+
+def test_a_file_that_was_written_meanwhile_is_a_change_even_if_it_is_as_before(workshop, monkeypatch):
+    monkeypatch.setattr("esper_ray.experiments.results.making.changed_since", lambda began: [ROOT / "envs" / "a.py"])
+    with pytest.raises(UserError, match=r"envs/a\.py was changed while it was made"):
+        workshop.maker().make(Unit("small", "controls", "same"))
+
+
+def test_a_policy_that_is_another_than_on_its_trainers_table_is_not_played(workshop):
+    workshop.command("--unit", "small/learned.seed-0")
+    file = workshop.kept.file(Unit("small", "training", "learned", 0))
+    content = json.loads(file.read_text())
+    content["figures"]["weights_sha256"] = "others"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"another one than that of small/learned\.seed-0"):
+        workshop.command("--unit", "elsewhere/learned.seed-0")
+
+
+def test_a_search_that_was_interrupted_trains_no_host_twice(workshop, monkeypatch):
+    trained = []
+
+    def interrupted(env, seed, count):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(seed)
+        return train_pool(env, seed, count)
+
+    def counted(env, seed, count):
+        trained.append(seed)
+        return train_pool(env, seed, count)
+
+    unit = Unit("small", "search", "same")
+    for function, ends in ((interrupted, pytest.raises(KeyboardInterrupt)), (counted, nullcontext())):
+        monkeypatch.setattr("esper_ray.experiments.results.making.train_pool", function)
+        with ends:
+            workshop.maker().make(unit)
+    assert len(set(trained)) == len(trained) == 2
+    assert workshop.maker().is_made(unit)
 
 
 def test_an_interrupted_training_keeps_nothing_and_goes_on(workshop):
     workshop.monkeypatch.setattr(esper_ray.learning.training, "train", FakeTraining(stop_after=1))
-    maker = UnitMaker(workshop.plan(), workshop.kept, workshop.path / "runs", 0, Console(quiet=True))
+    maker = workshop.maker()
     unit = Unit("small", "training", "learned", 0)
     with pytest.raises(StudyInterruptedError):
         maker.make(unit)
@@ -223,25 +264,48 @@ def test_a_damaged_file_is_named(workshop):
         workshop.command("--list")
 
 
-def test_the_hash_is_of_every_file_that_matters_and_of_no_other(tmp_path):
+@pytest.fixture
+def checkout(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)
+
     for package in code_hash.PACKAGES:
         (tmp_path / package / "__pycache__").mkdir(parents=True)
         (tmp_path / package / "a.py").write_text("one")
-    (tmp_path / "constraints.txt").write_text("torch==1")
-    study, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    (tmp_path / "constraints.txt").write_text("absent-package==1\n")
+    (tmp_path / ".gitignore").write_text("__pycache__\n")
+    git("init", "-q")
+    git("add", ".")
+    return tmp_path
+
+
+def test_the_hash_is_of_every_file_that_matters_and_of_no_other(checkout):
+    study, other = checkout / "a.yaml", checkout / "b.yaml"
     study.write_text("seeds: 1")
     other.write_text("seeds: 1")
-    first = code_hash.code_hash([study], tmp_path)
-    seen = {first, code_hash.code_hash([study, other], tmp_path)}
-    (tmp_path / "envs" / "__pycache__" / "a.pyc").write_text("two")
-    (tmp_path / "docs.md").write_text("two")
-    assert code_hash.code_hash([study], tmp_path) == first
-    for path in ("envs/a.py", "policies/b.txt", "esper_ray/a.py", "constraints.txt", "a.yaml"):
-        (tmp_path / path).write_text("two")
-        seen.add(code_hash.code_hash([study], tmp_path))
+    first = code_hash.code_hash([study], checkout)
+    seen = {first, code_hash.code_hash([study, other], checkout)}
+    (checkout / "envs" / "__pycache__" / "a.pyc").write_text("two")
+    (checkout / "docs.md").write_text("two")
+    assert code_hash.code_hash([study], checkout) == first
+    for path in ("envs/a.py", "policies/a.py", "esper_ray/a.py", "constraints.txt", "a.yaml"):
+        (checkout / path).write_text("two")
+        seen.add(code_hash.code_hash([study], checkout))
     assert len(seen) == 7
-    with pytest.raises(UserError, match=r"has no constraints.txt: clone the repository"):
-        code_hash.code_hash([study], tmp_path / "envs")
+    assert {path.name for path in code_hash.changed_since(0.0, checkout)} == {"a.py"}
+    assert not code_hash.changed_since(2e10, checkout)
+
+
+def test_files_that_git_does_not_know_and_other_versions_are_refused(checkout, tmp_path_factory):
+    (checkout / "constraints.txt").write_text("numpy==0.0.1\n")
+    with pytest.raises(UserError, match=r"figures are made with numpy 0\.0\.1, and .* is installed: run make install"):
+        code_hash.code_hash([], checkout)
+    (checkout / "envs" / "b.py").write_text("one")
+    with pytest.raises(UserError, match=r"commit or remove envs/b\.py"):
+        code_hash.code_hash([], checkout)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with pytest.raises(UserError, match=r"has no constraints\.txt: clone the repository"):
+        code_hash.code_hash([], elsewhere)
 
 
 def test_the_repositorys_plan_can_be_read():

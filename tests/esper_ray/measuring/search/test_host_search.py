@@ -1,5 +1,7 @@
 """A search on a single host: what it can try, what it pays, what it picks."""
 
+import json
+
 import numpy as np
 import torch
 
@@ -15,7 +17,8 @@ from esper_ray.measuring.search.host_pool import (
     rungs,
     train_pool,
 )
-from esper_ray.measuring.search.purse import search_hosts
+from esper_ray.measuring.search.purse import SEARCHES, search_hosts
+from policies.schedule import BY_HAND
 from policies.scripted import FixedSchedule, NeverGrow
 
 torch.set_num_threads(1)
@@ -36,8 +39,11 @@ def pool_of(score, cost, test):
     )
 
 
-def found(pool, *purses, halving=True):
-    return search_hosts(pool, np.array(purses, float)[:, None], halving)
+HALVING, WHOLE = SEARCHES["halving"], SEARCHES["each trained whole"]
+
+
+def found(pool, *purses, first_rung=HALVING):
+    return search_hosts(pool, np.array(purses, float)[:, None], first_rung)
 
 
 def test_what_a_purse_buys_is_what_can_be_counted_by_hand():
@@ -48,7 +54,7 @@ def test_what_a_purse_buys_is_what_can_be_counted_by_hand():
     assert result.tried[:, 0].tolist() == [1, 1, 1, 2]
     np.testing.assert_allclose(result.score[:, 0], [0.5, 0.5, 0.5, 0.7])
     np.testing.assert_allclose(result.hits[:, 0, 0], [0, 0, 0, 1])
-    whole = found(pool, 3 * 3.0 + 2 * 0.5 - 0.01, 3 * 3.0 + 2 * 0.5, halving=False)
+    whole = found(pool, 3 * 3.0 + 2 * 0.5 - 0.01, 3 * 3.0 + 2 * 0.5, first_rung=WHOLE)
     assert whole.tried[:, 0].tolist() == [1, 2]
     np.testing.assert_allclose(whole.score[:, 0], [0.5, 0.5])  # at the end the first one is ahead
 
@@ -57,16 +63,16 @@ def test_without_a_limit_the_best_by_validation_is_picked_whatever_the_order():
     rng = np.random.default_rng(0)
     score = np.repeat(rng.random(20)[:, None], 3, axis=1)  # whoever is ahead at the first rung stays so
     test = rng.random(20)
-    for halving in (True, False):
-        result = found(pool_of(score, np.ones(20), test), 1e9, halving=halving)
+    for first_rung in SEARCHES.values():
+        result = found(pool_of(score, np.ones(20), test), 1e9, first_rung=first_rung)
         np.testing.assert_allclose(result.score, test[score[:, 0].argmax()])
-        assert result.tried.tolist() == [[20]]
+        assert (result.tried.tolist(), result.used_up.tolist()) == ([[20]], [[1]])
 
 
 def test_more_compute_tries_no_fewer_and_halving_tries_more():
     rng = np.random.default_rng(1)
     pool = pool_of(rng.random((30, 3)), rng.uniform(0.5, 2.0, 30), rng.random(30))
-    halved, whole = (found(pool, 3, 6, 12, 24, halving=halving).tried[:, 0] for halving in (True, False))
+    halved, whole = (found(pool, 3, 6, 12, 24, first_rung=rung).tried[:, 0] for rung in (HALVING, WHOLE))
     assert (np.diff(halved) >= 0).all()
     assert (np.diff(whole) >= 0).all()
     assert (halved[1:] >= whole[1:]).all()
@@ -75,20 +81,40 @@ def test_more_compute_tries_no_fewer_and_halving_tries_more():
 def test_hosts_of_fewer_candidates_are_searched_as_if_they_were_alone():
     rng = np.random.default_rng(2)
     small, large = (pool_of(rng.random((n, 3)), np.ones(n), rng.random(n)) for n in (4, 9))
-    together = search_hosts(HostPool.joined([small, large]), np.full((1, 2), 40.0), halving=False)
+    together = search_hosts(HostPool.joined([small, large]), np.full((1, 2), 40.0), WHOLE)
     assert together.tried.tolist() == [[4, 9]]
+    assert together.used_up.tolist() == [[1, 1]]
     best = small.score[0, :, -1].argmax()
     np.testing.assert_allclose(together.score[0, 0], small.test_score[0, best])
 
 
-def test_candidates_are_growing_nothing_the_schedule_by_hand_and_as_many_networks_as_schedules():
-    candidates = draw_candidates(ENV, 20, SEED)
-    assert candidates == draw_candidates(ENV, 20, SEED)
-    assert len(set(candidates)) == 20
+def test_a_search_that_costs_more_with_fewer_candidates_takes_the_most_that_its_purse_pays_for():
+    """The dear one is ahead of the first at the first rung, and is not trained on once the third is there."""
+    pool = pool_of([[0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [0.3, 0.3, 0.3]], [1.0, 9.0, 1.0], [0.1, 0.2, 0.3])
+    two, three = (10 + 1.0) + 2 * (9 + 0.5), (11 + 1.5) + 2 * (1 + 0.5)
+    assert three < two
+    assert found(pool, three).tried.tolist() == [[3]]
+    np.testing.assert_allclose(found(pool, three).score, 0.3)
+
+
+def test_candidates_are_what_anybody_would_try_and_as_many_networks_as_schedules():
+    candidates = draw_candidates(ENV, 21, SEED)
+    assert candidates == draw_candidates(ENV, 21, SEED)
+    assert len(set(candidates)) == 21
     assert candidates[0] == Candidate()
-    networks = [candidate for candidate in candidates[2:] if candidate.network]
-    assert len(networks) == 9
-    assert all(candidate.schedule.plans for candidate in candidates[1:] if not candidate.network)
+    assert candidates[1].schedule == BY_HAND
+    assert candidates[2].network == tuple((slot, Blueprint.CONV_LIGHT) for slot in range(3))
+    drawn = candidates[3:]
+    assert sum(bool(candidate.network) for candidate in drawn) == 9
+    assert all(candidate.network or candidate.schedule.plans for candidate in drawn)
+
+
+def test_what_is_kept_as_text_comes_back():
+    rng = np.random.default_rng(3)
+    pool = pool_of(rng.random((5, 3)), rng.random(5), rng.random(5))
+    again = HostPool.of_texts(json.loads(json.dumps(pool.texts())))
+    for name, array in vars(pool).items():
+        np.testing.assert_allclose(getattr(again, name), array, rtol=1e-6)
 
 
 def test_networks_are_there_from_the_start():
@@ -101,17 +127,17 @@ def test_networks_are_there_from_the_start():
 
 
 def test_a_pool_is_what_its_candidates_do_alone():
-    pool = train_pool(ENV, SEED, 4)
-    candidates, slots = draw_candidates(ENV, 4, SEED), ENV.make_task().slots
+    pool = train_pool(ENV, SEED, 5)
+    candidates, slots = draw_candidates(ENV, 5, SEED), ENV.make_task().slots
     alone = run_episodes(NeverGrow(slots), ENV, [SEED])
     assert pool.test_score[0, 0] == alone.score[0]
     assert pool.hits[0, 0].sum() == round(alone.accuracy[0] / 100 * pool.hits.shape[2])
-    network = next(index for index, candidate in enumerate(candidates) if candidate.network)
+    network = 3
     grown = grown_from_start([candidates[network].network], slots)
     alone = run_episodes(NeverGrow(slots), ENV, [SEED], grown=grown)
-    np.testing.assert_allclose(pool.test_score[0, network], alone.score[0], atol=0.02)  # sums are in another order
+    np.testing.assert_allclose(pool.test_score[0, network], alone.score[0], atol=0.01)  # sums are in another order
     by_hand = run_episodes(FixedSchedule(slots, ENV.max_epochs), ENV, [SEED])
-    np.testing.assert_allclose(pool.test_score[0, 1], by_hand.score[0], atol=0.02)
+    np.testing.assert_allclose(pool.test_score[0, 1], by_hand.score[0], atol=0.01)
     assert rungs(ENV.max_epochs) == (2, 6, 18)
     # What growing nothing costs is proportional to its epochs.
     np.testing.assert_allclose(pool.training_flops[0, 0] / pool.training_flops[0, 0, -1], [1 / 9, 1 / 3, 1.0])
