@@ -195,8 +195,8 @@ def _search_lines(world: str, section: Section) -> list[str]:
         f"### {world}: what a search on each host ends with",
         "",
         f"The first {hosts} of these hosts, {CANDIDATES} candidates on each. A search may spend, on a host, this many "
-        "times what the policy's run there cost: incubation, pruned seeds, evaluations and counterfactuals included, what "
-        "the policy's own training cost not. Its pick is trained out of that. Mean scores; in brackets candidates tried.",
+        "times what the policy's run there cost: incubation, pruned seeds, evaluations and counterfactuals included, "
+        "the policy's own training not. Its pick is trained out of that. Mean scores; in brackets candidates tried.",
     ]
     for arm, verdict in section.searches[world].items():
         lines += [

@@ -25,12 +25,12 @@ from tests.places import ROOT
 SMALL = {
     "title": "Small ones",
     "preset": "debug",
-    "settings": {"max_epochs": 18, "hosts_per_runner": 2, "iterations": 2},
+    "settings": {"max_epochs": 12, "hosts_per_runner": 2, "iterations": 2},
     "seeds": 2,
     "evaluations": {"same": None},
     "episodes": 4,
     "controls": ["never_grow", "fixed_schedule", "best_schedule", "static_final"],
-    "search_epochs": 1200,
+    "search_epochs": 720,
     "host_search": 2,
 }
 ELSEWHERE = {
@@ -56,7 +56,7 @@ class Workshop:
 
     def __init__(self, path, monkeypatch):
         self.path, self.monkeypatch = path, monkeypatch
-        monkeypatch.setattr("esper_ray.experiments.results.making.CANDIDATES", 6)
+        monkeypatch.setattr("esper_ray.experiments.results.making.CANDIDATES", 5)
         self.write("small", SMALL)
         self.write("elsewhere", ELSEWHERE)
         (path / "results").mkdir()
