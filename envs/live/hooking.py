@@ -40,7 +40,8 @@ class SlotHook:
         # No other hook gets its number, not even in a process that unpickles it: torch goes on behind it.
         self._number = RemovableHandle(self._module._forward_hooks)
         self._always = any(isinstance(module, nn.TransformerEncoderLayer) for module in around)
-        self._forwards: tuple[Any, Any] = (None, None)  # the module's own attribute if it has one, and the other one
+        self._own: Any = None  # the attribute ``forward`` that the module had of itself, if it had one
+        self._other: Any = None
 
     def follow(self, grows: bool) -> None:
         """Be there if it is needed.
@@ -62,21 +63,22 @@ class SlotHook:
         for number in behind:
             hooks.move_to_end(number)  # type: ignore[attr-defined]
         if not self._always:
-            self._forwards = theirs, ours = self._another_forward()
-            vars(self._module)["forward"] = ours
+            attributes = vars(self._module)
+            theirs = attributes.get("forward")
+            self._own, self._other = theirs, self._another(theirs)
+            attributes["forward"] = self._other
 
-    def _another_forward(self) -> tuple[Any, Any]:
-        """The attribute that the module has of itself, if it has one, and one that does the same."""
-        theirs = vars(self._module).get("forward")
-        return theirs, MethodType(type(self._module).forward, self._module) if theirs is None else partial(theirs)
+    def _another(self, theirs: Any) -> Any:
+        """What does the same; again the one of the time before, which compiled code knows."""
+        if theirs is None:
+            return MethodType(type(self._module).forward, self._module)
+        return self._other if theirs is self._own else partial(theirs)
 
     def remove(self) -> None:
         """Leave the module as it would be without the slot."""
         self._module._forward_hooks.pop(self._number.id, None)
-        attributes, (theirs, ours) = vars(self._module), self._forwards
-        if ours is not None and attributes.get("forward") is ours:
-            if theirs is None:
-                del attributes["forward"]
-            else:
-                attributes["forward"] = theirs
-        self._forwards = None, None
+        attributes = vars(self._module)
+        if self._other is not None and attributes.get("forward") is self._other:
+            del attributes["forward"]
+            if self._own is not None:
+                attributes["forward"] = self._own

@@ -164,6 +164,7 @@ def test_a_copy_grows_by_itself(copying, growing):
     (theirs,) = other.growth.slots()
     other[0].register_forward_hook(lambda *_: None)
     theirs.empty()
+    assert "forward" not in vars(other[0])
     assert same(other(x), plain)
     assert same(model(x), before)
     grow_in(theirs)
@@ -232,8 +233,8 @@ def test_compiled_code_sees_seeds_come_and_go_and_is_compiled_once_for_each(forw
             compilations.append(counter.frame_count)
             slot.empty()
             torch.testing.assert_close(compiled(x), plain)
-    assert compilations[0] <= 2
-    assert counter.frame_count <= 2 + (forward in (method, function, a_partial))  # another stand-in each time
+    assert compilations == [counter.frame_count] * 2
+    assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize("part", ["encoder.layers.0", "encoder.layers.0.linear1", "encoder.layers.1.norm2"])
