@@ -1,12 +1,15 @@
 """The policies that ship with the package, in the worlds of their training, at four horizons.
 
-``python -m benchmarks.shipped --page docs/grow.md``; ``studies/shipped.sh`` trains them and calls it.
+``python -m benchmarks.shipped --json FILE --page docs/grow.md``; ``studies/shipped.sh`` trains them and calls it. The
+results are kept in the file after every task and horizon, and a run that was cut off goes on from what it has.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -16,6 +19,7 @@ from rich.progress import track
 from benchmarks.harness import Report, Table
 from benchmarks.live import described, interval
 from esper_ray.config import EnvConfig
+from esper_ray.keeping.writing import replace_text
 from esper_ray.live.policies import SHIPPED
 from esper_ray.measuring.playing import Played, Playing, play_all
 from esper_ray.measuring.trained import Trained, World
@@ -50,21 +54,27 @@ class Shipped:
             for world in _worlds(trained)
             for epochs in HORIZONS
         ]
-        played = play_all(playings, self.workers)
-        results = {
-            (playing.env.task, playing.env.longest): of_policies
-            for playing, of_policies in track(played, "episodes", len(playings), console=console, transient=True)
-        }
-        rows = [
-            _row(playing.env.task, playing.env.longest, results[playing.env.task, playing.env.longest])
-            for playing in playings
-        ]
+        kept = self._kept()
+        missing = [playing for playing in playings if _name(playing.env) not in kept]
+        played = play_all(missing, self.workers)
+        for playing, results in track(played, "episodes", len(missing), console=console, transient=True):
+            row = _row(playing.env.task, playing.env.longest, results)
+            kept[_name(playing.env)] = {"row": row, "ahead": _ahead(results)}
+            if self.json is not None:
+                replace_text(self.json, json.dumps({"cut off": True, "kept": kept}, indent=2) + "\n")
+        rows = [tuple(kept[_name(playing.env)]["row"]) for playing in playings]
         report = Report("shipped", tables=[Table("Committed scores", HEADER, rows)], notes=[NOTE])
-        ahead = {f"{task} {epochs}": _ahead(of_policies) for (task, epochs), of_policies in sorted(results.items())}
-        report.headline = {"shipped_minus_never_grow": ahead}
+        report.headline = {"shipped_minus_never_grow": {name: kept[name]["ahead"] for name in sorted(kept)}}
         report.publish(console, self.json)
         if self.page is not None:
             report.write_into(self.page)
+
+    def _kept(self) -> dict[str, dict[str, Any]]:
+        """What a run before has found, by task and horizon, if it was cut off."""
+        if self.json is None or not self.json.exists():
+            return {}
+        found: dict[str, dict[str, Any]] = json.loads(self.json.read_text()).get("kept", {})
+        return found
 
 
 HEADER = (
@@ -82,6 +92,10 @@ NOTE = (
     "network's accuracy minus rent for its parameters. Cut off are seeds that were unfinished when the episode ended: "
     "they are removed there, where `commit()` would have asked first."
 )
+
+
+def _name(env: EnvConfig) -> str:
+    return f"{env.task} {env.longest}"
 
 
 def _worlds(trained: Trained) -> list[EnvConfig]:

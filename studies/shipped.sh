@@ -42,4 +42,4 @@ collect text --max-epochs 60 --policies random_valid --episodes 16 --seed 2
 rm -rf $shipped/sequences_and_vectors
 cp -r "$runs/sequences_and_vectors/policy" $shipped/sequences_and_vectors
 
-.venv/bin/python -m benchmarks.shipped --page docs/grow.md
+.venv/bin/python -m benchmarks.shipped --json studies/kept/shipped.json --page docs/grow.md

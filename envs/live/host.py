@@ -45,7 +45,7 @@ class LiveHost:
     Of the policy's S slots the first ones are the model's; the others are disabled.
 
     Args:
-        model: Becomes a host: gets the submodule ``growth`` and a forward hook at every slot.
+        model: Becomes a host: gets the submodule ``growth``, and forward hooks where seeds are.
         optimizer: Trains it.
         places: Where it can grow, in the order in which data passes them.
         devices: Where each of them is.

@@ -146,10 +146,10 @@ def check_ungrown(model: nn.Module) -> None:
 
 
 def graft(model: nn.Module, growth: Growth) -> None:
-    """Make the slots a submodule of the model, and hook them to its modules."""
+    """Make the slots a submodule of the model, and let them watch its modules."""
     model.add_module(GROWTH, growth)
     for slot in growth.slots():
-        model.get_submodule(slot.place.name).register_forward_hook(slot.hook)
+        slot.watch(model)
 
 
 def uproot(model: nn.Module) -> None:
@@ -184,12 +184,10 @@ def make_room(model: nn.Module, state: Mapping[str, Any], example: Example, batc
 
 
 def prune_empty(model: nn.Module, growth: Growth) -> None:
-    """Take away the slots of a model that have no seed, with their hooks, and the submodule if it is empty then."""
+    """Take away the slots of a model that have no seed, and the submodule if it is empty then."""
     for name, slot in list(growth.named_slots()):
         if slot.seed_kind is None:
-            hooks = model.get_submodule(slot.place.name)._forward_hooks
-            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is slot]:
-                del hooks[key]
+            slot.unwatch()
             delattr(growth, name)
     if not growth.slots():
         delattr(model, GROWTH)

@@ -1,4 +1,4 @@
-"""One slot of a live host: a hook on a module's output, and the seed that grows there."""
+"""One slot of a live host: the seed that grows on a module's output, and what it makes of that."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from envs.batched.kernels.operators import TorchAlone
 from envs.batched.parameters import ParameterSpecs
 from envs.blueprints import blueprints_for
 from envs.blueprints.base import LadderModule
+from envs.live.hooking import SlotHook
 from envs.live.places import LiveError, Place
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, LIMIT_EPS, gate_parameters
 from envs.vocabulary import INTERNAL_MAX_LEVEL, AlphaAlgorithm, Blueprint
@@ -56,6 +57,7 @@ class LiveSlot(nn.Module):
 
     alpha: Tensor
     like: Tensor
+    _watching: SlotHook | None = None
 
     def __init__(self, place: Place, device: torch.device) -> None:
         super().__init__()
@@ -74,6 +76,23 @@ class LiveSlot(nn.Module):
         self._parameters.clear()
         for name in STATE:
             self._buffers.pop(name, None)
+        self._follow_seed()
+
+    # ------------------------------------------------------------------ its module
+    def watch(self, model: nn.Module) -> None:
+        """Change what a model's module gives, from now on."""
+        self._watching = SlotHook(model, self.place.name, self.hook)
+        self._follow_seed()
+
+    def unwatch(self) -> None:
+        """Let it be again."""
+        if self._watching is not None:
+            self._watching.remove()
+        self._watching = None
+
+    def _follow_seed(self) -> None:
+        if self._watching is not None:
+            self._watching.follow(self.seed_kind is not None)
 
     # ------------------------------------------------------------------ the seed
     def specs(self, kind: Blueprint, algorithm: AlphaAlgorithm, level: int) -> ParameterSpecs:
@@ -91,6 +110,7 @@ class LiveSlot(nn.Module):
         for name, value in (("blueprint", int(kind)), ("algorithm", int(AlphaAlgorithm.ADD)), ("level", 0)):
             self.register_buffer(name, torch.tensor(value, device=device))
         self.register_buffer("alpha", torch.zeros((), device=device))
+        self._follow_seed()
 
     def set_form(self, algorithm: AlphaAlgorithm, level: int, generator: np.random.Generator) -> None:
         """Let the seed blend by an algorithm and have these internal levels.

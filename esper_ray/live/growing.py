@@ -72,7 +72,8 @@ def grow(
     :meth:`Grower.commit` at the end. ``docs/grow.md`` has a loop, what happens in it, and what it costs.
 
     Args:
-        model: On its device already, not compiled yet. It gets a submodule ``growth`` and a forward hook at each slot.
+        model: On its device already, not compiled yet. It gets a submodule ``growth``, and a forward hook where a seed
+            is.
         optimizer: Of the model. Seeds join its groups.
         slots: Modules on whose outputs seeds can grow: names, globs (``body.*`` is what lies directly in ``body``) or
             last parts of names. Without them the error lists the candidates.
