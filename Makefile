@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= runs/digits_impaired-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help install train results test test-cluster lint clean
+.PHONY: help install outside train results test test-cluster lint clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -16,6 +16,19 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "esper-ray needs Python 3.11 or newer, this is %s: try make PYTHON=python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,dev,graph,lightning,redis]'
+	@touch $@
+
+outside: .venv-outside/.installed .venv-dacbench/.installed  ## Create the virtual environments of benchmarks.outside.
+
+.venv-outside/.installed: pyproject.toml constraints.txt benchmarks/outside_requirements.txt
+	$(PYTHON) -m venv .venv-outside
+	.venv-outside/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data]'
+	.venv-outside/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/outside_requirements.txt
+	@touch $@
+
+.venv-dacbench/.installed: benchmarks/dacbench_requirements.txt
+	$(PYTHON) -m venv .venv-dacbench
+	.venv-dacbench/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/dacbench_requirements.txt
 	@touch $@
 
 train: $(STAMP)  ## Train on digits_impaired (five to ten minutes on 2 cores), evaluate, draw one episode.
@@ -39,4 +52,4 @@ lint: $(STAMP)  ## ruff, mypy --strict, import-linter.
 	$(BIN)/lint-imports
 
 clean:  ## Remove what make install made.
-	rm -rf $(VENV) *.egg-info
+	rm -rf $(VENV) .venv-outside .venv-dacbench *.egg-info
