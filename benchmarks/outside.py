@@ -129,7 +129,8 @@ class Outside:
             for lr in sorted({setting.lr for setting in GRID})
         }
         static_lr = max(static_tried, key=static_tried.__getitem__)
-        rows, ahead = [], {}
+        rows: list[tuple[str, ...]] = []
+        ahead = {}
         for rival in track(RIVALS, f"{name}: budgets", console=console, transient=True):
             grown = [grown_network(task, chosen, flops[rival], seed) for seed in range(self.seeds)]
             sizes = [hidden_widths(model) for model, _ in grown]
@@ -148,7 +149,7 @@ class Outside:
                 numbers = (described(accuracies, 1), f"{count:,.0f}", f"{cost / 1e9:.2f}")
                 rows.append((name, RIVALS[rival], network, *numbers))
             ahead[RIVALS[rival]] = round(float(np.mean(theirs) - np.mean(ours["accuracy"])), 2)
-        grid = [
+        grid: list[tuple[str, ...]] = [
             (name, str(setting), f"{value:.1f}", "chosen" * (setting == chosen)) for setting, value in tried.items()
         ]
         grid += [
