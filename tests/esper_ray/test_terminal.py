@@ -50,8 +50,11 @@ def test_there_is_one_place_that_makes_consoles_and_nobody_writes_markup():
 def test_what_the_program_cites_is_there():
     for path in SOURCES:
         for page in re.findall(r"\b(?:docs/(?:[\w-]+/)*)?[\w-]+\.md\b", path.read_text()):
-            made, root = {"study.md", "tune.md", "comparison.md"}, Path(esper_ray.__file__).parents[1]
-            places = [root, root / "docs"] if path.stem.endswith("_page") else [root]  # who writes a page is told where
+            made = {"study.md", "tune.md", "comparison.md", "results.md"}
+            root = Path(esper_ray.__file__).parents[1]
+            # Who writes a page is told where.
+            told = [root / "docs", root / "studies" / "results"] if path.stem.endswith("_page") else []
+            places = [root, *told]
             assert page in made or any((place / page).is_file() for place in places), (path, page)
 
 
