@@ -100,7 +100,7 @@ class EsperPPO(FactoredAlgorithm, PPO):
         played, streams = self.config.played(self.iteration), itertools.count(self.iteration, AGAIN)
         for number, length in enumerate(_fragments(played.rollout_length, self.config.settings.fragment_epochs)):
             fresh_episodes = self.config.fresh_rollouts and number == 0
-            self._learn_from(played._replace(rollout_length=length), number, streams, fresh_episodes)
+            self._learn_from(Played(played.env_configs, length), number, streams, fresh_episodes)
 
     def _learn_from(self, played: Played, number: int, streams: Iterator[int], fresh_episodes: bool) -> None:
         """Play a fragment, and make an update with it.
@@ -153,7 +153,8 @@ class EsperPPO(FactoredAlgorithm, PPO):
         if not group.num_remote_env_runners():
             rollout = order(group.local_env_runner, ray.get(self._weights))
             # The learner lengthens episodes in place, and the runner counts these parts when the episode is over.
-            return [rollout._replace(episodes=[e if e.is_done else copy.deepcopy(e) for e in rollout.episodes])]
+            episodes = [episode if episode.is_done else copy.deepcopy(episode) for episode in rollout.episodes]
+            return [Rollout(episodes, rollout.metrics)]
         return group.foreach_env_runner(
             order,
             kwargs={"weights": self._weights},

@@ -36,9 +36,9 @@ def code_hash(study_files: Iterable[Path], root: Path = ROOT) -> str:
         raise UserError(f"results are made in a checkout, and {root} has no {PINS}: clone the repository")
     digest = hashlib.sha256(f"Python {'.'.join(map(str, sys.version_info[:3]))}\0".encode())
     for path in [*program(root), pins]:
-        _add(digest, path.relative_to(root).as_posix(), path)
+        digest.update(_framed(path.relative_to(root).as_posix(), path))
     for path in study_files:
-        _add(digest, path.name, path)
+        digest.update(_framed(path.name, path))
     check_versions(pins.read_text(encoding="utf-8"))
     return digest.hexdigest()
 
@@ -87,8 +87,7 @@ def changed_since(began: float, root: Path = ROOT) -> list[Path]:
     return [path for path in program(root) if path.stat().st_mtime > began]
 
 
-def _add(digest: hashlib._Hash, name: str, path: Path) -> None:
-    """Take in a file, by its name and what is in it, so that nothing can move from one into the other."""
+def _framed(name: str, path: Path) -> bytes:
+    """A file's name and content, with their lengths told, so that nothing can move from one into the other."""
     content = path.read_bytes()
-    digest.update(f"{name}\0{len(content)}\0".encode())
-    digest.update(content)
+    return f"{name}\0{len(content)}\0".encode() + content
