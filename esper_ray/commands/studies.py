@@ -48,8 +48,7 @@ class Study:
         from esper_ray.measuring.evaluation_report import comparison_table, evaluation_table
 
         spec = study_file.Study.read(self.study)
-        for env in (*(config.env for config in spec.configs.values()), *spec.worlds.values()):
-            env.load_data()
+        spec.load_data()
         directory = StudyDirectory(self.output or Path("runs") / "studies" / self.study.stem, spec)
         if lacking := directory.lacking():
             trainer = self.study.with_name(f"{spec.trained_by}{self.study.suffix}")
@@ -114,6 +113,8 @@ class Results:
             return
         with held(self.runs):
             units = [] if self.page_only else maker.missing() if self.unit is None else [plan.unit(self.unit)]
+            for study in dict.fromkeys(unit.study for unit in units):
+                plan.studies[study].load_data()
             for place, unit in enumerate(units):
                 console.print(f"unit {place + 1} of {len(units)}: {unit}", style="bold")
                 try:

@@ -149,7 +149,8 @@ class UnitMaker:
         study = directory.study
         env = study.worlds[unit.of]
         seeds = held_out_seeds(study.evaluation_seed, study.episodes)[: study.host_search]
-        files = {seed: directory.path / "pools" / unit.of / f"{seed}.json" for seed in seeds}
+        of_code = self._plan.hashes[unit.study][:16]  # the directory's own is that of the study that trains
+        files = {seed: directory.path / "pools" / of_code / unit.of / f"{seed}.json" for seed in seeds}
         missing = [seed for seed in seeds if not files[seed].is_file()]
         for seed, pool in track(
             _pools(env, missing, self._workers), f"{unit}: hosts", len(missing), console=self._console, transient=True

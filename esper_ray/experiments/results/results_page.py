@@ -25,6 +25,7 @@ from esper_ray.experiments.results.verdicts import (
 )
 from esper_ray.experiments.study.study_report import markdown, pictures, summarise_study
 from esper_ray.keeping.writing import make_directories, replace_figure, replace_text
+from esper_ray.measuring.controls import BEST_SCHEDULE, INDEPENDENT
 from esper_ray.measuring.evaluation_report import LABELS, clock
 from esper_ray.measuring.search.host_pool import CANDIDATES
 from esper_ray.measuring.search.purse import MULTIPLES
@@ -135,7 +136,8 @@ def headline(plan: Plan, sections: Sequence[Section], gaps: Mapping[str, Mapping
         for world, arm, name in _entries(plan, section):
             trainings = len(section.gathered.results.trainings[arm])
             found["above_playable"][name] = above_playable(section.report["evaluations"][world], arm, trainings)
-            found["flops_to_95"][name] = flops_ratio(section.gathered, world, arm, TARGETS[-1])
+            if BEST_SCHEDULE in section.gathered.results.controls[world]:
+                found["flops_to_95"][name] = flops_ratio(section.gathered, world, arm, TARGETS[-1])
             if world in section.searches:
                 found["search_multiple"][name] = list(section.searches[world][arm].multiple)
     return found
@@ -171,7 +173,8 @@ def _evidence(section: Section) -> list[str]:
     for world in gathered.results.study.worlds:
         if world in section.searches:
             lines += ["", *_search_lines(world, section)]
-        lines += ["", *_target_lines(gathered, world)]
+        if gathered.results.controls[world].keys() & set(INDEPENDENT):
+            lines += ["", *_target_lines(gathered, world)]
     return [*lines, "", _made_line(gathered)]
 
 
@@ -218,7 +221,7 @@ def _search_lines(world: str, section: Section) -> list[str]:
     return [
         *lines,
         "",
-        "Used up: the share of hosts and orders in which all candidates were tried, and more could have been paid for.",
+        "Used up: the share of hosts and orders in which all candidates were tried: more may have been paid for.",
     ]
 
 

@@ -169,7 +169,7 @@ def reaching(played: Sequence[Played], target: float) -> Reaching:
 
 
 def targets(gathered: Gathered, world: str) -> tuple[str, dict[float, dict[str, Reaching]]]:
-    """When everybody reaches the targets in a world.
+    """When everybody reaches the targets in a world in which some control plays.
 
     Returns:
         The control whose final accuracy the targets are shares of, and by share and policy when it is reached.
@@ -183,9 +183,9 @@ def targets(gathered: Gathered, world: str) -> tuple[str, dict[float, dict[str, 
 
 
 def flops_ratio(gathered: Gathered, world: str, arm: str, share: float) -> float | None:
-    """FLOPs that an arm's hosts need to a target, over those of the best schedule's; None if one never gets there."""
+    """FLOPs that an arm's hosts need to a target, over those of the best schedule; None if one never gets there."""
     _, by_share = targets(gathered, world)
-    own, schedule = (by_share[share].get(name, Reaching(None)) for name in (arm, BEST_SCHEDULE))
+    own, schedule = (by_share[share][name] for name in (arm, BEST_SCHEDULE))
     return None if own.flops is None or schedule.flops is None else own.flops / schedule.flops
 
 

@@ -125,6 +125,15 @@ class Study(BaseModel):
                         f"those of {config.env.task!r} (esper-ray inspect shows both)"
                     )
 
+    def load_data(self) -> None:
+        """Read the data of all trainings and worlds, so that what is wrong with them is found before anything starts.
+
+        Raises:
+            UserError: they are absent, or not the expected ones.
+        """
+        for env in (*(config.env for config in self.configs.values()), *self.worlds.values()):
+            env.load_data()
+
     @property
     def trainer(self) -> Study:
         """The study that trains: this one, or the one that ``trained_by`` names."""

@@ -33,8 +33,7 @@ class Found:
         score: ``[M, E]`` test score, mean over the orders.
         hits: ``[M, E, n]`` right predictions in each test sample, mean over the orders.
         tried: ``[M, E]`` candidates, mean over the orders.
-        used_up: ``[M, E]`` share of the orders in which all candidates were tried, and the purse would have paid for
-            more.
+        used_up: ``[M, E]`` share of the orders in which all candidates were tried: the purse may have paid for more.
     """
 
     score: FloatArray
