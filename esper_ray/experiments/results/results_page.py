@@ -80,7 +80,7 @@ def write_results(plan: Plan, kept: KeptUnits, docs: Path) -> dict[str, Any]:
     sections = []
     for name, study in plan.studies.items():
         if name not in known:
-            lines += [f"## {study.title}", "", _nothing(plan, kept, name), "", *_remarks(plan, name)]
+            lines += [f"## {study.title}", "", _nothing(plan, kept, name), ""]
             continue
         section = Section.of(known[name])
         sections.append(section)
@@ -155,7 +155,7 @@ def _entries(plan: Plan, section: Section) -> Iterator[tuple[str, str, str]]:
 
 # ---------------------------------------------------------------------- words
 def _remarks(plan: Plan, name: str) -> list[str]:
-    """What is to be said of a study that figures do not say."""
+    """What is to be said of a study's figures that they do not say."""
     path = plan.path / f"{name}.md"
     return [path.read_text(encoding="utf-8").rstrip(), ""] if path.is_file() else []
 

@@ -65,6 +65,7 @@ class Workshop:
             yaml.safe_dump({"studies": ["small", "elsewhere"], "generalist": generalist})
         )
         (path / "results" / "head.md").write_text("# Results\n")
+        (path / "results" / "small.md").write_text("Small ones are small.\n")
         self.kept = KeptUnits(path / "kept")
 
     def write(self, name, study):
@@ -138,6 +139,7 @@ def test_everything_is_made_once_and_the_page_says_all_of_it(done):
     for words in (
         "# Results",
         "## Small ones",
+        "Small ones are small.",
         "## The same elsewhere",
         "### same: to a target",
         "a search on each host",
@@ -192,6 +194,7 @@ def test_what_other_code_has_made_is_missing(workshop, monkeypatch):
     page = workshop.command("--page-only") and (workshop.path / "docs" / "results.md").read_text()
     assert "**Missing**: 1 of 4 units are made, too few for a table." in page
     assert "| policy |" not in page
+    assert "Small ones are small." not in page, "there is nothing yet to remark on"
 
 
 def test_code_that_is_changed_while_a_unit_is_made_makes_none_and_leaves_nothing_to_go_on_with(workshop, monkeypatch):
