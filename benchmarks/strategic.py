@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.graph_features import feature_costs, one_host
-from benchmarks.harness import Report, Table, paired_seconds
+from benchmarks.harness import Report, Table, paired_seconds, require_gpu
 from envs.action_masks import mask_size
 from envs.observation import ObservationLayout
 from envs.slots import SlotConfig
@@ -68,6 +69,8 @@ class Strategic:
     """Passes of each."""
     rounds: int = 5
     """Pairs of episodes with and without the graph."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """With ``cuda`` only what is computed on a GPU is measured."""
     json: Path | None = None
     """File to write the report to."""
     page: Path | None = None
@@ -78,15 +81,17 @@ class Strategic:
         settle()
         torch.manual_seed(0)
         report = Report("strategic")
-        self._networks(report)
-        self._worlds(report)
-        self._evaluations(report)
-        self._beside_others(report)
-        if torch.cuda.is_available():
+        if self.device == "cuda":
+            require_gpu()
             self._on_a_gpu(report)
-        share, table = feature_costs(self.rounds)
-        report.headline["feature_cost_share"] = round(share, 3)
-        report.tables.append(table)
+        else:
+            self._networks(report)
+            self._worlds(report)
+            self._evaluations(report)
+            self._beside_others(report)
+            share, table = feature_costs(self.rounds)
+            report.headline["feature_cost_share"] = round(share, 3)
+            report.tables.append(table)
         report.publish(console, self.json)
         if self.page is not None:
             report.write_into(self.page)

@@ -484,4 +484,4 @@ def _tensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tens
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
+    return {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}

@@ -152,11 +152,11 @@ ARCHITECTURES = {
 class Loop:
     """A model in somebody's training loop."""
 
-    def __init__(self, model, data, optimizer=None, size=32, batch=16, seed=0):
+    def __init__(self, model, data, optimizer=None, size=32, batch=16, seed=0, device="cpu"):
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        self.model = model()
-        self.train_set, self.validation = data(size, generator), data(size, generator)
+        self.model = model().to(device)
+        self.train_set, self.validation = (tuple(part.to(device) for part in data(size, generator)) for _ in range(2))
         build = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9))
         self.optimizer, self.batch = build(self.model.parameters()), batch
 
