@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What only a GPU can show: its tests, and the benchmarks' figures on it. Ends within 9 minutes and a half. From the repository's
-# root, with a Python that has the project's dependencies, pytest and hypothesis:
+# What only a GPU can show: its tests, and the benchmarks' figures on it. Ends within 9 minutes and a half. From the
+# repository's root, with a Python that has the project's dependencies, pytest and hypothesis:
 #   PYTHON=python3 bash benchmarks/on_gpu.sh RESULTS [PART...]
 # RESULTS is the folder for reports (JSON) and on_gpu.log. A part that fails does not stop the others; without parts named
 # all of them run: tests, engine, scaling, gpu_iteration, learner, strategic.
@@ -11,11 +11,13 @@ results=${1:?give the folder for the results}
 wanted=("${@:2}")
 mkdir -p "$results" || exit
 failed=()
+ran=0
 
 part() { # its name, the seconds that it may take, and Python's arguments
     local name=$1 seconds=$2 began=$SECONDS status
     shift 2
     ((${#wanted[@]} > 0)) && [[ ! " ${wanted[*]} " == *" $name "* ]] && return
+    ran=$((ran + 1))
     echo "=== $name, at most $seconds s"
     timeout --kill-after=3 "$seconds" "$PYTHON" -u "$@"
     status=$?
@@ -43,6 +45,7 @@ sys.exit(pytest.main(sys.argv[1:]))' -k cuda --durations 5 $(grep -rlwE "cuda|DE
     report gpu_iteration 95
     report learner 60 --device cuda
     report strategic 80 --device cuda --repeats 200
+    ((ran == 0)) && failed+=("no part is called ${wanted[*]}")
     ((${#failed[@]} == 0)) && echo "=== all parts ended well" && return
     printf '=== failed: %s\n' "${failed[@]}"
     return 1
