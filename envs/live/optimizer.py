@@ -63,11 +63,17 @@ def with_gradients(args: Any, kwargs: Any, act: Callable[[], None]) -> tuple[Any
     return ((args[0], acting), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": acting})
 
 
+def _is_matrix(parameter: Tensor) -> bool:
+    """Whether it is a matrix or a kernel: no bias, no scale."""
+    return parameter.dim() > 1
+
+
 class SeedOptimizer:
     """Lets the user's optimiser train the seeds beside the host.
 
-    A seed's parameters are appended to the group that trains the slot's module, in the order in which they were born:
-    no group is added (many schedulers cannot bear a late one), and the host's own entries keep their places. Just
+    A seed's parameters are appended to the group that trains the slot's module, in the order in which they were born;
+    where its matrices are in another group than its vectors, so are the seed's. No group is added (many
+    schedulers cannot bear a late one), and the host's own entries keep their places. Just
     before a step each seed's gradient is measured and clipped to norm 1 as if the seed were alone; a gradient that is
     not finite is dropped. Whatever else the optimiser does it does with seeds as with all parameters of the group.
 
@@ -93,7 +99,11 @@ class SeedOptimizer:
             if isinstance(optimizer, kind):
                 raise LiveError(f"{kind.__name__} {reason}: grow with SGD, Adam or AdamW")
         self.optimizer, self._slots, self._lr_scale, self.rate = optimizer, slots, lr_scale, 1.0
-        self._groups = {slot: self._group_of(model, slot.place.name) for slot in slots}
+        self._groups = {
+            (slot, matrices): self._group_of(model, slot.place.name, matrices)
+            for slot in slots
+            for matrices in (True, False)
+        }
         self._owners: dict[nn.Parameter, Owner] = {}
         self._meters = {slot: GradientMeter() for slot in slots}
         self._measured: set[LiveSlot] = set()
@@ -103,20 +113,29 @@ class SeedOptimizer:
         self._broken: dict[LiveSlot, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
-    def _group_of(self, model: nn.Module, name: str) -> int:
-        """Index of the group that trains most of the slot's module, or of what it is a part of."""
+    def _group_of(self, model: nn.Module, name: str, matrices: bool) -> int:
+        """Index of the group that trains the slot's module, or what it is a part of.
+
+        Decay is often for matrices and kernels alone, which are in a group of their own then: what is alike goes with
+        what is alike. Of several groups it is the one that has most of it.
+        """
         owner = {
             id(parameter): at for at, group in enumerate(self.optimizer.param_groups) for parameter in group["params"]
         }
-        while True:
-            groups = [owner[id(p)] for p in model.get_submodule(name).parameters() if id(p) in owner]
-            if groups:
-                return max(set(groups), key=groups.count)
-            if not name:
-                raise LiveError(
-                    "the optimizer has none of the model's parameters: build it from model.parameters() and pass both"
-                )
-            name = name.rpartition(".")[0]
+        own = name.split(".")
+        parts = [model.get_submodule(".".join(own[:levels])) for levels in range(len(own), -1, -1)]
+        for alike in (True, False):
+            for part in parts:
+                sizes: dict[int, int] = {}
+                for parameter in part.parameters():
+                    if id(parameter) in owner and (not alike or _is_matrix(parameter) == matrices):
+                        group = owner[id(parameter)]
+                        sizes[group] = sizes.get(group, 0) + parameter.numel()
+                if sizes:
+                    return max(sizes, key=lambda group: sizes[group])
+        raise LiveError(
+            "the optimizer has none of the model's parameters: build it from model.parameters() and pass both"
+        )
 
     # ------------------------------------------------------------------ membership
     @property
@@ -169,7 +188,7 @@ class SeedOptimizer:
 
     def _add(self, parameter: nn.Parameter, owner: Owner) -> None:
         slot, name = owner
-        group = self.optimizer.param_groups[self._groups[slot]]
+        group = self.optimizer.param_groups[self._groups[slot, _is_matrix(parameter)]]
         self._owners[parameter] = owner
         group["params"].append(parameter)
         if "param_names" in group:

@@ -16,10 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from envs.batched.activations import IMAGES, SEQUENCES, VECTORS, ActivationLayout
 from envs.batched.parameters import count_parameters
 from envs.blueprints import blueprints_for
+from envs.live.layouts import Touches
 from envs.live.quiet import untouched
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 """One batch as the model takes it: its only argument, its positional ones, or its named ones."""
+
+
+ENOUGH = 3
+"""Samples of an example that are looked at: they and one less show where the batch is."""
 
 
 class LiveError(ValueError):
@@ -138,6 +143,7 @@ class _Seen:
         dtype: Of the tensor.
         device: Likewise.
         what: In words.
+        feature_axis: Of the tensor, as far as torch's layers around it say.
     """
 
     item: int | None
@@ -145,9 +151,10 @@ class _Seen:
     dtype: torch.dtype
     device: torch.device
     what: str
+    feature_axis: int | None = None
 
     @classmethod
-    def of(cls, output: Any) -> _Seen:
+    def of(cls, output: Any, touches: Touches, now: int) -> _Seen:
         item = None
         if isinstance(output, tuple | list):
             item = next((place for place, value in enumerate(output) if isinstance(value, Tensor)), None)
@@ -156,7 +163,10 @@ class _Seen:
             return cls(item, None, torch.float32, torch.device("cpu"), _shape_of(output))
         if not output.is_floating_point():
             return cls(item, None, output.dtype, output.device, f"{output.dtype} tensor")
-        return cls(item, tuple(output.shape), output.dtype, output.device, _shape_of(output))
+        axis = touches.axis_of(output, now)
+        if axis is not None:
+            axis %= output.dim()
+        return cls(item, tuple(output.shape), output.dtype, output.device, _shape_of(output), axis)
 
 
 @dataclass(frozen=True)
@@ -189,8 +199,9 @@ class Places:
                 f"the example must be a batch of at least 2 samples, so that the batch axis shows, got {size}: pass "
                 "for instance images[:2]"
             )
-        smaller = shortened(example, batch_axis, size, size - 1)
-        self._outputs = _recorded(model, (example, smaller))
+        few = min(size, ENOUGH)  # what every module gives is kept for a moment
+        batches = [shortened(example, batch_axis, size, kept) for kept in (few, few - 1)]
+        self._outputs = _recorded(model, batches)
         names: dict[nn.Module, list[str]] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(name)
@@ -281,15 +292,26 @@ class Places:
                 f"the output of {name!r} has shape {shape}, and axes {varying} follow the batch: a slot needs an image "
                 "[B, C, H, W], a sequence [B, L, D] or a vector [B, D]"
             )
-        axis, others = (1, (3,)) if kind == IMAGE else (len(shape) - 1, (1,) if kind == SEQUENCE else ())
-        self._check_features(name, shape, axis, others)
+        axis = 1 if kind == IMAGE else len(shape) - 1
+        if kind != VECTOR:
+            self._check_features(name, larger, axis, other=3 if kind == IMAGE else 1)
         places = shape[2] * shape[3] if kind == IMAGE else shape[1 - varying[0]] if kind == SEQUENCE else 1
         return Place(name, kind, shape[axis], varying[0], places, larger.item, larger.dtype)
 
-    def _check_features(self, name: str, shape: list[int], axis: int, others: tuple[int, ...]) -> None:
-        """Features on another axis (``[B, H, W, C]``, ``[B, C, L]``) show in the sizes of parameters.
+    def _check_features(self, name: str, seen: _Seen, axis: int, other: int) -> None:
+        """Refuse ``[B, H, W, C]`` and ``[B, C, L]``."""
+        assert seen.shape is not None
+        found = self._guessed_axis(name, seen.shape, axis, other) if seen.feature_axis is None else seen.feature_axis
+        if found != axis:
+            raise LiveError(
+                f"the output of {name!r} has shape {list(seen.shape)} with its features on axis {found}: a slot needs "
+                "images [B, C, H, W] or sequences [B, L, D]; choose a module before or after that has them so"
+            )
 
-        They are the module's own, or those of what it is a part of.
+    def _guessed_axis(self, name: str, shape: tuple[int, ...], axis: int, other: int) -> int:
+        """Where no layer says it: the axis that has a size in common with parameters of the module.
+
+        These are the module's own, or those of what it is a part of.
         """
         sizes: set[int] = set()
         part: str | None = name
@@ -297,12 +319,7 @@ class Places:
             own = self._model.get_submodule(part).parameters()
             sizes = {size for parameter in own for size in parameter.shape[:2]}
             part = part.rpartition(".")[0] if part else None
-        for other in others:
-            if shape[axis] not in sizes and shape[other] in sizes:
-                raise LiveError(
-                    f"the output of {name!r} has shape {shape} with its features on axis {other}: a slot needs images "
-                    "[B, C, H, W] or sequences [B, L, D]; choose a module before or after that has them so"
-                )
+        return other if shape[axis] not in sizes and shape[other] in sizes else axis
 
     def table(self) -> str:
         """The candidates, one line each."""
@@ -375,20 +392,33 @@ def _recorded(model: nn.Module, examples: Sequence[Example]) -> dict[str, _Outpu
 
 @contextmanager
 def _recording(model: nn.Module) -> Iterator[dict[str, list[_Seen]]]:
+    """What every module gives; it is there once the forward is over."""
+    outputs: dict[str, list[tuple[Any, int]]] = {}
     record: dict[str, list[_Seen]] = {}
+    touches = Touches()
 
-    def keeps(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def takes(module: nn.Module, args: Any, kwargs: Any) -> None:
+        touches.taken(module, (*args, *kwargs.values()))
+
+    def gives(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            record.setdefault(name, []).append(_Seen.of(output))
+            touches.given(module, output)
+            outputs.setdefault(name, []).append((output, touches.now))
 
         return keep
 
-    handles = [module.register_forward_hook(keeps(name)) for name, module in model.named_modules() if name]
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            handles.append(module.register_forward_pre_hook(takes, with_kwargs=True))
+            handles.append(module.register_forward_hook(gives(name)))
     try:
         yield record
     finally:
         for handle in handles:
             handle.remove()
+    for name, values in outputs.items():
+        record[name] = [_Seen.of(output, touches, now) for output, now in values]
 
 
 _SLOW_PATH = Lock()

@@ -138,8 +138,8 @@ def check_ungrown(model: nn.Module) -> None:
     taken = getattr(model, GROWTH, None)
     if isinstance(taken, Growth):
         raise LiveError(
-            "the model has grown already: grow a fresh one and load the grower's state to go on, or rebuild() to plant "
-            "what was committed"
+            "the model grows already, or has grown, and cannot grow anew: take a fresh one, load a grower's state to "
+            "go on with a run, or rebuild() to plant what was committed"
         )
     if taken is not None:
         raise LiveError(f"the model has an attribute {GROWTH!r}, which is the name that slots live under: rename it")

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from envs.slots import SlotConfig
@@ -245,12 +246,13 @@ def read_export(path: Path) -> tuple[Card, Weights]:
 
 
 def load_policy(settings: PolicySettings, weights: Weights) -> PolicyBundle:
-    """The trained policy with its weights.
+    """The trained policy with its weights; torch's randomness is as it was before.
 
     Raises:
         UserError: they are not of these sizes.
     """
-    policy = build_policy(LEARNED, settings)
+    with torch.random.fork_rng(devices=()):
+        policy = build_policy(LEARNED, settings)
     try:
         load_weights(policy, weights)
     except ValueError as error:

@@ -299,7 +299,9 @@ class Grower:
 
     def _check_open(self) -> None:
         if self._committed:
-            raise LiveError("this run is committed, and the model goes on as an ordinary module: grow() starts anew")
+            raise LiveError(
+                "this run is committed, and the model is an ordinary module: train it as it is, or grow() a fresh one"
+            )
 
     # ------------------------------------------------------------------ the end
     def commit(self) -> Report:

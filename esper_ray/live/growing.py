@@ -14,6 +14,7 @@ from envs.limits import LifecycleRules
 from envs.live.host import LiveHost
 from envs.live.places import Example, LiveError, Places, forward_flops
 from envs.live.planting import FORMAT, GrownSeed, check_ungrown, plant
+from envs.live.quiet import same_randomness
 from envs.vocabulary import Blueprint
 from esper_ray.live.choosing import Training
 from esper_ray.live.graph_chooser import GraphChooser
@@ -125,17 +126,18 @@ def grow(
         )
     chosen = places.chosen(wanted)
     training = Training(model, optimizer, example, batch_axis, len(chosen), chosen[0].kind, max_epochs, force)
-    if controller is None:
-        decider = find_policy(policy, training.kind, training.slots, max_epochs, force)
-        chooser: Chooser = (
-            GraphChooser(decider, training, seed, deterministic)
-            if isinstance(decider, GraphDecider)
-            else PolicyChooser(decider, Player(decider.policy, 1, seed, deterministic))
-        )
-    elif policy is None:
-        chooser = controller.attend(training)
-    else:
-        raise LiveError("a policy and a controller are both to decide: give one of them")
+    with same_randomness():  # a network draws initial weights before it is given those that it has learnt
+        if controller is None:
+            decider = find_policy(policy, training.kind, training.slots, max_epochs, force)
+            chooser: Chooser = (
+                GraphChooser(decider, training, seed, deterministic)
+                if isinstance(decider, GraphDecider)
+                else PolicyChooser(decider, Player(decider.policy, 1, seed, deterministic))
+            )
+        elif policy is None:
+            chooser = controller.attend(training)
+        else:
+            raise LiveError("a policy and a controller are both to decide: give one of them")
     decided = chooser.slots_of(len(chosen))
     try:
         rules = LifecycleRules(parameter_budget=parameter_budget, max_living_seeds=max_living_seeds)

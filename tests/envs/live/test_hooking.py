@@ -96,6 +96,7 @@ def test_a_seed_is_seen_by_hooks_that_came_after_the_slot_and_by_no_earlier_ones
     module, raw, seen = model[0], [], []
     module.register_forward_hook(lambda module, args, output: raw.append(output))
     (slot,) = grafted(model, x, ["0"])
+    raw.clear()  # of the example
     module.register_forward_hook(lambda module, args, output: seen.append(output))
     own = list(module._forward_hooks)
     for _ in range(2):

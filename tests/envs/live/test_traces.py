@@ -97,3 +97,16 @@ def test_a_learned_policy_draws_from_its_own_randomness():
     for _ in range(3):
         grower.end_epoch()
     assert same(_randomness(), before)
+
+
+@pytest.mark.parametrize("policy", [None, "learned", "heuristic", "random_valid"])
+def test_beginning_draws_nothing_of_the_users(policy):
+    """A network draws initial weights before it has those that it is read with; nor does a refusal."""
+    loop = Loop("mlp")
+    policy = build_policy("learned", PolicySettings(Eager(0).slot_config, 40)) if policy == "learned" else policy
+    before = _randomness()
+    with pytest.raises(LiveError):
+        loop.grow(policy, parameter_budget=-1)
+    assert same(_randomness(), before)
+    loop.grow(policy)
+    assert same(_randomness(), before)
