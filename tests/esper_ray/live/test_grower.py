@@ -47,7 +47,7 @@ def run(loop=None, slots=("c1", "c2"), epochs=EPOCHS, results=None, **keywords):
 
 
 def test_every_epoch_is_a_line_and_the_end_a_table():
-    _, grower, lines = run(policy=schedule(2, Blueprint.DEPTHWISE))
+    _, grower, lines = run(policy=schedule(2, Blueprint.DEPTHWISE, epochs=EPOCHS))
     assert lines[0].startswith("epoch 0/16: accuracy ")
     assert "germinate depthwise in c1 (linear add, 3 epochs to alpha 1)" in lines[1]
     assert "c1 depthwise training" in lines[3]
@@ -58,7 +58,7 @@ def test_every_epoch_is_a_line_and_the_end_a_table():
     assert text.startswith("16 epochs, ")
     assert f"{report.parameters - report.host_parameters:,} parameters grown on {report.host_parameters:,}" in text
     assert "  c1: depthwise (add, alpha 1), 108 parameters, worth" in text
-    assert text.count("fossilised") == 2
+    assert text.count("fossilized") == 2
     assert report.evaluations >= EPOCHS
 
 
@@ -124,7 +124,9 @@ def test_a_small_share_of_the_steps_moves_seeds_less():
     for scale in (1.0, 0.1):
         loop = Loop(LeNet, images)
         keywords = {"example": loop.example, "evaluate": loop.evaluate, "max_epochs": EPOCHS, "lr_scale": scale}
-        grower = grow(loop.model, loop.optimizer, ["c1"], policy=schedule(1, Blueprint.BOTTLENECK), **keywords)
+        grower = grow(
+            loop.model, loop.optimizer, ["c1"], policy=schedule(1, Blueprint.BOTTLENECK, epochs=EPOCHS), **keywords
+        )
         for _ in range(3):
             loop.epoch()
             grower.end_epoch()
@@ -138,7 +140,7 @@ def test_a_small_share_of_the_steps_moves_seeds_less():
 
 
 def test_budgets_are_kept():
-    _, grower, _ = run(parameter_budget=60, policy=schedule(2, Blueprint.NORM))
+    _, grower, _ = run(parameter_budget=60, policy=schedule(2, Blueprint.NORM, epochs=EPOCHS))
     report = grower.commit()
     assert [kept.seed.place.name for kept in report.kept] == ["c1"]
     assert report.parameters - report.host_parameters == 13
@@ -172,7 +174,7 @@ def test_a_seed_that_nothing_trains_is_noticed():
     loop = Loop(LeNet, images)
     idle = torch.optim.SGD(loop.model.parameters(), lr=0.1)
     keywords = {"example": loop.example, "evaluate": loop.evaluate, "max_epochs": EPOCHS}
-    grower = grow(loop.model, idle, ["c1"], policy=schedule(1), **keywords)
+    grower = grow(loop.model, idle, ["c1"], policy=schedule(1, epochs=EPOCHS), **keywords)
     notes = []
     for _ in range(6):
         loop.epoch()
@@ -204,7 +206,7 @@ def test_modules_may_have_any_name(name):
             return self.body._modules[name](x.flatten(1))
 
     loop = Loop(Named, images)
-    _, grower, _ = run(loop, slots=[f"body.{name}"], policy=schedule(1))
+    _, grower, _ = run(loop, slots=[f"body.{name}"], policy=schedule(1, epochs=EPOCHS))
     names = [parameter for parameter, _ in loop.model.named_parameters()]
     assert f"growth.slot/body/{name}.scale" in names
     assert grower.commit().kept
@@ -232,7 +234,7 @@ def test_many_slots_cost_what_is_active_in_them():
 
     loop = Loop(Deep, images)
     slots = [f"layers.{number}" for number in range(2, 32)]
-    _, grower, _ = run(loop, slots=slots, policy=schedule(30, Blueprint.NORM), epochs=20)
+    _, grower, _ = run(loop, slots=slots, policy=schedule(30, Blueprint.NORM, epochs=32), epochs=32)
     assert grower.commit().evaluations > 20
 
 
