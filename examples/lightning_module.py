@@ -1,4 +1,4 @@
-"""A Lightning module, an MLP on scikit-learn's digits, grown by a policy in a callback.
+"""A Lightning module, a narrow MLP on scikit-learn's digits, grown by a policy in a callback.
 
     pip install 'esper-ray[lightning]'
     python examples/lightning_module.py                       # the policy that ships with the package
@@ -25,9 +25,9 @@ class Classifier(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(nn.Linear(64, 16), nn.ReLU())
-        self.deeper = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
-        self.head = nn.Linear(16, 10)
+        self.hidden = nn.Sequential(nn.Linear(64, 6), nn.ReLU())  # so narrow that growth pays
+        self.deeper = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+        self.head = nn.Linear(6, 10)
         self.example_input_array = torch.zeros(2, 64)  # a batch of at least two inputs, to find the slots with
 
     def forward(self, x: Tensor) -> Tensor:
