@@ -1,8 +1,8 @@
-"""A Lightning module, an MLP on scikit-learn's digits, grown by a policy in a callback.
+"""A Lightning module, a narrow MLP on scikit-learn's digits, grown by a policy in a callback.
 
     pip install 'esper-ray[lightning]'
-    python examples/lightning_module.py                  # the heuristic, which needs no training
-    python examples/lightning_module.py --policy PATH    # or an export of yours
+    python examples/lightning_module.py                       # the policy that ships with the package
+    python examples/lightning_module.py --policy heuristic    # or one that needs no training
 
 The callback prints what the policy decides after every epoch and what has grown in the end, and logs ``grow/...`` to
 the trainer's loggers; ``lightning_module.png`` shows the run.
@@ -25,9 +25,9 @@ class Classifier(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(nn.Linear(64, 16), nn.ReLU())
-        self.deeper = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
-        self.head = nn.Linear(16, 10)
+        self.hidden = nn.Sequential(nn.Linear(64, 6), nn.ReLU())  # so narrow that growth pays
+        self.deeper = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+        self.head = nn.Linear(6, 10)
         self.example_input_array = torch.zeros(2, 64)  # a batch of at least two inputs, to find the slots with
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--images", type=int, default=1797, help="how many of the 1,797 to use")
-    parser.add_argument("--policy", default="heuristic", help="an export, the file of a schedule, or a name")
+    parser.add_argument("--policy", help="an export, the file of a schedule, or a name; the shipped policy by default")
     parser.add_argument("--picture", default="lightning_module.png")
     args = parser.parse_args()
     torch.set_num_threads(1)

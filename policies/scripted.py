@@ -58,15 +58,19 @@ class FixedSchedule(RulePolicy):
 
     Raises:
         ValueError: a schedule for a slot or of a blueprint that does not exist here.
+
+    Attributes:
+        max_epochs: Of an episode.
+        schedules: One for every host, or one per host.
     """
 
     def __init__(
         self, slots: SlotConfig, max_epochs: int, schedule: GrowthSchedule | Sequence[GrowthSchedule] = BY_HAND
     ) -> None:
         super().__init__(slots)
-        self._max_epochs = max_epochs
-        schedules = (schedule,) if isinstance(schedule, GrowthSchedule) else tuple(schedule)
-        self._plans = _table(schedules, slots)
+        self.max_epochs = max_epochs
+        self.schedules = (schedule,) if isinstance(schedule, GrowthSchedule) else tuple(schedule)
+        self._plans = _table(self.schedules, slots)
 
     @classmethod
     def build(cls, settings: PolicySettings) -> Self:
@@ -81,7 +85,7 @@ class FixedSchedule(RulePolicy):
         views = split_mask(observations["action_mask"], self._heads)
         admitted = views["slot"] != 0
         epoch, age = (
-            np.rint(values * self._max_epochs)
+            np.rint(values * self.max_epochs)
             for values in (self._layout.base(obs, "epoch"), self._layout.slot(obs, "epochs_in_stage"))
         )
         planned = plans["blueprint"] >= 0
@@ -106,11 +110,12 @@ def _table(schedules: Sequence[GrowthSchedule], slots: SlotConfig) -> dict[str, 
     table["blueprint"][:] = NO_BLUEPRINT
     for host, schedule in enumerate(schedules):
         for plan in schedule.plans:
-            if plan.slot >= slots.num_slots or plan.blueprint not in slots.blueprints:
-                raise ValueError(
-                    f"{plan.blueprint.name} in slot {plan.slot} is planned, but there are {slots.num_slots} slots "
-                    f"and the blueprints {', '.join(kind.name for kind in slots.blueprints)}"
-                )
+            planned = f"{plan.blueprint.name} in slot {plan.slot} is planned"
+            if plan.slot >= slots.num_slots:
+                raise ValueError(f"{planned}, but slots are numbered from 0, and the last one is {slots.num_slots - 1}")
+            if plan.blueprint not in slots.blueprints:
+                kinds = ", ".join(kind.name for kind in slots.blueprints)
+                raise ValueError(f"{planned}, but the kinds of seed are {kinds}")
             for name, values in table.items():
                 values[host, plan.slot] = getattr(plan, name)
     return table

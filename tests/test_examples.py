@@ -20,16 +20,17 @@ def test_every_example_is_tested_here():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_it_prints_every_decision_and_what_grew_and_draws_the_run(name, tmp_path):
+@pytest.mark.parametrize("policy", [[], ["--policy", "random_valid"]], ids=["shipped", "random_valid"])
+def test_it_prints_every_decision_and_what_grew_and_draws_the_run(name, policy, tmp_path):
     if name == "lightning_module" and find_spec("lightning") is None:
         pytest.skip("the example needs Lightning: pip install -e '.[lightning]'")
-    options = ["--epochs", "12", "--policy", "random_valid", "--picture", "run.png"]
+    options = ["--epochs", "15", *policy, "--picture", "run.png"]
     script = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *SMALL[name], *options]
     result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
     said = result.stdout + result.stderr
     assert result.returncode == 0, said
-    for epoch in range(13):
-        assert f"epoch {epoch}/12: accuracy" in said
+    for epoch in range(16):
+        assert f"epoch {epoch}/15: accuracy" in said
     assert "parameters grown on" in said
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["run.png"]

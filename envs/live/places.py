@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from envs.batched.parameters import count_parameters
 from envs.blueprints import blueprints_for
 from envs.live.layouts import Touches
 from envs.live.quiet import untouched
+
+LISTED = 20
+"""Candidates that an error about a single name lists."""
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 """One batch as the model takes it: its only argument, its positional ones, or its named ones."""
@@ -228,7 +232,9 @@ class Places:
         for pattern in wanted:
             matching = list(self._matching(pattern))
             if not matching:
-                raise LiveError(f"no module is called {pattern!r}; slots can be\n{self.table()}")
+                raise LiveError(
+                    f"no module is called {pattern!r}{self._like(pattern)}; slots can be\n{self.table(LISTED)}"
+                )
             names += matching
         places = sorted((self.place(name) for name in dict.fromkeys(names)), key=self._order)
         kinds = {place.kind.name: place.name for place in places}
@@ -249,6 +255,11 @@ class Places:
                     yield name
         else:
             yield from (name for name in self._modules if name.endswith(f".{pattern}"))
+
+    def _like(self, pattern: str) -> str:
+        """Names that somebody may have meant, in words; empty where none is close."""
+        close = difflib.get_close_matches(pattern, [place.name for place in self.candidates()])
+        return f" (close to it: {', '.join(close)})" if close else ""
 
     def _order(self, place: Place) -> int:
         return self._outputs[place.name].order
@@ -321,9 +332,16 @@ class Places:
             part = part.rpartition(".")[0] if part else None
         return other if shape[axis] not in sizes and shape[other] in sizes else axis
 
-    def table(self) -> str:
-        """The candidates, one line each."""
-        lines = [f"  {place.name}  {_described(place)}, {_cheapest(place)}" for place in self.candidates()]
+    def table(self, most: int | None = None) -> str:
+        """The candidates, one line each.
+
+        Args:
+            most: So many of them at most, the first ones; all by default.
+        """
+        found = self.candidates()
+        lines = [f"  {place.name}  {_described(place)}, {_cheapest(place)}" for place in found[:most]]
+        if len(lines) < len(found):
+            lines.append(f"  and {len(found) - len(lines)} more: candidates(model, example) lists all")
         return "\n".join(lines) if lines else "  (none: no module gives an image, a sequence or a vector)"
 
 

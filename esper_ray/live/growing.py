@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, Protocol
 
@@ -15,14 +15,17 @@ from envs.live.host import LiveHost
 from envs.live.places import Example, LiveError, Places, forward_flops
 from envs.live.planting import FORMAT, GrownSeed, check_ungrown, plant
 from envs.live.quiet import same_randomness
+from envs.ranges import Range
 from envs.vocabulary import Blueprint
 from esper_ray.live.choosing import Training
 from esper_ray.live.graph_chooser import GraphChooser
 from esper_ray.live.grower import Chooser, Grower, PolicyChooser
-from esper_ray.live.policies import GraphDecider, Policy, find_policy
-from esper_ray.live.refusals import refuse_model, refuse_processes
+from esper_ray.live.policies import Decider, GraphDecider, Policy, find_policy
+from esper_ray.live.possible import Possible
+from esper_ray.live.refusals import refuse_model, refuse_processes, refuse_stranger
 from esper_ray.live.scalars import ScalarWriter
 from policies.player import Player
+from policies.scripted import FixedSchedule
 
 
 class Controlling(Protocol):
@@ -58,7 +61,7 @@ def grow(
     contributions: Literal["all", "single"] = "all",
     counterfactual_interval: int = 5,
     lr_scale: float = 1.0,
-    without: Sequence[str] = (),
+    without: Sequence[str] | str = (),
     parameter_budget: int | None = None,
     max_living_seeds: int | None = None,
     batch_axis: int = 0,
@@ -88,7 +91,7 @@ def grow(
             "heuristic" or another name; the file of a schedule; or a :class:`policies.bundle.PolicyBundle`.
         controller: Who decides in place of a policy, a :class:`esper_ray.controller.service.Controller`.
         force: Take an export that was trained on another topology, under a controller too.
-        chance: Accuracy of guessing, in percent. Without it a collapse to guessing is not noticed.
+        chance: Accuracy of guessing, in percent, above 0. Without it a collapse to guessing is not noticed.
         governor: Save the model in healthy epochs, and go back if the training breaks; takes the model's and the
             optimiser's memory once more, on the CPU.
         contributions: "all" measures what seeds are worth alone and in pairs; "single" leaves the pairs out.
@@ -96,11 +99,12 @@ def grow(
         lr_scale: Share of the optimiser's steps that seeds take.
         without: Kinds of seed that must not grow, by name: ``["ATTENTION", "FLEX_ATTENTION"]`` for a decoder that is
             to generate with a cache of keys and values.
-        parameter_budget: Parameters that seeds may have together; 16 times the model's by default.
-        max_living_seeds: At most so many seeds at once; one per slot by default.
+        parameter_budget: Parameters that seeds may have together, enough for one at least; 16 times the model's by
+            default.
+        max_living_seeds: At most so many seeds at once, at least 1; one per slot by default.
         batch_axis: Axis of the batch in the example.
         deterministic: Take the policy's likeliest action instead of drawing one.
-        seed: Of the policy's draws and the seeds' initial weights.
+        seed: Of the policy's draws and the seeds' initial weights, from 0 on.
         initial_weights: Draws the latter in place of ``seed``; such a run cannot be kept and resumed.
         writer: Takes scalars, as TensorBoard's ``SummaryWriter`` does.
 
@@ -108,7 +112,8 @@ def grow(
         What is called after every epoch.
 
     Raises:
-        LiveError: something that nothing can be grown with; the model is as it was.
+        LiveError: something that nothing can be grown with, a run in which nothing could ever grow, or a schedule
+            that could never be carried out; the model is as it was.
         UserError: an export or a schedule that cannot be read, or a controller whose policy does not fit.
     """
     refuse_model(model)
@@ -116,16 +121,21 @@ def grow(
     check_ungrown(model)
     max_epochs = _checked_epochs(max_epochs)
     _check_numbers(contributions, counterfactual_interval, lr_scale, chance)
-    if unknown := [name for name in without if name not in Blueprint.__members__]:
-        raise LiveError(f"no kind of seed is called {unknown[0]!r}: {', '.join(Blueprint.__members__)}")
+    seed = _checked_seed(seed)
+    if controller is not None:
+        refuse_stranger("controller must be a Controller of esper_ray.controller.service", controller, "attend")
+    if writer is not None:
+        refuse_stranger("writer must be an object that takes scalars, a SummaryWriter say", writer, "add_scalar")
+    kinds = _kinds_of_seed(_names("without", without))
     places = Places(model, example, batch_axis)
-    wanted = [slots] if isinstance(slots, str) else list(slots or ())
+    wanted = _names("slots", () if slots is None else slots)
     if not wanted:
         raise LiveError(
             f"name the slots, the modules on whose outputs seeds may grow; this model has\n{places.table()}"
         )
     chosen = places.chosen(wanted)
     training = Training(model, optimizer, example, batch_axis, len(chosen), chosen[0].kind, max_epochs, force)
+    decider: Decider | GraphDecider | None = None
     with same_randomness():  # a network draws initial weights before it is given those that it has learnt
         if controller is None:
             decider = find_policy(policy, training.kind, training.slots, max_epochs, force)
@@ -145,9 +155,11 @@ def grow(
         raise LiveError(str(error)) from error
     host_flops = forward_flops(model, example, batch_axis)
     devices = [places.device(place) for place in chosen]
-    kinds = [Blueprint[name] for name in without]
     host = LiveHost(model, optimizer, chosen, devices, decided, evaluate, lr_scale, seed, kinds, initial_weights)
     try:
+        possible = Possible(host.costs, rules, chosen)
+        if isinstance(decider, Decider) and isinstance(decider.policy, FixedSchedule):
+            possible.check(decider.name, decider.policy, max_epochs)
         return Grower(
             host,
             chooser,
@@ -180,12 +192,39 @@ def _checked_epochs(max_epochs: object) -> int:
 def _check_numbers(contributions: str, interval: int, lr_scale: float, chance: float | None) -> None:
     if contributions not in ("all", "single"):
         raise LiveError(f'contributions must be "all" or "single", got {contributions!r}')
-    if not isinstance(interval, int) or interval < 1:
-        raise LiveError(f"counterfactual_interval must be a whole number of at least 1, got {interval}")
-    if not 0.0 < lr_scale <= 1.0:
-        raise LiveError(f"lr_scale must be above 0 and at most 1, got {lr_scale}")
-    if chance is not None and not 0.0 <= chance <= 100.0:
-        raise LiveError(f"chance must be an accuracy in percent, from 0 to 100, got {chance}")
+    if interval not in Range(1, np.inf, whole=True):
+        raise LiveError(f"counterfactual_interval must be a whole number of at least 1, got {interval!r}")
+    if lr_scale not in Range(0.0, 1.0, above=True):
+        raise LiveError(f"lr_scale must be above 0 and at most 1, got {lr_scale!r}")
+    if chance is not None and chance not in Range(0.0, 100.0, above=True):
+        raise LiveError(
+            f"chance must be the accuracy of guessing in percent, above 0 and at most 100, got {chance!r}: with ten "
+            "classes that are equally frequent it is 10; leave it out where it is not known"
+        )
+
+
+def _checked_seed(seed: object) -> int:
+    if not isinstance(seed, Integral) or seed not in Range(0, 2**64 - 1, whole=True):  # torch's generators take these
+        raise LiveError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
+    return int(seed)
+
+
+def _names(argument: str, given: object) -> list[str]:
+    """One name, or several."""
+    if isinstance(given, str):
+        return [given]
+    names: list[str] = []
+    for name in given if isinstance(given, Iterable) else [given]:
+        if not isinstance(name, str):
+            raise LiveError(f"{argument} must be a name or a list of names, got a value of type {type(name).__name__}")
+        names.append(name)
+    return names
+
+
+def _kinds_of_seed(names: Sequence[str]) -> list[Blueprint]:
+    if unknown := [name for name in names if name not in Blueprint.__members__]:
+        raise LiveError(f"no kind of seed is called {unknown[0]!r}: {', '.join(Blueprint.__members__)}")
+    return [Blueprint[name] for name in names]
 
 
 def candidates(model: nn.Module, example: Example, batch_axis: int = 0) -> str:

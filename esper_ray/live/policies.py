@@ -12,6 +12,7 @@ from envs.slots import SlotConfig
 from envs.warning import warn_user
 from esper_ray.keeping.export import load_export
 from esper_ray.keeping.strategic_policy import checkpoint_in, exported, load_strategic
+from esper_ray.live.refusals import refuse_stranger
 from esper_ray.measuring.search.schedule_files import read_schedule
 from policies.bundle import PolicyBundle, PolicySettings
 from policies.factory import build_policy, playing_anywhere
@@ -71,7 +72,7 @@ def find_policy(
         force: Take an export whatever topology it was trained on.
 
     Raises:
-        LiveError: a policy that is not there, has fewer slots, or was trained on another topology.
+        LiveError: a policy that is not there or is none, has fewer slots, or was trained on another topology.
         UserError: an export or a schedule that cannot be read.
     """
     settings = PolicySettings(SlotConfig.for_row(num_slots), max_epochs)
@@ -81,6 +82,8 @@ def find_policy(
     if isinstance(policy, str) and policy in playing_anywhere():
         return Decider(build_policy(policy, settings), settings.slots, policy)
     if not isinstance(policy, str | Path):
+        kinds = "policy must be a name, a path, or an object with the methods of policies.bundle.PolicyBundle"
+        refuse_stranger(kinds, policy, "slot_config", "device", "initial_hidden", "get_action")
         return Decider(policy, enabled_slots(policy.slot_config, num_slots, "the policy"), type(policy).__name__)
     path = Path(policy).expanduser()
     if path.is_dir():

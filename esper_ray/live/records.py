@@ -157,18 +157,21 @@ class Report:
         return card_of([kept.seed for kept in self.kept])
 
     def picture(self, title: str = "") -> Figure:
-        """The run as ``esper-ray replay`` draws one.
+        """The run as ``esper-ray replay`` draws one, and behind each slot's lane what became of its seed.
 
         Args:
             title: First line above it; who decided by default.
         """
-        from esper_ray.measuring.course import draw_course
+        from esper_ray.measuring.course import Fate, draw_course
 
+        fates = {name: Fate(False, "removed\nat commit") for name in self.removed}
+        for kept in self.kept:
+            fates[kept.seed.place.name] = Fate(True, "fossilized" if kept.finished else "kept\nat commit")
         result = (
             f"after {self.epochs} epochs: validation accuracy {self.accuracy:.1f} %, {self.parameters:,} parameters "
         )
         lines = f"{title or f'grown by {self.policy}'}\n{result}({self.host_parameters:,} of them the model's own)"
-        return draw_course(self.course, self.slots, lines)
+        return draw_course(self.course, self.slots, lines, fates=fates)
 
     def __str__(self) -> str:
         grown = f"{self.parameters - self.host_parameters:,} parameters grown on {self.host_parameters:,}"
@@ -181,7 +184,7 @@ class Report:
             seed, worth = kept.seed, "not measured"
             if not np.isnan(kept.contribution):
                 worth = f"worth {kept.contribution:+.1f} points"
-            how = "fossilised" if kept.finished else "unfinished, and kept since the network leans on it"
+            how = "fossilized" if kept.finished else "unfinished, and kept since the network leans on it"
             lines.append(
                 f"  {seed.place.name}: {seed.blueprint.name.lower()} ({seed.algorithm.name.lower()}, alpha "
                 f"{seed.alpha:.2g}), {kept.parameters:,} parameters, {worth}; {how}"

@@ -100,3 +100,21 @@ def refuse_processes() -> None:
             raise LiveError(
                 f"this process is one of {size} that train together, and only its own model would change: {_ALONE}"
             )
+
+
+def refuse_stranger(wanted: str, given: object, *members: str) -> None:
+    """Refuse an object that lacks what will be used of it.
+
+    Args:
+        wanted: What the argument must be, for the message.
+        given: The object.
+        members: What will be used of it, by name.
+
+    Raises:
+        LiveError: a class in place of its object, or an object that has not all of them.
+    """
+    if isinstance(given, type):
+        raise LiveError(f"{wanted}, got the class {given.__name__} itself")
+    for name in members:
+        if not hasattr(given, name):
+            raise LiveError(f"{wanted}, got a value of type {type(given).__name__}, which has no {name}")

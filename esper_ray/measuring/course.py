@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +27,7 @@ STAGE_COLOURS = {
     SeedStage.EMBARGOED: "#dddddd",
     SeedStage.RESETTING: "#c4c4c4",
 }
+FATE_COLOURS = {True: "#2f7d3a", False: STAGE_COLOURS[SeedStage.PRUNED]}
 ACCURACY_COLOUR, LOSS_COLOUR, ALPHA_COLOUR = "#1d3557", "#b23a48", "#222222"
 
 IntArray = npt.NDArray[np.int64]
@@ -61,7 +63,26 @@ class Course:
             getattr(self, name).append(getattr(watch.lifecycle, name)[0].copy())
 
 
-def draw_course(course: Course, slots: Sequence[str], title: str, alone: Course | None = None) -> Figure:
+@dataclass(frozen=True)
+class Fate:
+    """What became of a slot's seed after the last epoch.
+
+    Attributes:
+        stays: Whether it is part of the network from then on.
+        words: That say so, a line or two.
+    """
+
+    stays: bool
+    words: str
+
+
+def draw_course(
+    course: Course,
+    slots: Sequence[str],
+    title: str,
+    alone: Course | None = None,
+    fates: Mapping[str, Fate] = MappingProxyType({}),
+) -> Figure:
     """A host's training as a picture.
 
     Args:
@@ -69,6 +90,8 @@ def draw_course(course: Course, slots: Sequence[str], title: str, alone: Course 
         slots: Names of its slots, from the first; further ones are left out.
         title: Above it.
         alone: The same host left alone, if that is known.
+        fates: What became of seeds after the last epoch, by the names of their slots, if that is known; it stands
+            behind the end of their lanes.
     """
     with mpl.rc_context({"font.size": 9.5, "axes.spines.top": False}):
         figure = Figure(figsize=(10.5, 4.2 + 0.8 * len(slots)), layout="constrained", dpi=110)
@@ -78,6 +101,8 @@ def draw_course(course: Course, slots: Sequence[str], title: str, alone: Course 
         _draw_curves(axes[0], course, alone)
         for slot, name in enumerate(slots):
             _draw_lane(axes[1 + slot], course, slot, name)
+            if name in fates:
+                _draw_fate(axes[1 + slot], fates[name])
         axes[-1].set_xlabel("training epoch of the host")
         figure.legend(
             handles=[Patch(color=colour, label=stage.name.lower()) for stage, colour in STAGE_COLOURS.items()],
@@ -124,6 +149,12 @@ def _draw_lane(axes: Axes, course: Course, slot: int, name: str) -> None:
     axes.set_yticks([])
     axes.set_ylabel(name, rotation=0, ha="right", va="center")
     axes.spines["right"].set_visible(False)
+
+
+def _draw_fate(axes: Axes, fate: Fate) -> None:
+    colour = FATE_COLOURS[fate.stays]
+    axes.plot([1.0, 1.0], [0.0, 1.0], color=colour, lw=3, clip_on=False, transform=axes.transAxes)
+    axes.text(1.01, 0.5, fate.words, color=colour, va="center", fontsize=8.5, transform=axes.transAxes)
 
 
 def _spans(values: IntArray) -> list[tuple[int, int]]:

@@ -100,7 +100,7 @@ def test_a_population_of_schedules_does_what_each_schedule_does_alone():
 def test_the_schedules_must_fit_the_hosts():
     with pytest.raises(ValueError, match="one seed per slot"):
         GrowthSchedule((GrowthPlan(slot=1), GrowthPlan(slot=1, epoch=9)))
-    with pytest.raises(ValueError, match="in slot 3 is planned, but there are 3 slots"):
+    with pytest.raises(ValueError, match="in slot 3 is planned, but slots are numbered from 0, and the last one is 2"):
         FixedSchedule(SLOTS, 12, GrowthSchedule((GrowthPlan(slot=3),)))
     with pytest.raises(ValueError, match="CONV_LADDER in slot 0"):
         FixedSchedule(SlotConfig.for_row(1), 12, GrowthSchedule((GrowthPlan(blueprint=Blueprint.CONV_LADDER),)))

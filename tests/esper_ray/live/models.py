@@ -177,7 +177,7 @@ class Loop:
         return self.train_set[0][:3]
 
 
-def schedule(slots, blueprint=Blueprint.NORM, style=GerminationStyle.LINEAR_ADD, epochs=30, every=1):
+def schedule(slots, blueprint=Blueprint.NORM, style=GerminationStyle.LINEAR_ADD, epochs=24, every=1):
     """A policy that grows the same seed everywhere, one epoch after the other."""
     plans = (
         GrowthPlan(

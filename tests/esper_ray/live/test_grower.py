@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from envs.slots import SlotConfig
-from envs.vocabulary import Blueprint
+from envs.vocabulary import Blueprint, Tempo
 from esper_ray.keeping.export import write_export
 from esper_ray.keeping.run_directory import POLICY_FILE, RunDirectory
 from esper_ray.live import LiveError, grow
@@ -18,12 +18,25 @@ from esper_ray.presets import DEBUG
 from policies.bundle import PolicySettings
 from policies.factory import build_policy
 from policies.network_config import NetworkConfig
-from policies.scripted import RandomValid
+from policies.schedule import GrowthPlan, GrowthSchedule
+from policies.scripted import FixedSchedule, RandomValid
 from policies.weights import save_weights
 from tests.esper_ray.live.models import LeNet, Loop, images, schedule
 from tests.places import ROOT
 
 EPOCHS = 16
+
+
+class Deep(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 6))
+        for _ in range(30):
+            self.layers.append(torch.nn.Linear(6, 6))
+        self.layers.append(torch.nn.Linear(6, 4))
+
+    def forward(self, x):
+        return self.layers(x)
 
 
 def run(loop=None, slots=("c1", "c2"), epochs=EPOCHS, results=None, **keywords):
@@ -47,7 +60,7 @@ def run(loop=None, slots=("c1", "c2"), epochs=EPOCHS, results=None, **keywords):
 
 
 def test_every_epoch_is_a_line_and_the_end_a_table():
-    _, grower, lines = run(policy=schedule(2, Blueprint.DEPTHWISE))
+    _, grower, lines = run(policy=schedule(2, Blueprint.DEPTHWISE, epochs=EPOCHS))
     assert lines[0].startswith("epoch 0/16: accuracy ")
     assert "germinate depthwise in c1 (linear add, 3 epochs to alpha 1)" in lines[1]
     assert "c1 depthwise training" in lines[3]
@@ -58,7 +71,7 @@ def test_every_epoch_is_a_line_and_the_end_a_table():
     assert text.startswith("16 epochs, ")
     assert f"{report.parameters - report.host_parameters:,} parameters grown on {report.host_parameters:,}" in text
     assert "  c1: depthwise (add, alpha 1), 108 parameters, worth" in text
-    assert text.count("fossilised") == 2
+    assert text.count("fossilized") == 2
     assert report.evaluations >= EPOCHS
 
 
@@ -70,6 +83,26 @@ def test_a_run_is_drawn_with_its_modules_names(tmp_path):
     assert figure.get_suptitle().startswith("LeNet\nafter 16 epochs")
     figure.savefig(tmp_path / "run.png")
     assert (tmp_path / "run.png").stat().st_size > 10_000
+
+
+def test_the_picture_shows_what_commit_did():
+    """One seed is finished, one unfinished though the network leans on it, and one nobody misses."""
+    plans = [GrowthPlan(slot, Blueprint.NORM, epoch, tempo=Tempo.FAST) for slot, epoch in enumerate((1, 9, 12))]
+    loop, names = Loop(Deep, images), ["layers.2", "layers.3", "layers.4"]
+
+    def evaluate():
+        slots = loop.model.growth.slots()
+        return 0.5, 60.0 if slots[1].seed_kind is not None and slots[1].alpha > 0.0 else 50.0
+
+    loop.evaluate = evaluate
+    policy = FixedSchedule(SlotConfig.for_row(3), EPOCHS, GrowthSchedule(tuple(plans)))
+    _, grower, _ = run(loop, slots=names, policy=policy)
+    report = grower.commit()
+    assert [(kept.seed.place.name, kept.finished) for kept in report.kept] == [("layers.2", True), ("layers.3", False)]
+    assert report.removed == ("layers.4",)
+    drawn = {axes.get_ylabel(): {text.get_text() for text in axes.texts} for axes in report.picture().axes}
+    fates = ("fossilized", "kept\nat commit", "removed\nat commit")
+    assert [drawn[name] for name in names] == [{"norm", fate} for fate in fates]
 
 
 def test_tensorboard_gets_scalars(tmp_path):
@@ -124,7 +157,9 @@ def test_a_small_share_of_the_steps_moves_seeds_less():
     for scale in (1.0, 0.1):
         loop = Loop(LeNet, images)
         keywords = {"example": loop.example, "evaluate": loop.evaluate, "max_epochs": EPOCHS, "lr_scale": scale}
-        grower = grow(loop.model, loop.optimizer, ["c1"], policy=schedule(1, Blueprint.BOTTLENECK), **keywords)
+        grower = grow(
+            loop.model, loop.optimizer, ["c1"], policy=schedule(1, Blueprint.BOTTLENECK, epochs=EPOCHS), **keywords
+        )
         for _ in range(3):
             loop.epoch()
             grower.end_epoch()
@@ -138,7 +173,7 @@ def test_a_small_share_of_the_steps_moves_seeds_less():
 
 
 def test_budgets_are_kept():
-    _, grower, _ = run(parameter_budget=60, policy=schedule(2, Blueprint.NORM))
+    _, grower, _ = run(parameter_budget=60, policy=schedule(2, Blueprint.NORM, epochs=EPOCHS))
     report = grower.commit()
     assert [kept.seed.place.name for kept in report.kept] == ["c1"]
     assert report.parameters - report.host_parameters == 13
@@ -172,7 +207,7 @@ def test_a_seed_that_nothing_trains_is_noticed():
     loop = Loop(LeNet, images)
     idle = torch.optim.SGD(loop.model.parameters(), lr=0.1)
     keywords = {"example": loop.example, "evaluate": loop.evaluate, "max_epochs": EPOCHS}
-    grower = grow(loop.model, idle, ["c1"], policy=schedule(1), **keywords)
+    grower = grow(loop.model, idle, ["c1"], policy=schedule(1, epochs=EPOCHS), **keywords)
     notes = []
     for _ in range(6):
         loop.epoch()
@@ -204,7 +239,7 @@ def test_modules_may_have_any_name(name):
             return self.body._modules[name](x.flatten(1))
 
     loop = Loop(Named, images)
-    _, grower, _ = run(loop, slots=[f"body.{name}"], policy=schedule(1))
+    _, grower, _ = run(loop, slots=[f"body.{name}"], policy=schedule(1, epochs=EPOCHS))
     names = [parameter for parameter, _ in loop.model.named_parameters()]
     assert f"growth.slot/body/{name}.scale" in names
     assert grower.commit().kept
@@ -219,20 +254,9 @@ def test_names_of_parameters_are_the_models():
 
 
 def test_many_slots_cost_what_is_active_in_them():
-    class Deep(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 6))
-            for _ in range(30):
-                self.layers.append(torch.nn.Linear(6, 6))
-            self.layers.append(torch.nn.Linear(6, 4))
-
-        def forward(self, x):
-            return self.layers(x)
-
     loop = Loop(Deep, images)
     slots = [f"layers.{number}" for number in range(2, 32)]
-    _, grower, _ = run(loop, slots=slots, policy=schedule(30, Blueprint.NORM), epochs=20)
+    _, grower, _ = run(loop, slots=slots, policy=schedule(30, Blueprint.NORM, epochs=32), epochs=32)
     assert grower.commit().evaluations > 20
 
 

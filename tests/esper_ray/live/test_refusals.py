@@ -9,8 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from envs.slots import SlotConfig
+from envs.vocabulary import Blueprint
 from esper_ray.errors import UserError
 from esper_ray.live import LiveError, candidates, grow, rebuild
+from policies.schedule import GrowthPlan, GrowthSchedule
+from policies.scripted import FixedSchedule, NeverGrow
 from tests.esper_ray.live.models import Encoder, LeNet, Loop, images, same_state, schedule, state_of, tokens
 
 torch.set_num_threads(1)
@@ -105,11 +109,27 @@ def refused(match, model=LeNet, data=images, optimizer=None, error=LiveError, wr
         ("in percent, from 0 to 100", {"evaluate": lambda: (0.1, 101.0)}),
         ("no policy 'nobody': give the directory of an export", {"policy": "nobody"}),
         ("above 0 and at most 1, got 2", {"lr_scale": 2.0}),
-        ("chance must be", {"chance": 101.0}),
+        ("above 0 and at most 1, got 'a'", {"lr_scale": "a"}),
+        ("chance must be .* in percent.*got 101.0", {"chance": 101.0}),
+        ("chance must be .* above 0.*got 0", {"chance": 0}),
+        ("chance must be .* got '10 %'", {"chance": "10 %"}),
+        ("seed must be a whole number from 0 .*got 'a'", {"seed": "a"}),
+        ("seed must be a whole number from 0 .*got -1", {"seed": -1}),
+        ("policy must be a name, a path, or .*got a value of type int, which has no slot_config", {"policy": 3}),
+        ("policy must be .*got the class NeverGrow itself", {"policy": NeverGrow}),
+        ("controller must be .*got a value of type str, which has no attend", {"controller": "c", "policy": None}),
+        ("writer must be .*got a value of type object, which has no add_scalar", {"writer": object()}),
+        ("slots must be a name or a list of names, got a value of type Conv2d", {"slots": [nn.Conv2d(1, 1, 1)]}),
+        ("without must be a name or a list of names, got a value of type int", {"without": 3}),
         ("contributions must be", {"contributions": "none"}),
         ("counterfactual_interval must be", {"counterfactual_interval": 0}),
         ("no kind of seed is called 'CONV'", {"without": ["CONV"]}),
+        ("no kind of seed is called 'CONV'", {"without": "CONV"}),
+        ("without= names every kind of seed that can grow on images", {"without": Blueprint.__members__}),
         ("parameter_budget", {"parameter_budget": -1}),
+        (r"a parameter_budget of 0 lets nothing grow.*NORM, has up to 20 parameters", {"parameter_budget": 0}),
+        (r"a parameter_budget of 19 lets nothing grow.*NORM, has up to 20 parameters", {"parameter_budget": 19}),
+        ("max_living_seeds=0 lets nothing grow: allow at least 1", {"max_living_seeds": 0}),
         ("2 slots are more than the 1 that the policy was made for", {"slots": ["c1", "c2"], "policy": schedule(1)}),
     ],
 )
@@ -225,7 +245,7 @@ def test_a_policy_that_breaks_leaves_nothing_behind():
         def get_action(self, *args, **kwargs):
             raise RuntimeError("broken policy")
 
-    policy = schedule(1)
+    policy = schedule(1, epochs=12)
     policy.__class__ = Broken
     refused("broken policy", policy=policy, error=RuntimeError)
 
@@ -233,9 +253,82 @@ def test_a_policy_that_breaks_leaves_nothing_behind():
 def test_schedules_that_do_not_fit(tmp_path):
     file = tmp_path / "plan.json"
     file.write_text('{"schedule": [{"slot": 1}]}')
-    refused("DEPTHWISE in slot 1 is planned, but there are 1 slots", policy=file)
+    said = refused("DEPTHWISE in slot 1 is planned, but slots are numbered from 0, and the last one is 0", policy=file)
+    assert "NORM" not in said, "the kinds of seed are not what is wrong"
     file.write_text("{}")
     refused('no list "schedule"', policy=file, error=UserError)
+
+
+def planned(*plans, slots=1, epochs=12):
+    return FixedSchedule(SlotConfig.for_row(slots), epochs, GrowthSchedule(plans))
+
+
+SEQUENCES = {"model": Encoder, "data": tokens, "slots": ["encoder.layers.*"]}
+ON_SEQUENCES = "possible there are ATTENTION, NORM, LORA, LORA_LARGE, MLP_SMALL, MLP, FLEX_ATTENTION$"
+NO_NORM = GrowthPlan(blueprint=Blueprint.NORM)
+LATE = GrowthPlan(blueprint=Blueprint.NORM, epoch=12)
+
+
+@pytest.mark.parametrize(
+    ("match", "changes"),
+    [
+        (
+            rf"fixed_schedule plans DEPTHWISE in slot 0 \('encoder.layers.0'\), where it cannot grow: {ON_SEQUENCES}",
+            SEQUENCES | {"policy": "fixed_schedule"},
+        ),
+        (
+            rf"plans CONV_LIGHT in slot 1 \('encoder.layers.1'\), where it cannot grow: {ON_SEQUENCES}",
+            SEQUENCES | {"policy": planned(GrowthPlan(1, Blueprint.CONV_LIGHT), slots=2)},
+        ),
+        (
+            r"plans NORM in slot 0 \('c1'\), where it cannot grow: possible there are CONV_LIGHT, ATTENTION, DEPTH",
+            {"policy": planned(NO_NORM), "without": "NORM"},
+        ),
+        (
+            r"plans DEPTHWISE in slot 0 \('c1'\), where it cannot grow: possible there are NORM$",
+            {"policy": "fixed_schedule", "parameter_budget": 20},
+        ),
+        (r"plans NORM in slot 0 \('c1'\) at epoch 12, and the run of 12 epochs is over", {"policy": planned(LATE)}),
+        (
+            r"plans NORM in slot 1, but the model's slots, from 0 on, are 'c1'$",
+            {"policy": planned(GrowthPlan(1, Blueprint.NORM), slots=2)},
+        ),
+        ("counts the epochs of a run of 30, and this one has 12", {"policy": schedule(1, epochs=30)}),
+        (
+            "has 2 schedules, one per host",
+            {"policy": FixedSchedule(SlotConfig.for_row(1), 12, [GrowthSchedule()] * 2)},
+        ),
+    ],
+)
+def test_schedules_that_can_never_be_carried_out(match, changes):
+    refused(match, **changes)
+
+
+def test_the_last_plan_that_can_be_carried_out_is():
+    loop, last = Loop(LeNet, images), GrowthPlan(blueprint=Blueprint.NORM, epoch=11)
+    keywords = {"example": loop.example, "evaluate": loop.evaluate, "max_epochs": 12, "parameter_budget": 20}
+    grower = grow(loop.model, loop.optimizer, ["c1"], policy=planned(last), without="LORA", **keywords)
+    for _ in range(11):
+        loop.epoch()
+        grower.end_epoch()
+    assert grower.decision.action.startswith("germinate norm in c1")
+
+
+def test_a_misspelt_name_lists_a_screenful():
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(256, 6), *(nn.Linear(6, 6) for _ in range(40)))
+
+        def forward(self, x):
+            return self.layers(x)
+
+    said = refused(r"no module is called 'layer.30' \(close to it: layers.30, ", model=Deep, slots=["layer.30"])
+    lines = said.splitlines()[1:]
+    assert len(lines) == 21
+    assert lines[-1] == "  and 23 more: candidates(model, example) lists all"
+    loop = Loop(Deep, images)
+    assert candidates(loop.model, loop.example).splitlines()[:20] == lines[:20]
 
 
 def test_while_it_runs():
