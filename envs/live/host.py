@@ -19,8 +19,9 @@ from envs.blueprints import blueprints_for
 from envs.blueprints.costs import cost_tables, parameters_of
 from envs.lifecycle import Lifecycle
 from envs.limits import ParameterCosts
+from envs.live.errors import LiveError
 from envs.live.optimizer import SeedOptimizer
-from envs.live.places import LiveError, Place
+from envs.live.places import Place
 from envs.live.planting import GrownSeed, graft, prune_empty
 from envs.live.quiet import untouched
 from envs.live.slot import GROWTH, Growth

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
 from torch.utils.hooks import RemovableHandle
 
-from envs.live.places import LiveError
+from envs.live.errors import LiveError
 from envs.live.slot import GROWTH, LiveSlot
 from envs.population.optimizer import CLIP_NORM, GradientHealth, GradientMeter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -17,22 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from envs.batched.activations import IMAGES, SEQUENCES, VECTORS, ActivationLayout
 from envs.batched.parameters import count_parameters
 from envs.blueprints import blueprints_for
+from envs.live.errors import LiveError
+from envs.live.examples import Example, batch_size, call, shortened
 from envs.live.layouts import Touches
 from envs.live.quiet import untouched
 
 LISTED = 20
 """Candidates that an error about a single name lists."""
 
-Example = Tensor | Sequence[Any] | Mapping[str, Any]
-"""One batch as the model takes it: its only argument, its positional ones, or its named ones."""
-
-
 ENOUGH = 3
 """Samples of an example that are looked at: they and one less show where the batch is."""
-
-
-class LiveError(ValueError):
-    """A network, an optimiser or an argument that nothing can be grown with; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -343,47 +337,6 @@ class Places:
         if len(lines) < len(found):
             lines.append(f"  and {len(found) - len(lines)} more: candidates(model, example) lists all")
         return "\n".join(lines) if lines else "  (none: no module gives an image, a sequence or a vector)"
-
-
-# ---------------------------------------------------------------------- examples
-def batch_size(example: Example, batch_axis: int) -> int:
-    """Samples of an example.
-
-    Raises:
-        LiveError: it holds no tensor, or its first tensor has no such axis.
-    """
-    for value in _values(example):
-        if isinstance(value, Tensor):
-            if value.dim() <= batch_axis:
-                raise LiveError(f"the example's first tensor has shape {list(value.shape)} and no axis {batch_axis}")
-            return value.shape[batch_axis]
-    raise LiveError("the example must be a tensor, or a tuple or dict that holds one: pass one batch of inputs")
-
-
-def shortened(example: Example, batch_axis: int, size: int, kept: int) -> Example:
-    """The first ``kept`` samples of an example of ``size`` samples."""
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() > batch_axis and value.shape[batch_axis] == size:
-            return value.narrow(batch_axis, 0, kept)
-        return value
-
-    if isinstance(example, Mapping):
-        return {name: cut(value) for name, value in example.items()}
-    return cut(example) if isinstance(example, Tensor) else tuple(cut(value) for value in example)
-
-
-def call(model: nn.Module, example: Example) -> Any:
-    """The model's output for an example."""
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(example) if isinstance(example, Tensor) else model(*example)
-
-
-def _values(example: Example) -> list[Any]:
-    if isinstance(example, Mapping):
-        return list(example.values())
-    return [example] if isinstance(example, Tensor) else list(example)
 
 
 def _recorded(model: nn.Module, examples: Sequence[Example]) -> dict[str, _Output]:

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from envs.blueprints import blueprints_for
-from envs.live.places import KINDS, Example, LiveError, Place, Places, slot_key
+from envs.live.errors import LiveError
+from envs.live.examples import Example
+from envs.live.places import KINDS, Place, Places, slot_key
 from envs.live.slot import GROWTH, Growth, LiveSlot
 from envs.vocabulary import AlphaAlgorithm, Blueprint
 

@@ -14,8 +14,9 @@ from envs.batched.kernels.operators import TorchAlone
 from envs.batched.parameters import ParameterSpecs
 from envs.blueprints import blueprints_for
 from envs.blueprints.base import LadderModule
+from envs.live.errors import LiveError
 from envs.live.hooking import SlotHook
-from envs.live.places import LiveError, Place
+from envs.live.places import Place
 from envs.population.blending import GATE_BIAS, GATE_WEIGHT, LIMIT_EPS, gate_parameters
 from envs.vocabulary import INTERNAL_MAX_LEVEL, AlphaAlgorithm, Blueprint
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Self
 from uuid import uuid4
 
-from envs.live.places import Kind, LiveError
+from envs.live.errors import LiveError
+from envs.live.places import Kind
 from envs.slots import SlotConfig
 from esper_ray.bus.streams import Stream
 from esper_ray.controller.aftermath import Aftermath

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from torch import nn
 from torch.optim import Optimizer
 
-from envs.live.places import Example, Kind
+from envs.live.examples import Example
+from envs.live.places import Kind
 from envs.vocabulary import HEAD_NAMES, LifecycleOp, RampShape
 
 

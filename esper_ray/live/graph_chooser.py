@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from envs.live.places import LiveError
+from envs.live.errors import LiveError
 from envs.slots import SlotConfig
 from esper_ray.live.choosing import Choice, Training
 from esper_ray.live.grower import Grower

@@ -12,8 +12,8 @@ from torch import nn
 from envs.action_masks import whole_numbers
 from envs.governor import Panic
 from envs.limits import LifecycleRules
+from envs.live.errors import LiveError
 from envs.live.host import LiveHost, checked_result
-from envs.live.places import LiveError
 from envs.live.planting import card_of, prune_empty
 from envs.live.slot import GROWTH, Growth
 from envs.measurements import SeedGradients

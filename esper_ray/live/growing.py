@@ -11,8 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from envs.limits import LifecycleRules
+from envs.live.errors import LiveError
+from envs.live.examples import Example
 from envs.live.host import LiveHost
-from envs.live.places import Example, LiveError, Places, forward_flops
+from envs.live.places import Places, forward_flops
 from envs.live.planting import FORMAT, GrownSeed, check_ungrown, plant
 from envs.live.quiet import same_randomness
 from envs.ranges import Range

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from envs.live.places import Example, LiveError
+from envs.live.errors import LiveError
+from envs.live.examples import Example
 from envs.live.planting import make_room, uproot
 from envs.live.slot import GROWTH
 from esper_ray.live.grower import Grower

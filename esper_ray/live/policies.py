@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from envs.live.places import IMAGE, Kind, LiveError
+from envs.live.errors import LiveError
+from envs.live.places import IMAGE, Kind
 from envs.slots import SlotConfig
 from envs.warning import warn_user
 from esper_ray.keeping.export import load_export

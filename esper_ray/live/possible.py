@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from envs.limits import DEFAULT_BUDGET_FACTOR, LifecycleRules, ParameterCosts
-from envs.live.places import LiveError, Place
+from envs.live.errors import LiveError
+from envs.live.places import Place
 from envs.vocabulary import Blueprint
 from policies.scripted import FixedSchedule
 

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from envs.graph.measurements import ACTIVITY_SAMPLES, VOLATILITY_EPOCHS
+from envs.live.examples import Example, batch_size, shortened
 from envs.live.host import checked_result
 from envs.live.optimizer import check_hooks
-from envs.live.places import Example, batch_size, shortened
 from envs.live.slot import GROWTH, Growth, LiveSlot
 from envs.seed_report import SeedReport
 from envs.vocabulary import LIVING_STAGES

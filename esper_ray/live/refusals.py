@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from envs.live.places import LiveError
+from envs.live.errors import LiveError
 
 _ALONE = "grow the module in one process, and wrap or copy it to others when it is committed"
 _NOT_GROWN: dict[type, str] = {

@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
-from envs.live.places import Example, LiveError, call
+from envs.live.errors import LiveError
+from envs.live.examples import Example, call
 from envs.live.quiet import untouched
 from envs.live.slot import GROWTH
 from esper_ray.live.provenance import Passage, Provenance, Sources, is_opaque, origins, tensors

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from envs.live.places import IMAGE, SEQUENCE, LiveError, Places
+from envs.live.errors import LiveError
+from envs.live.places import IMAGE, SEQUENCE, Places
 
 torch.set_num_threads(1)
 SIZES = (2, 3, 5, 8, 16, 24)

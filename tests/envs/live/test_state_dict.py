@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.live.places import LiveError
+from envs.live.errors import LiveError
 from envs.vocabulary import Blueprint
 from tests.envs.helpers import advance, fossilize, germinate, grow_inside
 from tests.envs.live.loops import NETWORKS, Eager, Loop, Script, prune, same

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.live.places import LiveError
+from envs.live.errors import LiveError
 from envs.live.task_host import TaskLoop
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.tasks import make_task

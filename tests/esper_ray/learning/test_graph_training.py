@@ -12,7 +12,8 @@ from rich.console import Console
 
 from envs.action_masks import split_mask
 from envs.graph.layout import GraphLayout
-from envs.live.places import IMAGE, SEQUENCE, LiveError
+from envs.live.errors import LiveError
+from envs.live.places import IMAGE, SEQUENCE
 from envs.morphogenesis import MorphogenesisVectorEnv
 from envs.slots import SlotConfig
 from envs.tasks import make_task

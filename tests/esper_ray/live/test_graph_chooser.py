@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from envs.live.places import LiveError
+from envs.live.errors import LiveError
 from envs.vocabulary import LifecycleOp
 from esper_ray.controller.proposing import load_proposer
 from esper_ray.live.probe import Probe
