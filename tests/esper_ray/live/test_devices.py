@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from envs.live.places import Places
 from envs.vocabulary import Blueprint
 from esper_ray.live import rebuild
 from esper_ray.live.hardware import HardwareMeter
 from esper_ray.live.probe import Probe
 from tests.devices import DEVICES, GPU
-from tests.envs.helpers import germinate
+from tests.envs.helpers import advance, germinate
 from tests.envs.live.loops import Script
 from tests.esper_ray.live.models import ARCHITECTURES, Encoder, LeNet, Loop, growing, images, schedule, tokens
 
@@ -23,7 +24,8 @@ class Incubating(Script):
     """Plants in every slot, and waits."""
 
     def __init__(self, slots):
-        super().__init__({slot: germinate(slot, Blueprint.ATTENTION) for slot in range(slots)}, slots, 24)
+        planted = {slot: germinate(slot, Blueprint.ATTENTION) for slot in range(slots)}
+        super().__init__(planted | {slots + slot: advance(slot) for slot in range(slots)}, slots, 24)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,10 @@ def _exact(monkeypatch):
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def _number(loop, slots):
+    return len(Places(loop.model, loop.example).chosen(slots))
 
 
 def _train(loop, grower, epochs):
@@ -46,7 +52,8 @@ def test_a_host_grows_is_resumed_and_is_rebuilt_on_its_device(name, device):
     """Kept states are read back onto the device, as users do."""
     model, data, slots = ARCHITECTURES[name]
     loop, again = Loop(model, data, device=device), Loop(model, data, device=device)
-    grower, resumed = growing(loop, slots, schedule(3)), growing(again, slots, schedule(3))
+    plan = schedule(_number(loop, slots), epochs=24)
+    grower, resumed = growing(loop, slots, plan), growing(again, slots, plan)
     _train(loop, grower, 6)
     buffer = io.BytesIO()
     torch.save([grower.state_dict(), loop.model.state_dict(), loop.optimizer.state_dict()], buffer)
@@ -71,7 +78,7 @@ def test_a_host_grows_is_resumed_and_is_rebuilt_on_its_device(name, device):
         torch.testing.assert_close(fresh.eval()(loop.example), loop.model.eval()(loop.example))
 
 
-@pytest.mark.parametrize("device", [GPU])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["LeNet", "residual", "TransformerEncoder"])
 def test_growing_leaves_generators_and_an_untouched_twin_as_they_were(name, device):
     """Seeds incubate; dropout draws from the device's generator all the while."""
@@ -81,13 +88,14 @@ def test_growing_leaves_generators_and_an_untouched_twin_as_they_were(name, devi
         loop = Loop(model, data, device=device)
         own = dict(loop.model.named_parameters())
         if grows:
-            grower = growing(loop, slots, Incubating(3))
-        torch.cuda.manual_seed(5)
-        for _ in range(6):
+            grower = growing(loop, slots, Incubating(_number(loop, slots)))
+        torch.manual_seed(5)
+        for _ in range(10):
             loop.epoch()
             if grows:
                 grower.end_epoch()
-        ends.append(([parameter.detach() for parameter in own.values()], torch.cuda.get_rng_state()))
+        state = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+        ends.append(([parameter.detach() for parameter in own.values()], state))
     assert "training" in " ".join(filter(None, grower.decision.slots.values()))
     (plain, generator), (host, their_generator) = ends
     assert torch.equal(generator, their_generator)
