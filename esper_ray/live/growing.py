@@ -211,10 +211,11 @@ def _names(argument: str, given: object) -> list[str]:
     """One name, or several."""
     if isinstance(given, str):
         return [given]
-    names = list(given) if isinstance(given, Iterable) else [given]
-    for name in names:
+    names: list[str] = []
+    for name in given if isinstance(given, Iterable) else [given]:
         if not isinstance(name, str):
             raise LiveError(f"{argument} must be a name or a list of names, got a value of type {type(name).__name__}")
+        names.append(name)
     return names
 
 

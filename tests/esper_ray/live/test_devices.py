@@ -14,7 +14,17 @@ from esper_ray.live.probe import Probe
 from tests.devices import DEVICES, GPU
 from tests.envs.helpers import germinate
 from tests.envs.live.loops import Script
-from tests.esper_ray.live.models import ARCHITECTURES, Encoder, LeNet, Loop, growing, images, schedule, tokens
+from tests.esper_ray.live.models import (
+    ARCHITECTURES,
+    Encoder,
+    LeNet,
+    Loop,
+    growing,
+    images,
+    places_of,
+    schedule,
+    tokens,
+)
 
 torch.set_num_threads(1)
 
@@ -46,7 +56,8 @@ def test_a_host_grows_is_resumed_and_is_rebuilt_on_its_device(name, device):
     """Kept states are read back onto the device, as users do."""
     model, data, slots = ARCHITECTURES[name]
     loop, again = Loop(model, data, device=device), Loop(model, data, device=device)
-    grower, resumed = growing(loop, slots, schedule(3)), growing(again, slots, schedule(3))
+    number = len(places_of(loop, slots))
+    grower, resumed = growing(loop, slots, schedule(number)), growing(again, slots, schedule(number))
     _train(loop, grower, 6)
     buffer = io.BytesIO()
     torch.save([grower.state_dict(), loop.model.state_dict(), loop.optimizer.state_dict()], buffer)
