@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from envs.live.places import Places
 from envs.slots import SlotConfig
 from envs.vocabulary import AlphaTarget, Blueprint, GerminationStyle, Tempo
 from esper_ray.live import grow
@@ -186,6 +187,11 @@ def schedule(slots, blueprint=Blueprint.NORM, style=GerminationStyle.LINEAR_ADD,
         for slot in range(slots)
     )
     return FixedSchedule(SlotConfig.for_row(slots), epochs, GrowthSchedule(tuple(plans)))
+
+
+def places_of(loop, slots):
+    """The places that names, globs and suffixes say."""
+    return Places(loop.model, loop.example).chosen(slots)
 
 
 def growing(loop, slots, policy=None, epochs=24, **keywords):

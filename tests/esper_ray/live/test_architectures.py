@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from envs.blueprints import blueprints_for
-from envs.live.places import Places
 from esper_ray.live import rebuild
-from tests.esper_ray.live.models import ARCHITECTURES, Loop, growing, schedule
+from tests.esper_ray.live.models import ARCHITECTURES, Loop, growing, places_of, schedule
 
 torch.set_num_threads(1)
 EPOCHS = 22
@@ -21,7 +20,7 @@ def planned(name):
     model, data, slots = ARCHITECTURES[name]
     loop = Loop(model, data)
     keys = list(loop.model.state_dict())
-    policy = schedule(len(probe(loop, slots)), _cheap(loop, slots), epochs=EPOCHS)
+    policy = schedule(len(places_of(loop, slots)), _cheap(loop, slots), epochs=EPOCHS)
     grower = growing(loop, slots, policy, EPOCHS, counterfactual_interval=3)
     assert list(loop.model.state_dict()) == keys
     return loop, grower
@@ -35,12 +34,8 @@ def grown(name):
     return loop, grower
 
 
-def probe(loop, slots):
-    return Places(loop.model, loop.example).chosen(slots)
-
-
 def _cheap(loop, slots):
-    kind = probe(loop, slots)[0].kind
+    kind = places_of(loop, slots)[0].kind
     modules = blueprints_for(kind.topology)
     return min(modules, key=lambda name: sum(spec.size for spec in modules[name].parameters(12).values()))
 

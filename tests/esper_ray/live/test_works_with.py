@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from envs.blueprints import blueprints_for
 from envs.vocabulary import Blueprint, GerminationStyle
 from esper_ray.live.probe import Probe
-from tests.esper_ray.live.models import ARCHITECTURES, LeNet, Loop, growing, images, schedule, tokens
+from tests.esper_ray.live.models import ARCHITECTURES, LeNet, Loop, growing, images, places_of, schedule, tokens
 
 torch.set_num_threads(1)
 IMAGE_SEEDS = [kind for kind in blueprints_for("cnn") if kind is not Blueprint.CONV_LADDER]
@@ -75,7 +75,7 @@ def test_what_is_committed_is_exported_with_a_dynamic_batch(name):
     model, data, slots = ARCHITECTURES[name]
     loop = Loop(model, data)
     kind = Blueprint.BOTTLENECK if data is images and name != "tuples" else Blueprint.MLP_SMALL
-    grower = growing(loop, slots, schedule(3, kind, GerminationStyle.GATED_GATE))
+    grower = growing(loop, slots, schedule(len(places_of(loop, slots)), kind, GerminationStyle.GATED_GATE))
     for _ in range(20):
         loop.epoch()
         grower.end_epoch()
@@ -91,7 +91,7 @@ def test_every_blueprint_is_exported(kind):
     name = "LeNet" if kind in IMAGE_SEEDS and kind is not Blueprint.NORM else "TransformerEncoder"
     model, data, slots = ARCHITECTURES[name]
     loop = Loop(model, data)
-    grower = growing(loop, slots[:1], schedule(2, kind, GerminationStyle.LINEAR_MULTIPLY))
+    grower = growing(loop, slots[:1], schedule(len(places_of(loop, slots[:1])), kind, GerminationStyle.LINEAR_MULTIPLY))
     for _ in range(14):
         loop.epoch()
         grower.end_epoch()
@@ -128,8 +128,7 @@ def test_a_model_in_bfloat16_has_seeds_in_bfloat16(name):
     loop = Loop(lambda: model().to(torch.bfloat16), data)
     if loop.train_set[0].is_floating_point():
         loop.train_set, loop.validation = ((x.to(torch.bfloat16), y) for x, y in (loop.train_set, loop.validation))
-    places = 3
-    grower = growing(loop, slots, schedule(places))
+    grower = growing(loop, slots, schedule(len(places_of(loop, slots))))
     for _ in range(14):
         loop.epoch()
         grower.end_epoch()
@@ -144,7 +143,7 @@ def test_a_model_in_float64_has_seeds_in_float64(name):
     loop = Loop(lambda: model().double(), data)
     if loop.train_set[0].is_floating_point():
         loop.train_set, loop.validation = ((x.double(), y) for x, y in (loop.train_set, loop.validation))
-    grower = growing(loop, slots, schedule(2, style=GerminationStyle.GATED_GATE))
+    grower = growing(loop, slots, schedule(len(places_of(loop, slots)), style=GerminationStyle.GATED_GATE))
     for _ in range(14):
         loop.epoch()
         grower.end_epoch()
