@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from envs.live.places import Places
 from envs.vocabulary import Blueprint
 from esper_ray.live import rebuild
 from esper_ray.live.hardware import HardwareMeter
@@ -15,7 +14,17 @@ from esper_ray.live.probe import Probe
 from tests.devices import DEVICES, GPU
 from tests.envs.helpers import advance, germinate
 from tests.envs.live.loops import Script
-from tests.esper_ray.live.models import ARCHITECTURES, Encoder, LeNet, Loop, growing, images, schedule, tokens
+from tests.esper_ray.live.models import (
+    ARCHITECTURES,
+    Encoder,
+    LeNet,
+    Loop,
+    growing,
+    images,
+    places_of,
+    schedule,
+    tokens,
+)
 
 torch.set_num_threads(1)
 
@@ -36,10 +45,6 @@ def _exact(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-def _number(loop, slots):
-    return len(Places(loop.model, loop.example).chosen(slots))
-
-
 def _train(loop, grower, epochs):
     for _ in range(epochs):
         loop.epoch()
@@ -52,7 +57,7 @@ def test_a_host_grows_is_resumed_and_is_rebuilt_on_its_device(name, device):
     """Kept states are read back onto the device, as users do."""
     model, data, slots = ARCHITECTURES[name]
     loop, again = Loop(model, data, device=device), Loop(model, data, device=device)
-    plan = schedule(_number(loop, slots), epochs=24)
+    plan = schedule(len(places_of(loop, slots)), epochs=24)
     grower, resumed = growing(loop, slots, plan), growing(again, slots, plan)
     _train(loop, grower, 6)
     buffer = io.BytesIO()
@@ -88,7 +93,7 @@ def test_growing_leaves_generators_and_an_untouched_twin_as_they_were(name, devi
         loop = Loop(model, data, device=device)
         own = dict(loop.model.named_parameters())
         if grows:
-            grower = growing(loop, slots, Incubating(_number(loop, slots)))
+            grower = growing(loop, slots, Incubating(len(places_of(loop, slots))))
         torch.manual_seed(5)
         for _ in range(10):
             loop.epoch()
