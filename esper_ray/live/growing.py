@@ -136,6 +136,10 @@ def grow(
             f"name the slots, the modules on whose outputs seeds may grow; this model has\n{places.table()}"
         )
     chosen = places.chosen(wanted)
+    try:
+        rules = LifecycleRules(parameter_budget=parameter_budget, max_living_seeds=max_living_seeds)
+    except ValueError as error:
+        raise LiveError(str(error)) from error
     training = Training(model, optimizer, example, batch_axis, len(chosen), chosen[0].kind, max_epochs, force)
     decider: Decider | GraphDecider | None = None
     with same_randomness():  # a network draws initial weights before it is given those that it has learnt
@@ -150,15 +154,12 @@ def grow(
             chooser = controller.attend(training)
         else:
             raise LiveError("a policy and a controller are both to decide: give one of them")
-    decided = chooser.slots_of(len(chosen))
+    host: LiveHost | None = None
     try:
-        rules = LifecycleRules(parameter_budget=parameter_budget, max_living_seeds=max_living_seeds)
-    except ValueError as error:
-        raise LiveError(str(error)) from error
-    host_flops = forward_flops(model, example, batch_axis)
-    devices = [places.device(place) for place in chosen]
-    host = LiveHost(model, optimizer, chosen, devices, decided, evaluate, lr_scale, seed, kinds, initial_weights)
-    try:
+        decided = chooser.slots_of(len(chosen))
+        host_flops = forward_flops(model, example, batch_axis)
+        devices = [places.device(place) for place in chosen]
+        host = LiveHost(model, optimizer, chosen, devices, decided, evaluate, lr_scale, seed, kinds, initial_weights)
         possible = Possible(host.costs, rules, chosen)
         if isinstance(decider, Decider) and isinstance(decider.policy, FixedSchedule):
             possible.check(decider.name, decider.policy, max_epochs)
@@ -178,7 +179,8 @@ def grow(
         )
     except BaseException:
         chooser.end()
-        host.withdraw()
+        if host is not None:
+            host.withdraw()
         raise
 
 

@@ -28,7 +28,7 @@ from esper_ray.controller.records import Records
 from esper_ray.controller.service import Controller
 from esper_ray.controller.thresholds import Thresholds
 from esper_ray.errors import UserError
-from esper_ray.live import grow
+from esper_ray.live import LiveError, grow
 from esper_ray.live.choosing import Choice
 from esper_ray.live.policies import SHIPPED, enabled_slots
 from policies.strategic.messages import SeedState, SystemState
@@ -302,7 +302,7 @@ SCRIPT = """
 import torch
 from torch import nn
 from esper_ray.controller.service import Controller
-from esper_ray.live import grow
+from esper_ray.live import LiveError, grow
 
 torch.manual_seed(0)
 x, y = torch.randn(32, 6), torch.arange(32) % 3
@@ -336,3 +336,14 @@ def test_a_script_without_a_main_guard_and_without_a_close_runs_to_its_end(tmp_p
     with Records.open(tmp_path / "state") as records:
         (run_id,) = records.runs()
         assert len(list(records.records(run_id))) == 12
+
+
+def test_a_run_that_is_refused_late_is_watched_no_longer(tmp_path):
+    loop = Loop("mlp")
+    hooked = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in loop.model.modules()]
+    with Controller("heuristic", tmp_path / "state") as controller:
+        with pytest.raises(LiveError, match="max_living_seeds=0"):
+            loop.grow(None, controller=controller, max_living_seeds=0)
+        assert hooked == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in loop.model.modules()]
+        assert not loop.optimizer._optimizer_step_pre_hooks
+        assert loop.grow(None, controller=controller).epoch == 0
