@@ -80,7 +80,7 @@ class Strategic:
         """Measure, print, write."""
         settle()
         torch.manual_seed(0)
-        report = Report("strategic")
+        report = Report("strategic" if self.device == "cpu" else "strategic.cuda")
         if self.device == "cuda":
             require_gpu()
             self._on_a_gpu(report)

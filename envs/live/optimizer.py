@@ -72,10 +72,10 @@ class SeedOptimizer:
     """Lets the user's optimiser train the seeds beside the host.
 
     A seed's parameters are appended to the group that trains the slot's module, in the order in which they were born;
-    where its matrices are in another group than its vectors, so are the seed's. No group is added (many
-    schedulers cannot bear a late one), and the host's own entries keep their places. Just
-    before a step each seed's gradient is measured and clipped to norm 1 as if the seed were alone; a gradient that is
-    not finite is dropped. Whatever else the optimiser does it does with seeds as with all parameters of the group.
+    where its matrices are in another group than its vectors, so are the seed's. No group is added (many schedulers
+    cannot bear a late one), and the host's own entries keep their places. Just before a step each seed's gradient is
+    measured and clipped to norm 1 as if the seed were alone; a gradient that is not finite is dropped. Whatever else
+    the optimiser does it does with seeds as with all parameters of the group.
 
     While a seed incubates, and nobody else sees its parameters, what is not finite does not even reach its gradients: a
     gradient scaler would skip the host's step for it, and a loop that clears the model's gradients would not clear it.

@@ -13,33 +13,25 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def same_randomness() -> Iterator[None]:
-    """Draw in here: Python's randomness, numpy's and torch's, on the CPU and on CUDA devices in use, are put back."""
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the user's
-    try:
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)  # noqa: NPY002
-
-
-@contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluate in here: mode ``eval``, no gradient; every module's mode, its buffers and all randomness are put back.
 
-    What a module keeps in plain attributes nobody can put back.
+    That is Python's randomness, numpy's and torch's, on the CPU and on every CUDA device that is in use. What a module
+    keeps in plain attributes nobody can put back.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = _buffers(model)
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the user's
     try:
-        with same_randomness(), torch.no_grad():
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices), torch.no_grad():
             model.eval()
             yield
     finally:
         for module, training in modes:
             vars(module).update(training=training)  # not train(), which some modules make their own of
+        random.setstate(python)
+        np.random.set_state(arrays)  # noqa: NPY002
         for buffer in buffers:
             buffer.put_back()
 

@@ -251,7 +251,7 @@ def load_policy(settings: PolicySettings, weights: Weights) -> PolicyBundle:
     Raises:
         UserError: they are not of these sizes.
     """
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()):  # initial weights are drawn before these take their place
         policy = build_policy(LEARNED, settings)
     try:
         load_weights(policy, weights)

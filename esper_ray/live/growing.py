@@ -16,7 +16,6 @@ from envs.live.examples import Example
 from envs.live.host import LiveHost
 from envs.live.places import Places, forward_flops
 from envs.live.planting import FORMAT, GrownSeed, check_ungrown, plant
-from envs.live.quiet import same_randomness
 from envs.ranges import Range
 from envs.vocabulary import Blueprint
 from esper_ray.live.choosing import Training
@@ -142,18 +141,17 @@ def grow(
         raise LiveError(str(error)) from error
     training = Training(model, optimizer, example, batch_axis, len(chosen), chosen[0].kind, max_epochs, force)
     decider: Decider | GraphDecider | None = None
-    with same_randomness():  # a network draws initial weights before it is given those that it has learnt
-        if controller is None:
-            decider = find_policy(policy, training.kind, training.slots, max_epochs, force)
-            chooser: Chooser = (
-                GraphChooser(decider, training, seed, deterministic)
-                if isinstance(decider, GraphDecider)
-                else PolicyChooser(decider, Player(decider.policy, 1, seed, deterministic))
-            )
-        elif policy is None:
-            chooser = controller.attend(training)
-        else:
-            raise LiveError("a policy and a controller are both to decide: give one of them")
+    if controller is None:
+        decider = find_policy(policy, training.kind, training.slots, max_epochs, force)
+        chooser: Chooser = (
+            GraphChooser(decider, training, seed, deterministic)
+            if isinstance(decider, GraphDecider)
+            else PolicyChooser(decider, Player(decider.policy, 1, seed, deterministic))
+        )
+    elif policy is None:
+        chooser = controller.attend(training)
+    else:
+        raise LiveError("a policy and a controller are both to decide: give one of them")
     host: LiveHost | None = None
     try:
         decided = chooser.slots_of(len(chosen))

@@ -121,6 +121,7 @@ def headline(plan: Plan, sections: Sequence[Section], gaps: Mapping[str, Mapping
     found: dict[str, Any] = {
         "training_seeds": {},
         "above_playable": {},
+        "apart_from_playable": {},
         "search_multiple": {},
         "generalist_gap": {
             world if len(gaps) == 1 else f"{world}: {arm}": list(gap.mean.interval)
@@ -135,7 +136,9 @@ def headline(plan: Plan, sections: Sequence[Section], gaps: Mapping[str, Mapping
         )
         for world, arm, name in _entries(plan, section):
             trainings = len(section.gathered.results.trainings[arm])
-            found["above_playable"][name] = above_playable(section.report["evaluations"][world], arm, trainings)
+            above = above_playable(section.report["evaluations"][world], arm, trainings)
+            found["above_playable"][name] = None if above is None else above.paired
+            found["apart_from_playable"][name] = None if above is None else above.apart
             if BEST_SCHEDULE in section.gathered.results.controls[world]:
                 found["flops_to_95"][name] = flops_ratio(section.gathered, world, arm, TARGETS[-1])
             if world in section.searches:

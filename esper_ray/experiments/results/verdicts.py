@@ -27,8 +27,21 @@ PLAYABLE = tuple(control for control in INDEPENDENT if control != TRAINING_SCHED
 """Controls that somebody could use in any world in place of the policy."""
 
 
-def above_playable(evaluation: dict[str, Any], arm: str, trainings: int) -> bool | None:
-    """Whether an arm's mean score is above that of every control that can be played, with separated intervals.
+@dataclass(frozen=True)
+class AbovePlayable:
+    """Whether an arm is above every control that can be played, by mean scores.
+
+    Attributes:
+        paired: By the intervals of the differences: everybody plays the same hosts and is tested on the same samples.
+        apart: By those of the scores themselves, which also hold what hosts and samples do to all alike.
+    """
+
+    paired: bool
+    apart: bool
+
+
+def above_playable(evaluation: dict[str, Any], arm: str, trainings: int) -> AbovePlayable | None:
+    """Hold an arm against every control that can be played.
 
     Args:
         evaluation: Of a study's report.
@@ -38,11 +51,15 @@ def above_playable(evaluation: dict[str, Any], arm: str, trainings: int) -> bool
     Returns:
         None where it cannot be said: a control did not play, or there are less than two trainings.
     """
-    policies = evaluation["policies"]
+    policies, differences = evaluation["policies"], evaluation["differences"][arm]
     if trainings < 2 or not set(PLAYABLE) <= policies.keys():
         return None
+    controls = [name for name in policies if name in INDEPENDENT]
     lowest = policies[arm]["score"]["mean_ci95"][0]
-    return all(lowest > policies[name]["score"]["mean_ci95"][1] for name in policies if name in INDEPENDENT)
+    return AbovePlayable(
+        paired=all(differences[name]["mean_ci95"][0] > 0.0 for name in controls),
+        apart=all(lowest > policies[name]["score"]["mean_ci95"][1] for name in controls),
+    )
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,8 @@ def markdown(report: dict[str, Any], pictures_at: str = "", level: int = 1) -> s
         "all evaluations on validation included. fossilised, pruned, cut: seeds per episode kept for good, "
         "pruned, removed unfinished at the end.",
     ]
+    if alone := [arm for arm, result in report["arms"].items() if len(result["seeds"]) == 1]:
+        lines[-1] += f" Of {', '.join(alone)} there is one training: its intervals hold for that one alone."
     if "git_commit" in report:
         lines[-1] += f" Code: {report['git_commit'] or 'no checkout'}."
     page = "\n".join(f"{'#' * (level - 1)}{line}" if line.startswith("#") else line for line in lines) + "\n"

@@ -99,10 +99,11 @@ def test_a_learned_policy_draws_from_its_own_randomness():
     assert same(_randomness(), before)
 
 
+@pytest.mark.parametrize("network", ["cnn", "mlp"], ids=["the LSTM ships", "a graph policy ships"])
 @pytest.mark.parametrize("policy", [None, "learned", "heuristic", "random_valid"])
-def test_beginning_draws_nothing_of_the_users(policy):
+def test_beginning_draws_nothing_of_the_users(policy, network):
     """A network draws initial weights before it has those that it is read with; nor does a refusal."""
-    loop = Loop("mlp")
+    loop = Loop(network)
     policy = build_policy("learned", PolicySettings(Eager(0).slot_config, 40)) if policy == "learned" else policy
     before = _randomness()
     with pytest.raises(LiveError):
