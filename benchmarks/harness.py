@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from esper_ray.process import processor
+
 
 @dataclass(frozen=True)
 class Table:
@@ -79,7 +81,7 @@ class Report:
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(terse=True),
@@ -96,14 +98,6 @@ def require_gpu() -> None:
     """
     if not torch.cuda.is_available():
         raise SystemExit(f"no GPU: torch {torch.__version__} sees none, and this part is measured on one only")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 class Watch:

@@ -129,14 +129,32 @@ class Results:
         """Make a unit again, in a directory of its own, and hold its figures against those that are kept."""
         from tempfile import TemporaryDirectory
 
-        from esper_ray.experiments.results.making import differing
+        from rich.table import Table
+
+        from esper_ray.experiments.results.making import differing, mean_scores
+        from esper_ray.process import processor
 
         make_directories(self.runs)
         with TemporaryDirectory(dir=self.runs, prefix="again-") as again:
             figures = maker.elsewhere(Path(again)).figures(unit)
-        if differences := differing(kept.figures(unit), figures):
-            raise UserError(f"{unit} was made again, and differs from what is kept in {', '.join(differences)}")
-        console.print(f"{unit} was made again: the same figures")
+        before, made = kept.figures(unit), kept.made(unit)
+        assert made is not None, "only what is made is compared"
+        if not (differences := differing(before, figures)):
+            console.print(f"{unit} was made again: the same figures")
+            return
+        table = Table("mean score of", "kept", "again", "difference")
+        again_scores = mean_scores(figures)
+        for name, score in mean_scores(before).items():
+            table.add_row(name, f"{score:.4f}", f"{again_scores[name]:.4f}", f"{again_scores[name] - score:+.4f}")
+        if table.row_count:
+            console.print(table)
+        message = f"{unit} was made again, and differs from what is kept in {', '.join(differences)}"
+        if (here := processor()) != made.processor:
+            message += (
+                f". It was kept on {made.processor}, and this is {here}, which rounds in another way: expect scores of "
+                "controls to differ a little, and a training to end as one with another seed does"
+            )
+        raise UserError(message)
 
 
 @dataclass(frozen=True)

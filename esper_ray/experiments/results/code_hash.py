@@ -21,7 +21,7 @@ PINS = "constraints.txt"
 
 
 def code_hash(study_files: Iterable[Path], root: Path = ROOT) -> str:
-    """SHA-256 of the program, the versions that it is tested with, Python's, and a study.
+    """SHA-256 of the program, the versions that it is tested with, Python's first two numbers, and a study.
 
     Args:
         study_files: The study's, and that of the study whose trainings it takes.
@@ -34,7 +34,7 @@ def code_hash(study_files: Iterable[Path], root: Path = ROOT) -> str:
     pins = root / PINS
     if not pins.is_file():
         raise UserError(f"results are made in a checkout, and {root} has no {PINS}: clone the repository")
-    digest = hashlib.sha256(f"Python {'.'.join(map(str, sys.version_info[:3]))}\0".encode())
+    digest = hashlib.sha256(f"Python {'.'.join(map(str, sys.version_info[:2]))}\0".encode())
     for path in [*program(root), pins]:
         digest.update(_framed(path.relative_to(root).as_posix(), path))
     for path in study_files:

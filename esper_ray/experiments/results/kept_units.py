@@ -25,6 +25,7 @@ class Made(BaseModel):
         commit: Of the checkout.
         date: When they were finished, ISO 8601 in UTC.
         command: That made them.
+        processor: That computed them: rounding is the same on the same kind alone.
         seconds: It took, by the wall clock of a machine that may have done other things as well.
     """
 
@@ -34,6 +35,7 @@ class Made(BaseModel):
     commit: str | None
     date: str
     command: str
+    processor: str
     seconds: float
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -29,7 +30,7 @@ from esper_ray.measuring.controls import TRAINING_SCHEDULE
 from esper_ray.measuring.episodes import held_out_seeds
 from esper_ray.measuring.search.host_pool import CANDIDATES, HostPool, train_pool
 from esper_ray.measuring.search.schedule_files import read_schedule
-from esper_ray.process import host_processes
+from esper_ray.process import host_processes, processor
 from esper_ray.reading import read_json
 
 
@@ -75,7 +76,14 @@ class UnitMaker:
         seconds = time.perf_counter() - started
         now = datetime.now(UTC).isoformat(timespec="seconds")
         command = f"esper-ray results --unit {unit}"
-        made = Made(code=code, commit=git_commit(), date=now, command=command, seconds=round(seconds, 1))
+        made = Made(
+            code=code,
+            commit=git_commit(),
+            date=now,
+            command=command,
+            processor=processor(),
+            seconds=round(seconds, 1),
+        )
         self._kept.keep(unit, made, figures)
 
     def _check_unchanged(self, unit: Unit, code: str, began: float) -> None:
@@ -175,6 +183,18 @@ def differing(one: Figures, other: Figures) -> list[str]:
     """Where figures of the same unit differ, times left out: they depend on the machine."""
     first, second = (_without_times(dataclasses.asdict(figures)) for figures in (one, other))
     return [name for name in first if first[name] != second[name]]
+
+
+def mean_scores(figures: Figures) -> dict[str, float]:
+    """Mean committed scores of a unit's figures, by world and policy; a search's has none."""
+    if isinstance(figures, SearchFigures):
+        return {}
+    by_world = {"": figures.played} if isinstance(figures, ControlFigures) else figures.played
+    return {
+        f"{world} {name}".strip(): float(np.mean(played.measures["score"]))
+        for world, by_name in by_world.items()
+        for name, played in by_name.items()
+    }
 
 
 def _without_times(plain: Any) -> Any:

@@ -188,7 +188,8 @@ def _made_line(gathered: Gathered) -> str:
     hours = clock(sum(of.seconds for of in made))
     line = (
         f"Made by `make results` ({len(made)} units, {hours} in all), finished between {dates[0]} and {dates[-1]}, "
-        f"at commit {', '.join(commits)}; hash of code, study and versions {made[0].code[:16]}."
+        f"at commit {', '.join(commits)}, on {'; '.join(sorted({of.processor for of in made}))}; "
+        f"hash of code, study and versions {made[0].code[:16]}."
     )
     if gathered.missing:
         line += f" **Missing**: {', '.join(unit.name for unit in gathered.missing)}."

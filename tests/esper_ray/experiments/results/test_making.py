@@ -5,6 +5,7 @@ import re
 import subprocess
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
@@ -180,6 +181,26 @@ def test_figures_that_are_others_are_noticed_whatever_they_are(done):
             assert not differing(one, other), "times depend on the machine"
             next(iter(played.values())).measures["score"][0] += 1e-12
         assert differing(one, other)
+
+
+def test_a_unit_that_comes_out_otherwise_is_told_by_its_scores_and_by_the_processor(workshop, monkeypatch):
+    name = "small/controls.same"
+    workshop.command("--unit", name)
+    file = workshop.kept.file(workshop.plan().unit(name))
+    content = json.loads(file.read_text())
+    scores = content["figures"]["played"]["never_grow"]["measures"]["score"]
+    content["figures"]["played"]["never_grow"]["measures"]["score"] = [score - 0.25 for score in scores]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"differs from what is kept in played$"):
+        workshop.command("--unit", name)
+    (row,) = [
+        line for line in (workshop.path / "said").read_text().splitlines() if "never_grow" in line and "│" in line
+    ]
+    kept, again = np.mean(scores) - 0.25, np.mean(scores)
+    assert [float(number) for number in row.split("│")[2:5]] == pytest.approx([kept, again, 0.25], abs=1e-4)
+    monkeypatch.setattr("esper_ray.process.processor", lambda: "another one")
+    with pytest.raises(UserError, match=rf"kept on {re.escape(content['made']['processor'])}, and this is another one"):
+        workshop.command("--unit", name)
 
 
 def test_what_other_code_has_made_is_missing(workshop, monkeypatch):
