@@ -62,6 +62,7 @@ class Population(EpisodeState):
         training_flops: ``[N]`` FLOPs spent on each host since it was drawn: training, and evaluations that are part
             of it (see ``envs.population.flops``). What several evaluations of a host share is computed, and counts,
             once; what is computed for padding alone does not count.
+        evaluation_flops: ``[N]`` of these, what evaluations took: nobody needs them who does not look.
         repeater: Takes an epoch's steps.
     """
 
@@ -90,6 +91,7 @@ class Population(EpisodeState):
         self._flops_of_variants = variant_flops(task, self.modules)
         self._flops = self._flops_of_variants.rows(self.variant)
         self.training_flops = np.zeros(num_members, np.int64)
+        self.evaluation_flops = np.zeros(num_members, np.int64)
         self.repeater = Repeater(device)
 
     # ------------------------------------------------------------------ membership
@@ -123,7 +125,7 @@ class Population(EpisodeState):
         index = torch.from_numpy(members).to(self.device)
         self.momentum[index] = 0.0
         self._flops = self._flops_of_variants.rows(self.variant)
-        self.training_flops[members] = 0
+        self.training_flops[members] = self.evaluation_flops[members] = 0
         for name, spec in host.buffers(host.widest).items():
             start = spec.draw(np.random.default_rng(0))  # running statistics start at constants
             self.buffers[name][index] = torch.from_numpy(start).to(self.device)
@@ -403,13 +405,15 @@ class Population(EpisodeState):
         return SharedForward(self.task.host, self.layout.views(self.flat), self.buffers, levels, seeds)
 
     def _book_evaluation(self, levels: list[Prefixes], lifecycle: Lifecycle, samples: int) -> None:
-        """Add to ``training_flops`` what an evaluation of these prefixes computes."""
-        seeds = lifecycle.seed_costs(self._flops)
+        """Add to both sums of FLOPs what an evaluation of these prefixes computes."""
+        seeds, flops = lifecycle.seed_costs(self._flops), np.zeros(self.num_members, np.int64)
         for segment, level in enumerate(levels):
-            np.add.at(self.training_flops, level.members, samples * self._flops.segments[level.members, segment])
+            np.add.at(flops, level.members, samples * self._flops.segments[level.members, segment])
             if segment > 0:
                 on = level.members[level.alpha > 0.0]
-                np.add.at(self.training_flops, on, samples * seeds[on, segment - 1])
+                np.add.at(flops, on, samples * seeds[on, segment - 1])
+        self.training_flops += flops
+        self.evaluation_flops += flops
 
     def _evaluation_runs(self, bank: SeedBank, prefixes: Prefixes, lifecycle: Lifecycle) -> list[SeedRun]:
         row = np.full(self.num_members, -1)

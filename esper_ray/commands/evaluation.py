@@ -144,7 +144,9 @@ class Search:
     world: tyro.conf.Positional[str]
     """A run directory, for its task and as many host epochs as its training had; or a task's name."""
     host_epochs: Annotated[int, Range(1, 2**53, whole=True)] | None = None
-    """Training epochs of hosts that the search may spend in all."""
+    """Training epochs of hosts that a search may spend in all."""
+    searches: Count = 1
+    """How many, each with as many host epochs: what one finds is in part luck. Their winners meet on fresh hosts."""
     max_epochs: Epochs | None = None
     """Training epochs of one host; by default as in the run (where they were drawn, the most), or as train's
     default."""
@@ -173,7 +175,7 @@ class Search:
         for file in (path, trace_path(path)):
             writable(file)
         env.load_data()
-        settings = SearchSettings(host_epochs, self.seed, self.workers)
+        settings = SearchSettings(host_epochs, self.seed, self.workers, self.searches)
         with locked(path.with_name(f".{path.name}{LOCK_FILE}"), path):
             known = read_trace(path, env, settings)
             if known:

@@ -48,6 +48,9 @@ STATIC = (STATIC_FINAL, STATIC_BIG)
 INDEPENDENT = (*CONTROLS, STATIC_BIG, BEST_SCHEDULE, TRAINING_SCHEDULE)
 """Controls that play once per world."""
 
+BLIND = ("never_grow", "fixed_schedule", BEST_SCHEDULE, TRAINING_SCHEDULE, *STATIC)
+"""Controls that know from the start what they will do: they could do without evaluations."""
+
 FOLLOWING = (LEARNED_GREEDY, STATIC_FINAL)
 """Controls that play once per training, for they come from its policy."""
 

@@ -42,6 +42,7 @@ class EpisodeCourses:
         score: ``[E, T]`` on the validation split, of the network as it was then.
         accuracy: ``[E, T]`` percent, likewise.
         training_flops: ``[E, T]`` spent since the episode's beginning.
+        evaluation_flops: ``[E, T]`` of these, those of evaluations.
         seconds: ``[T]`` that the whole population had taken, the policy included; they depend on the machine and on
             what else it does.
     """
@@ -49,6 +50,7 @@ class EpisodeCourses:
     score: FloatArray
     accuracy: FloatArray
     training_flops: FloatArray
+    evaluation_flops: FloatArray
     seconds: FloatArray
 
 
@@ -112,7 +114,8 @@ def run_episodes(
     results = {name: np.full(len(seeds), np.nan) for name in names}
     committed = world.lifecycle.committed()
     running = np.ones(len(seeds), bool)
-    courses = {name: np.zeros((env.longest, len(seeds))) for name in ("score", "accuracy", "training_flops")}
+    measured = ("score", "accuracy", "training_flops", "evaluation_flops")
+    courses = {name: np.zeros((env.longest, len(seeds))) for name in measured}
     seconds: list[float] = []
     hits: IntArray | None = None
     if on_epoch:
@@ -123,7 +126,7 @@ def run_episodes(
         epoch = len(seconds)
         seconds.append(time.perf_counter() - started)
         now = {"score": info["score"], "accuracy": info["val_accuracy"]}
-        now["training_flops"] = world.population.training_flops
+        now |= {name: getattr(world.population, name) for name in ("training_flops", "evaluation_flops")}
         for name, after in courses.items():
             after[epoch:, running] = now[name][running]
         first_end = terminated & running  # a host that the governor stopped starts anew, which counts for nothing

@@ -36,8 +36,8 @@ class Played:
         measures: By name of ``MEASURES``, ``[E]``.
         fates: By name of the fate, seeds ``[E]``.
         behaviour: ``ops``, ``germinated`` and ``fossilized`` of a :class:`BehaviourRecorder`.
-        courses: ``accuracy`` on the validation split, in hundredths of a percent, and ``training_flops`` of each
-            epoch, both ``[E, T]``, packed (:mod:`esper_ray.keeping.packed`).
+        courses: ``accuracy`` on the validation split, in hundredths of a percent, and ``training_flops`` and
+            ``evaluation_flops`` of each epoch, all ``[E, T]``, packed (:mod:`esper_ray.keeping.packed`).
         seconds: ``[T]`` that all hosts together had taken after each epoch.
         hits: ``[E, n]`` right predictions in each test sample, packed.
         predictions: In a test sample, at most.
@@ -64,8 +64,16 @@ class Played:
 
     @property
     def training_flops(self) -> FloatArray:
-        """``[E, T]`` spent until the end of each epoch."""
-        return unpack(self.courses["training_flops"]).cumsum(axis=1).astype(np.float64)
+        """``[E, T]`` spent until the end of each epoch, evaluations included."""
+        return self._spent("training_flops")
+
+    @property
+    def evaluation_flops(self) -> FloatArray:
+        """``[E, T]`` of these, those of evaluations."""
+        return self._spent("evaluation_flops")
+
+    def _spent(self, course: str) -> FloatArray:
+        return unpack(self.courses[course]).cumsum(axis=1).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,7 @@ class Playing:
             {
                 "accuracy": pack((100.0 * courses.accuracy).round().astype(np.uint16)),
                 "training_flops": pack(np.diff(courses.training_flops, prepend=0.0).astype(np.int64)),
+                "evaluation_flops": pack(np.diff(courses.evaluation_flops, prepend=0.0).astype(np.int64)),
             },
             courses.seconds.tolist(),
             pack(results.hits.astype(np.uint16 if y.dim() > 1 else np.uint8)),

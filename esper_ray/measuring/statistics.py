@@ -35,22 +35,20 @@ def interquartile_mean(values: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Source:
-    """One thing that a statistic would be another for, if it were drawn again: trainings, hosts or test samples.
+    """One thing that a statistic would be another for, if it were drawn again: trainings, hosts of a kind, or samples.
 
     Attributes:
         draws: ``[R]``, the statistic on resamples of these alone, all else as it is.
         units: How many independent ones there are.
-        strata: Groups that they are drawn within; each costs a degree of freedom.
     """
 
     draws: FloatArray
     units: int
-    strata: int = 1
 
     @property
     def freedom(self) -> int:
         """Degrees of freedom; with none nothing can be said about this source."""
-        return self.units - self.strata
+        return self.units - 1
 
     @property
     def variance(self) -> float:
@@ -131,7 +129,8 @@ def summarise_runs(
     split. As Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021), section
     4.2, resamples are drawn with replacement within strata, here the kinds of host, and each statistic is taken anew
     over all pairs of seed and host; but of one source at a time, so that :attr:`Estimate.interval` can allow for how
-    few there are of each. What hosts and trainings vary by together is in both sources, so that intervals are a little
+    few there are of each; each kind of host is a source, for a kind of which there are few may be the one that varies
+    most. What hosts and trainings vary by together is in both sources, so that intervals are a little
     too wide rather than too narrow.
 
     Hosts and samples are drawn once for all policies, and training seeds once for those of one origin: differences
@@ -159,7 +158,8 @@ def summarise_runs(
         raise ValueError(f"every policy must have been tested on the same samples, got numbers {sorted(samples)}")
     rng = np.random.default_rng(seed_sequence(Purpose.BOOTSTRAP, 0))
     kind = _strata(np.asarray(kinds))
-    hosts, strata = _drawn_hosts(kind, resamples, rng), len(np.unique(kind))
+    strata = {f"hosts of kind {each}": np.flatnonzero(kind == each) for each in np.unique(kind)}
+    hosts = {name: some[rng.integers(len(some), size=(resamples, len(some)))] for name, some in strata.items()}
     number = samples.pop() if samples else 1
     weights = rng.multinomial(number, np.full(number, 1 / number), size=resamples).astype(np.float32) / number
     rows: dict[str, IntArray] = {}
@@ -170,10 +170,8 @@ def summarise_runs(
             rows[origin] = rng.integers(trainings, size=(resamples, trainings))
         if rows[origin].shape[1] != trainings:
             raise ValueError(f"{name} has {trainings} rows, and others that come from {origin} {rows[origin].shape[1]}")
-        sources = {
-            "hosts": _by_hosts(values, hosts, strata),
-            f"trainings of {origin}": _by_trainings(values, rows[origin]),
-        }
+        sources = {of: _by_hosts(values, strata[of], hosts[of]) for of in strata}
+        sources[f"trainings of {origin}"] = _by_trainings(values, rows[origin])
         if per_sample is not None:
             sources["samples"] = _by_samples(values, per_sample[name], weights)
         known = {of: pair for of, pair in sources.items() if pair[0].freedom > 0}
@@ -184,11 +182,13 @@ def summarise_runs(
     return summaries
 
 
-def _by_hosts(values: FloatArray, drawn: IntArray, strata: int) -> tuple[Source, Source]:
+def _by_hosts(values: FloatArray, members: IntArray, drawn: IntArray) -> tuple[Source, Source]:
     def again(some: IntArray) -> FloatArray:
-        return values[:, some].swapaxes(0, 1)
+        everybody = np.tile(np.arange(values.shape[1]), (len(some), 1))
+        everybody[:, members] = some
+        return values[:, everybody].swapaxes(0, 1)
 
-    return _both(again, drawn, values.size, drawn.shape[1], strata)
+    return _both(again, drawn, values.size, len(members))
 
 
 def _by_trainings(values: FloatArray, drawn: IntArray) -> tuple[Source, Source]:
@@ -208,9 +208,7 @@ def _by_samples(
     return _both(again, weights, values.size, weights.shape[1])
 
 
-def _both(
-    again: Callable[[Any], FloatArray], drawn: Numbers, cells: int, units: int, strata: int = 1
-) -> tuple[Source, Source]:
+def _both(again: Callable[[Any], FloatArray], drawn: Numbers, cells: int, units: int) -> tuple[Source, Source]:
     """How the interquartile mean and the mean vary by one source.
 
     Args:
@@ -218,7 +216,6 @@ def _both(
         drawn: For all resamples, ``[R, ...]``.
         cells: Results in a resample.
         units: See :class:`Source`.
-        strata: Likewise.
     """
     at_once = max(1, CELLS_AT_ONCE // cells)
     iqm, mean = [], []
@@ -227,7 +224,7 @@ def _both(
         results = results.reshape(len(results), -1)
         iqm.append(interquartile_mean(results))
         mean.append(results.mean(axis=1))
-    return Source(np.concatenate(iqm), units, strata), Source(np.concatenate(mean), units, strata)
+    return Source(np.concatenate(iqm), units), Source(np.concatenate(mean), units)
 
 
 def mean_by_kind(values: FloatArray, kinds: Sequence[int] | IntArray, num_kinds: int) -> list[float | None]:
@@ -249,10 +246,3 @@ def _strata(kinds: IntArray) -> IntArray:
     if single.sum() == 1 and len(values) > 1:
         single[np.argmin(np.where(single, len(kinds) + 1, count))] = True
     return np.where(single[place], -1, place)
-
-
-def _drawn_hosts(kinds: IntArray, resamples: int, rng: np.random.Generator) -> IntArray:
-    """Indices of hosts ``[resamples, E]``, drawn with replacement among those of each kind."""
-    strata = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
-    drawn = [members[rng.integers(len(members), size=(resamples, len(members)))] for members in strata]
-    return np.concatenate(drawn, axis=1)

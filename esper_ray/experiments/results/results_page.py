@@ -14,6 +14,7 @@ from esper_ray.experiments.results.gathering import Gathered, gather
 from esper_ray.experiments.results.kept_units import KeptUnits, Made
 from esper_ray.experiments.results.plan import Plan
 from esper_ray.experiments.results.verdicts import (
+    PLAYABLE,
     TARGETS,
     Reaching,
     SearchVerdict,
@@ -23,9 +24,10 @@ from esper_ray.experiments.results.verdicts import (
     search_verdict,
     targets,
 )
+from esper_ray.experiments.study.study_file import Study
 from esper_ray.experiments.study.study_report import markdown, pictures, summarise_study
 from esper_ray.keeping.writing import make_directories, replace_figure, replace_text
-from esper_ray.measuring.controls import BEST_SCHEDULE, INDEPENDENT
+from esper_ray.measuring.controls import BEST_SCHEDULE
 from esper_ray.measuring.evaluation_report import LABELS, clock
 from esper_ray.measuring.search.host_pool import CANDIDATES
 from esper_ray.measuring.search.purse import MULTIPLES
@@ -123,6 +125,7 @@ def headline(plan: Plan, sections: Sequence[Section], gaps: Mapping[str, Mapping
         "above_playable": {},
         "apart_from_playable": {},
         "search_multiple": {},
+        "search_used_up": {},
         "generalist_gap": {
             world if len(gaps) == 1 else f"{world}: {arm}": list(gap.mean.interval)
             for arm, of_arm in gaps.items()
@@ -143,6 +146,9 @@ def headline(plan: Plan, sections: Sequence[Section], gaps: Mapping[str, Mapping
                 found["flops_to_95"][name] = flops_ratio(section.gathered, world, arm, TARGETS[-1])
             if world in section.searches:
                 found["search_multiple"][name] = list(section.searches[world][arm].multiple)
+                found["search_used_up"][name] = max(
+                    share[-1] for share in section.searches[world][arm].used_up.values()
+                )
     return found
 
 
@@ -173,12 +179,26 @@ def _nothing(plan: Plan, kept: KeptUnits, name: str) -> str:
 def _evidence(section: Section) -> list[str]:
     gathered = section.gathered
     lines = []
+    if BEST_SCHEDULE in gathered.results.study.controls:
+        lines += ["", _schedule_line(gathered.results.study)]
     for world in gathered.results.study.worlds:
         if world in section.searches:
             lines += ["", *_search_lines(world, section)]
-        if gathered.results.controls[world].keys() & set(INDEPENDENT):
+        if gathered.results.controls[world].keys() & set(PLAYABLE):
             lines += ["", *_target_lines(gathered, world)]
     return [*lines, "", _made_line(gathered)]
+
+
+def _schedule_line(study: Study) -> str:
+    """What the best schedule was looked for with."""
+    settings = study.search_settings
+    each = f"{settings.host_epochs:,} host epochs, {settings.host_epochs / study.training_epochs:.0%} of a training's"
+    line = f"The best schedule is that of a search with {each}"
+    if settings.searches > 1:
+        line = f"The best schedule is the best of those that {settings.searches} searches found, each with {each}"
+    known = len(settings.known)
+    line += f", and {known} known before" if known else ""
+    return f"{line}; by fresh hosts on the validation split."
 
 
 def _made_line(gathered: Gathered) -> str:
@@ -202,8 +222,9 @@ def _search_lines(world: str, section: Section) -> list[str]:
         f"### {world}: what a search on each host ends with",
         "",
         f"The first {hosts} of these hosts, {CANDIDATES} candidates on each. A search may spend, on a host, this many "
-        "times what the policy's run there cost: incubation, pruned seeds, evaluations and counterfactuals included, "
-        "the policy's own training not. Its pick is trained out of that. Mean scores; in brackets candidates tried.",
+        "times what the policy's run there cost, in the mean over trainings: incubation, pruned seeds, evaluations and "
+        "counterfactuals included, the policy's own training and arithmetic not. Its pick, by the validation split, is "
+        "trained out of that. Mean scores on the test split; in brackets candidates tried.",
     ]
     for arm, verdict in section.searches[world].items():
         lines += [
@@ -225,7 +246,8 @@ def _search_lines(world: str, section: Section) -> list[str]:
     return [
         *lines,
         "",
-        "Used up: the share of hosts and orders in which all candidates were tried: more may have been paid for.",
+        "Used up: the share of hosts and orders in which all candidates were tried: more may have been paid for. Which "
+        "of the three kinds of search is the best at a purse is said by these test scores, in favour of the search.",
     ]
 
 
@@ -251,6 +273,8 @@ def _cell(estimate: Estimate, form: str = ".3f") -> str:
 def _gap_lines(gaps: Mapping[str, Mapping[str, Summary]]) -> list[str]:
     """How far specialists are above generalists; a world in a row."""
     worlds = list(dict.fromkeys(world for of_arm in gaps.values() for world in of_arm))
+    if not worlds:
+        return []
     lines = [
         "### Against one specialist for each world",
         "",
@@ -276,7 +300,9 @@ def _target_lines(gathered: Gathered, world: str) -> list[str]:
         f"### {world}: to a target",
         "",
         f"When the mean validation accuracy over all hosts (and trainings) reaches a share of what the best control, "
-        f"{LABELS.get(best, best)}, ends with; what a host had cost by then. Seconds are those of a shared machine.",
+        f"{LABELS.get(best, best)}, ends with; what a host had cost by then. Those who know from the start what they "
+        "will do (schedules, networks, growing nothing) are not charged for evaluations; in seconds, those of a shared "
+        "machine, all are.",
         "",
         f"| policy | {' | '.join(f'{share:.0%}: epoch | GFLOP | seconds' for share in shares)} |",
         "|---" * (1 + 3 * len(shares)) + "|",

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from esper_ray.experiments.results.gathering import Gathered
 from esper_ray.experiments.results.plan import Plan
-from esper_ray.measuring.controls import BEST_SCHEDULE, INDEPENDENT, TRAINING_SCHEDULE
+from esper_ray.experiments.study.study_results import SHORT_LABELS
+from esper_ray.measuring.controls import BEST_SCHEDULE, BLIND, INDEPENDENT, STATIC_FINAL, TRAINING_SCHEDULE
 from esper_ray.measuring.playing import Played
 from esper_ray.measuring.search.host_pool import HostPool
 from esper_ray.measuring.search.purse import MULTIPLES, SEARCHES, search_hosts
@@ -160,8 +161,8 @@ class Reaching:
 
     Attributes:
         epoch: The first one after which they have; None: never.
-        flops: Spent per host until then, in training and evaluations.
-        seconds: Likewise.
+        flops: Spent per host until then, in training and, by those who look, in evaluations.
+        seconds: Likewise, but with everybody's evaluations.
     """
 
     epoch: int | None
@@ -169,20 +170,23 @@ class Reaching:
     seconds: float | None = None
 
 
-def reaching(played: Sequence[Played], target: float) -> Reaching:
+def reaching(played: Sequence[Played], target: float, looks: bool = True) -> Reaching:
     """When the mean validation accuracy over hosts and trainings reaches a target.
 
     Args:
         played: Of each training; of a control one.
         target: Percent.
+        looks: Whether the policy needs evaluations; who does not is not charged for them.
     """
     accuracy = np.mean([run.accuracy.mean(axis=0) for run in played], axis=0)
     there = np.flatnonzero(accuracy >= target)
     if not len(there):
         return Reaching(None)
     epoch = int(there[0])
-    flops = float(np.mean([run.training_flops[:, epoch].mean() for run in played]))
-    return Reaching(epoch + 1, flops, float(np.mean([run.seconds[epoch] / len(run.variants) for run in played])))
+    flops = np.mean([run.training_flops[:, epoch].mean() for run in played])
+    if not looks:
+        flops -= np.mean([run.evaluation_flops[:, epoch].mean() for run in played])
+    return Reaching(epoch + 1, float(flops), float(np.mean([run.seconds[epoch] / len(run.variants) for run in played])))
 
 
 def targets(gathered: Gathered, world: str) -> tuple[str, dict[float, dict[str, Reaching]]]:
@@ -192,11 +196,19 @@ def targets(gathered: Gathered, world: str) -> tuple[str, dict[float, dict[str, 
         The control whose final accuracy the targets are shares of, and by share and policy when it is reached.
     """
     played, _ = gathered.results.in_world(world)
-    final = {name: float(played[name][0].accuracy[:, -1].mean()) for name in played if name in INDEPENDENT}
+    final = {name: float(played[name][0].accuracy[:, -1].mean()) for name in played if name in PLAYABLE}
     best = max(final, key=lambda name: final[name])
-    return best, {
-        share: {name: reaching(runs, share * final[best]) for name, runs in played.items()} for share in TARGETS
-    }
+
+    def reached(share: float) -> dict[str, Reaching]:
+        target = share * final[best]
+        return {name: reaching(runs, target, looks=_looks(name)) for name, runs in played.items()}
+
+    return best, {share: reached(share) for share in TARGETS}
+
+
+def _looks(name: str) -> bool:
+    """Whether a policy, by its name in a report, decides by what evaluations say."""
+    return name not in BLIND and not name.endswith(f", {SHORT_LABELS[STATIC_FINAL]}")
 
 
 def flops_ratio(gathered: Gathered, world: str, arm: str, share: float) -> float | None:

@@ -16,6 +16,8 @@ from esper_ray.measuring.controls import BEST_SCHEDULE, CONTROLS, FOLLOWING, IND
 from esper_ray.measuring.search.halving import Brackets, SearchSettings
 from esper_ray.presets import PRESETS
 from esper_ray.reading import read_yaml
+from policies.schedule import GrowthSchedule
+from policies.scripted import FixedSchedule
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=50)]
 """Of an arm or an evaluation: it becomes a part of file names, which have at most 255 bytes, a letter up to 4."""
@@ -44,6 +46,9 @@ class Study(BaseModel):
         controls: What the arms are compared with. ``best_schedule`` is searched for in every world;
             ``training_schedule`` is the one that the study of ``trained_by`` found for its first evaluation.
         search_epochs: Host epochs that each search may spend; by default as many as the longest training.
+        searches: How many there are for each world; the best of what they find counts.
+        known_schedules: Such as somebody has found before, in the form that ``esper-ray search`` writes: they are held
+            against what the searches find, on the same fresh hosts.
         host_search: Of the held-out hosts the first ones, on which ``esper-ray results`` also finds out what a search
             on that host alone would end with.
     """
@@ -62,6 +67,8 @@ class Study(BaseModel):
     checkpoint: Which = "latest"
     controls: list[str] = [*CONTROLS, *STATIC]
     search_epochs: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    searches: int = Field(1, ge=1, le=1000)
+    known_schedules: list[list[dict[str, Any]]] = []
     host_search: int = Field(0, ge=0, le=10**6)
     _trainer: Study | None = PrivateAttr(None)
 
@@ -113,9 +120,14 @@ class Study(BaseModel):
         if clash := set(self.arms) & set(self.controls):
             raise UserError(f"an arm must not be called like a control: rename {', '.join(sorted(clash))}")
         if BEST_SCHEDULE in self.controls:
-            for world in self.worlds.values():
-                episodes = self.search_settings.host_epochs // world.longest
-                Brackets.of(episodes, len(world.make_task().variants))  # refuses what is too little
+            for name, world in self.worlds.items():
+                task, settings = world.make_task(), self.search_settings
+                Brackets.of(settings.host_epochs // world.longest, len(task.variants))  # refuses what is too little
+                for schedule in settings.known:
+                    try:
+                        FixedSchedule(task.slots, world.longest, schedule)
+                    except ValueError as error:
+                        raise UserError(f"known_schedules: one does not fit evaluation {name!r}: {error}") from error
         for arm, config in self.configs.items():
             for name, world in self.worlds.items():
                 trained_for, here = config.env.make_task().slots.heads, world.make_task().slots.heads
@@ -183,10 +195,22 @@ class Study(BaseModel):
 
     @cached_property
     def search_settings(self) -> SearchSettings:
-        """Of the searches for the best schedule."""
-        if self.search_epochs is not None:
-            return SearchSettings(self.search_epochs)
-        return SearchSettings(max(config.host_epochs(config.run.iterations) for config in self.configs.values()))
+        """Of the searches for the best schedule.
+
+        Raises:
+            UserError: no schedules that are known.
+        """
+        epochs = self.training_epochs if self.search_epochs is None else self.search_epochs
+        try:
+            known = tuple(GrowthSchedule.from_json(entries) for entries in self.known_schedules)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"known_schedules: {error}") from error
+        return SearchSettings(epochs, searches=self.searches, known=known)
+
+    @property
+    def training_epochs(self) -> int:
+        """Host epochs of the longest training."""
+        return max(config.host_epochs(config.run.iterations) for config in self.configs.values())
 
     @staticmethod
     def _config(config: TrainConfig, settings: dict[str, Any], where: str) -> TrainConfig:

@@ -46,20 +46,34 @@ START = (GrowthSchedule(), BY_HAND)
 FINAL = "final"
 """Name of the last rung."""
 
+COMPARED_ON = 60
+"""Fresh hosts that the winners of several searches meet, and schedules that were known before; about as many where a
+task's kinds of host do not divide it."""
+
 
 @dataclass(frozen=True)
 class SearchSettings:
     """What a search may do.
 
     Attributes:
-        host_epochs: Training epochs of hosts that it may spend in all.
-        seed: Of the schedules drawn and of the hosts.
+        host_epochs: Training epochs of hosts that a search may spend in all.
+        seed: Of the schedules drawn and of the hosts; further searches count up from it.
         workers: Processes that train hosts; the result does not depend on it.
+        searches: How many there are. What one finds is in part luck: of several the best counts, by its score on
+            fresh hosts that all winners meet.
+        known: Schedules that meet these hosts, too, wherever they come from.
     """
 
     host_epochs: int
     seed: int = 0
     workers: int = 1
+    searches: int = 1
+    known: tuple[GrowthSchedule, ...] = ()
+
+    @property
+    def compares(self) -> bool:
+        """Whether anything is compared after the searches."""
+        return self.searches > 1 or bool(self.known)
 
 
 @dataclass(frozen=True)
@@ -175,16 +189,14 @@ def search_schedule(
     """
     task = env.make_task()
     plan = Brackets.of(settings.host_epochs // env.longest, len(task.variants))
-    planned = plan.episodes * env.longest
-    rng = np.random.default_rng(seed_sequence(Purpose.SEARCH, settings.seed))
-    space = ScheduleSpace.of(task, env.longest)
-    hosts = _balanced_seeds(task, settings.seed)
+    compared_on = max(1, COMPARED_ON // len(task.variants)) * len(task.variants) if settings.compares else 0
+    episodes = plan.episodes * settings.searches + (settings.searches + len(settings.known)) * compared_on
+    planned = episodes * env.longest
     rungs: list[Rung] = []
     spent = 0
 
-    def measure(name: str, schedules: Sequence[GrowthSchedule], num_hosts: int) -> Rung:
+    def measure(name: str, schedules: Sequence[GrowthSchedule], seeds: tuple[int, ...]) -> Rung:
         nonlocal spent
-        seeds = tuple(next(hosts) for _ in range(num_hosts))
         before = known[len(rungs)] if len(rungs) < len(known) else None
         if before is not None and (before.schedules, before.seeds) == (tuple(schedules), seeds):
             scores = [before.scores.ravel()]
@@ -195,17 +207,33 @@ def search_schedule(
                 scores.append(part)
                 spent += len(part) * env.longest
                 on_progress(name, spent, planned)
-        rungs.append(Rung(name, tuple(schedules), seeds, np.concatenate(scores).reshape(len(schedules), num_hosts)))
+        rungs.append(Rung(name, tuple(schedules), seeds, np.concatenate(scores).reshape(len(schedules), len(seeds))))
         on_rung(rungs)
         return rungs[-1]
 
-    with host_processes(settings.workers) as pool:
+    def search(seed: int, prefix: str) -> GrowthSchedule:
+        rng = np.random.default_rng(seed_sequence(Purpose.SEARCH, seed))
+        space = ScheduleSpace.of(task, env.longest)
+        hosts = _balanced_seeds(task, seed)
+        own: list[Rung] = []
         for bracket in range(BRACKETS):
             start = START if bracket == 0 else ()
-            field = _candidates(space, plan.candidates[0], start, _elites(rungs), rungs, rng)
+            field = _candidates(space, plan.candidates[0], start, _elites(own), own, rng)
             for rung, (count, num_hosts) in enumerate(zip(plan.candidates, plan.hosts, strict=True)):
-                field = measure(f"bracket {bracket + 1}, rung {rung + 1}", field[:count], num_hosts).ranked()
-        measure(FINAL, _elites(rungs)[: plan.finalists], plan.final_hosts)
+                name = f"{prefix}bracket {bracket + 1}, rung {rung + 1}"
+                own.append(measure(name, field[:count], tuple(itertools.islice(hosts, num_hosts))))
+                field = own[-1].ranked()
+        last = tuple(itertools.islice(hosts, plan.final_hosts))
+        return measure(f"{prefix}{FINAL}", _elites(own)[: plan.finalists], last).ranked()[0]
+
+    with host_processes(settings.workers) as pool:
+        seeds = range(settings.seed, settings.seed + settings.searches)
+        winners = [
+            search(seed, f"search {place + 1}, " if settings.compares else "") for place, seed in enumerate(seeds)
+        ]
+        if settings.compares:
+            fresh = itertools.islice(_balanced_seeds(task, seeds.stop), compared_on)
+            measure(FINAL, list(dict.fromkeys([*winners, *settings.known])), tuple(fresh))
     return SearchResult(tuple(rungs), spent)
 
 

@@ -81,6 +81,7 @@ def _identity(env: EnvConfig, settings: SearchSettings) -> dict[str, Any]:
     world = asdict(env)
     del world["tasks"]  # it is searched in one
     identity = {"env": world, "host_epochs": settings.host_epochs, "seed": settings.seed, "start": start}
+    identity |= {"searches": settings.searches, "known": [schedule.to_json() for schedule in settings.known]}
     return json.loads(json.dumps(identity, default=str))
 
 
@@ -99,6 +100,7 @@ def write_schedule(path: Path, env: EnvConfig, settings: SearchSettings, result:
         "episodes": result.host_epochs // env.longest,
         "schedules_tried": len({tried for rung in result.rungs for tried in rung.schedules}),
         "seed": settings.seed,
+        "searches": settings.searches,
         "git_commit": git_commit(),
     }
     replace_text(path, json.dumps(found, indent=2) + "\n")

@@ -101,6 +101,7 @@ def test_what_is_booked_is_what_torch_counts(topology, data, seed):
     with FlopCounterMode(display=False) as counter:
         population.evaluate(members, alpha, lifecycle, "validation")
     assert population.training_flops.sum() == counter.get_total_flops()
+    assert np.array_equal(population.evaluation_flops, population.training_flops), "nothing has been trained"
 
 
 class Calls(TorchDispatchMode):

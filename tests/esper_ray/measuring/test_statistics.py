@@ -129,6 +129,19 @@ def test_intervals_cover_the_truth_as_often_as_they_say(trainings):
         assert np.mean(hits_of_one) >= 0.93, name
 
 
+@pytest.mark.parametrize("hosts", [(6, 3, 6, 6, 3), (10, 8, 14, 10, 6)])
+@pytest.mark.parametrize("noise", [(1, 1, 1, 1, 10), (1, 1, 1, 3, 3)])
+def test_intervals_cover_the_truth_where_one_kind_of_host_is_rare_and_varies_most(hosts, noise):
+    kinds = np.repeat(np.arange(5), hosts)
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(600):
+        values = 0.5 + rng.normal(0.0, 0.01 * np.array(noise)[kinds])
+        low, high = summarise_runs({"policy": values[None]}, kinds, resamples=99)["policy"].mean.interval
+        covered.append(low <= 0.5 <= high)
+    assert np.mean(covered) >= 0.93
+
+
 def test_test_samples_widen_the_interval_and_a_lead_on_each_of_them_does_not():
     rng = np.random.default_rng(0)
     right = (rng.random(50) < 0.6) * np.ones((1, 8, 1), np.float32)

@@ -18,6 +18,7 @@ from esper_ray.experiments.results.gathering import gather
 from esper_ray.experiments.results.kept_units import KeptUnits
 from esper_ray.experiments.results.making import UnitMaker, differing
 from esper_ray.experiments.results.plan import Plan, Unit
+from esper_ray.experiments.results.verdicts import targets
 from esper_ray.experiments.study.study_parts import StudyInterruptedError
 from esper_ray.measuring.search.host_pool import train_pool
 from tests.esper_ray.experiments.study.small import FakeTraining
@@ -160,6 +161,31 @@ def test_everything_is_made_once_and_the_page_says_all_of_it(done):
     assert headline["generalist_gap"] == {"same": [pytest.approx(0.0), pytest.approx(0.0)]}, "it is its own specialist"
     assert set(numbers["units"]) == set(ORDER)
     assert "**Missing**" not in page
+
+
+def test_who_does_not_look_is_not_charged_for_looking(done):
+    gathered = gather(done.plan(), done.kept, "small")
+    _, by_share = targets(gathered, "same")
+    assert by_share.keys() == {0.90, 0.95}
+    for reached in by_share.values():
+        played, _ = gathered.results.in_world("same")
+        assert {"learned", "never_grow", "fixed_schedule", "best_schedule", "learned, static final"} <= reached.keys()
+        for name, of_policy in reached.items():
+            if of_policy.epoch is None:
+                continue
+            spent, looks = (
+                np.mean([getattr(run, flops)[:, of_policy.epoch - 1].mean() for run in played[name]])
+                for flops in ("training_flops", "evaluation_flops")
+            )
+            assert 0.0 < looks < spent
+            assert of_policy.flops == pytest.approx(spent if name == "learned" else spent - looks)
+        assert any(of_policy.epoch is not None for name, of_policy in reached.items() if name != "learned")
+    task = gathered.results.study.worlds["same"].make_task()
+    trained, looked_at = task.batches_per_epoch * task.batch_size, len(task.splits["validation"].y)
+    (never,) = gathered.results.in_world("same")[0]["never_grow"]
+    epochs = np.arange(1, never.accuracy.shape[1] + 1)
+    share = looked_at * (epochs + 1) / (3 * trained * epochs + looked_at * (epochs + 1))
+    np.testing.assert_allclose(never.evaluation_flops / never.training_flops, share[None].repeat(4, axis=0))
 
 
 def test_a_unit_that_is_made_again_gives_the_same_figures(done):

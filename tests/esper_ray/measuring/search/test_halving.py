@@ -17,7 +17,7 @@ from esper_ray.measuring.episodes import held_out_seeds
 from esper_ray.measuring.search import halving, schedule_episodes
 from esper_ray.measuring.search.halving import Brackets, SearchSettings, search_schedule
 from esper_ray.measuring.search.schedule_files import read_trace, trace_path, write_trace
-from policies.schedule import BY_HAND, GrowthSchedule
+from policies.schedule import BY_HAND, GrowthPlan, GrowthSchedule
 
 ENV = EnvConfig(task="digits_mixed", max_epochs=60)
 TASK = make_task(ENV.task)
@@ -93,6 +93,27 @@ def test_the_same_seed_searches_the_same_and_another_one_does_not(landscape):
     runs = [search_schedule(ENV, SearchSettings(host_epochs=60 * 1200, seed=seed)) for seed in (3, 3, 4)]
     assert runs[0].rungs[-1].schedules == runs[1].rungs[-1].schedules
     assert runs[0].rungs[0].schedules != runs[2].rungs[0].schedules
+
+
+def test_of_several_searches_and_of_what_was_known_the_best_on_fresh_hosts_counts(landscape):
+    alone = [search_schedule(ENV, SearchSettings(host_epochs=60 * 1200, seed=seed)) for seed in (3, 4)]
+    known = GrowthSchedule((GrowthPlan(slot=1, blueprint=Blueprint.CONV_LIGHT, epoch=0),))
+    landscape.clear()
+    asked = SearchSettings(host_epochs=60 * 1200, seed=3, searches=2, known=(known,))
+    result = search_schedule(ENV, asked)
+    assert result.host_epochs == 60 * len(landscape)
+    winners = [search.best for search in alone]
+    assert result.rungs[-1].schedules == tuple(dict.fromkeys([*winners, known]))
+    *searched, last = result.rungs
+    assert [rung.schedules for rung in searched] == [rung.schedules for search in alone for rung in search.rungs]
+    assert last.name == "final"
+    assert not set(last.seeds) & {seed for rung in searched for seed in rung.seeds}
+    assert len(last.seeds) == 60
+    assert result.best == last.schedules[int(np.argmax(last.scores.mean(axis=1)))]
+    landscape.clear()
+    resumed = search_schedule(ENV, asked, known=result.rungs[:-2])
+    assert (resumed.best, resumed.host_epochs) == (result.best, result.host_epochs)
+    assert len(landscape) == sum(rung.scores.size for rung in result.rungs[-2:])
 
 
 def test_an_interrupted_search_goes_on_from_its_trace_and_ends_as_if_nothing_had_happened(landscape, tmp_path):
